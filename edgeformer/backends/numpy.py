@@ -1,0 +1,234 @@
+"""The reference back end: numpy, readable, slow. Its arithmetic is float32, or float64 when built so.
+
+It is the oracle where torch is not installed, and the shortest complete example of a back end.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from edgeformer.ops import Ops
+from edgeformer.spec import Const, Dropout, Layer, Linear, Model, Stacked, Sub, Table, Vector, tensor_name
+from edgeformer.step import GrowingStore, begin
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+class NumpyOps(Ops):
+    """The vocabulary on numpy arrays."""
+
+    def shape(self, x, axis):
+        return x.shape[axis]
+
+    def reshape(self, x, sizes):
+        return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(sizes)])
+
+    def permute(self, x, axes):
+        return x.transpose(axes)
+
+    def expand_dims(self, x, axis):
+        return np.expand_dims(x, axis)
+
+    def concat(self, xs, axis):
+        return np.concatenate(xs, axis)
+
+    def split(self, x, sizes, axis):
+        return np.split(x, np.cumsum(sizes)[:-1], axis)
+
+    def last(self, x, count):
+        return x if count == 0 else x[:, -count:]
+
+    def repeat_heads(self, x, count):
+        return np.repeat(x, count, axis=1)
+
+    def mean(self, x):
+        return x.mean(-1, keepdims=True)
+
+    def sum(self, x, axis, *, keep=False):
+        return x.sum(axis, keepdims=keep)
+
+    def largest(self, x):
+        return x.max().reshape(1)
+
+    def cumsum(self, x):
+        return x.cumsum(1)
+
+    def rsqrt(self, x):
+        return 1 / np.sqrt(x)
+
+    exp, sin, cos, tanh = (staticmethod(f) for f in (np.exp, np.sin, np.cos, np.tanh))
+
+    def sigmoid(self, x):
+        return 0.5 * (np.tanh(0.5 * x) + 1)  # no overflow for large |x|
+
+    def erf(self, x):
+        return _erf(x).astype(x.dtype)
+
+    def relu(self, x):
+        return np.maximum(x, 0)
+
+    def softmax(self, x):
+        y = np.exp(x - x.max(-1, keepdims=True))
+        return y / y.sum(-1, keepdims=True)
+
+    def take(self, table, ids):
+        return table[ids]
+
+    def topk(self, x, count):
+        ids = np.argsort(-x, axis=-1, kind="stable")[..., :count]
+        return np.take_along_axis(x, ids, -1), ids
+
+    def where(self, condition, a, b):
+        return np.where(condition, np.float32(a), np.float32(b))
+
+    def equal(self, a, b):
+        return a == b
+
+    def less(self, a, b):
+        return a < b
+
+    def clip(self, x, low, high):
+        return np.clip(x, low, high)
+
+    def arange(self, count, like):
+        return np.arange(count)
+
+    def cast(self, x, like):
+        return x.astype(like.dtype, copy=False)
+
+    def f32(self, x):
+        return x if x.dtype == np.float64 else x.astype(np.float32, copy=False)
+
+    def boolean(self, x):
+        return x != 0
+
+
+class LinearHandle:
+    """`x @ weight.T + bias`."""
+
+    def __init__(self, weight: np.ndarray, bias: np.ndarray | None):
+        self.weight, self.bias = weight, bias
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        y = x @ self.weight.T
+        return y if self.bias is None else y + self.bias
+
+
+class StackedHandle:
+    """One linear map per entry of axis 1."""
+
+    def __init__(self, weight: np.ndarray):
+        self.weight = weight
+
+    def each(self, x: np.ndarray) -> np.ndarray:
+        """[B, n or 1, T, inputs] -> [B, n, T, outputs]."""
+        return x @ self.weight.transpose(0, 2, 1)
+
+
+class TableHandle:
+    """Rows by id; `as_linear` multiplies with the transposed table."""
+
+    def __init__(self, weight: np.ndarray):
+        self.weight = weight
+
+    def __call__(self, ids: np.ndarray) -> np.ndarray:
+        return self.weight[ids]
+
+    def as_linear(self, x: np.ndarray) -> np.ndarray:
+        """[..., width] -> [..., rows]."""
+        return x @ self.weight.T
+
+
+class Handle:
+    """A layer with its parameters. `weights(name)` gives a tensor by canonical name."""
+
+    def __init__(self, ops: NumpyOps, layer: Layer, width: int, weights: Callable[[str], np.ndarray], path: str = ""):
+        self.ops, self.layer, self.path = ops, layer, path
+        for name, declaration in layer.params(width).items():
+            child = f"{path}.{name}" if path else name
+            if isinstance(declaration, tuple):
+                value = [
+                    Handle(ops, s.layer, s.width, weights, f"{child}.{i}") for i, s in enumerate(declaration)
+                ]
+            else:
+                value = self._make(declaration, child, weights)
+            setattr(self, name, value)
+
+    def _make(self, declaration: Any, path: str, weights: Callable[[str], np.ndarray]) -> Any:
+        match declaration:
+            case Linear():
+                bias = weights(tensor_name(path, "bias")) if declaration.bias else None
+                return LinearHandle(weights(tensor_name(path, "weight")), bias)
+            case Stacked():
+                return StackedHandle(weights(tensor_name(path, "weight")))
+            case Table():
+                return TableHandle(weights(tensor_name(path, "weight")))
+            case Vector():
+                return weights(path)
+            case Const():
+                return declaration.make()
+            case Dropout():
+                return lambda x: x
+            case Sub():
+                return Handle(self.ops, declaration.layer, declaration.width, weights, path)
+        raise TypeError(declaration)
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.layer.apply(self.ops, self, *inputs)
+
+    def __getattr__(self, method: str) -> Any:  # a layer's other entry points: Norm.add, CrossAttention.remember
+        function = getattr(type(self.layer), method)
+        return lambda *inputs: function(self.layer, self.ops, self, *inputs)
+
+
+class NumpyModel:
+    """A spec with weights, run by numpy.
+
+    Args:
+        spec: the model.
+        weights: canonical name -> array (bf16 and fp16 are widened).
+        dtype: float32, or float64 for an oracle.
+    """
+
+    def __init__(self, spec: Model, weights: Mapping[str, np.ndarray], dtype: Any = np.float32):
+        self.spec, self.ops = spec, NumpyOps()
+        self.root = Handle(self.ops, spec, 0, lambda name: np.asarray(weights[name]).astype(dtype))
+
+    def __call__(
+        self,
+        input_ids: np.ndarray,
+        attention_mask: np.ndarray | None = None,
+        position_ids: np.ndarray | None = None,
+        token_type_ids: np.ndarray | None = None,
+        past: Mapping[tuple[str, str], np.ndarray] | None = None,
+        keep: int = 0,
+    ) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
+        """The program's outputs, and the cache after this step (pass it as `past` of the next).
+
+        input_ids: int64 [B, T]; attention_mask: [B, S] over past and new tokens; keep: last positions to give logits for.
+        """
+        past = dict(past or {})
+        length = next((x.shape[2] for x in past.values()), 0) + input_ids.shape[1]
+        if attention_mask is None:
+            attention_mask = np.ones((input_ids.shape[0], length), np.int64)
+        if token_type_ids is None:
+            token_type_ids = np.zeros_like(input_ids)
+        store = GrowingStore(self.ops, past)
+        step = begin(
+            self.ops,
+            attention_mask,
+            position_ids,
+            new=input_ids.shape[1],
+            slots=self.spec.task == "feature-extraction",
+            store=store if self.spec.task == "text-generation" else None,
+            keep=keep,
+        )
+        inputs = dict(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
+        return self.root(inputs, step), store.present
+
+
+__all__: Sequence[str] = ("NumpyModel", "NumpyOps")

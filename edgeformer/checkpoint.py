@@ -1,0 +1,257 @@
+"""From what a user calls MODEL to a spec and, where there are any, its weights.
+
+MODEL is a Hugging Face folder, an edgeformer folder (`spec.json` + `model.safetensors`), a spec file, a named spec or a
+Hugging Face Hub id.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+
+from edgeformer import discover
+from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
+from edgeformer.models._config import HfConfig, read_json
+from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
+from edgeformer.spec import Model, digest, from_json, to_json
+from edgeformer.weights import NameMap, Weights, bind
+
+TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt",
+    "tokenizer.model", "added_tokens.json", "chat_template.jinja", "generation_config.json",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A spec with its weights, and where they came from.
+
+    `weights` is None when only the architecture is known (a spec file, a named spec, a lone config.json). `config` is the
+    Hugging Face config it was read from, if any; `notes` says what was left aside.
+    """
+
+    spec: Model
+    weights: Weights | None
+    name: str
+    folder: Path | None = None
+    config: dict | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def require_weights(self) -> Weights:
+        """The weights.
+
+        Raises:
+            CheckpointError: there are none.
+        """
+        if self.weights is None:
+            raise CheckpointError(f"{self.name} is an architecture without weights; give a checkpoint folder")
+        return self.weights
+
+    def weights_digest(self) -> str:
+        """Sixteen hex digits over the stored tensors: names, types, shapes, and samples of each file's bytes.
+
+        Samples, not every byte: a 14 GB checkpoint must link in seconds. A file changed in its middle is caught by the
+        size, time and samples that a linked artefact's manifest keeps.
+        """
+        h = hashlib.sha256()
+        for name, source in sorted(self.require_weights().sources.items()):
+            t = source.stored
+            h.update(f"{name} {t.dtype} {t.shape} {source.part}\n".encode())
+            with t.file.open("rb") as f:
+                for at in (0, t.nbytes // 2, max(t.nbytes - 64, 0)):
+                    f.seek(t.offset + at)
+                    h.update(f.read(min(64, t.nbytes - at)))
+        return h.hexdigest()[:16]
+
+
+def family(model_type: str) -> ModuleType:
+    """The family file of a model_type.
+
+    Raises:
+        ConfigError: there is none; the message names the file to add.
+    """
+    module = None if model_type.startswith("_") else discover.find("edgeformer.models", model_type)
+    if module is None or not hasattr(module, "spec"):
+        raise ConfigError(
+            f"model_type {model_type!r} is not known: there is no models/{model_type}.py (and no entry point of that name"
+            f" in the group 'edgeformer.models'). Known: {', '.join(discover.names('edgeformer.models'))}."
+            " CONTRIBUTING.md shows how to add a family in one file"
+        )
+    return module
+
+
+def named_specs() -> dict[str, Path]:
+    """Name -> config file of the models that `edgeformer inspect NAME` knows without a download."""
+    import edgeformer.models as package
+
+    return {f.stem: f for base in package.__path__ for f in sorted(Path(base, "named").glob("*.json"))}
+
+
+def load(
+    model: str | os.PathLike,
+    *,
+    weights: str | os.PathLike | None = None,
+    names: NameMap | None = None,
+    allow_unread_config: bool = False,
+    revision: str | None = None,
+) -> LoadedModel:
+    """Read a spec, and bind its weights without reading a tensor.
+
+    Args:
+        model: folder, spec file, named spec or hub id (see the module docstring).
+        weights: a safetensors file or folder for the spec, instead of the model's own.
+        names: canonical tensor pattern -> name in your own state dict (`{i}` is the layer's number); names absent from
+            the map are looked up as they are.
+        allow_unread_config: go on when config.json has keys nobody understands; `notes` then lists them.
+        revision: branch, tag or commit of a hub id.
+
+    Raises:
+        ModelNotFound, ConfigError, SpecError, CheckpointError: see their docstrings.
+    """
+    path, name = Path(model), str(model)
+    if path.is_file():
+        loaded = _from_file(path, name, allow_unread_config)
+    elif path.is_dir():
+        loaded = _from_folder(path.resolve(), name, allow_unread_config, skip_weights=weights is not None)
+    elif name in (known := named_specs()):
+        loaded = replace(_from_file(known[name], name, allow_unread_config), folder=None)
+    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
+        folder = _download(name, revision)
+        loaded = _from_folder(folder, name, allow_unread_config, skip_weights=weights is not None)
+    else:
+        raise ModelNotFound(
+            f"{name!r} is neither a folder, a spec file, a hub id (owner/name) nor a named spec"
+            f" ({', '.join(known)})"
+        )
+    if weights is None:
+        return loaded
+    source = Path(weights)
+    if not source.exists():
+        raise CheckpointError(f"{source} does not exist")
+    stored = read_checkpoint(source) if source.is_dir() else read_header(source)
+    bound, notes = bind(loaded.spec, stored, names or {}, where=str(source))
+    return replace(loaded, weights=bound, notes=loaded.notes + notes)
+
+
+def _from_file(path: Path, name: str, allow_unread: bool) -> LoadedModel:
+    data = read_json(path)
+    if isinstance(data, dict) and "kind" in data:
+        return LoadedModel(_model(data, path), None, name)
+    if not isinstance(data, dict):
+        raise SpecError(f"{path} is neither a spec nor a Hugging Face config: it holds no object")
+    spec, notes = _read_config(HfConfig(data, str(path)), allow_unread)
+    return LoadedModel(spec, None, name, config=data, notes=notes)
+
+
+def _model(data: dict, path: Path) -> Model:
+    spec = from_json(data)
+    if not isinstance(spec, Model):
+        raise SpecError(f"{path} describes a {spec.kind}, not a whole model")
+    return spec
+
+
+def _read_config(config: HfConfig, allow_unread: bool) -> tuple[Model, list[str]]:
+    spec = family(config.model_type).spec(config)
+    unread = config.done(allow_unread)
+    return spec, [f"config keys not understood and skipped: {', '.join(unread)}"] if unread else []
+
+
+def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool) -> LoadedModel:
+    if (file := folder / "spec.json").exists():
+        spec, config, notes = _model(read_json(file), file), None, []
+        names: NameMap = {}
+        prefixes: tuple[str, ...] = ("",)
+        ignored: Mapping[str, str] = {}
+    elif (file := folder / "config.json").exists():
+        config = read_json(file)
+        reader = HfConfig(config, str(file))
+        module = family(reader.model_type)
+        spec, notes = _read_config(reader, allow_unread)
+        names, prefixes = module.NAMES, getattr(module, "PREFIXES", ("",))
+        ignored = getattr(module, "IGNORED", {})
+    else:
+        raise ModelNotFound(f"{folder} holds neither a config.json (Hugging Face) nor a spec.json (edgeformer)")
+    spec = _with_pooling(spec, folder)
+    weights = None
+    if not skip_weights:
+        stored: Mapping[str, StoredTensor] | None = read_checkpoint(folder) if _has_weights(folder) else None
+        if stored is not None:
+            weights, left = bind(spec, stored, names, prefixes=prefixes, ignored=ignored, where=str(folder))
+            notes = notes + left
+    return LoadedModel(spec, weights, name, folder, config, notes)
+
+
+def _has_weights(folder: Path) -> bool:
+    patterns = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
+    return any(next(folder.glob(p), None) for p in patterns)
+
+
+def _with_pooling(spec: Model, folder: Path) -> Model:
+    """An encoder with the pooling that a sentence-transformers folder declares in modules.json."""
+    from edgeformer.layers.encoder import Encoder
+    from edgeformer.layers.pooling import Pooling
+
+    if not isinstance(spec, Encoder) or spec.pooling is not None or not (folder / "modules.json").exists():
+        return spec
+    modules = read_json(folder / "modules.json")
+    kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in modules}
+    if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
+        raise ConfigError(f"{folder / 'modules.json'}: modules not supported: {', '.join(sorted(unknown))}")
+    if "Pooling" not in kinds:
+        return spec
+    settings = read_json(folder / kinds["Pooling"] / "config.json")
+    on = sorted(k for k, v in settings.items() if k.startswith("pooling_mode_") and v is True)
+    modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
+    if len(on) != 1 or on[0] not in modes:
+        raise ConfigError(f"{folder}: pooling {', '.join(on)} is not supported; {' or '.join(modes)} alone is")
+    return replace(spec, pooling=Pooling(mode=modes[on[0]], normalize="Normalize" in kinds))
+
+
+def _download(hub_id: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", *TOKENIZER_FILES, "1_Pooling/*"]
+    try:
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
+    except LocalEntryNotFoundError as e:
+        raise ModelNotFound(
+            f"{hub_id!r} is no local folder or file, is not in the Hugging Face cache, and the hub can't be reached"
+            " (offline?). Connect once to download it, or give a folder"
+        ) from e
+    except (HfHubHTTPError, OSError, ValueError) as e:
+        raise ModelNotFound(f"{hub_id!r} is no local folder or file, and the hub answers: {str(e).splitlines()[0]}") from e
+
+
+def save(spec: Model, state: Mapping[str, object], folder: str | os.PathLike) -> Path:
+    """Write an edgeformer checkpoint: `spec.json` and `model.safetensors` with canonical names.
+
+    Args:
+        spec: the model.
+        state: canonical name -> torch tensor (a `state_dict()`) or numpy array.
+        folder: made if needed; its two files are replaced only when both are complete.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / "model.safetensors.partial"
+    if any(type(x).__module__.startswith("torch") for x in state.values()):
+        from safetensors.torch import save_file
+
+        save_file({k: v.detach().contiguous() for k, v in state.items()}, str(partial))  # type: ignore[attr-defined]
+    else:
+        from safetensors.numpy import save_file as save_numpy
+
+        save_numpy(dict(state), str(partial))  # type: ignore[arg-type]
+    text = json.dumps(to_json(spec), indent=1)
+    (folder / "spec.json.partial").write_text(text)
+    os.replace(partial, folder / "model.safetensors")
+    os.replace(folder / "spec.json.partial", folder / "spec.json")
+    return folder
+
+
+__all__ = ["LoadedModel", "TOKENIZER_FILES", "digest", "family", "load", "named_specs", "save"]

@@ -1,0 +1,49 @@
+"""Errors that a user can act on: what was given, the rule it breaks, what to do.
+
+The command line prints the message of an `EdgeformerError` and exits with its `exit_code`; any other exception is a
+bug of ours and keeps its traceback.
+"""
+
+
+class EdgeformerError(Exception):
+    """Base of every error that edgeformer raises on purpose."""
+
+    exit_code = 2
+
+
+class SpecError(EdgeformerError):
+    """A spec that contradicts itself, or a spec file that can't be read."""
+
+
+class ConfigError(EdgeformerError):
+    """A `config.json` with a model_type, a key or a value that no family file understands."""
+
+
+class CheckpointError(EdgeformerError):
+    """Weights that are missing, left over, misshapen, truncated or corrupt."""
+
+
+class ModelNotFound(EdgeformerError):
+    """MODEL is neither a folder, a spec file, a named spec nor a reachable hub id."""
+
+
+class ExportError(EdgeformerError):
+    """The requested artefact can't be written as asked."""
+
+
+class ArtefactError(EdgeformerError):
+    """A folder that is no edgeformer artefact, or whose files changed since it was written."""
+
+
+class RuntimeUnavailable(EdgeformerError):
+    """A runtime or an optional package is not installed; the message holds the install line."""
+
+
+class InputError(EdgeformerError):
+    """Token ids, masks or lengths that the model or the session can't take."""
+
+
+class VerificationFailed(EdgeformerError):
+    """An artefact was checked against its reference and says something else."""
+
+    exit_code = 1

@@ -1,0 +1,46 @@
+"""Pre-norm transformer block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.layers.stack import add_norm
+from edgeformer.spec import Declaration, Dropout, Layer, Norm, Sub
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block(Layer):
+    """x += attention(norm(x)); x += ffn(norm(x)) (Xiong et al. 2020; GPT-2, Llama). `cross` adds a step in between.
+
+    The residual stream travels as a pair (x, d) meaning x + d, so that an addition and the next norm fuse, also across
+    block borders.
+    """
+
+    kind: ClassVar[str] = "block"
+    attention: Layer
+    ffn: Layer
+    norm: Norm
+    cross: Layer | None = None
+    dropout: float = 0.0
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        params: dict[str, Declaration] = {"attention_norm": Sub(self.norm, width), "attention": Sub(self.attention, width)}
+        if self.cross is not None:
+            params |= {"cross_norm": Sub(self.norm, width), "cross": Sub(self.cross, width)}
+        params |= {"ffn_norm": Sub(self.norm, width), "ffn": Sub(self.ffn, width)}
+        return params | {"dropout": Dropout(self.dropout)} if self.dropout else params
+
+    def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
+        drop = p.dropout if self.dropout else _identity
+        x, h = add_norm(p.attention_norm, x, d)
+        d = drop(p.attention(h, step))
+        if self.cross is not None:
+            x, h = add_norm(p.cross_norm, x, d)
+            d = drop(p.cross(h, step))
+        x, h = add_norm(p.ffn_norm, x, d)
+        return x, drop(p.ffn(h))
+
+
+def _identity(x: Any) -> Any:
+    return x

@@ -1,0 +1,54 @@
+"""Attention from a decoder to the encoder's output."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.layers.mask import Mask
+from edgeformer.spec import Declaration, Layer, Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class CrossAttention(Layer):
+    """Queries from the decoder, keys and values from `step.memory` (Vaswani et al. 2017, section 3.2.3).
+
+    The keys and values are made once per sequence: by the encoder's program when exported, on first use in training.
+    """
+
+    kind: ClassVar[str] = "cross_attention"
+    heads: int
+    head_dim: int
+    bias: bool = False
+    scale: float | None = None
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        inner = self.heads * self.head_dim
+        return {name: Linear(width, inner, self.bias) for name in "qkv"} | {
+            "o": Linear(inner, width, self.bias, residual=True)
+        }
+
+    def once(self) -> dict[str, tuple[int, int]]:
+        return {name: (self.heads, self.head_dim) for name in ("k", "v")}
+
+    def remember(self, ops: Any, p: Any, memory: Any) -> dict[str, Any]:
+        """The keys and values [B, H, M, K] of the encoder's output [B, M, D]."""
+        k, v = ops.linears(memory, p.k, p.v)
+        return {"k": ops.split_heads(k, self.heads, self.head_dim), "v": ops.split_heads(v, self.heads, self.head_dim)}
+
+    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+        slot = step.slot(p)
+        stored = self.remember(ops, p, step.memory) if slot is None else slot.once(lambda: p.remember(step.memory))
+        mask = None
+        if step.memory_valid is not None:
+            mask = ops.mask(Mask(causal=False), step.queries, step.keys, step.memory_valid)
+        y = ops.attention(
+            ops.split_heads(p.q(x), self.heads, self.head_dim),
+            stored["k"],
+            stored["v"],
+            mask,
+            None,
+            groups=1,
+            scale=self.head_dim**-0.5 if self.scale is None else self.scale,
+        )
+        return p.o(ops.merge_heads(y, self.heads * self.head_dim))

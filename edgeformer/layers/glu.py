@@ -1,0 +1,28 @@
+"""Gated feed-forward network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.spec import Declaration, Layer, Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class GLU(Layer):
+    """y = down(act(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202); SwiGLU is act = "silu", GeGLU "gelu"."""
+
+    kind: ClassVar[str] = "glu"
+    hidden: int
+    act: str = "silu"
+    bias: bool = False
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        return {
+            "gate": Linear(width, self.hidden, self.bias),
+            "up": Linear(width, self.hidden, self.bias),
+            "down": Linear(self.hidden, width, self.bias, residual=True),
+        }
+
+    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+        return ops.glu_ffn(x, p.gate, p.up, p.down, act=self.act)

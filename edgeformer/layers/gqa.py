@@ -1,0 +1,86 @@
+"""Multi-head, grouped-query and multi-query attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.layers.mask import Mask
+from edgeformer.spec import Declaration, Dropout, Layer, Linear, Norm, Sub
+
+
+@dataclass(frozen=True, kw_only=True)
+class GQA(Layer):
+    """`heads` query heads share `kv_heads` key/value heads (Ainslie et al. 2023, arXiv 2305.13245).
+
+    kv_heads = heads is multi-head attention (Vaswani et al. 2017), kv_heads = 1 multi-query attention (Shazeer 2019).
+    `position` is a rotary or bias scheme, or None (positions added at the embedding, or none at all). `qk_norm` is
+    applied to each head's query and key before the rotation. `scale` is head_dim ** -0.5 unless given. `dropout` acts on
+    the attention weights.
+    """
+
+    kind: ClassVar[str] = "gqa"
+    heads: int
+    kv_heads: int
+    head_dim: int
+    position: Layer | None = None
+    mask: Mask = Mask()
+    qk_norm: Norm | None = None
+    bias: bool = False
+    output_bias: bool = False
+    scale: float | None = None
+    softcap: float | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.require(
+            self.kv_heads > 0 and self.heads % self.kv_heads == 0,
+            f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})",
+        )
+        rotated = getattr(self.position, "dim", 0)
+        self.require(
+            rotated <= self.head_dim, f"position rotates {rotated} of only {self.head_dim} channels (head_dim)"
+        )
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        params: dict[str, Declaration] = {
+            "q": Linear(width, q, self.bias),
+            "k": Linear(width, kv, self.bias),
+            "v": Linear(width, kv, self.bias),
+            "o": Linear(q, width, self.output_bias, residual=True),
+        }
+        if self.qk_norm is not None:
+            params |= {"q_norm": Sub(self.qk_norm, self.head_dim), "k_norm": Sub(self.qk_norm, self.head_dim)}
+        if self.dropout:
+            params |= {"dropout": Dropout(self.dropout)}
+        return params
+
+    def cache(self) -> dict[str, tuple[int, int]]:
+        return {name: (self.kv_heads, self.head_dim) for name in ("k", "v")} if self.mask.causal else {}
+
+    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+        q, k, v = ops.linears(x, p.q, p.k, p.v)
+        if self.qk_norm is not None:
+            q = self._per_head(ops, p.q_norm, q, self.heads)
+            k = self._per_head(ops, p.k_norm, k, self.kv_heads)
+        y = ops.attend(
+            step.slot(p) if self.mask.causal else None,
+            q,
+            k,
+            v,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            value_dim=self.head_dim,
+            scale=self.head_dim**-0.5 if self.scale is None else self.scale,
+            position=None if self.position is None else step.tables[self.position],
+            mask=step.tables[self.mask],
+            softcap=self.softcap,
+            dropout=p.dropout if self.dropout else None,
+        )
+        return p.o(y)
+
+    def _per_head(self, ops: Any, norm: Any, x: Any, heads: int) -> Any:
+        x = norm(ops.reshape(x, (0, -1, heads, self.head_dim)))
+        return ops.reshape(x, (0, -1, heads * self.head_dim))

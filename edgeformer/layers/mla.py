@@ -1,0 +1,67 @@
+"""Multi-head latent attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.layers.mask import Mask
+from edgeformer.spec import Declaration, Layer, Linear, Norm, Stacked, Sub
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLA(Layer):
+    """Keys and values from one low-rank latent per token (DeepSeek-AI 2024, arXiv 2405.04434, section 2.1).
+
+    c = norm(kv_down(x)) of width `rank` and one shared rotary key of width `rope` are all that is cached. The maps from
+    the latent to each head are absorbed: the query goes into latent space (`k_up`, [nope -> rank] per head), attends with
+    one key head of rank + rope, and its value, the latent itself, goes out through `v_up` ([rank -> v_dim] per head).
+    """
+
+    kind: ClassVar[str] = "mla"
+    heads: int
+    nope: int
+    rope: int
+    v_dim: int
+    rank: int
+    position: Layer
+    norm: Norm
+    mask: Mask = Mask()
+    scale: float | None = None
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        return {
+            "q": Linear(width, self.heads * (self.nope + self.rope)),
+            "kv_down": Linear(width, self.rank + self.rope),
+            "norm": Sub(self.norm, self.rank),
+            "k_up": Stacked(self.heads, self.nope, self.rank),
+            "v_up": Stacked(self.heads, self.rank, self.v_dim),
+            "o": Linear(self.heads * self.v_dim, width, residual=True),
+        }
+
+    def cache(self) -> dict[str, tuple[int, int]]:
+        return {"latent": (1, self.rank), "rope": (1, self.rope)}
+
+    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+        rotary = step.tables[self.position]
+
+        def rotate(y: Any) -> Any:
+            return ops.rotate(y, rotary.cos, rotary.sin, dim=self.rope, rotated=self.rope)
+
+        q = ops.split_heads(p.q(x), self.heads, self.nope + self.rope)
+        q_nope, q_rope = ops.split(q, (self.nope, self.rope), -1)
+        latent, k_rope = ops.split(p.kv_down(x), (self.rank, self.rope), -1)
+        latent, k_rope = ops.expand_dims(p.norm(latent), 1), rotate(ops.expand_dims(k_rope, 1))
+        slot = step.slot(p)
+        if slot is not None:
+            latent, k_rope = slot.append(latent=latent, rope=k_rope)
+        y = ops.attention(
+            ops.concat([p.k_up.each(q_nope), rotate(q_rope)], -1),
+            ops.concat([latent, k_rope], -1),
+            latent,
+            step.tables[self.mask],
+            None,
+            groups=self.heads,
+            scale=(self.nope + self.rope) ** -0.5 if self.scale is None else self.scale,
+        )
+        return p.o(ops.merge_heads(p.v_up.each(y), self.heads * self.v_dim))

@@ -1,0 +1,27 @@
+"""Plain two-layer feed-forward network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.spec import Declaration, Layer, Linear
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLP(Layer):
+    """y = down(act(up(x))) (Vaswani et al. 2017, section 3.3)."""
+
+    kind: ClassVar[str] = "mlp"
+    hidden: int
+    act: str = "gelu"
+    bias: bool = True
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        return {
+            "up": Linear(width, self.hidden, self.bias),
+            "down": Linear(self.hidden, width, self.bias, residual=True),
+        }
+
+    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+        return p.down(ops.activate(self.act, p.up(x)))

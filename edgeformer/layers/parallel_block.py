@@ -1,0 +1,33 @@
+"""Block whose attention and FFN read the same residual stream."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.layers.stack import add_norm
+from edgeformer.spec import Declaration, Layer, Norm, Sub
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelBlock(Layer):
+    """x += attention(norm(x)) + ffn(ffn_norm(x)) (Wang & Komatsuzaki 2021, GPT-J).
+
+    `shared_norm`: one norm feeds both (GPT-J, Phi); otherwise each has its own (GPT-NeoX).
+    """
+
+    kind: ClassVar[str] = "parallel_block"
+    attention: Layer
+    ffn: Layer
+    norm: Norm
+    shared_norm: bool = False
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        params: dict[str, Declaration] = {"attention_norm": Sub(self.norm, width), "attention": Sub(self.attention, width)}
+        if not self.shared_norm:
+            params |= {"ffn_norm": Sub(self.norm, width)}
+        return params | {"ffn": Sub(self.ffn, width)}
+
+    def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
+        x, h = add_norm(p.attention_norm, x, d)
+        return x, p.attention(h, step) + p.ffn(h if self.shared_norm else p.ffn_norm(x))

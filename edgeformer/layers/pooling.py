@@ -1,0 +1,37 @@
+"""One vector per sequence, as sentence-transformers computes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.spec import Layer
+
+
+def first_token(ops: Any, x: Any) -> Any:
+    """[B, T, D] -> [B, D]."""
+    return ops.sum(ops.take(ops.permute(x, (1, 0, 2)), ops.arange(1, x)), 0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pooling(Layer):
+    """The mean over real tokens, or the first token (`mode` "mean" or "cls"), divided by its length if `normalize`.
+
+    Reimers & Gurevych 2019 (Sentence-BERT), section 3.
+    """
+
+    kind: ClassVar[str] = "pooling"
+    mode: str = "mean"
+    normalize: bool = True
+
+    def __post_init__(self) -> None:
+        self.require(self.mode in ("mean", "cls"), f"mode must be 'mean' or 'cls', got {self.mode!r}")
+
+    def apply(self, ops: Any, p: Any, x: Any, mask: Any) -> Any:
+        """x: [B, T, D]; mask: int64 [B, T]; returns [B, D]."""
+        if self.mode == "cls":
+            y = first_token(ops, x)
+        else:
+            weights = ops.expand_dims(ops.cast(mask, x), 2)
+            y = ops.sum(x * weights, 1) / (ops.sum(weights, 1) + 1e-9)
+        return y * ops.rsqrt(ops.sum(y * y, -1, keep=True) + 1e-24) if self.normalize else y

@@ -1,0 +1,96 @@
+"""Rotary position embedding."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgeformer.ops import Rotary
+from edgeformer.spec import Const, Declaration, Layer, Node
+
+
+@dataclass(frozen=True, kw_only=True)
+class RopeScaling(Node):
+    """How a model reaches beyond its training length. `rope_parameters` of Hugging Face configs name these.
+
+    The inverse frequencies are numpy constants made at build time, so no runtime computes a power or a logarithm.
+    """
+
+    per_length: ClassVar[bool] = False
+    """Whether the frequencies depend on the length of the sequence."""
+
+    def frequencies(self, dim: int, theta: float) -> np.ndarray:
+        """Inverse frequencies, float32: `[dim/2]`, or `[n, dim/2]` when `per_length`."""
+        raise NotImplementedError
+
+    def row(self, ops: Any, length: Any) -> Any:
+        """Which row of an `[n, dim/2]` table holds for a sequence of `length` tokens (a tensor of shape [1])."""
+        raise NotImplementedError
+
+    def magnitude(self) -> float:
+        """Factor on cos and sin (YaRN's attention temperature, LongRoPE's)."""
+        return 1.0
+
+
+def base_frequencies(dim: int, theta: float) -> np.ndarray:
+    """theta ** (-2i / dim), i = 0 .. dim/2 - 1, float32.
+
+    Rounded where the training code rounds (float32 exponent, float32 power, float32 reciprocal): an inverse frequency one
+    unit in the last place off turns the angle by 5e-4 at position 8,000.
+    """
+    exponents = (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)).astype(np.float64)
+    return np.float32(1) / (theta**exponents).astype(np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope(Layer):
+    """Rotates pairs (i, i + dim/2) of the first `dim` channels of each head by position · theta ** (-2i/dim).
+
+    Su et al. 2021, arXiv 2104.09864; the half-split pairing of GPT-NeoX, which Hugging Face checkpoints are stored for.
+    """
+
+    kind: ClassVar[str] = "rope"
+    dim: int
+    theta: float = 10_000.0
+    scaling: RopeScaling | None = None
+
+    def __post_init__(self) -> None:
+        self.require(self.dim > 0 and self.dim % 2 == 0, f"dim must be even and positive, got {self.dim}")
+        self.require(self.theta > 0, f"theta must be positive, got {self.theta}")
+
+    def frequencies(self) -> np.ndarray:
+        """Inverse frequencies, float32, `[dim/2]` or `[n, dim/2]` (see `RopeScaling`)."""
+        if self.scaling is None:
+            return base_frequencies(self.dim, self.theta)
+        return self.scaling.frequencies(self.dim, self.theta).astype(np.float32)
+
+    def magnitude(self) -> float:
+        """Factor on cos and sin."""
+        return 1.0 if self.scaling is None else self.scaling.magnitude()
+
+    def table(self, length: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """cos and sin, float32 `[length, dim/2]`, for kernels that look positions up.
+
+        None when the angles depend on the sequence length. The angle is rounded to float32 before the cosine, as every
+        runtime that computes it does.
+        """
+        if self.scaling is not None and self.scaling.per_length:
+            return None
+        angles = (np.arange(length, dtype=np.float32)[:, None] * self.frequencies()).astype(np.float64)
+        cos, sin = np.cos(angles) * self.magnitude(), np.sin(angles) * self.magnitude()
+        return cos.astype(np.float32), sin.astype(np.float32)
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        return {"frequencies": Const(self.frequencies)}
+
+    def apply(self, ops: Any, p: Any, step: Any) -> Rotary:
+        frequencies = p.frequencies
+        if self.scaling is not None and self.scaling.per_length:
+            frequencies = ops.take(frequencies, self.scaling.row(ops, ops.largest(step.queries) + 1))
+        angles = ops.expand_dims(ops.cast(step.queries, frequencies), 2) * frequencies
+        cos, sin = ops.expand_dims(ops.cos(angles), 1), ops.expand_dims(ops.sin(angles), 1)
+        if (magnitude := self.magnitude()) != 1.0:
+            cos, sin = cos * magnitude, sin * magnitude
+        return Rotary(cos, sin, self)

@@ -1,0 +1,39 @@
+"""Dynamic NTK-aware RoPE scaling."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgeformer.layers.rope import RopeScaling, base_frequencies
+
+
+@dataclass(frozen=True, kw_only=True)
+class DynamicScaling(RopeScaling):
+    """theta grows with the sequence once it is longer than `original_context` (bloc97 & emozilla 2023; Code Llama's kin).
+
+    theta' = theta · (factor · L / original − (factor − 1)) ** (dim / (dim − 2)) for a sequence of L tokens. One row of
+    frequencies per length up to `factor · original_context`; longer sequences keep the last row. Keys already in a cache
+    keep the angles they were stored with, as in transformers.
+    """
+
+    kind: ClassVar[str] = "rope_dynamic"
+    per_length: ClassVar[bool] = True
+    factor: float
+    original_context: int
+
+    def __post_init__(self) -> None:
+        self.require(self.factor >= 1, f"factor must be at least 1, got {self.factor}")
+
+    def frequencies(self, dim: int, theta: float) -> np.ndarray:
+        longest = math.ceil(self.factor * self.original_context)
+        lengths = np.arange(self.original_context, longest + 1, dtype=np.float64)
+        stretch = self.factor * lengths / self.original_context - (self.factor - 1)
+        return np.stack([base_frequencies(dim, theta * s ** (dim / (dim - 2))) for s in stretch])
+
+    def row(self, ops: Any, length: Any) -> Any:
+        longest = math.ceil(self.factor * self.original_context)
+        return ops.clip(length, self.original_context, longest) - self.original_context

@@ -1,0 +1,43 @@
+"""LongRoPE scaling."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgeformer.layers.rope import RopeScaling, base_frequencies
+
+
+@dataclass(frozen=True, kw_only=True)
+class LongRopeScaling(RopeScaling):
+    """Searched factors per channel, one set up to `original_context` tokens, one beyond (Ding et al. 2024, 2402.13753).
+
+    `temperature` scales cos and sin. Which set holds is decided by the length of the whole sequence at each step.
+    """
+
+    kind: ClassVar[str] = "rope_longrope"
+    per_length: ClassVar[bool] = True
+    short_factor: tuple[float, ...]
+    long_factor: tuple[float, ...]
+    original_context: int
+    temperature: float
+
+    def __post_init__(self) -> None:
+        self.require(
+            len(self.short_factor) == len(self.long_factor),
+            f"short_factor has {len(self.short_factor)} entries, long_factor {len(self.long_factor)}",
+        )
+
+    def frequencies(self, dim: int, theta: float) -> np.ndarray:
+        self.require(
+            len(self.short_factor) == dim // 2, f"{len(self.short_factor)} factors for {dim // 2} channel pairs"
+        )
+        return base_frequencies(dim, theta) / np.array([self.short_factor, self.long_factor])
+
+    def row(self, ops: Any, length: Any) -> Any:
+        return ops.clip(length - self.original_context, 0, 1)
+
+    def magnitude(self) -> float:
+        return self.temperature

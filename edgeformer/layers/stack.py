@@ -1,0 +1,60 @@
+"""What every stack of blocks does: shared position schemes and masks, the residual pair, the final norm.
+
+Not a kind of its own: decoders and encoders hold their blocks directly, so that `model.layers[i]` is a block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from edgeformer.layers.mask import Mask
+from edgeformer.spec import Declaration, Layer, Model, Norm, Sub, layers
+
+
+def add_norm(norm: Any, x: Any, d: Any) -> tuple[Any, Any]:
+    """`(x + d, norm(x + d))` for a norm's handle; `d` is None before the first block."""
+    return (x, norm(x)) if d is None else norm.add(x, d)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockStack(Model):
+    """A model made of blocks and, unless None, a final norm."""
+
+    blocks: tuple[Layer, ...]
+    norm: Norm | None = None
+
+    def __post_init__(self) -> None:
+        self.require(len(self.blocks) > 0, "at least one block is needed")
+        # found once: a forward pass must not walk the tree
+        object.__setattr__(self, "_positions", _distinct(self.blocks, "position", Layer))
+        object.__setattr__(self, "_masks", _distinct(self.blocks, "mask", Mask))
+
+    def depth(self) -> int:
+        return len(self.blocks)
+
+    def stack_params(self) -> dict[str, Declaration]:
+        """`positions` (each distinct scheme once), `layers`, and `norm` if there is a final one."""
+        params: dict[str, Declaration] = {
+            "positions": tuple(Sub(p, self.width) for p in self._positions),  # pyright: ignore[reportAttributeAccessIssue]
+            "layers": tuple(Sub(b, self.width) for b in self.blocks),
+        }
+        return params if self.norm is None else params | {"norm": Sub(self.norm, self.width)}
+
+    def run_stack(self, p: Any, x: Any, step: Any) -> Any:
+        """All blocks and the final norm on x: [B, T, D]."""
+        step, d = step.prepare(p, self._positions, self._masks), None  # pyright: ignore[reportAttributeAccessIssue]
+        for layer in p.layers:
+            x, d = layer(x, d, step)
+        if self.norm is None:
+            return x if d is None else x + d
+        return add_norm(p.norm, x, d)[1]
+
+
+def _distinct(blocks: tuple[Layer, ...], field: str, kind: type) -> tuple[Any, ...]:
+    def values() -> Iterator[Any]:
+        for block in dict.fromkeys(blocks):
+            yield from (getattr(layer, field, None) for _, layer, _ in layers(block, 1))
+
+    return tuple(dict.fromkeys(value for value in values() if isinstance(value, kind)))

@@ -1,0 +1,376 @@
+"""The op vocabulary: primitives that each back end implements, and fused ops with a default body written in them.
+
+The default body of a fused op is its definition: reference, fallback, test oracle, and the function body that an ONNX
+file carries. A back end overrides a fused op where it has something faster.
+
+Shapes use these letters: B batch, T new tokens, S keys (past and new tokens), D hidden width, H query heads, G key/value
+heads, K head width, F feed-forward width, E experts, V vocabulary. Tensors support `+ - * / @ &` and unary `-` with
+numbers on either side; a number takes the other operand's dtype. Axes and sizes are Python ints unless they come from
+`shape`.
+
+Precision policy: norms, softmax and rotary tables are computed in float32 and cast back to the input's dtype.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MASKED = -1e9
+"""What a hidden key's score gets. Finite: a row that sees no key must not become NaN (it does in MLX and ONNX Runtime
+with -inf), and its garbage must not spread."""
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotation angles of the new tokens: `cos` and `sin` are `[B, 1, T, rotated/2]`.
+
+    `layer` is the spec node they came from: a back end whose kernel wants a table over positions asks it.
+    """
+
+    cos: Any
+    sin: Any
+    layer: Any
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A position scheme that adds to the scores: `[B or 1, H, T, S]`."""
+
+    tensor: Any
+
+
+class Primitives(ABC):
+    """What a back end must implement. Every method takes and returns the back end's own tensors."""
+
+    @abstractmethod
+    def shape(self, x: Any, axis: int) -> Any:
+        """The size of one axis: an int, or a symbolic int64 scalar tensor of shape `[1]` in a graph."""
+
+    @abstractmethod
+    def reshape(self, x: Any, sizes: Sequence[Any]) -> Any:
+        """New shape; 0 keeps the size of the same axis, -1 is inferred."""
+
+    @abstractmethod
+    def permute(self, x: Any, axes: Sequence[int]) -> Any:
+        """Reorder all axes."""
+
+    @abstractmethod
+    def expand_dims(self, x: Any, axis: int) -> Any:
+        """Insert an axis of size 1."""
+
+    @abstractmethod
+    def concat(self, xs: Sequence[Any], axis: int) -> Any:
+        """Join along an axis."""
+
+    @abstractmethod
+    def split(self, x: Any, sizes: Sequence[int], axis: int) -> Sequence[Any]:
+        """Cut an axis into pieces of the given sizes."""
+
+    @abstractmethod
+    def last(self, x: Any, count: Any) -> Any:
+        """The last `count` entries of axis 1 of `[B, T, ...]`; 0 means all of them."""
+
+    @abstractmethod
+    def repeat_heads(self, x: Any, count: int) -> Any:
+        """`[B, G, S, K] -> [B, G·count, S, K]`, each head `count` times in a row."""
+
+    @abstractmethod
+    def mean(self, x: Any) -> Any:
+        """Mean over the last axis, kept with size 1."""
+
+    @abstractmethod
+    def sum(self, x: Any, axis: int, *, keep: bool = False) -> Any:
+        """Sum over one axis."""
+
+    @abstractmethod
+    def largest(self, x: Any) -> Any:
+        """The largest element of an integer tensor, as a tensor of shape `[1]`."""
+
+    @abstractmethod
+    def cumsum(self, x: Any) -> Any:
+        """Running sum over axis 1 of an integer tensor `[B, S]`."""
+
+    @abstractmethod
+    def rsqrt(self, x: Any) -> Any:
+        """1 / sqrt(x)."""
+
+    @abstractmethod
+    def exp(self, x: Any) -> Any:
+        """e ** x."""
+
+    @abstractmethod
+    def sin(self, x: Any) -> Any:
+        """Sine."""
+
+    @abstractmethod
+    def cos(self, x: Any) -> Any:
+        """Cosine."""
+
+    @abstractmethod
+    def tanh(self, x: Any) -> Any:
+        """Hyperbolic tangent."""
+
+    @abstractmethod
+    def sigmoid(self, x: Any) -> Any:
+        """1 / (1 + e ** -x)."""
+
+    @abstractmethod
+    def erf(self, x: Any) -> Any:
+        """The Gauss error function."""
+
+    @abstractmethod
+    def relu(self, x: Any) -> Any:
+        """max(x, 0)."""
+
+    @abstractmethod
+    def softmax(self, x: Any) -> Any:
+        """Softmax over the last axis, in the input's dtype."""
+
+    @abstractmethod
+    def take(self, table: Any, ids: Any) -> Any:
+        """Rows of `table` by integer ids: `ids.shape + table.shape[1:]`."""
+
+    @abstractmethod
+    def topk(self, x: Any, count: int) -> tuple[Any, Any]:
+        """The `count` largest entries of the last axis, in falling order, and their int64 indices."""
+
+    @abstractmethod
+    def where(self, condition: Any, a: float, b: float) -> Any:
+        """float32 tensor: `a` where the boolean tensor holds, else `b`."""
+
+    @abstractmethod
+    def equal(self, a: Any, b: Any) -> Any:
+        """Elementwise a == b."""
+
+    @abstractmethod
+    def less(self, a: Any, b: Any) -> Any:
+        """Elementwise a < b."""
+
+    @abstractmethod
+    def clip(self, x: Any, low: int, high: int) -> Any:
+        """Limit an integer tensor to `[low, high]`."""
+
+    @abstractmethod
+    def arange(self, count: int, like: Any) -> Any:
+        """The int64 tensor 0 .. count-1 for a static count, on the device of `like`."""
+
+    @abstractmethod
+    def cast(self, x: Any, like: Any) -> Any:
+        """`x` in the dtype of the tensor `like`."""
+
+    @abstractmethod
+    def f32(self, x: Any) -> Any:
+        """`x` in float32 (float64 stays float64: the oracle's precision)."""
+
+    @abstractmethod
+    def boolean(self, x: Any) -> Any:
+        """An integer tensor as booleans: true where it is not 0."""
+
+
+class Ops(Primitives):
+    """Primitives plus the fused ops. `weight`, `x`, ... are tensors; `gate`, `up`, ... are *handles* of declarations.
+
+    A handle is callable on `[..., inputs]`; a `Stacked` handle has `each(x)`: `[B, E, T, inputs] -> [B, E, T, outputs]`.
+    """
+
+    # ------------------------------------------------------------------------------------------------- activations
+
+    def activate(self, name: str, x: Any) -> Any:
+        """Apply the activation called `name`: the method `act_<name>`."""
+        return getattr(self, f"act_{name}")(x)
+
+    def act_relu(self, x: Any) -> Any:
+        """max(x, 0)."""
+        return self.relu(x)
+
+    def act_relu2(self, x: Any) -> Any:
+        """max(x, 0)² (So et al. 2021, "Primer")."""
+        y = self.relu(x)
+        return y * y
+
+    def act_silu(self, x: Any) -> Any:
+        """x · sigmoid(x) (Elfwing et al. 2017)."""
+        return x * self.sigmoid(x)
+
+    def act_gelu(self, x: Any) -> Any:
+        """x · Φ(x) with the error function (Hendrycks & Gimpel 2016)."""
+        return x * (self.erf(x * 0.5**0.5) + 1.0) * 0.5
+
+    def act_gelu_tanh(self, x: Any) -> Any:
+        """GELU's tanh approximation (Hendrycks & Gimpel 2016): 0.5x(1 + tanh(√(2/π)(x + 0.044715x³)))."""
+        return x * (self.tanh((x + x * x * x * 0.044715) * 0.7978845608028654) + 1.0) * 0.5
+
+    def act_quick_gelu(self, x: Any) -> Any:
+        """x · sigmoid(1.702x)."""
+        return x * self.sigmoid(x * 1.702)
+
+    def act_sigmoid(self, x: Any) -> Any:
+        """1 / (1 + e ** -x)."""
+        return self.sigmoid(x)
+
+    def act_tanh(self, x: Any) -> Any:
+        """tanh(x)."""
+        return self.tanh(x)
+
+    # ------------------------------------------------------------------------------------------------------- norms
+
+    def rms_norm(self, x: Any, weight: Any, *, eps: float) -> Any:
+        """x / sqrt(mean(x²) + eps) · weight over the last axis (Zhang & Sennrich 2019). x: [..., D], weight: [D]."""
+        f = self.f32(x)
+        return self.cast(f * self.rsqrt(self.mean(f * f) + eps), x) * weight
+
+    def add_rms_norm(self, x: Any, d: Any, weight: Any, *, eps: float) -> tuple[Any, Any]:
+        """`(x + d, rms_norm(x + d))`."""
+        total = x + d
+        return total, Ops.rms_norm(self, total, weight, eps=eps)
+
+    def layer_norm(self, x: Any, weight: Any, bias: Any | None, *, eps: float) -> Any:
+        """(x − mean) / sqrt(var + eps) · weight + bias over the last axis (Ba et al. 2016). `bias` may be None."""
+        f = self.f32(x)
+        f = f - self.mean(f)
+        y = self.cast(f * self.rsqrt(self.mean(f * f) + eps), x) * weight
+        return y if bias is None else y + bias
+
+    def add_layer_norm(self, x: Any, d: Any, weight: Any, bias: Any | None, *, eps: float) -> tuple[Any, Any]:
+        """`(x + d, layer_norm(x + d))`."""
+        total = x + d
+        return total, Ops.layer_norm(self, total, weight, bias, eps=eps)
+
+    # ---------------------------------------------------------------------------------------- linear maps and FFNs
+
+    def linears(self, x: Any, *handles: Any) -> tuple[Any, ...]:
+        """Several linear maps of one input (q, k, v). The seam for a back end that packs them into one."""
+        return tuple(handle(x) for handle in handles)
+
+    def glu_ffn(self, x: Any, gate: Any, up: Any, down: Any, *, act: str) -> Any:
+        """down(act(gate(x)) · up(x)) (Shazeer 2020). x: [B, T, D]."""
+        return down(self.activate(act, gate(x)) * up(x))
+
+    def moe(
+        self, x: Any, weights: Any, chosen: Any, gate: Any, up: Any, down: Any, *, act: str, count: int
+    ) -> Any:
+        """Mixture of gated FFNs. weights, chosen: [B, T, k]; handles are Stacked over `count` experts.
+
+        The default computes every expert and weighs it (0 when not chosen).
+        """
+        hits = self.equal(self.expand_dims(chosen, 3), self.arange(count, chosen))  # [B, T, k, E]
+        dense = self.sum(self.cast(hits, x) * self.expand_dims(weights, 3), 2)  # [B, T, E]
+        x = self.expand_dims(x, 1)
+        y = down.each(self.activate(act, gate.each(x)) * up.each(x))  # [B, E, T, D]
+        return self.sum(y * self.expand_dims(self.permute(dense, (0, 2, 1)), 3), 1)
+
+    # --------------------------------------------------------------------------------------------------- attention
+
+    def split_heads(self, x: Any, heads: int, dim: int) -> Any:
+        """[B, T, heads·dim] -> [B, heads, T, dim]."""
+        return self.permute(self.reshape(x, (0, -1, heads, dim)), (0, 2, 1, 3))
+
+    def merge_heads(self, x: Any, width: int) -> Any:
+        """[B, heads, T, dim] -> [B, T, heads·dim]."""
+        return self.reshape(self.permute(x, (0, 2, 1, 3)), (0, -1, width))
+
+    def rotate(self, x: Any, cos: Any, sin: Any, *, dim: int, rotated: int) -> Any:
+        """Rotary position embedding (Su et al. 2021), half-split pairs (i, i + rotated/2), on the first `rotated` of
+        `dim` channels. x: [B, H, T, dim]; cos, sin: [B, 1, T, rotated/2]."""
+        cos, sin, half = self.cast(cos, x), self.cast(sin, x), rotated // 2
+        if rotated < dim:
+            a, b, rest = self.split(x, (half, half, dim - rotated), -1)
+            return self.concat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+        a, b = self.split(x, (half, half), -1)
+        return self.concat([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def mask(self, spec: Any, queries: Any, keys: Any, valid: Any | None) -> Any:
+        """Which keys a query may see, as this back end's `attention` wants it (opaque to layers).
+
+        spec: a `Mask` node; queries: positions [B or 1, T]; keys: positions [B or 1, S]; valid: bool [B, S] or None.
+        The default is an additive float32 tensor [B or 1, 1, T, S], or None when every key is seen.
+        """
+        q, k, seen = self.expand_dims(queries, 2), self.expand_dims(keys, 1), None
+        if spec.causal:
+            seen = self.less(k, q + 1)
+        if spec.window is not None:
+            near = self.less(q - k, spec.window)
+            if not spec.causal:
+                near = near & self.less(k - q, spec.window)
+            seen = near if seen is None else seen & near
+        if valid is not None:
+            real = self.expand_dims(valid, 1)
+            seen = real if seen is None else seen & real
+        return None if seen is None else self.expand_dims(self.where(seen, 0.0, MASKED), 1)
+
+    def attention(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        mask: Any | None,
+        bias: Any | None,
+        *,
+        groups: int,
+        scale: float,
+        softcap: float | None = None,
+        dropout: Any = None,
+    ) -> Any:
+        """softmax(softcap(q kᵀ · scale) + bias + mask) v, in float32 (Vaswani et al. 2017; softcap: Gemma Team 2024).
+
+        q: [B, H, T, K]; k: [B, G, S, K]; v: [B, G, S, Kv]; groups = H / G. Returns [B, H, T, Kv].
+        """
+        if groups > 1:
+            k, v = self.repeat_heads(k, groups), self.repeat_heads(v, groups)
+        scores = self.f32(q @ self.permute(k, (0, 1, 3, 2))) * scale
+        if softcap is not None:
+            scores = self.tanh(scores * (1 / softcap)) * softcap
+        if bias is not None:
+            scores = scores + bias
+        if mask is not None:
+            scores = scores + mask
+        weights = self.cast(self.softmax(scores), v)
+        return (weights if dropout is None else dropout(weights)) @ v
+
+    def attend(
+        self,
+        slot: Any | None,
+        q: Any,
+        k: Any,
+        v: Any,
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        value_dim: int,
+        scale: float,
+        position: Rotary | Bias | None = None,
+        mask: Any = None,
+        softcap: float | None = None,
+        dropout: Any = None,
+    ) -> Any:
+        """Rotate, remember k and v, attend: the one seam for fused kernels and caches.
+
+        q: [B, T, H·K]; k: [B, T, G·K]; v: [B, T, G·Kv]; returns [B, T, H·Kv]. `slot` is the layer's place in the cache,
+        None without one.
+        """
+        q, k, v = (
+            self.split_heads(x, n, d)
+            for x, n, d in ((q, heads, head_dim), (k, kv_heads, head_dim), (v, kv_heads, value_dim))
+        )
+        if isinstance(position, Rotary):
+            q, k = (
+                self.rotate(x, position.cos, position.sin, dim=head_dim, rotated=position.layer.dim) for x in (q, k)
+            )
+        if slot is not None:
+            k, v = slot.append(k=k, v=v)
+        y = self.attention(
+            q,
+            k,
+            v,
+            mask,
+            position.tensor if isinstance(position, Bias) else None,
+            groups=heads // kv_heads,
+            scale=scale,
+            softcap=softcap,
+            dropout=dropout,
+        )
+        return self.merge_heads(y, heads * value_dim)

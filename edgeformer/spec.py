@@ -1,0 +1,352 @@
+"""The architecture spec: a tree of frozen dataclasses, and what a layer declares.
+
+A *node* is data (`Mask`, a RoPE scaling rule); a *layer* is a node that also owns parameters and computes. A variant is
+a type, never a flag. The tree is its own serialisation: `to_json(node)` is `{"kind": ..., field: ...}` and `kind` is the
+name of the file in `edgeformer/layers/` (or of an entry point in the group `edgeformer.layers`) that defines it.
+
+A layer declares its parameters (`params`), what it remembers per token (`cache`) or once per sequence (`once`), and its
+maths (`apply`) in the op vocabulary of `edgeformer.ops`. It never looks inside a declaration: what a `Linear` becomes
+(a torch module, an ONNX MatMul, packed 4-bit codes) is the back end's business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import types
+import typing
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer import discover
+from edgeformer.errors import SpecError
+
+# ---------------------------------------------------------------------------------------------------- declarations
+
+
+@dataclass(frozen=True)
+class Linear:
+    """`y = x @ weight.T + bias`. Tensors: weight `[outputs, inputs]`, bias `[outputs]`.
+
+    `residual` marks a projection that writes into the residual stream: GPT-2's initialisation scales it by depth.
+    """
+
+    inputs: int
+    outputs: int
+    bias: bool = False
+    residual: bool = False
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor suffix -> shape."""
+        weight = {"weight": (self.outputs, self.inputs)}
+        return weight | {"bias": (self.outputs,)} if self.bias else weight
+
+
+@dataclass(frozen=True)
+class Stacked:
+    """`count` bias-free linear maps held in one tensor `[count, outputs, inputs]` (experts; per-head maps of MLA)."""
+
+    count: int
+    inputs: int
+    outputs: int
+    residual: bool = False
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor suffix -> shape."""
+        return {"weight": (self.count, self.outputs, self.inputs)}
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One tensor `[size]`, initialised with `fill` (1 for a norm's weight, 0 for its bias)."""
+
+    size: int
+    fill: float = 1.0
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor suffix -> shape."""
+        return {"": (self.size,)}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A lookup table `[rows, width]`: an embedding. Its handle maps ids to rows; `as_linear` is the tied head."""
+
+    rows: int
+    width: int
+
+    def tensors(self) -> dict[str, tuple[int, ...]]:
+        """Tensor suffix -> shape."""
+        return {"weight": (self.rows, self.width)}
+
+
+@dataclass(frozen=True)
+class Const:
+    """A numpy constant made at build time; not a weight, never saved."""
+
+    make: Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Zeroes elements with probability `rate` while training; the identity everywhere else."""
+
+    rate: float
+
+
+@dataclass(frozen=True)
+class Sub:
+    """A child layer working on vectors of `width`."""
+
+    layer: Layer
+    width: int
+
+
+Leaf = Linear | Stacked | Vector | Table
+Declaration = Leaf | Const | Dropout | Sub | tuple[Sub, ...]
+
+# names that a torch or MLX module already uses for itself
+RESERVED = frozenset("apply train eval forward keys items values update add children parameters buffers state layer".split())
+
+# ------------------------------------------------------------------------------------------------------------ nodes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Node:
+    """Serialisable data in the spec tree. Subclasses set `kind` to the name of their file."""
+
+    kind: ClassVar[str]
+
+    def require(self, rule: bool, message: str) -> None:
+        """Raise `SpecError` with this node's kind unless `rule` holds."""
+        if not rule:
+            raise SpecError(f"{self.kind}: {message}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layer(Node):
+    """A node with parameters and maths."""
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        """Parameter name -> declaration, for input vectors of `width`."""
+        return {}
+
+    def cache(self) -> dict[str, tuple[int, int]]:
+        """What is remembered per token: name -> (heads, dim); tensors are `[B, heads, S, dim]`."""
+        return {}
+
+    def once(self) -> dict[str, tuple[int, int]]:
+        """What is computed once from the encoder's output: name -> (heads, dim)."""
+        return {}
+
+    def apply(self, ops: Any, p: Any, *inputs: Any) -> Any:
+        """The layer's maths. `p` holds what each declaration became."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Norm(Layer):
+    """A layer that normalises the last axis."""
+
+    def add(self, ops: Any, p: Any, x: Any, d: Any) -> tuple[Any, Any]:
+        """`(x + d, normalised x + d)`: the residual addition and the norm as one step."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Init(Node):
+    """Initialisation of a fresh model: normal with `std`; residual projections optionally by 1/sqrt(2 · blocks).
+
+    `scale_residual` is GPT-2's rule (Radford et al. 2019, section 2.3).
+    """
+
+    kind: ClassVar[str] = "init"
+    std: float = 0.02
+    scale_residual: bool = False
+
+
+@dataclass(frozen=True)
+class Input:
+    """An integer input of a program: name and symbolic shape, e.g. `("batch_size", "sequence_length")`."""
+
+    name: str
+    shape: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Layer):
+    """The root of a spec."""
+
+    task: ClassVar[str]  # "text-generation" | "feature-extraction"
+    vocab: int
+    width: int
+    context: int
+    init: Init = Init()
+
+    def inputs(self) -> tuple[Input, ...]:
+        """The integer inputs of the model's program, in order."""
+        raise NotImplementedError
+
+    def outputs(self) -> dict[str, tuple[str | int, ...]]:
+        """The program's outputs besides the cache: name -> symbolic shape."""
+        raise NotImplementedError
+
+    def depth(self) -> int:
+        """Number of blocks."""
+        raise NotImplementedError
+
+
+# ------------------------------------------------------------------------------------------------------------ walks
+
+
+def children(name: str, declaration: Declaration) -> Iterator[tuple[str, Sub]]:
+    """The `(name, Sub)` pairs below one parameter; a tuple's are named `name.0`, `name.1`, ..."""
+    if isinstance(declaration, Sub):
+        yield name, declaration
+    elif isinstance(declaration, tuple):
+        yield from ((f"{name}.{i}", sub) for i, sub in enumerate(declaration))
+
+
+def layers(layer: Layer, width: int = 0, path: str = "") -> Iterator[tuple[str, Layer, int]]:
+    """Every `(path, layer, width)` of the tree, parents first."""
+    yield path, layer, width
+    for name, declaration in layer.params(width).items():
+        for child, sub in children(name, declaration):
+            yield from layers(sub.layer, sub.width, f"{path}.{child}" if path else child)
+
+
+def leaves(layer: Layer, width: int = 0) -> Iterator[tuple[str, Leaf]]:
+    """Every `(path, declaration)` that owns tensors."""
+    for path, node, node_width in layers(layer, width):
+        for name, declaration in node.params(node_width).items():
+            if isinstance(declaration, (Linear, Stacked, Vector, Table)):
+                yield (f"{path}.{name}" if path else name), declaration
+
+
+def tensor_name(path: str, suffix: str) -> str:
+    """The canonical name of a leaf's tensor: `layers.0.attention.q` + `weight`; a Vector has no suffix."""
+    return f"{path}.{suffix}" if suffix else path
+
+
+def tensors(layer: Layer) -> dict[str, tuple[int, ...]]:
+    """Canonical tensor name -> shape, for the whole tree."""
+    return {
+        tensor_name(path, suffix): shape
+        for path, leaf in leaves(layer)
+        for suffix, shape in leaf.tensors().items()
+    }
+
+
+# ------------------------------------------------------------------------------------------------------------- JSON
+
+
+def to_json(node: Node) -> dict[str, Any]:
+    """The node as plain JSON data. Runs of equal blocks are written once, as `{"repeat": n, "of": {...}}`."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, Node):
+            return to_json(value)
+        if isinstance(value, tuple):
+            out: list[Any] = []
+            for item in map(plain, value):
+                if out and isinstance(out[-1], dict) and isinstance(item, dict):
+                    last = out[-1]
+                    if last.get("of") == item:
+                        last["repeat"] += 1
+                        continue
+                    if last == item:
+                        out[-1] = {"repeat": 2, "of": item}
+                        continue
+                out.append(item)
+            return out
+        return value
+
+    fields = {f.name: plain(getattr(node, f.name)) for f in dataclasses.fields(node)}
+    return {"kind": node.kind, **fields}
+
+
+def from_json(data: Any) -> Node:
+    """The node that `data` describes.
+
+    Raises:
+        SpecError: an unknown kind or field, a missing field, or a value of the wrong type.
+    """
+    if not isinstance(data, dict) or "kind" not in data:
+        raise SpecError(f"a spec node is an object with a 'kind', not {json.dumps(data)[:80]}")
+    cls = node_class(str(data["kind"]))
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    given = {k: _value(v) for k, v in data.items() if k != "kind"}
+    if unknown := sorted(given.keys() - fields.keys()):
+        raise SpecError(f"{cls.kind}: unknown fields {', '.join(unknown)}; it has {', '.join(fields)}")
+    required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(required - given.keys()):
+        raise SpecError(f"{cls.kind}: missing fields {', '.join(missing)}")
+    hints = typing.get_type_hints(cls)
+    for name, value in given.items():
+        if not _matches(value, hints[name]):
+            raise SpecError(f"{cls.kind}.{name}: {value!r} is not of type {hints[name]}")
+    return cls(**given)
+
+
+def node_class(kind: str) -> type[Node]:
+    """The class of a kind, from `edgeformer/layers/<kind>.py` or an entry point."""
+    if kind == Init.kind:
+        return Init
+    module = discover.find("edgeformer.layers", kind)
+    if module is None:
+        raise SpecError(
+            f"unknown kind {kind!r}: no file edgeformer/layers/{kind}.py and no entry point of that name in the"
+            " group 'edgeformer.layers'"
+        )
+    for value in vars(module).values():
+        if isinstance(value, type) and issubclass(value, Node) and value.__dict__.get("kind") == kind:
+            return value
+    raise SpecError(f"the module {module.__name__} defines no class with kind = {kind!r}")
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, dict):
+        return from_json(value)
+    if isinstance(value, list):
+        out: list[Any] = []
+        for item in value:
+            if isinstance(item, dict) and item.keys() == {"repeat", "of"}:
+                out += [_value(item["of"])] * item["repeat"]
+            else:
+                out.append(_value(item))
+        return tuple(out)
+    return value
+
+
+def _matches(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_matches(value, a) for a in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_matches(v, args[0]) for v in value)
+    if hint is Any:
+        return True
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, type(None) if hint is None else hint)
+
+
+def digest(node: Node) -> str:
+    """Sixteen hex digits that identify the spec, whatever the order of its JSON keys."""
+    return hashlib.sha256(json.dumps(to_json(node), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def check(model: Layer) -> None:
+    """Check that every parameter name can be an attribute of a module.
+
+    Raises:
+        SpecError: naming the first parameter that can't.
+    """
+    for path, layer, width in layers(model):
+        for name in layer.params(width):
+            if not name.isidentifier() or name.startswith("_") or name in RESERVED:
+                raise SpecError(f"{layer.kind} at {path or 'the root'}: {name!r} can't be a parameter's name")

@@ -1,0 +1,117 @@
+"""One forward pass as data: positions, which keys are real, and where the cache lives. Nothing here mutates a step.
+
+Masks and rotary tables come from *positions*, never from slot numbers, so left padding, right padding, gaps, growing and
+fixed caches and chunked prefill are all one formula.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from edgeformer.ops import Ops
+
+
+class Store(Protocol):
+    """Where keys and values live between steps. Paths are layer paths such as `layers.0.attention`."""
+
+    def append(self, path: str, tensors: dict[str, Any]) -> tuple[Any, ...]:
+        """Remember new tokens' tensors `[B, heads, T, dim]`; return the full ones `[B, heads, S, dim]`."""
+        ...
+
+    def once(self, path: str, make: Any) -> dict[str, Any]:
+        """The tensors made once from the encoder's output, by `make()` where they aren't stored yet."""
+        ...
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One layer's place in a store."""
+
+    store: Store
+    path: str
+
+    def append(self, **tensors: Any) -> tuple[Any, ...]:
+        """Remember the new tokens' tensors; the full tensors, in the same order."""
+        return self.store.append(self.path, tensors)
+
+    def once(self, make: Any) -> dict[str, Any]:
+        """See `Store.once`."""
+        return self.store.once(self.path, make)
+
+
+class GrowingStore:
+    """A store that concatenates: `past` is what came in, `present` what goes out, both keyed by (path, name)."""
+
+    def __init__(self, ops: Ops, past: dict | None = None, memory: dict | None = None):
+        self.ops, self.past, self.present = ops, past or {}, {}
+        self.memory = {} if memory is None else memory
+
+    def append(self, path: str, tensors: dict[str, Any]) -> tuple[Any, ...]:
+        """Past and new tensors joined along the sequence axis."""
+        for name, new in tensors.items():
+            old = self.past.get((path, name))
+            self.present[path, name] = new if old is None else self.ops.concat([old, new], 2)
+        return tuple(self.present[path, name] for name in tensors)
+
+    def once(self, path: str, make: Any) -> dict[str, Any]:
+        """The stored tensors, made on first use."""
+        if not any(p == path for p, _ in self.memory):
+            self.memory.update({(path, name): x for name, x in make().items()})
+        return {name: x for (p, name), x in self.memory.items() if p == path}
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a forward pass knows besides its input ids.
+
+    queries: positions of the new tokens [B or 1, T]; keys: positions of all tokens [B or 1, S]; valid: bool [B, S], False
+    where padded, or None; keep: how many last positions need logits (0 all). memory: the encoder's output [B, M, D] with
+    `memory_valid` [B, M]. tables: what `prepare` computed, by spec node.
+    """
+
+    ops: Any
+    queries: Any
+    keys: Any
+    valid: Any = None
+    store: Store | None = None
+    keep: Any = 0
+    memory: Any = None
+    memory_valid: Any = None
+    tables: dict[Any, Any] = field(default_factory=dict)
+
+    def slot(self, p: Any) -> Slot | None:
+        """The layer's place in the cache. `p.path` is left unread without one: torch.compile specialises on it."""
+        return None if self.store is None else Slot(self.store, p.path)
+
+    def prepare(self, p: Any, positions: tuple, masks: tuple) -> Step:
+        """Compute each distinct position scheme and mask once, before the first block.
+
+        `p.positions` holds the schemes' parameters in the same order. Eager on purpose: tables made lazily inside a
+        block break activation checkpointing when the table has weights.
+        """
+        ops = self.ops
+        tables = {spec: p.positions[i](self) for i, spec in enumerate(positions)}
+        tables |= {spec: ops.mask(spec, self.queries, self.keys, self.valid) for spec in masks}
+        return replace(self, tables=tables)
+
+
+def begin(
+    ops: Any,
+    attention_mask: Any,
+    position_ids: Any = None,
+    *,
+    new: Any = None,
+    slots: bool = False,
+    **rest: Any,
+) -> Step:
+    """The step of a padded batch, from the Hugging Face inputs.
+
+    attention_mask: int64 [B, S], 1 for real tokens, over past and new tokens; position_ids: int64 [B, T], or None to count
+    the real tokens; new: T, needed when position_ids is None. `slots` counts padding too (BERT numbers its slots).
+    """
+    valid = ops.boolean(attention_mask)
+    counted = ops.cumsum(attention_mask * 0 + 1 if slots else attention_mask) - 1
+    if position_ids is None:
+        position_ids = ops.clip(ops.last(counted, new), 0, 1 << 30)
+    return Step(ops, position_ids, counted, valid, **rest)

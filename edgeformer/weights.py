@@ -1,0 +1,156 @@
+"""Weights by canonical name, read on demand, whatever a checkpoint calls them and however it stores them.
+
+A name map is data: `{"layers.{i}.attention.q.weight": "model.layers.{i}.self_attn.q_proj.weight", ...}`. Where the stored
+tensor isn't the one we need, the value is a `Part`. Names left over on either side are an error.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgeformer.errors import CheckpointError
+from edgeformer.safetensors_file import StoredTensor
+from edgeformer.spec import Model, tensors
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of `of` equal slices of a stored tensor along `axis`, transposed afterwards if `transposed`.
+
+    GPT-2 stores linear maps as [inputs, outputs] and q, k, v side by side: `Part(name, 0, of=3, axis=1, transposed=True)`.
+    """
+
+    name: str
+    index: int = 0
+    of: int = 1
+    axis: int = 0
+    transposed: bool = False
+
+    def take(self, x: np.ndarray) -> np.ndarray:
+        """The slice of a stored tensor."""
+        size = x.shape[self.axis] // self.of
+        cut = [slice(None)] * x.ndim
+        cut[self.axis] = slice(self.index * size, (self.index + 1) * size)
+        x = x[tuple(cut)]
+        return x.T if self.transposed else x
+
+    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape `take` gives for a stored shape."""
+        shape = list(stored)
+        shape[self.axis] //= self.of
+        return tuple(reversed(shape)) if self.transposed else tuple(shape)
+
+
+NameMap = Mapping[str, "str | Part"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where one canonical tensor comes from; `part` is None when it is used exactly as stored."""
+
+    stored: StoredTensor
+    part: Part | None
+
+    def read(self) -> np.ndarray:
+        """The canonical tensor, in its stored type."""
+        x = self.stored.read()
+        return x if self.part is None else np.ascontiguousarray(self.part.take(x))
+
+
+class Weights(Mapping[str, Any]):
+    """Canonical name -> array in its stored type. Reading is lazy and nothing is kept."""
+
+    def __init__(self, sources: dict[str, Source]):
+        self.sources = sources
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.sources[name].read()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.sources)
+
+    def __len__(self) -> int:
+        return len(self.sources)
+
+    def dtypes(self) -> set[str]:
+        """The safetensors types that occur."""
+        return {source.stored.dtype for source in self.sources.values()}
+
+
+def bind(
+    spec: Model,
+    checkpoint: Mapping[str, StoredTensor],
+    names: NameMap,
+    *,
+    prefixes: tuple[str, ...] = ("",),
+    ignored: Mapping[str, str] | None = None,
+    where: str = "the checkpoint",
+) -> tuple[Weights, list[str]]:
+    """Match a checkpoint with a spec.
+
+    Args:
+        spec: the model whose tensors are needed.
+        checkpoint: stored name -> tensor.
+        names: canonical pattern -> stored pattern; `{i}` stands for a layer's number.
+        prefixes: what stored names may start with; the one that finds most tensors is used (`""`, `"model."`).
+        ignored: regular expression of stored names that are left aside -> why.
+        where: the checkpoint's name, for messages.
+
+    Returns:
+        The weights, and a note per reason for which stored tensors were left aside.
+
+    Raises:
+        CheckpointError: missing tensors, unused tensors (both listed), or wrong shapes.
+    """
+    wanted = tensors(spec)
+    prefix = max(prefixes, key=lambda p: sum(p + _source(names, n).name in checkpoint for n in wanted))
+    sources: dict[str, Source] = {}
+    missing, misshapen, used = [], [], set()
+    for name, shape in wanted.items():
+        part = _source(names, name)
+        full = part.name if part.name in checkpoint else prefix + part.name
+        if (stored := checkpoint.get(full)) is None:
+            missing.append(f"{full} (for {name} {list(shape)})")
+            continue
+        used.add(full)
+        if len(stored.shape) != len(shape) or part.shape(stored.shape) != shape:
+            misshapen.append(f"{full} is {list(stored.shape)}; {name} needs {list(shape)}")
+        sources[name] = Source(stored, None if part == Part(part.name) else part)
+    notes: dict[str, list[str]] = {}
+    unused = []
+    for name in checkpoint:
+        if name in used:
+            continue
+        reason = next((why for pattern, why in (ignored or {}).items() if re.search(pattern, name)), None)
+        (unused if reason is None else notes.setdefault(reason, [])).append(name)
+    problems = [
+        f"{len(items)} {what}:\n    " + "\n    ".join(items[:12] + (["..."] if len(items) > 12 else []))
+        for what, items in (
+            ("tensors are missing", missing),
+            ("tensors are not used by the spec", unused),
+            ("tensors have the wrong shape", misshapen),
+        )
+        if items
+    ]
+    if problems:
+        raise CheckpointError(f"{where} does not fit the spec.\n  " + "\n  ".join(problems))
+    return Weights(sources), [f"left aside {len(v)} tensors ({v[0]}, ...): {k}" for k, v in notes.items() if k]
+
+
+def _source(names: NameMap, canonical: str) -> Part:
+    """The map's entry for a canonical name; without one the stored name is the canonical name."""
+    if (direct := names.get(canonical)) is not None:
+        return direct if isinstance(direct, Part) else Part(direct)
+    pattern = re.sub(r"\.(\d+)\.", ".{i}.", canonical, count=1)
+    if (entry := names.get(pattern)) is None:
+        return Part(canonical)
+    number = re.search(r"\.(\d+)\.", canonical)
+    index = number.group(1) if number else ""
+    if isinstance(entry, str):
+        return Part(entry.replace("{i}", index))
+    return Part(entry.name.replace("{i}", index), entry.index, entry.of, entry.axis, entry.transposed)

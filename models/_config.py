@@ -1,0 +1,132 @@
+"""A strict reader of Hugging Face `config.json` files: a key that nobody reads is an error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgeformer.errors import ConfigError
+
+_REQUIRED = object()
+
+# Says how a checkpoint is labelled, generated with or loaded; nothing here changes the network.
+_METADATA = frozenset(
+    """
+    _name_or_path architectures auto_map bad_words_ids begin_suppress_tokens bos_token_id cls_token_id
+    decoder_start_token_id diversity_penalty do_sample dtype early_stopping encoder_no_repeat_ngram_size eos_token_id
+    exponential_decay_length_penalty finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing
+    id2label label2id length_penalty max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_attentions output_hidden_states output_scores pad_token_id prefix pretraining_tp
+    problem_type remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id
+    suppress_tokens task_specific_params temperature tf_legacy_loss tokenizer_class top_k top_p torch_dtype torchscript
+    transformers_version typical_p unsloth_version unsloth_fixed use_bfloat16 use_cache _attn_implementation_autoset
+    """.split()
+)
+# Base-class switches that would change the network: accepted only where they are off.
+_MUST_BE = {
+    "add_cross_attention": False,
+    "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": None,
+    "is_decoder": False,
+    "is_encoder_decoder": False,
+    "pruned_heads": {},
+    "tie_encoder_decoder": False,
+}
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_fast": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+    "sigmoid": "sigmoid",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+}
+"""Hugging Face's activation names -> ours."""
+
+
+class HfConfig:
+    """A `config.json` that keeps track of which keys were read."""
+
+    def __init__(self, data: dict[str, Any], where: str):
+        self.data, self.where, self.read = data, where, set(_METADATA)
+
+    @property
+    def model_type(self) -> str:
+        """The family's name."""
+        if not isinstance(self.data.get("model_type"), str):
+            raise ConfigError(f"{self.where} has no model_type, so no family file can be chosen")
+        return self.data["model_type"]
+
+    def take(self, key: str, default: Any = _REQUIRED) -> Any:
+        """The value of `key`; the family's default where it is absent."""
+        self.read.add(key)
+        if key in self.data:
+            return self.data[key]
+        if default is _REQUIRED:
+            raise ConfigError(f"{self.where} lacks the key {key!r}, which {self.model_type} needs")
+        return default
+
+    def size(self, key: str, default: Any = _REQUIRED) -> int:
+        """A positive int."""
+        value = self.take(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise ConfigError(f"{self.where}: {key} must be a positive integer, got {value!r}")
+        return value
+
+    def activation(self, key: str, default: str) -> str:
+        """The activation named under `key`, as we call it."""
+        name = self.take(key, default)
+        if name not in ACTIVATIONS:
+            raise ConfigError(f"{self.where}: {key} = {name!r} is not known; known are {', '.join(ACTIVATIONS)}")
+        return ACTIVATIONS[name]
+
+    def expect(self, **values: Any) -> None:
+        """Refuse a key whose value is not the one modelled here (absent is fine)."""
+        for key, value in values.items():
+            self.read.add(key)
+            if self.data.get(key, value) != value:
+                raise ConfigError(
+                    f"{self.where}: {key} = {self.data[key]!r} is not supported for {self.model_type};"
+                    f" only {value!r} is"
+                )
+
+    def ignore(self, *keys: str) -> None:
+        """Name keys that don't change the network."""
+        self.read.update(keys)
+
+    def done(self, allow_unread: bool = False) -> list[str]:
+        """Check that every key was read; the unread ones when they are allowed.
+
+        Raises:
+            ConfigError: listing the keys that nobody read.
+        """
+        if "quantization_config" in self.data:
+            raise ConfigError(f"{self.where} describes a quantized checkpoint (quantization_config); use the original")
+        self.expect(**_MUST_BE)
+        unread = sorted(self.data.keys() - self.read)
+        if unread and not allow_unread:
+            raise ConfigError(
+                f"{self.where} has keys that models/{self.model_type}.py neither reads nor ignores:"
+                f" {', '.join(unread)}. They may change the network. Teach the family file to read them, or pass"
+                " --allow-unread-config to go on without them"
+            )
+        return unread
+
+
+def read_json(file: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        ConfigError: not there, not readable, or not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except OSError as e:
+        raise ConfigError(f"can't read {file}: {e.strerror}") from e
+    except ValueError as e:
+        raise ConfigError(f"{file} is not JSON: {e}") from e

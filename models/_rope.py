@@ -1,0 +1,110 @@
+"""RoPE settings of Hugging Face configs, in both spellings.
+
+transformers 4: `rope_theta` + `rope_scaling: {"type" or "rope_type": ..., ...}`; transformers 5: `rope_parameters:
+{"rope_theta": ..., "rope_type": ..., ...}`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from edgeformer.errors import ConfigError
+from edgeformer.layers.rope import Rope, RopeScaling
+from edgeformer.layers.rope_dynamic import DynamicScaling
+from edgeformer.layers.rope_linear import LinearScaling
+from edgeformer.layers.rope_llama3 import Llama3Scaling
+from edgeformer.layers.rope_longrope import LongRopeScaling
+from edgeformer.layers.rope_yarn import YarnScaling
+from edgeformer.models._config import HfConfig
+
+
+def rope(config: HfConfig, head_dim: int, context: int, theta: float = 10_000.0, *, partial: float = 1.0) -> Rope:
+    """The position scheme of a config. `context` is its max_position_embeddings.
+
+    `theta` and `partial` (the share of head_dim that is rotated) are the family's defaults.
+
+    Raises:
+        ConfigError: an unknown rope_type, or a parameter that its type doesn't have.
+    """
+    data = dict(config.take("rope_parameters", None) or {})
+    old = dict(config.take("rope_scaling", None) or {})
+    data |= {k: v for k, v in old.items() if k not in data}
+    theta = float(data.pop("rope_theta", config.take("rope_theta", theta)))
+    share = float(data.pop("partial_rotary_factor", config.take("partial_rotary_factor", partial)))
+    if partial == 1.0 and share != 1.0:
+        raise ConfigError(f"{config.where}: {config.model_type} rotates whole heads; partial_rotary_factor is {share}")
+    named = data.pop("rope_type", None)
+    legacy = data.pop("type", None)
+    kind = named or legacy or "default"
+    original = data.pop("original_max_position_embeddings", None)
+    outer = config.take("original_max_position_embeddings", None)
+    scaling = _scaling(kind, data, context, outer or original, config)
+    if data:
+        raise ConfigError(
+            f"{config.where}: rope parameters of type {kind!r} have keys that are not understood:"
+            f" {', '.join(sorted(data))}"
+        )
+    return Rope(dim=int(head_dim * share), theta=theta, scaling=scaling)
+
+
+def _scaling(kind: str, data: dict[str, Any], context: int, original: int | None, config: HfConfig) -> Any:
+    def need(key: str) -> Any:
+        if data.get(key) is None:
+            raise ConfigError(f"{config.where}: rope_type {kind!r} needs {key!r}")
+        return data.pop(key)
+
+    match kind:
+        case "default" | "mrope":
+            if kind == "mrope":
+                raise ConfigError(f"{config.where}: rope_type 'mrope' (multimodal) is not supported")
+            return None
+        case "linear":
+            return LinearScaling(factor=float(need("factor")))
+        case "dynamic":
+            return DynamicScaling(factor=float(need("factor")), original_context=context)
+        case "llama3":
+            return Llama3Scaling(
+                factor=float(need("factor")),
+                low_freq_factor=float(need("low_freq_factor")),
+                high_freq_factor=float(need("high_freq_factor")),
+                original_context=int(original or context),
+            )
+        case "yarn":
+            return _yarn(data, context, original or context)
+        case "longrope" | "su":
+            return _longrope(data, context, original or context, need)
+    raise ConfigError(
+        f"{config.where}: rope_type {kind!r} is not known; known are default, linear, dynamic, llama3, yarn, longrope"
+    )
+
+
+def _yarn(data: dict[str, Any], context: int, original: int) -> RopeScaling:
+    factor = data.pop("factor", None) or context / original
+    temperature, mscale, mscale_all = (data.pop(k, None) for k in ("attention_factor", "mscale", "mscale_all_dim"))
+
+    def heat(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    if temperature is None:
+        temperature = heat(mscale) / heat(mscale_all) if mscale and mscale_all else heat(1.0)
+    return YarnScaling(
+        factor=float(factor),
+        original_context=int(original),
+        temperature=float(temperature),
+        beta_fast=float(data.pop("beta_fast", None) or 32.0),
+        beta_slow=float(data.pop("beta_slow", None) or 1.0),
+        truncate=bool(data.pop("truncate", True)),
+    )
+
+
+def _longrope(data: dict[str, Any], context: int, original: int, need: Any) -> RopeScaling:
+    factor, temperature = data.pop("factor", None) or context / original, data.pop("attention_factor", None)
+    if temperature is None:
+        temperature = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return LongRopeScaling(
+        short_factor=tuple(map(float, need("short_factor"))),
+        long_factor=tuple(map(float, need("long_factor"))),
+        original_context=int(original),
+        temperature=float(temperature),
+    )

@@ -1,0 +1,77 @@
+"""BERT encoders (Devlin et al. 2019, arXiv 1810.04805), and sentence-transformers models made of them."""
+
+from __future__ import annotations
+
+from edgeformer.layers.encoder import Encoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.layer_norm import LayerNorm
+from edgeformer.layers.learned import Learned
+from edgeformer.layers.mask import Mask
+from edgeformer.layers.mlp import MLP
+from edgeformer.layers.post_norm_block import PostNormBlock
+from edgeformer.models._config import HfConfig
+from edgeformer.spec import Init
+
+NAMES = {
+    "embed.weight": "embeddings.word_embeddings.weight",
+    "position_embed.table.weight": "embeddings.position_embeddings.weight",
+    "type_embed.weight": "embeddings.token_type_embeddings.weight",
+} | {
+    f"{ours}.{kind}": f"{theirs}.{kind}"
+    for ours, theirs in {
+        "embed_norm": "embeddings.LayerNorm",
+        "pooler": "pooler.dense",
+        "layers.{i}.attention.q": "encoder.layer.{i}.attention.self.query",
+        "layers.{i}.attention.k": "encoder.layer.{i}.attention.self.key",
+        "layers.{i}.attention.v": "encoder.layer.{i}.attention.self.value",
+        "layers.{i}.attention.o": "encoder.layer.{i}.attention.output.dense",
+        "layers.{i}.attention_norm": "encoder.layer.{i}.attention.output.LayerNorm",
+        "layers.{i}.ffn.up": "encoder.layer.{i}.intermediate.dense",
+        "layers.{i}.ffn.down": "encoder.layer.{i}.output.dense",
+        "layers.{i}.ffn_norm": "encoder.layer.{i}.output.LayerNorm",
+    }.items()
+    for kind in ("weight", "bias")
+}
+PREFIXES = ("bert.", "")
+IGNORED = {
+    r"embeddings\.position_ids$": "",  # 0 .. n-1, a buffer of old checkpoints
+    r"^cls\.": "heads of the pre-training tasks; edgeformer builds the encoder",
+    r"^classifier\.": "a classification head; edgeformer builds the encoder",
+    r"^qa_outputs\.": "a question-answering head; edgeformer builds the encoder",
+}
+
+
+def spec(config: HfConfig) -> Encoder:
+    """A BERT encoder. The pooler is there unless the checkpoint's class has none (masked-LM and token heads)."""
+    config.expect(position_embedding_type="absolute")
+    config.ignore("classifier_dropout", "tie_word_embeddings")
+    width, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
+    context, dropout = config.size("max_position_embeddings", 512), float(config.take("hidden_dropout_prob", 0.1))
+    norm = LayerNorm(eps=float(config.take("layer_norm_eps", 1e-12)))
+    block = PostNormBlock(
+        attention=GQA(
+            heads=heads,
+            kv_heads=heads,
+            head_dim=width // heads,
+            mask=Mask(causal=False),
+            bias=True,
+            output_bias=True,
+            dropout=float(config.take("attention_probs_dropout_prob", 0.1)),
+        ),
+        ffn=MLP(hidden=config.size("intermediate_size", 3072), act=config.activation("hidden_act", "gelu")),
+        norm=norm,
+        dropout=dropout,
+    )
+    architecture = (config.data.get("architectures") or ["BertModel"])[0]
+    return Encoder(
+        vocab=config.size("vocab_size", 30_522),
+        width=width,
+        context=context,
+        init=Init(std=float(config.take("initializer_range", 0.02))),
+        blocks=(block,) * config.size("num_hidden_layers", 12),
+        embed_norm=norm,
+        positions=Learned(count=context),
+        token_types=config.size("type_vocab_size", 2),
+        pooler=not architecture.endswith(("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")),
+        dropout=dropout,
+    )

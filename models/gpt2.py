@@ -1,0 +1,84 @@
+"""GPT-2 (Radford et al. 2019): learned positions, LayerNorm, a plain FFN, biases everywhere."""
+
+from __future__ import annotations
+
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.layer_norm import LayerNorm
+from edgeformer.layers.learned import Learned
+from edgeformer.layers.mlp import MLP
+from edgeformer.models._config import HfConfig
+from edgeformer.spec import Init
+from edgeformer.weights import Part
+
+
+def _conv1d(ours: str, theirs: str, index: int = 0, of: int = 1) -> dict[str, Part]:
+    """transformers' Conv1D keeps its weight as [inputs, outputs]."""
+    return {
+        f"layers.{{i}}.{ours}.weight": Part(f"h.{{i}}.{theirs}.weight", index, of, axis=1, transposed=True),
+        f"layers.{{i}}.{ours}.bias": Part(f"h.{{i}}.{theirs}.bias", index, of),
+    }
+
+
+NAMES: dict[str, str | Part] = {
+    "embed.weight": "wte.weight",
+    "position_embed.table.weight": "wpe.weight",
+    "norm.weight": "ln_f.weight",
+    "norm.bias": "ln_f.bias",
+    "head.weight": "lm_head.weight",
+    **{
+        f"layers.{{i}}.{ours}.{kind}": f"h.{{i}}.{theirs}.{kind}"
+        for ours, theirs in (("attention_norm", "ln_1"), ("ffn_norm", "ln_2"))
+        for kind in ("weight", "bias")
+    },
+    **_conv1d("attention.q", "attn.c_attn", 0, 3),
+    **_conv1d("attention.k", "attn.c_attn", 1, 3),
+    **_conv1d("attention.v", "attn.c_attn", 2, 3),
+    **_conv1d("attention.o", "attn.c_proj"),
+    **_conv1d("ffn.up", "mlp.c_fc"),
+    **_conv1d("ffn.down", "mlp.c_proj"),
+}
+PREFIXES = ("transformer.", "")
+IGNORED = {
+    r"h\.\d+\.attn\.(bias|masked_bias)$": "",  # the causal mask, stored as a buffer by old checkpoints
+    r"^lm_head\.weight$": "the head is tied to the embedding (tie_word_embeddings), as in transformers",
+}
+
+
+def spec(config: HfConfig) -> Decoder:
+    """A GPT-2 decoder."""
+    config.expect(
+        scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False
+    )
+    config.ignore("n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels")
+    config.ignore("summary_first_dropout")
+    width, heads, context = config.size("n_embd", 768), config.size("n_head", 12), config.size("n_positions", 1024)
+    dropout = float(config.take("resid_pdrop", 0.1))
+    block = Block(
+        attention=GQA(
+            heads=heads,
+            kv_heads=heads,
+            head_dim=width // heads,
+            bias=True,
+            output_bias=True,
+            dropout=float(config.take("attn_pdrop", 0.1)),
+        ),
+        ffn=MLP(
+            hidden=config.take("n_inner", None) or 4 * width,
+            act=config.activation("activation_function", "gelu_new"),
+        ),
+        norm=(norm := LayerNorm(eps=float(config.take("layer_norm_epsilon", 1e-5)))),
+        dropout=dropout,
+    )
+    return Decoder(
+        vocab=config.size("vocab_size", 50_257),
+        width=width,
+        context=context,
+        init=Init(std=float(config.take("initializer_range", 0.02)), scale_residual=True),
+        blocks=(block,) * config.size("n_layer", 12),
+        norm=norm,
+        positions=Learned(count=context),
+        tied=bool(config.take("tie_word_embeddings", True)),
+        dropout=float(config.take("embd_pdrop", 0.1)),
+    )

@@ -1,0 +1,96 @@
+"""Llama (1, 2, 3.x and everything saved as `llama`: TinyLlama, SmolLM, ...).
+
+Touvron et al. 2023, arXiv 2302.13971; Grattafiori et al. 2024, arXiv 2407.21783.
+"""
+
+from __future__ import annotations
+
+from edgeformer.errors import ConfigError
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.glu import GLU
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.mask import Mask
+from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.models._config import HfConfig
+from edgeformer.models._rope import rope
+from edgeformer.spec import Init
+
+NAMES = {
+    "embed.weight": "embed_tokens.weight",
+    "norm.weight": "norm.weight",
+    "head.weight": "lm_head.weight",
+    "layers.{i}.attention_norm.weight": "layers.{i}.input_layernorm.weight",
+    "layers.{i}.ffn_norm.weight": "layers.{i}.post_attention_layernorm.weight",
+} | {
+    f"layers.{{i}}.{ours}.{kind}": f"layers.{{i}}.{theirs}.{kind}"
+    for ours, theirs in {
+        **{f"attention.{n}": f"self_attn.{n}_proj" for n in "qkvo"},
+        **{f"ffn.{n}": f"mlp.{n}_proj" for n in ("gate", "up", "down")},
+        **{f"attention.{n}_norm": f"self_attn.{n}_norm" for n in "qk"},
+    }.items()
+    for kind in ("weight", "bias")
+}
+PREFIXES = ("model.", "")
+IGNORED = {
+    r"rotary_emb\.inv_freq$": "",  # a buffer of old checkpoints, recomputed from the config
+    r"^lm_head\.weight$": "the head is tied to the embedding (tie_word_embeddings), as in transformers",
+}
+
+
+def spec(config: HfConfig) -> Decoder:
+    """A Llama decoder."""
+    heads = config.size("num_attention_heads")
+    head_dim = config.take("head_dim", None) or config.size("hidden_size") // heads
+    context = config.size("max_position_embeddings", 2048)
+    bias = bool(config.take("attention_bias", False))
+    attention = GQA(
+        heads=heads,
+        kv_heads=config.take("num_key_value_heads", None) or heads,
+        head_dim=head_dim,
+        position=rope(config, head_dim, context),
+        bias=bias,
+        output_bias=bias,
+        dropout=float(config.take("attention_dropout", 0.0)),
+    )
+    ffn_bias = bool(config.take("mlp_bias", False))
+    return llama_like(config, [attention] * config.size("num_hidden_layers"), context, ffn_bias=ffn_bias)
+
+
+def llama_like(config: HfConfig, attentions: list[GQA], context: int, *, ffn_bias: bool = False) -> Decoder:
+    """The decoder shared by Llama's descendants: pre-norm RMSNorm blocks with a gated FFN, one per attention."""
+    norm = RMSNorm(eps=float(config.take("rms_norm_eps", 1e-6)))
+    act = config.activation("hidden_act", "silu")
+    ffn = GLU(hidden=config.size("intermediate_size"), act=act, bias=ffn_bias)
+    return Decoder(
+        vocab=config.size("vocab_size"),
+        width=config.size("hidden_size"),
+        context=context,
+        init=Init(std=float(config.take("initializer_range", 0.02))),
+        blocks=tuple(Block(attention=attention, ffn=ffn, norm=norm) for attention in attentions),
+        norm=norm,
+        tied=bool(config.take("tie_word_embeddings", False)),
+    )
+
+
+def layer_windows(config: HfConfig) -> list[int | None]:
+    """The sliding window of each layer, from layer_types or the older use_sliding_window + max_window_layers."""
+    count = config.size("num_hidden_layers")
+    window = config.take("sliding_window", 4096) if config.take("use_sliding_window", False) else None
+    first = config.take("max_window_layers", 28)
+    types = config.take("layer_types", None)
+    if types is None:
+        return [window if i >= first else None for i in range(count)]
+    known = {"full_attention", "sliding_attention"}
+    if len(types) != count or not known.issuperset(types):
+        raise ConfigError(f"{config.where}: layer_types must name one of {sorted(known)} for each of {count} layers")
+    if "sliding_attention" in types and window is None:
+        raise ConfigError(f"{config.where}: layer_types has sliding_attention but use_sliding_window is off")
+    return [window if t == "sliding_attention" else None for t in types]
+
+
+def windowed(attention: GQA, windows: list[int | None]) -> list[GQA]:
+    """One attention per layer, differing only in the window."""
+    from dataclasses import replace
+
+    return [replace(attention, mask=Mask(window=window)) for window in windows]

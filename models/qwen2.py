@@ -1,0 +1,27 @@
+"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv 2407.10671): Llama with biases on q, k and v, and windows per layer."""
+
+from __future__ import annotations
+
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.models._config import HfConfig
+from edgeformer.models._rope import rope
+from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, layer_windows, llama_like, windowed
+
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "spec"]
+
+
+def spec(config: HfConfig) -> Decoder:
+    """A Qwen2 decoder."""
+    heads = config.size("num_attention_heads")
+    head_dim = config.take("head_dim", None) or config.size("hidden_size") // heads
+    context = config.size("max_position_embeddings", 32_768)
+    attention = GQA(
+        heads=heads,
+        kv_heads=config.take("num_key_value_heads", 32) or heads,
+        head_dim=head_dim,
+        position=rope(config, head_dim, context),
+        bias=True,
+        dropout=float(config.take("attention_dropout", 0.0)),
+    )
+    return llama_like(config, windowed(attention, layer_windows(config)), context)
