@@ -1,0 +1,31 @@
+"""edgeformer: one transformer spec, three native builds that are checked to agree, and honest latency tables.
+
+`import edgeformer` loads no framework; the names below load what they need when they are first used.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "EdgeformerError": "edgeformer.errors",
+    "LoadedModel": "edgeformer.checkpoint",
+    "load": "edgeformer.checkpoint",
+    "save": "edgeformer.checkpoint",
+}
+
+if TYPE_CHECKING:
+    from edgeformer.checkpoint import LoadedModel, load, save
+    from edgeformer.errors import EdgeformerError
+
+__all__ = ["EdgeformerError", "LoadedModel", "__version__", "load", "save"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'edgeformer' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOMES[name]), name)

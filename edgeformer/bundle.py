@@ -1,0 +1,144 @@
+"""An artefact: a folder with a model for some runtime and `edgeformer.json`, the manifest that says what it is.
+
+The manifest holds digests of the spec and the weights, what was lowered how, the files and their sizes, the files it links
+to with what must not change about them, and the verdict of `edgeformer verify`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from edgeformer.errors import ArtefactError, ExportError
+from edgeformer.spec import Model, from_json
+
+MANIFEST, SCHEMA = "edgeformer.json", 1
+_SAMPLES, _SAMPLE = 64, 4096
+
+
+@contextlib.contextmanager
+def writing(folder: Path, *, force: bool = False) -> Iterator[Path]:
+    """A scratch folder that becomes `folder` when the block succeeds, and vanishes when it doesn't.
+
+    An artefact that is already there is replaced; anything else only with `force`.
+
+    Raises:
+        ExportError: the place is taken by something that is no artefact, or can't be written to.
+    """
+    folder = folder.absolute()
+    if folder.exists() and not force and not (folder / MANIFEST).exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ExportError(f"{folder} exists and is no edgeformer artefact; choose another folder, or --force to replace it")
+    scratch = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
+        yield scratch
+        os.chmod(scratch, 0o755)
+        old = None
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+            os.replace(folder, old / "it")
+        os.replace(scratch, folder)
+        if old is not None:
+            shutil.rmtree(old, ignore_errors=True)
+    except OSError as e:
+        reason = e.strerror or str(e)
+        raise ExportError(f"can't write {folder}: {reason}. Nothing was left behind") from e
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Replace the manifest in one step."""
+    partial = folder / (MANIFEST + ".partial")
+    partial.write_text(json.dumps({"schema": SCHEMA, **manifest}, indent=1) + "\n")
+    os.replace(partial, folder / MANIFEST)
+
+
+def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
+    """The manifest of an artefact.
+
+    Raises:
+        ArtefactError: no artefact of ours (the message says what it looks like), or of a newer edgeformer.
+    """
+    folder = Path(folder)
+    if not (folder / MANIFEST).exists():
+        if not folder.exists():
+            raise ArtefactError(f"{folder} does not exist")
+        onnx = folder if folder.suffix == ".onnx" else next(folder.glob("*.onnx"), None) if folder.is_dir() else None
+        what = f"{onnx} was not written by edgeformer" if onnx else f"{folder} is no edgeformer artefact"
+        raise ArtefactError(
+            f"{what}: there is no {MANIFEST} beside it, so nothing says which model it is and what it must answer."
+            " Export the original checkpoint with `edgeformer export MODEL -o DIR`"
+        )
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        schema = manifest["schema"]
+    except (ValueError, KeyError, TypeError, OSError) as e:
+        raise ArtefactError(f"{folder / MANIFEST} can't be read: {e}") from e
+    if schema > SCHEMA:
+        raise ArtefactError(f"{folder} was written by a newer edgeformer (schema {schema}, this one reads {SCHEMA})")
+    return manifest
+
+
+def read_spec(folder: str | os.PathLike) -> Model:
+    """The spec an artefact was made from."""
+    try:
+        spec = from_json(json.loads((Path(folder) / "spec.json").read_text()))
+    except (OSError, ValueError) as e:
+        raise ArtefactError(f"{folder}: spec.json can't be read: {e}") from e
+    if not isinstance(spec, Model):
+        raise ArtefactError(f"{folder}: spec.json holds a {spec.kind}, not a model")
+    return spec
+
+
+def fingerprint(file: Path) -> dict[str, Any]:
+    """What must not change about a linked file: size, and a digest of its first and 64 spread-out samples.
+
+    A sample digest because a 14 GB checkpoint must link in seconds.
+    """
+    size = file.stat().st_size
+    h = hashlib.sha256()
+    with file.open("rb") as f:
+        h.update(f.read(1 << 20))
+        for i in range(_SAMPLES):
+            f.seek(max((size - _SAMPLE) * i // (_SAMPLES - 1), 0))
+            h.update(f.read(_SAMPLE))
+    return {"bytes": size, "samples_sha256": h.hexdigest()[:32], "mtime_ns": file.stat().st_mtime_ns}
+
+
+def check_files(folder: str | os.PathLike, manifest: dict[str, Any]) -> None:
+    """Check that an artefact's own files are complete and its linked files are the ones it was made from.
+
+    Raises:
+        ArtefactError: naming the file and what changed.
+    """
+    folder = Path(folder)
+    for name, size in manifest.get("files", {}).items():
+        file = folder / name
+        if not file.exists() or file.stat().st_size != size:
+            found = f"{file.stat().st_size} bytes" if file.exists() else "missing"
+            raise ArtefactError(f"{file} is {found}, the manifest says {size} bytes; export again")
+    for name, entry in manifest.get("linked", {}).items():
+        file = folder / name if entry["hard_link"] else Path(entry["path"])
+        if not file.exists():
+            raise ArtefactError(f"the linked file {file} is gone; export again, or with --weights copy")
+        now = fingerprint(file)
+        if now["bytes"] != entry["bytes"] or now["samples_sha256"] != entry["samples_sha256"]:
+            raise ArtefactError(
+                f"the linked file {file} changed since the export (size {entry['bytes']} -> {now['bytes']}); its weights"
+                " are no longer the ones that were exported. Export again, or with --weights copy"
+            )
+        if now["mtime_ns"] != entry["mtime_ns"]:
+            raise ArtefactError(
+                f"the linked file {file} was written to since the export (its modification time moved); export again,"
+                " or with --weights copy to be independent of it"
+            )

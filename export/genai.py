@@ -1,0 +1,68 @@
+"""`genai_config.json`: what ONNX Runtime GenAI needs to run a decoder that it doesn't know, as its generic `decoder` type."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.layers.gqa import GQA
+from edgeformer.spec import layers
+
+
+def genai_config(loaded: LoadedModel, context: int) -> dict[str, Any] | None:
+    """The config, or None for a model that GenAI's decoder type can't hold: no decoder, or layers of several cache sizes."""
+    spec = loaded.spec
+    attentions = [layer for _, layer, _ in layers(spec) if layer.cache()]
+    if spec.task != "text-generation" or not all(isinstance(a, GQA) for a in attentions):
+        return None
+    shapes = {(a.heads, a.kv_heads, a.head_dim) for a in attentions if isinstance(a, GQA)}
+    if len(shapes) != 1:
+        return None
+    ((heads, kv_heads, head_dim),) = shapes
+    ids = {k: (loaded.config or {}).get(f"{k}_token_id") for k in ("bos", "eos", "pad")}
+    if loaded.folder is not None and (file := loaded.folder / "generation_config.json").exists():
+        generation = json.loads(file.read_text())
+        ids = {k: generation.get(f"{k}_token_id", v) for k, v in ids.items()}
+    eos = ids["eos"] if ids["eos"] is not None else 0
+    pad = ids["pad"] if ids["pad"] is not None else (eos[0] if isinstance(eos, list) else eos)
+    return {
+        "model": {
+            "bos_token_id": ids["bos"] if ids["bos"] is not None else 0,
+            "eos_token_id": eos,
+            "pad_token_id": pad,
+            "context_length": context,
+            "vocab_size": spec.vocab,
+            "type": "decoder",
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": "model.onnx",
+                "head_size": head_dim,
+                "hidden_size": spec.width,
+                "num_attention_heads": heads,
+                "num_hidden_layers": len(attentions),
+                "num_key_value_heads": kv_heads,
+                "inputs": {
+                    "input_ids": "input_ids",
+                    "attention_mask": "attention_mask",
+                    "position_ids": "position_ids",
+                    "past_key_names": "past_key_values.%d.key",
+                    "past_value_names": "past_key_values.%d.value",
+                },
+                "outputs": {
+                    "logits": "logits",
+                    "present_key_names": "present.%d.key",
+                    "present_value_names": "present.%d.value",
+                },
+            },
+        },
+        "search": {
+            "do_sample": False,
+            "max_length": context,
+            "num_beams": 1,
+            "past_present_share_buffer": True,
+            "temperature": 1.0,
+            "top_k": 1,
+            "top_p": 1.0,
+        },
+    }

@@ -1,0 +1,194 @@
+"""From a spec to an ONNX graph: inputs and outputs by the ecosystem's names, the cache, the passes.
+
+Names follow Hugging Face Optimum and transformers.js: `input_ids attention_mask position_ids past_key_values.N.key|value` ->
+`logits present.N.key|value`. Only `batch_size` and the lengths are symbolic: transformers.js reads any other symbol as 0.
+`num_logits_to_keep` has a default of 0 (all positions), so a tool that doesn't know it need not feed it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from edgeformer import discover
+from edgeformer.errors import ExportError
+from edgeformer.export.functions import FunctionOps
+from edgeformer.export.graph_ops import CONTRIB, DOMAIN, FLOAT, INT64, IR_VERSION, OPSET, GraphTensor
+from edgeformer.export.handles import Initializers, LayerHandle
+from edgeformer.layers.rope import Rope
+from edgeformer.spec import Model, layers
+from edgeformer.step import begin
+
+CACHE_NAMES = {"k": "key", "v": "value"}
+LOGITS_TO_KEEP = "num_logits_to_keep"
+
+
+@dataclass
+class BuiltGraph:
+    """An ONNX model whose weights are named but not filled in.
+
+    `weights` lists the canonical names in use, `constants` the large build-time arrays, `notes` what the lowering says.
+    """
+
+    model: ir.Model
+    weights: list[str]
+    constants: dict[str, np.ndarray]
+    notes: dict[str, int]
+
+
+class GraphStore:
+    """The cache as graph inputs and outputs."""
+
+    def __init__(self, ops: FunctionOps, past: dict[tuple[str, str], GraphTensor], attention_mask: GraphTensor):
+        self.ops, self.past, self.attention_mask = ops, past, attention_mask
+        self.present: dict[tuple[str, str], GraphTensor] = {}
+
+    def append(self, path: str, tensors: dict[str, GraphTensor]) -> tuple[GraphTensor, ...]:
+        """Past and new joined along the sequence axis."""
+        for name, new in tensors.items():
+            self.present[path, name] = self.ops.concat([self.past[path, name], new], 2)
+        return tuple(self.present[path, name] for name in tensors)
+
+    def once(self, path: str, make: Any) -> dict[str, Any]:
+        """Encoder–decoder models are exported as two programs, which this target does not do yet."""
+        raise ExportError("encoder–decoder models can't be exported to ONNX yet")
+
+
+def target_class(target: str) -> type[FunctionOps]:
+    """The lowering named `target`.
+
+    Raises:
+        ExportError: there is no such target.
+    """
+    module = discover.find("edgeformer.export.targets", target)
+    if module is None:
+        known = ", ".join(discover.names("edgeformer.export.targets"))
+        raise ExportError(f"there is no ONNX target {target!r}; targets are {known}")
+    return module.Target
+
+
+def cache_names(spec: Model) -> dict[tuple[str, str], str]:
+    """(layer path, tensor) -> `N.key`, `N.value`, ...: how the ecosystem names a cache, numbered in layer order."""
+    paths = [(path, list(layer.cache())) for path, layer, _ in layers(spec) if layer.cache()]
+    return {
+        (path, name): f"{i}.{CACHE_NAMES.get(name, name)}" for i, (path, names) in enumerate(paths) for name in names
+    }
+
+
+def build(
+    spec: Model,
+    storage: dict[str, ir.DataType],
+    *,
+    target: str = "cpu",
+    compute: ir.DataType = FLOAT,
+    context: int | None = None,
+    inline: bool = False,
+) -> BuiltGraph:
+    """Build the graph of a model.
+
+    Args:
+        spec: the model.
+        storage: canonical tensor name -> the type its initializer has.
+        target: the lowering, a file in `export/targets/`.
+        compute: FLOAT or FLOAT16, the type of activations and cache.
+        context: positions that rotary tables cover; the model's own by default.
+        inline: write the definitions of fused ops in place instead of as functions.
+    """
+    ops = target_class(target)(compute, inline=inline)
+    weights = Initializers(ops, storage)
+    inputs = {i.name: _input(ops, i.name, INT64, i.shape) for i in spec.inputs()}
+    _tables(ops, weights, spec, context or spec.context)
+    names, store, keep, extra = cache_names(spec), None, 0, []
+    if spec.task == "text-generation":
+        past = {
+            key: _input(ops, f"past_key_values.{names[key]}", compute, ("batch_size", h, "past_sequence_length", d))
+            for key, (h, d) in _cache_sizes(spec).items()
+        }
+        store = GraphStore(ops, past, inputs["attention_mask"])
+        keep = _input(ops, LOGITS_TO_KEEP, INT64, (1,))
+        keep.value.const_value = ir.tensor(np.zeros(1, np.int64), name=LOGITS_TO_KEEP)
+        extra = [*(t.value for t in past.values()), keep.value]
+        ops.position_ids = inputs["position_ids"]
+    root = LayerHandle(ops, spec, 0, weights)
+    slots = spec.task == "feature-extraction"
+    with ops.scope("step"):
+        mask, positions = inputs["attention_mask"], inputs.get("position_ids")
+        new = ops.node("Shape", [inputs["input_ids"]], dims=(1,), dtype=INT64, start=1, end=2)
+        step = begin(ops, mask, positions, new=new, slots=slots, store=store, keep=keep)
+    made = root(inputs, step)
+    outputs = {name: (made[name], shape) for name, shape in spec.outputs().items()}
+    values = [_output(ops, tensor, name, shape) for name, (tensor, shape) in outputs.items()]
+    if store is not None:
+        for key, name in names.items():
+            if key not in store.present:
+                raise ExportError(f"layer {key[0]} declares the cache {key[1]!r} but never fills it")
+            heads, dim = _cache_sizes(spec)[key]
+            shape = ("batch_size", heads, "total_sequence_length", dim)
+            values.append(_output(ops, store.present[key], f"present.{name}", shape, compute))
+    initializers = [*weights.values.values()] + ([keep.value] if isinstance(keep, GraphTensor) else [])
+    graph = ir.Graph(
+        [*(t.value for t in inputs.values()), *extra],
+        values,
+        nodes=ops.nodes,
+        initializers=initializers,
+        opset_imports={"": OPSET, DOMAIN: 1, CONTRIB: 1},
+        name=spec.kind,
+    )
+    model = ir.Model(
+        graph, ir_version=IR_VERSION, producer_name="edgeformer", functions=[f for f, _ in ops.functions.values()]
+    )
+    _clean(model)
+    used = {v.name for v in model.graph.initializers.values()}
+    return BuiltGraph(
+        model,
+        [n for n in weights.values if n in used and n not in weights.constants],
+        {n: a for n, a in weights.constants.items() if n in used},
+        ops.notes,
+    )
+
+
+def _clean(model: ir.Model) -> None:
+    """Drop what isn't used and compute equal things once; leave no import of a domain that nothing uses."""
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    for function in model.functions.values():
+        passes_used = {node.domain for node in function}
+        for domain in set(function.opset_imports) - passes_used - {""}:
+            del function.opset_imports[domain]
+    domains = {node.domain for node in model.graph} | {n.domain for f in model.functions.values() for n in f}
+    for domain in set(model.graph.opset_imports) - domains - {""}:
+        del model.graph.opset_imports[domain]
+
+
+def _input(ops: FunctionOps, name: str, dtype: ir.DataType, shape: tuple[str | int, ...]) -> GraphTensor:
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+    return GraphTensor(ops, value, dtype, tuple(d if isinstance(d, int) else None for d in shape))
+
+
+def _output(ops: FunctionOps, tensor: GraphTensor, name: str, shape: tuple, dtype: ir.DataType = FLOAT) -> ir.Value:
+    """A graph output of a fixed type; logits and hidden states are float32 at every precision."""
+    tensor = ops.cast_to(tensor, dtype)
+    if tensor.value.is_graph_input() or tensor.value.name in (o for o in (name,)):
+        raise ExportError(f"output {name} is an input")
+    tensor.value.name = name
+    tensor.value.type, tensor.value.shape = ir.TensorType(dtype), ir.Shape(shape)
+    return tensor.value
+
+
+def _cache_sizes(spec: Model) -> dict[tuple[str, str], tuple[int, int]]:
+    return {(path, name): size for path, layer, _ in layers(spec) for name, size in layer.cache().items()}
+
+
+def _tables(ops: FunctionOps, weights: Initializers, spec: Model, context: int) -> None:
+    """cos and sin tables of every rotary scheme whose angles don't depend on the length."""
+    for i, rope in enumerate(dict.fromkeys(n for _, n, _ in layers(spec) if isinstance(n, Rope))):
+        if (table := rope.table(context)) is not None:
+            dtype = ops.compute.numpy()
+            cos, sin = (
+                weights.constant(f"rotary.{i}.{n}", a.astype(dtype)) for n, a in zip(("cos", "sin"), table, strict=True)
+            )
+            ops.tables[rope] = cos, sin

@@ -1,0 +1,130 @@
+"""Where an ONNX file's weights lie: copied into one data file as a stream, or linked into the user's checkpoint.
+
+External data is the part of ONNX that lets `model.onnx` point at (file, offset, length). Copying never holds more than one
+tensor; tensors kept in their stored type and layout go from file to file in chunks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeformer.errors import ExportError
+from edgeformer.safetensors_file import DTYPES
+from edgeformer.weights import Source, Weights
+
+ONNX_DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
+PRECISIONS = {
+    "fp32": (ir.DataType.FLOAT, ir.DataType.FLOAT),
+    "fp16": (ir.DataType.FLOAT16, ir.DataType.FLOAT16),
+    "bf16": (ir.DataType.BFLOAT16, ir.DataType.FLOAT),
+}
+"""precision -> (storage type, compute type). bf16 is a storage type: ONNX Runtime's CPU provider computes it in float32."""
+
+_CHUNK = 8 << 20
+_ALIGN = 4096  # so that runtimes can map the data
+Progress = Callable[[int], None]
+
+
+def planned_storage(weights: Weights, precision: str, link: bool) -> tuple[dict[str, ir.DataType], ir.DataType]:
+    """Canonical name -> storage type, and the compute type.
+
+    Raises:
+        ExportError: an unknown precision, or one that a link can't give because tensors would have to be converted.
+    """
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision {precision!r} is not known; it is one of {', '.join(PRECISIONS)}")
+    storage, compute = PRECISIONS[precision]
+    if unknown := weights.dtypes() - set(DTYPES):
+        raise ExportError(f"weights of type {', '.join(sorted(unknown))} can't be exported; they must be {', '.join(DTYPES)}")
+    if not link:
+        return dict.fromkeys(weights, storage), compute
+    stored = {ONNX_DTYPES[d] for d in weights.dtypes()}
+    allowed = {"fp32": set(ONNX_DTYPES.values()), "fp16": {storage}, "bf16": {storage}}[precision]
+    if not stored <= allowed:
+        names = ", ".join(sorted(weights.dtypes()))
+        raise ExportError(
+            f"--weights link uses tensors as they are stored ({names}), so it can't give --precision {precision};"
+            " use --weights copy, or --precision fp32 (which reads any stored type and computes in float32)"
+        )
+    return {name: ONNX_DTYPES[source.stored.dtype] for name, source in weights.sources.items()}, compute
+
+
+class DataWriter:
+    """Appends tensors to one external data file; gives each an `ExternalTensor`."""
+
+    def __init__(self, folder: Path, name: str, progress: Progress):
+        self.folder, self.name, self.progress, self.end = folder, name, progress, 0
+        self._file = (folder / name).open("wb")
+
+    def _start(self, nbytes: int) -> int:
+        if nbytes >= _ALIGN:
+            self.end += -self.end % _ALIGN
+        self._file.seek(self.end)
+        return self.end
+
+    def _tensor(self, name: str, offset: int, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.ExternalTensor:
+        length = self._file.tell() - offset
+        self.end = offset + length
+        return ir.ExternalTensor(
+            self.name, offset, length, dtype, shape=ir.Shape(shape), name=name, base_dir=self.folder
+        )
+
+    def array(self, name: str, array: np.ndarray) -> ir.ExternalTensor:
+        """Write an array."""
+        offset = self._start(array.nbytes)
+        self._file.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+        return self._tensor(name, offset, ir.DataType.from_numpy(array.dtype), array.shape)
+
+    def source(self, name: str, source: Source, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.ExternalTensor:
+        """Copy a checkpoint's tensor, converting it to `dtype`."""
+        stored = source.stored
+        same = ONNX_DTYPES[stored.dtype] == dtype
+        size = stored.nbytes if same else stored.nbytes // DTYPES[stored.dtype].itemsize * dtype.itemsize
+        offset = self._start(int(size))
+        if source.part is not None:  # cut or transposed: this one has to be in memory
+            self._file.write(_convert(source.read(), dtype).tobytes())
+            self.progress(stored.nbytes // source.part.of)
+        else:
+            with stored.file.open("rb") as f:
+                f.seek(stored.offset)
+                left = stored.nbytes
+                while left:
+                    chunk = f.read(min(_CHUNK, left))
+                    if not chunk:
+                        raise ExportError(f"{stored.file} ended while tensor {stored.name} was copied")
+                    left -= len(chunk)
+                    if not same:
+                        chunk = _convert(np.frombuffer(chunk, DTYPES[stored.dtype]), dtype).data.cast("B")
+                    self._file.write(chunk)
+                    self.progress(_CHUNK if left else stored.nbytes % _CHUNK or _CHUNK)
+        return self._tensor(name, offset, dtype, shape)
+
+    def close(self) -> int:
+        """Flush to disk; the number of bytes written."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self.end
+
+
+def _convert(x: np.ndarray, dtype: ir.DataType) -> np.ndarray:
+    if ir.DataType.from_numpy(x.dtype) == dtype:
+        return x
+    if dtype == ir.DataType.FLOAT16:
+        y = x.astype(np.float32)
+        if np.abs(y, out=y).max(initial=0.0) > 65504:
+            raise ExportError("a weight is larger than fp16 can hold (65504); export with --precision fp32 or bf16")
+    return x.astype(dtype.numpy())
+
+
+def link(source: Source, name: str, folder: Path, location: str) -> ir.ExternalTensor:
+    """An initializer that is a checkpoint's tensor where it lies; `location` is the file's name beside the ONNX file."""
+    t = source.stored
+    return ir.ExternalTensor(
+        location, t.offset, t.nbytes, ONNX_DTYPES[t.dtype], shape=ir.Shape(t.shape), name=name, base_dir=folder
+    )
