@@ -30,7 +30,6 @@ class FunctionOps(GraphOps):
         """Signature -> the function, and the (dtype, dims) of its outputs."""
         self.tables: dict[Any, tuple[GraphTensor, GraphTensor]] = {}
         """Rotary layer -> cos and sin `[positions, dim/2]`, for targets whose kernels look positions up."""
-        self.position_ids: GraphTensor | None = None
         self.notes: dict[str, int] = {}
         """What the lowering has to tell the user -> how many layers it concerns."""
 

@@ -10,8 +10,8 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.spec import layers
 
 
-def genai_config(loaded: LoadedModel, context: int) -> dict[str, Any] | None:
-    """The config, or None for a model that GenAI's decoder type can't hold: no decoder, or layers of several cache sizes."""
+def genai_config(loaded: LoadedModel, context: int, inputs: list[str]) -> dict[str, Any] | None:
+    """The config; `inputs` are the graph's. None for a model that GenAI's decoder type can't hold: no decoder, or layers of several cache sizes."""
     spec = loaded.spec
     attentions = [layer for _, layer, _ in layers(spec) if layer.cache()]
     if spec.task != "text-generation" or not all(isinstance(a, GQA) for a in attentions):
@@ -43,9 +43,7 @@ def genai_config(loaded: LoadedModel, context: int) -> dict[str, Any] | None:
                 "num_hidden_layers": len(attentions),
                 "num_key_value_heads": kv_heads,
                 "inputs": {
-                    "input_ids": "input_ids",
-                    "attention_mask": "attention_mask",
-                    "position_ids": "position_ids",
+                    **{n: n for n in ("input_ids", "attention_mask", "position_ids") if n in inputs},
                     "past_key_names": "past_key_values.%d.key",
                     "past_value_names": "past_key_values.%d.value",
                 },

@@ -43,9 +43,11 @@ class BuiltGraph:
 class GraphStore:
     """The cache as graph inputs and outputs."""
 
-    def __init__(self, ops: FunctionOps, past: dict[tuple[str, str], GraphTensor], attention_mask: GraphTensor):
-        self.ops, self.past, self.attention_mask = ops, past, attention_mask
-        self.present: dict[tuple[str, str], GraphTensor] = {}
+    def __init__(self, ops: FunctionOps, past: dict[tuple[str, str], GraphTensor], inputs: dict[str, GraphTensor]):
+        self.ops, self.past, self.present = ops, past, {}
+        self.input_ids, self.attention_mask = inputs["input_ids"], inputs["attention_mask"]
+        self.shared: dict[str, Any] = {}
+        """What a target computes once per step."""
 
     def append(self, path: str, tensors: dict[str, GraphTensor]) -> tuple[GraphTensor, ...]:
         """Past and new joined along the sequence axis."""
@@ -108,11 +110,10 @@ def build(
             key: _input(ops, f"past_key_values.{names[key]}", compute, ("batch_size", h, "past_sequence_length", d))
             for key, (h, d) in _cache_sizes(spec).items()
         }
-        store = GraphStore(ops, past, inputs["attention_mask"])
+        store = GraphStore(ops, past, inputs)
         keep = _input(ops, LOGITS_TO_KEEP, INT64, (1,))
         keep.value.const_value = ir.tensor(np.zeros(1, np.int64), name=LOGITS_TO_KEEP)
         extra = [*(t.value for t in past.values()), keep.value]
-        ops.position_ids = inputs["position_ids"]
     root = LayerHandle(ops, spec, 0, weights)
     slots = spec.task == "feature-extraction"
     with ops.scope("step"):
@@ -155,6 +156,9 @@ def _clean(model: ir.Model) -> None:
     """Drop what isn't used and compute equal things once; leave no import of a domain that nothing uses."""
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
+    for value in list(model.graph.inputs):  # a lowering may count positions itself
+        if value.name == "position_ids" and not value.uses():
+            model.graph.inputs.remove(value)
     for function in model.functions.values():
         passes_used = {node.domain for node in function}
         for domain in set(function.opset_imports) - passes_used - {""}:

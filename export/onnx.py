@@ -75,7 +75,7 @@ def export_onnx(
     with bundle.writing(Path(output), force=force) as folder:
         linked = _fill(built, source.sources, storage, folder, weights == "link", progress)
         ir.save(built.model, folder / MODEL_FILE)
-        _companions(loaded, folder, context)
+        _companions(loaded, folder, context, [v.name or "" for v in built.model.graph.inputs])
         linked_names = {n for n, entry in linked.items() if entry["hard_link"]}
         manifest = {
             "edgeformer": edgeformer.__version__,
@@ -167,7 +167,7 @@ def _link_file(file: Path, folder: Path) -> tuple[str, dict]:
         return real.name, {**entry, "hard_link": False}
 
 
-def _companions(loaded: LoadedModel, folder: Path, context: int) -> None:
+def _companions(loaded: LoadedModel, folder: Path, context: int, inputs: list[str]) -> None:
     """The spec, the tokenizer unchanged, and the configs of other tools."""
     (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
     if loaded.config is not None:
@@ -176,5 +176,5 @@ def _companions(loaded: LoadedModel, folder: Path, context: int) -> None:
         for name in TOKENIZER_FILES:
             if (file := loaded.folder / name).exists():
                 shutil.copyfile(file, folder / name)
-    if (config := genai_config(loaded, context)) is not None:
+    if (config := genai_config(loaded, context, inputs)) is not None:
         (folder / "genai_config.json").write_text(json.dumps(config, indent=1) + "\n")
