@@ -11,7 +11,10 @@ from edgeformer.spec import layers
 
 
 def genai_config(loaded: LoadedModel, context: int, inputs: list[str]) -> dict[str, Any] | None:
-    """The config; `inputs` are the graph's. None for a model that GenAI's decoder type can't hold: no decoder, or layers of several cache sizes."""
+    """The config; `inputs` are the graph's.
+
+    None for what GenAI's decoder type can't hold: a model that is no decoder, or one with caches of several sizes.
+    """
     spec = loaded.spec
     attentions = [layer for _, layer, _ in layers(spec) if layer.cache()]
     if spec.task != "text-generation" or not all(isinstance(a, GQA) for a in attentions):

@@ -38,6 +38,8 @@ class BuiltGraph:
     weights: list[str]
     constants: dict[str, np.ndarray]
     notes: dict[str, int]
+    cache: str | None
+    """`shared`: past and present may be one buffer of the longest length; `growing`: they may not; None without a cache."""
 
 
 class GraphStore:
@@ -46,11 +48,13 @@ class GraphStore:
     def __init__(self, ops: FunctionOps, past: dict[tuple[str, str], GraphTensor], inputs: dict[str, GraphTensor]):
         self.ops, self.past, self.present = ops, past, {}
         self.input_ids, self.attention_mask = inputs["input_ids"], inputs["attention_mask"]
+        self.grows = False  # whether any layer joins past and new itself, so that no shared buffer can be bound
         self.shared: dict[str, Any] = {}
         """What a target computes once per step."""
 
     def append(self, path: str, tensors: dict[str, GraphTensor]) -> tuple[GraphTensor, ...]:
         """Past and new joined along the sequence axis."""
+        self.grows = True
         for name, new in tensors.items():
             self.present[path, name] = self.ops.concat([self.past[path, name], new], 2)
         return tuple(self.present[path, name] for name in tensors)
@@ -149,6 +153,7 @@ def build(
         [n for n in weights.values if n in used and n not in weights.constants],
         {n: a for n, a in weights.constants.items() if n in used},
         ops.notes,
+        None if store is None else "growing" if store.grows else "shared",
     )
 
 
@@ -176,8 +181,6 @@ def _input(ops: FunctionOps, name: str, dtype: ir.DataType, shape: tuple[str | i
 def _output(ops: FunctionOps, tensor: GraphTensor, name: str, shape: tuple, dtype: ir.DataType = FLOAT) -> ir.Value:
     """A graph output of a fixed type; logits and hidden states are float32 at every precision."""
     tensor = ops.cast_to(tensor, dtype)
-    if tensor.value.is_graph_input() or tensor.value.name in (o for o in (name,)):
-        raise ExportError(f"output {name} is an input")
     tensor.value.name = name
     tensor.value.type, tensor.value.shape = ir.TensorType(dtype), ir.Shape(shape)
     return tensor.value

@@ -89,6 +89,7 @@ def export_onnx(
             "target": target,
             "context": context,
             "lowering": built.notes,
+            "cache": built.cache,
             "files": {f.name: f.stat().st_size for f in sorted(folder.iterdir()) if f.name not in linked_names},
             "linked": linked,
             "verdict": None,
@@ -121,7 +122,7 @@ def _fill(
     progress: Progress | None,
 ) -> dict[str, dict]:
     """Give every initializer its data; the linked files."""
-    done, total = 0, sum(sources[n].stored.nbytes // (getattr(sources[n].part, "of", 1)) for n in built.weights)
+    done, total = 0, sum(sources[n].stored.nbytes // getattr(sources[n].part, "of", 1) for n in built.weights)
 
     def advance(count: int) -> None:
         nonlocal done
@@ -130,21 +131,25 @@ def _fill(
             progress(min(done, total), total)
 
     initializers = built.model.graph.initializers
-    linked: dict[str, dict] = {}
-    locations: dict[Path, str] = {}
+    files = sorted({sources[n].stored.file for n in built.weights if linking and sources[n].part is None})
+    linked = _link_files(files, folder)
+    locations = dict(zip(files, linked, strict=True))
+    beside = all(entry["hard_link"] for entry in linked.values())
     writer = DataWriter(folder, DATA_FILE, advance)
     try:
         for name in built.weights:
             source, shape = sources[name], tuple(initializers[name].shape)  # type: ignore[arg-type]
-            if linking and source.part is None:
-                file = source.stored.file
-                if file not in locations:
-                    locations[file], linked[locations[file]] = _link_file(file, folder)
-                initializers[name].const_value = link(source, name, folder, locations[file])
-            else:
+            if source.stored.file in locations and source.part is None:
+                initializers[name].const_value = link(source, name, folder, locations[source.stored.file])
+            elif beside:
                 initializers[name].const_value = writer.source(name, source, storage[name], shape)
+            else:
+                raise ExportError(
+                    f"{source.stored.file} is on another file system than {folder.parent}, and {name} is cut out of it, so"
+                    " it can't be linked; use --weights copy, or an output folder beside the checkpoint"
+                )
         for name, array in built.constants.items():
-            initializers[name].const_value = writer.array(name, array)
+            initializers[name].const_value = writer.array(name, array) if beside else ir.tensor(array, name=name)
     finally:
         written = writer.close()
     if not written:
@@ -152,19 +157,24 @@ def _fill(
     return linked
 
 
-def _link_file(file: Path, folder: Path) -> tuple[str, dict]:
-    """Hard-link a checkpoint's file beside the ONNX file; runtimes refuse paths that leave the folder.
+def _link_files(files: list[Path], folder: Path) -> dict[str, dict]:
+    """Hard-link a checkpoint's files beside the ONNX file; runtimes refuse paths that leave the folder.
 
     A hard link is no copy, survives a replaced original, and loads in every tool. Across file systems there is none: the
-    manifest then keeps the path, which our runtime passes on.
+    manifest then keeps the paths, all in one folder, which our runtime passes on.
     """
-    real = file.resolve()
-    entry = {"path": str(real), **bundle.fingerprint(real)}
-    try:
-        os.link(real, folder / file.name)
-        return file.name, {**entry, "hard_link": True}
-    except OSError:
-        return real.name, {**entry, "hard_link": False}
+    linked: dict[str, dict] = {}
+    for file in files:
+        real = file.resolve()
+        entry = {"path": str(real), **bundle.fingerprint(real)}
+        try:
+            os.link(real, folder / file.name)
+            linked[file.name] = {**entry, "hard_link": True}
+        except OSError:
+            linked[real.name] = {**entry, "hard_link": False}
+    if len({e["hard_link"] for e in linked.values()} | {str(Path(e["path"]).parent) for e in linked.values() if not e["hard_link"]}) > 2:
+        raise ExportError("the checkpoint's shards lie in several folders of another file system; use --weights copy")
+    return linked
 
 
 def _companions(loaded: LoadedModel, folder: Path, context: int, inputs: list[str]) -> None:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeformer.ops import Ops
-from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check
+from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, layers
 from edgeformer.step import GrowingStore, Step, Store, begin
 
 
@@ -173,7 +173,7 @@ class Module(nn.Module):
 
     def __init__(self, layer: Layer, width: int, ops: TorchOps, path: str = ""):
         super().__init__()
-        self.layer, self.ops, self.path = layer, ops, path
+        self.layer, self.width, self.ops, self.path = layer, width, ops, path
         self._constants: list[str] = []
         for name, declaration in layer.params(width).items():
             child = f"{path}.{name}" if path else name
@@ -205,6 +205,13 @@ class Module(nn.Module):
             case Sub():
                 return Module(declaration.layer, declaration.width, self.ops, path)
         raise TypeError(declaration)
+
+    def fill_constants(self, device: str | torch.device) -> None:
+        """Make the constants again, on a device."""
+        declarations = self.layer.params(self.width)
+        for name in self._constants:
+            with torch.device("cpu"):
+                setattr(self, name, torch.as_tensor(declarations[name].make()).to(device))  # type: ignore[union-attr]
 
     def forward(self, *inputs: Any) -> Any:
         return self.layer.apply(self.ops, self, *inputs)
@@ -290,6 +297,49 @@ class TorchModel(Module):
         outputs = self.layer.apply(self.ops, self, inputs, step)
         return outputs if encoder else outputs["logits"]
 
+    def materialize(self, device: str | torch.device) -> TorchModel:
+        """A model built on the meta device, with real but unset parameters."""
+        self.to_empty(device=device)
+        for module in self.modules():
+            if isinstance(module, Module):
+                module.fill_constants(device)
+        return self
+
     def cache(self, past: dict | None = None) -> GrowingStore:
         """A cache for this model; `store.present` of one step is `past` of the next."""
         return GrowingStore(self.ops, past)
+
+
+class FixedStore:
+    """A cache of fixed capacity, written in place: one buffer `[batch, heads, capacity, dim]` per remembered tensor.
+
+    `place` says where the next step's tokens go. `whole`: layers see the full buffer (static shapes, for torch.compile;
+    the mask hides what isn't filled), otherwise its filled part.
+    """
+
+    def __init__(self, model: TorchModel, batch: int, capacity: int, *, whole: bool = False):
+        parameter = next(model.parameters())
+        self.whole, self.end = whole, 0
+        self.slots = torch.zeros(0, dtype=torch.int64)
+        self.buffers = {
+            (path, name): torch.zeros(batch, heads, capacity, dim, dtype=parameter.dtype, device=parameter.device)
+            for path, layer, _ in layers(model.layer)
+            for name, (heads, dim) in layer.cache().items()
+        }
+
+    def place(self, slots: torch.Tensor, end: int) -> None:
+        """The slots (int64 [T]) of the next step's tokens, and one past the last of them."""
+        self.slots, self.end = slots, end
+
+    def append(self, path: str, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Write the new tensors to their slots; the buffers."""
+        full = []
+        for name, new in tensors.items():
+            buffer = self.buffers[path, name]
+            buffer.index_copy_(2, self.slots, new)
+            full.append(buffer if self.whole else buffer[:, :, : self.end])
+        return tuple(full)
+
+    def once(self, path: str, make: Callable) -> dict[str, torch.Tensor]:
+        """Encoder–decoder models are not run through this store."""
+        raise NotImplementedError

@@ -1,0 +1,210 @@
+"""What a runtime is: `Runtime.open(...)` gives a session with one verb.
+
+`forward` covers prefill (T > 1) and decode (T = 1). The checks that every runtime needs (ids within the vocabulary, length
+within the cache) live here, so adapters hold nothing but their runtime's calls.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgeformer import discover
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.spec import Model
+
+PACKAGE = "edgeformer.runtimes"
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to open a session.
+
+    threads: compute threads, set explicitly in every runtime; capacity: longest sequence (prompt + generated) the cache
+    must hold, the model's context by default; batch: sequences at once; variant: see `Runtime.variants`; precision: of the
+    weights, for runtimes that open a checkpoint; provider: ONNX Runtime's execution provider; device: torch's device.
+    """
+
+    threads: int = 1
+    capacity: int | None = None
+    batch: int = 1
+    variant: str = ""
+    precision: str = "fp32"
+    provider: str = "CPUExecutionProvider"
+    device: str = "cpu"
+
+
+class Session(ABC):
+    """An opened model. Decoders implement `_step` and `_reset`, encoders `_encode`."""
+
+    all_positions: ClassVar[bool] = True
+    """Whether `forward` can give logits of every new position, not only the last."""
+
+    def __init__(self, spec: Model, options: Options):
+        self.spec, self.options = spec, options
+        self.capacity = min(options.capacity or spec.context, spec.context)
+        self.length = 0
+        self._mask = np.zeros((options.batch, self.capacity), np.int64)
+
+    def reset(self) -> None:
+        """Forget the sequence."""
+        self.length = 0
+        self._reset()
+
+    def forward(self, ids: np.ndarray, valid: np.ndarray | None = None, *, all_positions: bool = False) -> np.ndarray:
+        """Take new tokens into the sequence.
+
+        Args:
+            ids: int64 [B, T].
+            valid: int64 [B, T], 0 where padded; None when nothing is.
+            all_positions: logits of all T positions instead of the last.
+
+        Returns:
+            float32 [B, V], or [B, T, V] with `all_positions`.
+
+        Raises:
+            InputError: an id outside the vocabulary, or more tokens than the cache holds; raised before anything runs.
+        """
+        end = self.length + ids.shape[1]
+        check_ids(ids, self.spec.vocab)
+        if end > self.capacity:
+            raise InputError(
+                f"{self.length} + {ids.shape[1]} tokens do not fit: the cache holds {self.capacity} and the model has"
+                f" {self.spec.context} positions. Shorten the prompt or raise the capacity"
+            )
+        if ids.shape[0] != self._mask.shape[0]:
+            raise InputError(f"the session was opened for batches of {self._mask.shape[0]}, got {ids.shape[0]}")
+        self._mask[:, self.length : end] = 1 if valid is None else valid
+        logits = self._step(ids, self._mask[:, :end], all_positions)
+        self.length = end
+        return logits
+
+    def encode(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run an encoder on `input_ids`, `attention_mask` and, if it has them, `token_type_ids`, all int64 [B, T]."""
+        check_ids(inputs["input_ids"], self.spec.vocab)
+        if inputs["input_ids"].shape[1] > self.spec.context:
+            raise InputError(f"{inputs['input_ids'].shape[1]} tokens are more than the model's {self.spec.context} positions")
+        return self._encode(inputs)
+
+    def _step(self, ids: np.ndarray, mask: np.ndarray, all_positions: bool) -> np.ndarray:
+        raise NotImplementedError
+
+    def _reset(self) -> None:
+        """Nothing to forget by default."""
+
+    def _encode(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """What a benchmark row should say about this session (provider, nodes claimed, kernels)."""
+        return {}
+
+
+class Runtime(ABC):
+    """One way to run a model."""
+
+    opens: ClassVar[str]
+    """What it opens: `checkpoint` (spec and weights) or `onnx` (an artefact)."""
+    tasks: ClassVar[tuple[str, ...]] = ("text-generation", "feature-extraction")
+    packages: ClassVar[tuple[str, ...]] = ()
+    """Distributions it needs, the first being the runtime itself."""
+    extra: ClassVar[str] = ""
+    """The extra of edgeformer that installs them."""
+    variants: ClassVar[tuple[str, ...]] = ()
+    """Other ways to run it, chosen as `name:variant`."""
+    ranked: ClassVar[bool] = True
+    """Whether its rows are results (the null runtime's are not)."""
+
+    def unavailable(self) -> str | None:
+        """None, or what is missing and the exact line that installs it."""
+        from importlib.metadata import PackageNotFoundError, version
+
+        for package in self.packages:
+            try:
+                version(package)
+            except PackageNotFoundError:
+                line = f'pip install "edgeformer[{self.extra}]"' if self.extra else f"pip install {package}"
+                return f"the package {package} is not installed; {line}"
+        return None
+
+    def versions(self) -> dict[str, str]:
+        """Versions of the packages in use."""
+        from importlib.metadata import version
+
+        return {package: version(package) for package in self.packages}
+
+    def refuses(self, spec: Model, options: Options) -> str | None:
+        """None, or why this runtime can't run this spec this way."""
+        if spec.task not in self.tasks:
+            return f"it does not run {spec.task} models"
+        return None
+
+    @abstractmethod
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        """Load a model; a Path for runtimes that open artefacts, a LoadedModel for those that open checkpoints."""
+
+
+def names() -> list[str]:
+    """All runtimes, installed or not."""
+    return discover.names(PACKAGE)
+
+
+def get(name: str) -> tuple[Runtime, str]:
+    """The runtime called `name` or `name:variant`, and the variant.
+
+    Raises:
+        RuntimeUnavailable: there is no such runtime or variant.
+    """
+    base, _, variant = name.partition(":")
+    module = None if base.startswith("_") else discover.find(PACKAGE, base)
+    if module is None:
+        raise RuntimeUnavailable(f"there is no runtime {base!r}; runtimes are {', '.join(names())}")
+    runtime = module.Runtime()
+    if variant and variant not in runtime.variants:
+        known = ", ".join(f"{base}:{v}" for v in runtime.variants) or "none"
+        raise RuntimeUnavailable(f"the runtime {base} has no variant {variant!r}; its variants are: {known}")
+    return runtime, variant
+
+
+def require(name: str) -> tuple[Runtime, str]:
+    """Like `get`, and the runtime is installed.
+
+    Raises:
+        RuntimeUnavailable: it isn't; the message has the install line.
+    """
+    runtime, variant = get(name)
+    if (reason := runtime.unavailable()) is not None:
+        raise RuntimeUnavailable(f"the runtime {name} can't be used: {reason}")
+    return runtime, variant
+
+
+def check_ids(ids: np.ndarray, vocab: int) -> None:
+    """Refuse ids outside the vocabulary: runtimes read beyond the table, or wrap around.
+
+    Raises:
+        InputError: naming the id.
+    """
+    if ids.size == 0:
+        raise InputError("there are no token ids")
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= vocab:
+        raise InputError(f"token id {low if low < 0 else high} is outside the vocabulary of {vocab} (0..{vocab - 1})")
+
+
+def check_no_hole(mask: np.ndarray) -> None:
+    """Refuse a first prompt with padding between real tokens.
+
+    Raises:
+        InputError: naming the row.
+    """
+    changes = np.abs(np.diff(mask, axis=1)).sum(1)
+    inner = (changes > 1) & ~((mask[:, 0] == 0) & (mask[:, -1] == 0) & (changes == 2))
+    if inner.any():
+        raise InputError(
+            f"row {int(inner.argmax())} of the first prompt has padding between real tokens; pad on the left or the right"
+        )

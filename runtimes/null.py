@@ -1,0 +1,41 @@
+"""Does nothing, to measure the harness itself: the same made-up logits at every step."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._protocol import Options, Session
+
+
+class NullSession(Session):
+    """Answers at once."""
+
+    def __init__(self, loaded: LoadedModel, options: Options):
+        super().__init__(loaded.spec, options)
+        self._logits = np.zeros((options.batch, loaded.spec.vocab), np.float32)
+
+    def _step(self, ids, mask, all_positions):
+        return np.repeat(self._logits[:, None], ids.shape[1], 1) if all_positions else self._logits
+
+    def _encode(self, inputs):
+        shape = inputs["input_ids"].shape
+        sizes = {"batch_size": shape[0], "sequence_length": shape[1]}
+        return {
+            name: np.zeros([sizes.get(d, d) for d in dims], np.float32)  # type: ignore[arg-type]
+            for name, dims in self.spec.outputs().items()
+        }
+
+
+class Runtime(_protocol.Runtime):
+    """The null runtime."""
+
+    opens = "checkpoint"
+    ranked = False
+
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        assert isinstance(source, LoadedModel)
+        return NullSession(source, options)

@@ -1,0 +1,47 @@
+"""The reference back end as a runtime: slow, needs nothing that edgeformer doesn't already need."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgeformer.backends.numpy import NumpyModel
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._precision import rounded
+from edgeformer.runtimes._protocol import Options, Session
+
+
+class NumpySession(Session):
+    """float32 arithmetic on weights rounded to the precision asked for."""
+
+    def __init__(self, loaded: LoadedModel, options: Options):
+        super().__init__(loaded.spec, options)
+        self.model, self.past = NumpyModel(loaded.spec, rounded(loaded.require_weights(), options.precision)), {}
+
+    def _step(self, ids, mask, all_positions):
+        outputs, self.past = self.model(ids, mask, past=self.past, keep=0 if all_positions else 1)
+        logits = outputs["logits"]
+        return logits if all_positions else logits[:, -1]
+
+    def _reset(self):
+        self.past = {}
+
+    def _encode(self, inputs):
+        outputs, _ = self.model(inputs["input_ids"], inputs["attention_mask"], None, inputs.get("token_type_ids"))
+        return outputs
+
+
+class Runtime(_protocol.Runtime):
+    """numpy."""
+
+    opens = "checkpoint"
+    packages = ("numpy",)
+
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        assert isinstance(source, LoadedModel)
+        return NumpySession(source, options)
+
+
+__all__ = ["NumpySession", "Runtime", "np"]

@@ -1,0 +1,137 @@
+"""ONNX Runtime on an exported artefact. Variant `kernels` loads edgeformer's native kernel library.
+
+Decoders whose attention appends in place (manifest: `"cache": "shared"`) run through one IOBinding with a single
+max-length buffer per key and per value, bound as past and present. Others feed each step's outputs to the next.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer import bundle
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.errors import ArtefactError, InputError
+from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._protocol import Options, Session, check_no_hole
+
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+def open_onnx(folder: Path, manifest: dict[str, Any], options: Options) -> Any:
+    """An `onnxruntime.InferenceSession` on an artefact, with explicit threads."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
+    settings.log_severity_level = 3
+    outside = {str(Path(e["path"]).parent) for e in manifest["linked"].values() if not e["hard_link"]}
+    if outside:
+        settings.add_session_config_entry("session.model_external_initializers_file_folder_path", outside.pop())
+    if options.variant == "kernels":
+        from edgeformer.export.kernels import library_path
+
+        settings.register_custom_ops_library(str(library_path()))
+    if options.provider not in onnxruntime.get_available_providers():
+        available = ", ".join(onnxruntime.get_available_providers())
+        raise InputError(f"this onnxruntime has no {options.provider}; it has {available}")
+    try:
+        return onnxruntime.InferenceSession(str(folder / "model.onnx"), settings, providers=[options.provider])
+    except Exception as e:  # onnxruntime raises plain RuntimeErrors of many kinds
+        raise ArtefactError(f"ONNX Runtime can't load {folder / 'model.onnx'}: {str(e).splitlines()[0]}") from e
+
+
+class OnnxSession(Session):
+    """A decoder or encoder in ONNX Runtime."""
+
+    def __init__(self, folder: Path, options: Options):
+        import onnxruntime
+
+        manifest = bundle.read_manifest(folder)
+        bundle.check_files(folder, manifest)
+        super().__init__(bundle.read_spec(folder), options)
+        self.capacity = min(self.capacity, manifest["context"] or self.capacity)
+        self.onnxruntime, self.session = onnxruntime, open_onnx(folder, manifest, options)
+        self.inputs = {i.name: i for i in self.session.get_inputs()}
+        self.outputs = [o.name for o in self.session.get_outputs()]
+        self.past = [n for n in self.inputs if n.startswith("past_key_values.")]
+        self.shared = manifest["cache"] == "shared"
+        self.value = onnxruntime.OrtValue.ortvalue_from_numpy
+        if self.past:
+            self.keep = {n: self.value(np.array([n], np.int64)) for n in (0, 1)}
+            self._bind()
+
+    def _bind(self) -> None:
+        self.binding = self.session.io_binding()
+        self.caches: dict[str, Any] = {}
+        for name in self.past:
+            node = self.inputs[name]
+            length = self.capacity if self.shared else 0
+            shape = (self.options.batch, node.shape[1], length, node.shape[3])
+            cache = self.value(np.zeros(shape, _FLOATS[node.type]))
+            self.caches[name] = cache
+            self.binding.bind_ortvalue_input(name, cache)
+            if self.shared:
+                self.binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
+
+    def _step(self, ids, mask, all_positions):
+        if self.length == 0 and ids.shape[0] * ids.shape[1] > 1:
+            check_no_hole(mask)
+        binding, new = self.binding, ids.shape[1]
+        if self.shared and self.length and new > 1 and ids.shape[0] > 1:
+            # GroupQueryAttention continues a batch one token at a time
+            parts = [self._run(ids[:, i : i + 1], mask[:, : self.length + i + 1], True) for i in range(new)]
+            logits = np.concatenate(parts, 1)
+            return logits if all_positions else logits[:, -1]
+        logits = self._run(ids, mask, all_positions, binding)
+        return logits if all_positions else logits[:, -1]
+
+    def _run(self, ids: np.ndarray, mask: np.ndarray, all_positions: bool, binding: Any = None) -> np.ndarray:
+        binding = binding or self.binding
+        binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64))
+        binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, np.int64))
+        if "position_ids" in self.inputs:
+            positions = np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :]
+            binding.bind_cpu_input("position_ids", np.ascontiguousarray(positions, np.int64))
+        binding.bind_ortvalue_input("num_logits_to_keep", self.keep[0 if all_positions else 1])
+        binding.bind_output("logits")
+        if not self.shared:
+            for name in self.outputs[1:]:
+                binding.bind_output(name)
+        self.session.run_with_iobinding(binding)
+        outputs = binding.get_outputs()
+        # outputs come back in the order they were bound: shared caches first, then logits; or logits, then the caches
+        if self.shared:
+            return outputs[-1].numpy()
+        for name, value in zip(self.outputs[1:], outputs[1:], strict=True):
+            past = name.replace("present", "past_key_values")
+            self.caches[past] = value
+            binding.bind_ortvalue_input(past, value)
+        return outputs[0].numpy()
+
+    def _reset(self):
+        if not self.shared and self.past:
+            self._bind()
+
+    def _encode(self, inputs):
+        feed = {k: np.ascontiguousarray(v, np.int64) for k, v in inputs.items() if k in self.inputs}
+        if "token_type_ids" in self.inputs and "token_type_ids" not in feed:
+            feed["token_type_ids"] = np.zeros_like(feed["input_ids"])
+        return dict(zip(self.outputs, self.session.run(None, feed), strict=True))
+
+    def facts(self):
+        return {"provider": self.session.get_providers()[0], "cache": "shared" if self.shared else "growing"}
+
+
+class Runtime(_protocol.Runtime):
+    """ONNX Runtime, CPU execution provider by default."""
+
+    opens = "onnx"
+    packages = ("onnxruntime",)
+    variants = ("kernels",)
+
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        assert isinstance(source, Path)
+        return OnnxSession(source, options)

@@ -1,0 +1,68 @@
+"""ONNX Runtime GenAI on the artefact that edgeformer exported: its own generation loop over the same file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from edgeformer import bundle
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.errors import ArtefactError, InputError
+from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.spec import Model
+
+
+class GenaiSession(Session):
+    """GenAI's `Generator`, fed token by token so that every runtime decodes the same ids."""
+
+    all_positions = False
+
+    def __init__(self, folder: Path, options: Options, spec: Model | None = None):
+        import onnxruntime_genai
+
+        if spec is None:
+            manifest = bundle.read_manifest(folder)
+            bundle.check_files(folder, manifest)
+            spec = bundle.read_spec(folder)
+        super().__init__(spec, options)
+        if not (folder / "genai_config.json").exists():
+            raise ArtefactError(f"{folder} has no genai_config.json: GenAI's decoder type can't hold this architecture")
+        self.genai = onnxruntime_genai
+        config = onnxruntime_genai.Config(str(folder))
+        # GenAI's default is half the machine's threads: comparing with that would measure threads
+        threads = {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
+        self.model = onnxruntime_genai.Model(config)
+        self._reset()
+
+    def _reset(self):
+        params = self.genai.GeneratorParams(self.model)
+        params.set_search_options(
+            batch_size=self.options.batch, max_length=self.capacity, do_sample=False, past_present_share_buffer=True
+        )
+        self.generator = self.genai.Generator(self.model, params)
+
+    def _step(self, ids, mask, all_positions):
+        if all_positions:
+            raise InputError("GenAI gives the last position's logits only")
+        if not mask.all():
+            raise InputError("this adapter runs GenAI without padding; pad in the onnxruntime runtime instead")
+        self.generator.append_tokens(np.ascontiguousarray(ids, np.int32))
+        logits = np.asarray(self.generator.get_logits(), np.float32)
+        return logits.reshape(ids.shape[0], -1, self.spec.vocab)[:, -1]
+
+
+class Runtime(_protocol.Runtime):
+    """onnxruntime-genai."""
+
+    opens = "onnx"
+    tasks = ("text-generation",)
+    packages = ("onnxruntime-genai",)
+    extra = "ort_genai"
+
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        assert isinstance(source, Path)
+        return GenaiSession(source, options)

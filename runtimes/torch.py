@@ -1,0 +1,96 @@
+"""PyTorch, eager or through `torch.compile` (variant `compile`)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._precision import rounded
+from edgeformer.runtimes._protocol import Options, Session
+
+
+def build_torch(loaded: LoadedModel, *, precision: str = "fp32", device: str = "cpu") -> Any:
+    """The model as an `edgeformer.backends.torch.TorchModel` in float32, with its weights, in eval mode.
+
+    precision: fp32, fp16 or bf16, what the weights are rounded to first.
+    """
+    import torch
+
+    from edgeformer.backends.torch import TorchModel
+
+    with torch.device("meta"):
+        model = TorchModel(loaded.spec)
+    model = model.materialize(device)
+    weights, state = rounded(loaded.require_weights(), precision), model.state_dict()
+    for name, tensor in state.items():
+        tensor.copy_(torch.from_numpy(weights[name].copy()))
+    return model.eval()
+
+
+class TorchSession(Session):
+    """float32; keys and values live in one buffer of full capacity per layer."""
+
+    def __init__(self, loaded: LoadedModel, options: Options):
+        import torch
+
+        from edgeformer.backends.torch import FixedStore
+
+        super().__init__(loaded.spec, options)
+        torch.set_num_threads(options.threads)
+        self.torch, self.device = torch, torch.device(options.device)
+        self.model = build_torch(loaded, precision=options.precision, device=options.device)
+        self.call = self.model
+        compiled = options.variant == "compile"
+        if compiled:
+            self.call = torch.compile(self.model, fullgraph=True)
+        self.store = None
+        if loaded.spec.task == "text-generation":
+            self.store = FixedStore(self.model, options.batch, self.capacity, whole=compiled)
+
+    def _step(self, ids, mask, all_positions):
+        torch, store = self.torch, self.store
+        assert store is not None
+        start, end = self.length, mask.shape[1]
+        with torch.inference_mode():
+            tokens = torch.from_numpy(np.ascontiguousarray(ids)).to(self.device)
+            full = None
+            if store.whole or not mask.all():
+                padded = np.zeros((mask.shape[0], self.capacity), np.int64) if store.whole else mask
+                padded[:, :end] = mask
+                full = torch.from_numpy(np.ascontiguousarray(padded)).to(self.device)
+            positions = torch.from_numpy(np.clip(mask.cumsum(1) - 1, 0, None)[:, start:]).to(self.device)
+            store.place(torch.arange(start, end, device=self.device), end)
+            y = self.call(
+                tokens,
+                full,
+                positions,
+                store=store,
+                past_length=start,
+                keep=0 if all_positions else 1,
+            )
+            y = y.float().cpu().numpy()
+        return y if all_positions else y[:, -1]
+
+    def _encode(self, inputs):
+        torch = self.torch
+        with torch.inference_mode():
+            tensors = {k: torch.from_numpy(np.ascontiguousarray(v)).to(self.device) for k, v in inputs.items()}
+            outputs = self.call(tensors["input_ids"], tensors["attention_mask"], None, tensors.get("token_type_ids"))
+            return {k: v.float().cpu().numpy() for k, v in outputs.items()}
+
+
+class Runtime(_protocol.Runtime):
+    """PyTorch on any of its devices."""
+
+    opens = "checkpoint"
+    packages = ("torch",)
+    extra = "torch"
+    variants = ("compile",)
+
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        assert isinstance(source, LoadedModel)
+        return TorchSession(source, options)
