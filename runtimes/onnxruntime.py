@@ -61,6 +61,8 @@ class OnnxSession(Session):
         self.value = onnxruntime.OrtValue.ortvalue_from_numpy
         if self.past:
             self.keep = {n: self.value(np.array([n], np.int64)) for n in (0, 1)}
+            # one position's logits always have this shape, so they get one buffer
+            self.logits = self.value(np.zeros((options.batch, 1, self.spec.vocab), np.float32))
             self._bind()
 
     def _bind(self) -> None:
@@ -79,30 +81,35 @@ class OnnxSession(Session):
     def _step(self, ids, mask, all_positions):
         if self.length == 0 and ids.shape[0] * ids.shape[1] > 1:
             check_no_hole(mask)
-        binding, new = self.binding, ids.shape[1]
+        new = ids.shape[1]
         if self.shared and self.length and new > 1 and ids.shape[0] > 1:
             # GroupQueryAttention continues a batch one token at a time
             parts = [self._run(ids[:, i : i + 1], mask[:, : self.length + i + 1], True) for i in range(new)]
             logits = np.concatenate(parts, 1)
             return logits if all_positions else logits[:, -1]
-        logits = self._run(ids, mask, all_positions, binding)
+        logits = self._run(ids, mask, all_positions)
         return logits if all_positions else logits[:, -1]
 
-    def _run(self, ids: np.ndarray, mask: np.ndarray, all_positions: bool, binding: Any = None) -> np.ndarray:
-        binding = binding or self.binding
+    def _run(self, ids: np.ndarray, mask: np.ndarray, all_positions: bool) -> np.ndarray:
+        binding = self.binding
         binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64))
         binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, np.int64))
         if "position_ids" in self.inputs:
             positions = np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :]
             binding.bind_cpu_input("position_ids", np.ascontiguousarray(positions, np.int64))
         binding.bind_ortvalue_input("num_logits_to_keep", self.keep[0 if all_positions else 1])
-        binding.bind_output("logits")
+        if all_positions:
+            binding.bind_output("logits")
+        else:
+            binding.bind_ortvalue_output("logits", self.logits)
         if not self.shared:
             for name in self.outputs[1:]:
                 binding.bind_output(name)
         self.session.run_with_iobinding(binding)
+        if self.shared and not all_positions:
+            return self.logits.numpy().copy()  # `numpy()` is a view of the buffer that the next step overwrites
+        # outputs come back in the order they were bound: shared caches before the logits, growing ones after
         outputs = binding.get_outputs()
-        # outputs come back in the order they were bound: shared caches first, then logits; or logits, then the caches
         if self.shared:
             return outputs[-1].numpy()
         for name, value in zip(self.outputs[1:], outputs[1:], strict=True):

@@ -1,0 +1,173 @@
+"""Runs rows: reference first, then each row's process (load, check, warm up), then rounds in turn (A B C A B C ...).
+
+Rounds are interleaved so that drift of the machine hits all rows alike. Every row gets the same token ids, exact counts,
+greedy decoding, the same threads and the same cache capacity.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer.bench.process import WorkerFailed, WorkerProcess
+from edgeformer.bench.row import Plan, Row
+from edgeformer.spec import Model
+from edgeformer.verify import sample_ids
+
+CHECKED_TOKENS = 96
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every row runs: `prompt` tokens of prefill, `gen` decode steps, `rounds` times, with `threads` threads.
+
+    `batch` is for encoders. `limit_s` ends a row that doesn't answer.
+    """
+
+    prompt: int = 128
+    gen: int = 64
+    rounds: int = 5
+    threads: int = 1
+    batch: int = 1
+    seed: int = 0
+    limit_s: float = 900.0
+
+
+Report = Callable[[str], None]
+
+
+def run(
+    plans: list[Plan],
+    spec: Model,
+    settings: Settings,
+    *,
+    reference: tuple[str, dict[str, Any]] | None,
+    report: Report = lambda _: None,
+) -> list[Row]:
+    """Measure every plan.
+
+    Args:
+        plans: the rows.
+        spec: the model they all run.
+        settings: what to run.
+        reference: (MODEL, load options) of the original to check against, or None: every row is then unchecked.
+        report: told what is happening.
+    """
+    rows = [Row(p, settings.threads, settings.batch) for p in plans]
+    prompt = [int(i) for i in sample_ids(spec.vocab, settings.prompt, settings.seed)]
+    request = {"prompt": prompt, "gen": settings.gen, "batch": settings.batch}
+    workers: dict[int, WorkerProcess] = {}
+    with tempfile.TemporaryDirectory(prefix="edgeformer-bench-") as scratch:
+        try:
+            files = _references(rows, spec, settings, reference, Path(scratch), report)
+            for i, row in enumerate(rows):
+                report(f"{row.plan.label}: load, check, warm up")
+                workers[i] = WorkerProcess(settings.threads)
+                _guarded(row, lambda i=i, row=row: _prepare(row, workers[i], spec, settings, request, files))
+            for n in range(settings.rounds):
+                for i, row in enumerate(rows):
+                    if row.status == "ok":
+                        report(f"round {n + 1}/{settings.rounds}: {row.plan.label}")
+                        _guarded(row, lambda i=i, row=row: _round(row, workers[i], settings, request))
+        finally:
+            for worker in workers.values():
+                worker.close()
+    return rows
+
+
+def _references(
+    rows: list[Row],
+    spec: Model,
+    settings: Settings,
+    reference: tuple[str, dict[str, Any]] | None,
+    scratch: Path,
+    report: Report,
+) -> dict[str, Path]:
+    """precision -> file with what rows of that precision must answer."""
+    if reference is None:
+        return {}
+    source, load_options = reference
+    capacity = settings.prompt + settings.gen
+    length = min(max(CHECKED_TOKENS, 8), spec.context if spec.task != "text-generation" else capacity)
+    generate = min(settings.gen, 32)
+    request: dict[str, Any] = {"task": spec.task, "length": min(length, settings.prompt)}
+    if spec.task == "text-generation":
+        ids = [int(i) for i in sample_ids(spec.vocab, length, settings.seed + 1)]
+        request |= {"ids": ids, "prompt": _checked_prompt(length, generate, capacity), "generate": generate}
+    files = {}
+    for precision in dict.fromkeys(row.plan.precision for row in rows):
+        report(f"reference, weights as {precision}")
+        worker = WorkerProcess(settings.threads)
+        file = scratch / f"{precision}.npz"
+        try:
+            made = worker.ask(
+                "reference",
+                settings.limit_s,
+                source=source,
+                load_options=load_options,
+                precision=precision,
+                threads=settings.threads,
+                file=str(file),
+                request=request,
+            )
+            files[precision] = file
+            for row in rows:
+                if row.plan.precision == precision:
+                    row.reference = f"{made['runtime']} fp32, weights as {precision}"
+        except WorkerFailed as e:
+            for row in rows:
+                if row.plan.precision == precision:
+                    row.checks = [{"name": "reference", "verdict": "unchecked", "note": f"no reference: {e}"}]
+        finally:
+            worker.close()
+    return files
+
+
+def _checked_prompt(length: int, generate: int, capacity: int) -> int:
+    return max(1, min(32, length, capacity - generate))
+
+
+def _guarded(row: Row, action: Callable[[], None]) -> None:
+    try:
+        action()
+    except WorkerFailed as e:
+        row.status, row.error = "failed", str(e)
+
+
+def _prepare(
+    row: Row, worker: WorkerProcess, spec: Model, settings: Settings, request: dict, files: dict[str, Path]
+) -> None:
+    plan, limit = row.plan, settings.limit_s
+    capacity = settings.prompt + settings.gen if spec.task == "text-generation" else None
+    opened = worker.ask(
+        "open",
+        limit,
+        runtime=plan.runtime,
+        source=plan.source,
+        opens=plan.opens,
+        load_options=plan.load_options,
+        options={"threads": settings.threads, "capacity": capacity, "precision": plan.precision},
+    )
+    row.load_s, row.versions, row.facts = opened["load_s"], opened["versions"], opened["facts"]
+    row.first = worker.ask("first", limit, **request)
+    if (file := files.get(plan.precision)) is not None:
+        with np.load(file) as data:
+            length = len(data["ids"]) if "ids" in data else 0
+        generate = min(settings.gen, 32)
+        prompt = _checked_prompt(length, generate, settings.prompt + settings.gen)
+        checked = worker.ask(
+            "check", limit, file=str(file), precision=plan.precision, prompt=prompt, reference=row.reference or ""
+        )
+        row.verdict, row.checks = checked["verdict"], checked["checks"]
+    row.discarded = worker.ask("warmup", limit, **request)["rounds"]
+
+
+def _round(row: Row, worker: WorkerProcess, settings: Settings, request: dict) -> None:
+    row.rounds.append(worker.ask("round", settings.limit_s, **request))
+    memory = worker.ask("memory", settings.limit_s)
+    row.peak_rss_bytes, row.rss_source = memory["peak_rss_bytes"], memory["rss_source"]

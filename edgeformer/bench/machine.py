@@ -1,0 +1,70 @@
+"""Facts about the machine that a number is meaningless without. Unknown is None, never a guess."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+
+def cpu_name() -> str:
+    """The CPU's marketing name."""
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    if sys.platform == "darwin":
+        import subprocess
+
+        out = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
+        return out.stdout.strip() or platform.processor()
+    return platform.processor() or platform.machine()
+
+
+def usable_cpus() -> int:
+    """CPUs this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def physical_cores() -> int:
+    """Physical cores this process may use: the default number of threads."""
+    return max(1, min(psutil.cpu_count(logical=False) or usable_cpus(), usable_cpus()))
+
+
+def facts() -> dict[str, Any]:
+    """One flat record, collected once per run."""
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    load = psutil.getloadavg()[0] if hasattr(psutil, "getloadavg") else None
+    return {
+        "cpu_info": cpu_name(),
+        "machine": platform.machine(),
+        "cpu_physical_cores": psutil.cpu_count(logical=False),
+        "cpu_usable": usable_cpus(),
+        "ram_bytes": psutil.virtual_memory().total,
+        "os_name": platform.system(),
+        "os_version": platform.release(),
+        "python": platform.python_version(),
+        "load_average_before": load,
+        "power_source": None if battery is None else "mains" if battery.power_plugged else "battery",
+    }
+
+
+def peak_memory() -> tuple[int, str]:
+    """This process's peak resident bytes, and where the number comes from.
+
+    Not `ru_maxrss` on Linux: it survives exec, so a child starts with its parent's peak.
+    """
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024, "VmHWM"
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return (peak if sys.platform == "darwin" else peak * 1024), "ru_maxrss"

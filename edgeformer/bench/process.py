@@ -1,0 +1,86 @@
+"""A worker process seen from the harness: start it, ask it, and survive whatever happens to it."""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import Any
+
+
+class WorkerFailed(Exception):
+    """The worker answered with an error, died, or took too long."""
+
+
+class WorkerProcess:
+    """One row's process. Thread counts of numerical libraries are set before it starts."""
+
+    def __init__(self, threads: int):
+        count = str(threads)
+        environment = os.environ | dict.fromkeys(
+            ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), count
+        )
+        environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        self._log = tempfile.TemporaryFile(mode="w+")
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "edgeformer.bench.worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            env=environment,
+        )
+        self._answers: queue.Queue[str] = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self) -> None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            self._answers.put(line)
+        self._answers.put("")
+
+    def ask(self, do: str, timeout: float, **arguments: Any) -> Any:
+        """Run one command of the worker.
+
+        Raises:
+            WorkerFailed: with the worker's error, its exit status and last words, or the time limit.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(json.dumps({"do": do, "with": arguments}) + "\n")
+            self._process.stdin.flush()
+            line = self._answers.get(timeout=timeout)
+        except queue.Empty:
+            self.close(kill=True)
+            raise WorkerFailed(f"no answer to {do!r} within {timeout:.0f} s") from None
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            status = self._process.wait()
+            raise WorkerFailed(f"the process ended with status {status}: {self.last_words()}")
+        answer = json.loads(line)
+        if "error" in answer:
+            raise WorkerFailed(answer["error"])
+        return answer["ok"]
+
+    def last_words(self) -> str:
+        """The end of what the process printed."""
+        self._log.seek(0)
+        lines = [line for line in self._log.read().splitlines() if line.strip()]
+        return lines[-1][:300] if lines else "it printed nothing"
+
+    def close(self, *, kill: bool = False) -> None:
+        """End the process."""
+        if kill:
+            self._process.kill()
+        elif self._process.stdin is not None and not self._process.stdin.closed:
+            self._process.stdin.close()
+        try:
+            self._process.wait(timeout=10)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

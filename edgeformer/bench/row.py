@@ -1,0 +1,76 @@
+"""One row of a comparison: what was run, every sample, what memory it took, and whether its answers were right."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass, field
+from typing import Any
+
+from edgeformer.verify import NEAR_TIE, PASS, UNCHECKED
+
+
+@dataclass
+class Plan:
+    """A row to run: `runtime` (`name` or `name:variant`) on `source`, an artefact's folder or a MODEL."""
+
+    runtime: str
+    source: str
+    opens: str
+    precision: str
+    label: str = ""
+    ranked: bool = True
+    load_options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Row:
+    """Results. Times in nanoseconds, one list entry per round; `error` says why there are none."""
+
+    plan: Plan
+    threads: int
+    batch: int = 1
+    status: str = "ok"
+    error: str | None = None
+    verdict: str = UNCHECKED
+    checks: list[dict[str, Any]] = field(default_factory=list)
+    reference: str | None = None
+    load_s: float | None = None
+    first: dict[str, Any] | None = None
+    discarded: list[dict[str, Any]] = field(default_factory=list)
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    peak_rss_bytes: int | None = None
+    rss_source: str | None = None
+    versions: dict[str, str] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def verified(self) -> bool:
+        """Whether the row may be ranked."""
+        return self.status == "ok" and self.verdict in (PASS, NEAR_TIE) and self.plan.ranked
+
+    def prefill_ns(self) -> list[int]:
+        """One prefill (or encoder call) per round."""
+        return [r["prefill_ns"] for r in self.rounds]
+
+    def decode_ns(self) -> list[int]:
+        """Every decode step of every round."""
+        return [t for r in self.rounds for t in r["decode_ns"]]
+
+    def decode_medians_ns(self) -> list[float]:
+        """Each round's median decode step."""
+        return [statistics.median(r["decode_ns"]) for r in self.rounds if r["decode_ns"]]
+
+    def cpu_per_wall(self) -> float | None:
+        """CPU seconds per second of wall time while measuring: about the number of threads that worked."""
+        wall = sum(self.prefill_ns()) + sum(self.decode_ns())
+        cpu = sum(r["cpu_prefill_ns"] + r["cpu_decode_ns"] for r in self.rounds)
+        return cpu / wall if wall else None
+
+
+def quantile(samples: list[int], q: float) -> float:
+    """The q-quantile by linear interpolation."""
+    ordered = sorted(samples)
+    at = (len(ordered) - 1) * q
+    low = int(at)
+    high = min(low + 1, len(ordered) - 1)
+    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)

@@ -1,0 +1,126 @@
+"""The process that runs one row: `python -m edgeformer.bench.worker`, one JSON command per line in, one answer out.
+
+Everything a runtime prints goes to stderr; answers go to the original stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer import verify
+from edgeformer.bench.machine import peak_memory
+from edgeformer.bench.measure import Round, decoder_round, encoder_round, warm_up
+from edgeformer.checkpoint import LoadedModel, load
+from edgeformer.errors import EdgeformerError
+from edgeformer.runtimes._protocol import Options, Session, require
+
+
+class Worker:
+    """State of one row."""
+
+    session: Session
+
+    def open(self, runtime: str, source: str, opens: str, load_options: dict, options: dict) -> dict[str, Any]:
+        """Load the model; how long that took, versions and facts."""
+        made, variant = require(runtime)
+        t0 = time.perf_counter()
+        target: Path | LoadedModel = Path(source) if opens == "onnx" else load(source, **load_options)
+        self.session = made.open(target, Options(**options, variant=variant))
+        seconds = time.perf_counter() - t0
+        return {"load_s": seconds, "versions": made.versions(), "facts": self.session.facts()}
+
+    def reference(
+        self, source: str, load_options: dict, precision: str, threads: int, file: str, request: dict
+    ) -> dict[str, Any]:
+        """Compute what every row must answer, and save it for the other processes."""
+        loaded = load(source, **load_options)
+        name = verify.reference_runtime()
+        if request["task"] == "text-generation":
+            ids = np.array(request["ids"], np.int64)
+            made = verify.make_reference(
+                loaded,
+                ids,
+                precision=precision,
+                threads=threads,
+                prompt=request["prompt"],
+                generate=request["generate"],
+            )
+            arrays = {"ids": ids, "logits": made.logits, "tokens": made.tokens, "margins": made.margins}
+        else:
+            inputs = verify.encoder_inputs(loaded.spec, request["length"])
+            session = require(name)[0].open(loaded, Options(threads=threads, precision=precision))
+            arrays = {f"in.{k}": v for k, v in inputs.items()} | session.encode(inputs)
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        return {"runtime": name}
+
+    def check(self, file: str, precision: str, prompt: int, reference: str) -> dict[str, Any]:
+        """Compare this row's answers with the reference's."""
+        with np.load(file) as data:
+            arrays = dict(data)
+        if "logits" in arrays:
+            made = verify.Reference(
+                reference, arrays["ids"], arrays["logits"], prompt, arrays["tokens"], arrays["margins"]
+            )
+            checks = verify.check_decoder(self.session, made, precision)
+        else:
+            inputs = {k[3:]: v for k, v in arrays.items() if k.startswith("in.")}
+            expected = {k: v for k, v in arrays.items() if not k.startswith("in.")}
+            checks = verify.check_encoder(self.session, inputs, expected, precision)
+        return {"verdict": verify.overall(checks), "checks": [asdict(c) for c in checks]}
+
+    def _run(self, prompt: list[int], gen: int, batch: int) -> Round:
+        ids = np.array(prompt, np.int64)
+        if self.session.spec.task == "text-generation":
+            return decoder_round(self.session, ids[None], gen)
+        tiled = np.tile(ids, (batch, 1))
+        inputs = {"input_ids": tiled, "attention_mask": np.ones_like(tiled), "token_type_ids": np.zeros_like(tiled)}
+        return encoder_round(self.session, inputs)
+
+    def first(self, **request: Any) -> dict[str, Any]:
+        """The very first round of this process: what a cold start costs."""
+        return asdict(self._run(**request))
+
+    def warmup(self, **request: Any) -> dict[str, Any]:
+        """Rounds to discard."""
+        return {"rounds": [asdict(r) for r in warm_up(lambda: self._run(**request))]}
+
+    def round(self, **request: Any) -> dict[str, Any]:
+        """One measured round."""
+        return asdict(self._run(**request))
+
+    def memory(self) -> dict[str, Any]:
+        """Peak resident bytes so far."""
+        peak, source = peak_memory()
+        return {"peak_rss_bytes": peak, "rss_source": source}
+
+
+def main() -> None:
+    """Answer commands until stdin closes."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    worker = Worker()
+    for line in sys.stdin:
+        command = json.loads(line)
+        try:
+            result = {"ok": getattr(worker, command["do"])(**command["with"])}
+        except EdgeformerError as e:
+            result = {"error": str(e)}
+        except Exception as e:  # a crash of one runtime is a row of the table, not the end of the run
+            import traceback
+
+            traceback.print_exc()
+            result = {"error": f"{type(e).__name__}: {e}"}
+        answers.write(json.dumps(result) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

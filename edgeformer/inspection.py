@@ -1,0 +1,109 @@
+"""What a spec costs, before anything is built: parameters, bytes, KV cache, FLOPs. Arithmetic on the declarations only."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from edgeformer.spec import Layer, Linear, Model, Stacked, Table, layers, leaves, tensors
+
+BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "q8": 8.5 / 8, "q4": 4.5 / 8}
+"""Group-32 formats carry one fp16 scale per 32 weights: 8.5 and 4.5 bits."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Sizes in bytes; `flops_per_token` counts a multiply and an add as two, without attention scores."""
+
+    parameters: int
+    embedding_parameters: int
+    weight_bytes: dict[str, int]
+    kv_bytes_per_token: int
+    flops_per_token: int
+
+
+def parameters(layer: Layer) -> int:
+    """Number of weights of a whole model."""
+    return sum(math.prod(shape) for shape in tensors(layer).values())
+
+
+def costs(spec: Model, *, cache_bytes: int = 2) -> Costs:
+    """Count a model. `cache_bytes` per cached value: 2 for fp16, 4 for float32.
+
+    A window's cache is counted in full: that is what growing and shared caches allocate.
+    """
+    count = parameters(spec)
+    vectors = sum(math.prod(s) for s in tensors(spec).values() if len(s) == 1)
+    weight_bytes = {
+        # norms and biases stay fp16 in the group formats
+        name: int((count - vectors) * size + vectors * (size if name in ("fp32", "fp16", "bf16") else 2))
+        for name, size in BYTES_PER_WEIGHT.items()
+    }
+    cached = sum(heads * dim for _, layer, _ in layers(spec) for heads, dim in layer.cache().values())
+    tables = sum(math.prod((leaf.rows, leaf.width)) for _, leaf in leaves(spec) if isinstance(leaf, Table))
+    return Costs(count, tables, weight_bytes, cached * cache_bytes, _flops(spec))
+
+
+def _flops(spec: Model) -> int:
+    total = 0
+    for path, layer, width in layers(spec):
+        share = layer.chosen / layer.experts if layer.kind == "moe" else 1.0  # type: ignore[attr-defined]
+        for declaration in layer.params(width).values():
+            if isinstance(declaration, Linear):
+                total += 2 * declaration.inputs * declaration.outputs
+            elif isinstance(declaration, Stacked):
+                total += int(2 * declaration.count * declaration.inputs * declaration.outputs * share)
+    if getattr(spec, "tied", False):
+        total += 2 * spec.width * spec.vocab
+    return total
+
+
+def attention_flops(spec: Model, context: int) -> int:
+    """Scores and weighted values of one new token against `context` keys (a window sees fewer)."""
+    total = 0
+    for _, layer, _ in layers(spec):
+        if hasattr(layer, "heads") and hasattr(layer, "head_dim"):
+            mask = getattr(layer, "mask", None)
+            window = getattr(mask, "window", None)
+            seen = min(context, window) if window else context
+            total += 4 * layer.heads * layer.head_dim * seen  # type: ignore[attr-defined]
+    return total
+
+
+def tree(spec: Model) -> list[str]:
+    """The spec as indented lines; runs of equal blocks are one line."""
+    import dataclasses
+
+    lines: list[str] = []
+
+    def describe(layer: Layer, depth: int, label: str) -> None:
+        plain = {
+            f.name: getattr(layer, f.name)
+            for f in dataclasses.fields(layer)
+            if isinstance(getattr(layer, f.name), (int, float, str)) and getattr(layer, f.name) != f.default
+        }
+        values = " ".join(f"{k}={v}" for k, v in plain.items())
+        lines.append("  " * depth + f"{label}{layer.kind} {values}".rstrip())
+        for f in dataclasses.fields(layer):
+            value = getattr(layer, f.name)
+            if isinstance(value, tuple):
+                for start, end, block in _runs(value):
+                    span = f"{start}" if start == end else f"{start}-{end}"
+                    describe(block, depth + 1, f"{f.name}[{span}]: ")
+            elif dataclasses.is_dataclass(value) and hasattr(value, "kind") and value != f.default:
+                describe(value, depth + 1, f"{f.name}: ")  # type: ignore[arg-type]
+
+    describe(spec, 0, "")
+    return lines
+
+
+def _runs(blocks: tuple) -> list[tuple[int, int, Layer]]:
+    runs: list[tuple[int, int, Layer]] = []
+    for i, block in enumerate(blocks):
+        if not isinstance(block, Layer):
+            continue
+        if runs and runs[-1][2] == block:
+            runs[-1] = (runs[-1][0], i, block)
+        else:
+            runs.append((i, i, block))
+    return runs

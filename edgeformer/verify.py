@@ -1,0 +1,271 @@
+"""Does an artefact say what the original says? The parity ladder, and the verdict that travels with the artefact.
+
+The reference is the same spec and weights in float32 (torch, or numpy where torch is not installed), with weights rounded
+to what the artefact stores, so that a verdict judges the runtime and the export, not the choice of precision.
+
+For decoders: 1. `full`, logits of one pass over the whole sequence; 2. `cached`, a prefill and then single steps; 3.
+`greedy`, tokens generated freely. For encoders: every output, on padded batches.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer import bundle
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.errors import ArtefactError, InputError
+from edgeformer.runtimes._protocol import Options, Session, get, require
+from edgeformer.spec import digest
+
+LIMITS = {"fp32": (1e-4, 1e-5), "bf16": (1e-4, 1e-5), "fp16": (1e-2, 2e-3)}
+"""Largest |difference| allowed, by precision: absolute + relative · max |reference|. bf16 weights compute in float32."""
+
+PASS, NEAR_TIE, FAIL, UNCHECKED = "pass", "near-tie", "fail", "unchecked"
+
+
+@dataclass
+class Check:
+    """One rung of the ladder. `max_abs` over all compared values; `first_divergence` is a token's index, or None."""
+
+    name: str
+    verdict: str
+    max_abs: float | None = None
+    limit: float | None = None
+    top1: float | None = None
+    kl_mean: float | None = None
+    first_divergence: int | None = None
+    note: str = ""
+
+
+@dataclass
+class Verdict:
+    """What was compared with what, and how it came out."""
+
+    verdict: str
+    runtime: str
+    reference: str
+    precision: str
+    positions: int
+    checks: list[Check] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+
+@dataclass
+class Reference:
+    """A decoder's answers: ids int64 [T]; logits float32 [T, V] of one pass; tokens, the greedy continuation [n]."""
+
+    runtime: str
+    ids: np.ndarray
+    logits: np.ndarray
+    prompt: int
+    tokens: np.ndarray
+    margins: np.ndarray
+    """At each generated token, how far the best logit was above the second."""
+
+
+def reference_runtime() -> str:
+    """`torch` if it is installed, else `numpy`."""
+    return "torch" if get("torch")[0].unavailable() is None else "numpy"
+
+
+def sample_ids(vocab: int, count: int, seed: int = 0) -> np.ndarray:
+    """Token ids int64 [count] from a seed."""
+    return np.random.default_rng(seed).integers(0, vocab, count)
+
+
+def make_reference(
+    loaded: LoadedModel, ids: np.ndarray, *, precision: str, threads: int, prompt: int, generate: int
+) -> Reference:
+    """Run the reference: one pass over `ids`, and `generate` greedy tokens after its first `prompt` ids."""
+    name = reference_runtime()
+    capacity = max(len(ids), prompt + generate)
+    session = require(name)[0].open(loaded, Options(threads=threads, capacity=capacity, precision=precision))
+    logits = session.forward(ids[None], all_positions=True)[0]
+    tokens, margins = greedy(session, ids[:prompt], generate)
+    return Reference(name, ids, logits, prompt, tokens, margins)
+
+
+def greedy(session: Session, prompt: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """`count` greedy tokens after a prompt [T], and each one's margin over the second best."""
+    session.reset()
+    logits = session.forward(prompt[None])[0]
+    tokens, margins = [], []
+    for i in range(count):
+        second, first = np.partition(logits, -2)[-2:]
+        tokens.append(int(logits.argmax()))
+        margins.append(float(first - second))
+        if i + 1 < count:
+            logits = session.forward(np.array([[tokens[-1]]]))[0]
+    return np.array(tokens, np.int64), np.array(margins)
+
+
+def limit_for(precision: str, reference: np.ndarray) -> float:
+    """The largest difference allowed; see `LIMITS`."""
+    absolute, relative = LIMITS[precision]
+    return absolute + relative * float(np.abs(reference).max(initial=0.0))
+
+
+def compare(name: str, ours: np.ndarray, reference: np.ndarray, precision: str) -> Check:
+    """Judge logits [T, V] (or any outputs) against the reference's."""
+    if ours.shape != reference.shape:
+        return Check(name, FAIL, note=f"shape {list(ours.shape)} instead of {list(reference.shape)}")
+    if not np.isfinite(ours).all():
+        return Check(name, FAIL, note=f"{int((~np.isfinite(ours)).sum())} values are not finite")
+    limit, worst = limit_for(precision, reference), float(np.abs(ours - reference).max())
+    same = ours.argmax(-1) == reference.argmax(-1)
+    divergence = None if same.all() else int(np.flatnonzero(~same.reshape(-1))[0])
+    return Check(
+        name,
+        PASS if worst <= limit else FAIL,
+        max_abs=worst,
+        limit=limit,
+        top1=float(same.mean()),
+        kl_mean=kl_divergence(reference, ours),
+        first_divergence=divergence,
+    )
+
+
+def kl_divergence(reference: np.ndarray, ours: np.ndarray) -> float:
+    """Mean over positions of KL(reference ‖ ours) in nats, both [T, V] logits."""
+
+    def log_softmax(x: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float64) - x.max(-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    p, q = log_softmax(reference), log_softmax(ours)
+    return max(float((np.exp(p) * (p - q)).sum(-1).mean()), 0.0)
+
+
+def check_decoder(session: Session, reference: Reference, precision: str) -> list[Check]:
+    """The three rungs for a decoder's session (batch 1)."""
+    ids, checks = reference.ids, []
+    if session.all_positions:
+        session.reset()
+        full = session.forward(ids[None], all_positions=True)[0]
+        checks.append(compare("full", full, reference.logits, precision))
+    else:
+        checks.append(Check("full", UNCHECKED, note="this runtime gives the last position's logits only"))
+    prefill = max(len(ids) // 2, 1)
+    session.reset()
+    rows = [session.forward(ids[None, :prefill])[0]]
+    rows += [session.forward(ids[None, i : i + 1])[0] for i in range(prefill, len(ids))]
+    checks.append(compare("cached", np.stack(rows), reference.logits[prefill - 1 :], precision))
+    tokens, _ = greedy(session, ids[: reference.prompt], len(reference.tokens))
+    checks.append(compare_tokens(tokens, reference, precision))
+    return checks
+
+
+def compare_tokens(tokens: np.ndarray, reference: Reference, precision: str) -> Check:
+    """Judge greedy tokens: a difference is a near-tie when the reference's margin there is within twice the limit."""
+    different = np.flatnonzero(tokens != reference.tokens[: len(tokens)])
+    if not len(different):
+        return Check("greedy", PASS, top1=1.0)
+    first = int(different[0])
+    margin, limit = float(reference.margins[first]), 2 * limit_for(precision, reference.logits)
+    return Check(
+        "greedy",
+        NEAR_TIE if margin <= limit else FAIL,
+        limit=limit,
+        first_divergence=first,
+        note=f"token {first}: {tokens[first]} instead of {reference.tokens[first]}, whose margin was {margin:.2e}",
+    )
+
+
+def encoder_inputs(spec: Any, length: int, seed: int = 0) -> dict[str, np.ndarray]:
+    """Three rows: full, right-padded, left-padded."""
+    ids = sample_ids(spec.vocab, 3 * length, seed).reshape(3, length)
+    mask = np.ones_like(ids)
+    mask[1, length - length // 4 :] = 0
+    mask[2, : length // 3] = 0
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+
+
+def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dict, precision: str) -> list[Check]:
+    """Every output of an encoder; padded positions don't count."""
+    outputs, checks = session.encode(inputs), []
+    real = inputs["attention_mask"].astype(bool)
+    for name, reference in expected.items():
+        ours = outputs[name]
+        if reference.ndim == 3:
+            ours, reference = ours[real], reference[real]
+        check = compare(name, ours, reference, precision)
+        check.top1 = check.kl_mean = check.first_divergence = None  # these are for logits
+        checks.append(check)
+    return checks
+
+
+def overall(checks: list[Check]) -> str:
+    """fail if anything failed, near-tie if the worst is one, unchecked if nothing could be compared."""
+    verdicts = {c.verdict for c in checks}
+    for verdict in (FAIL, NEAR_TIE, PASS):
+        if verdict in verdicts:
+            return verdict
+    return UNCHECKED
+
+
+def verify(
+    artefact: str | Path,
+    against: LoadedModel,
+    *,
+    runtime: str = "onnxruntime",
+    length: int = 160,
+    generate: int = 64,
+    threads: int = 1,
+    seed: int = 0,
+    ids: np.ndarray | None = None,
+    record: bool = True,
+) -> Verdict:
+    """Check an artefact against the model it was made from, and write the verdict into its manifest.
+
+    Args:
+        artefact: the folder.
+        against: the original, from `edgeformer.load`.
+        runtime: what runs the artefact.
+        length: tokens compared position by position.
+        generate: greedy tokens compared.
+        threads: compute threads for both sides.
+        seed: of the random ids.
+        ids: int64 [T], compared instead of random ids (real text says more).
+        record: whether to write the verdict.
+
+    Raises:
+        ArtefactError: it is no artefact, it is damaged, or it was made from another spec.
+    """
+    folder = Path(artefact)
+    manifest = bundle.read_manifest(folder)
+    bundle.check_files(folder, manifest)
+    if digest(against.spec) != manifest["spec_digest"]:
+        raise ArtefactError(
+            f"{folder} was made from another architecture ({manifest['name']}, spec {manifest['spec_digest']}) than"
+            f" {against.name} (spec {digest(against.spec)})"
+        )
+    precision, made = manifest["precision"], require(runtime)
+    length = min(length if ids is None else len(ids), manifest["context"])
+    if against.spec.task == "text-generation":
+        if length < 4:
+            raise InputError(f"at least 4 tokens are needed to verify, got {length}")
+        ids = sample_ids(against.spec.vocab, length, seed) if ids is None else np.asarray(ids[:length], np.int64)
+        prompt = min(max(length // 4, 1), 32)
+        generate = min(generate, manifest["context"] - prompt)
+        reference = make_reference(
+            against, ids, precision=precision, threads=threads, prompt=prompt, generate=generate
+        )
+        capacity = max(length, prompt + generate)
+        session = made[0].open(folder, Options(threads=threads, capacity=capacity, variant=made[1]))
+        checks, name = check_decoder(session, reference, precision), reference.runtime
+    else:
+        inputs, name = encoder_inputs(against.spec, length, seed), reference_runtime()
+        expected = require(name)[0].open(against, Options(threads=threads, precision=precision)).encode(inputs)
+        session = made[0].open(folder, Options(threads=threads, variant=made[1]))
+        checks = check_encoder(session, inputs, expected, precision)
+    verdict = Verdict(overall(checks), runtime, f"{name} fp32, weights as {precision}", precision, length, checks)
+    if record:
+        bundle.write_manifest(folder, {**manifest, "verdict": verdict.as_dict()})
+    return verdict
