@@ -1,0 +1,61 @@
+"""The command line. Each file here is a command, found by its name and imported when it is asked for."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from edgeformer import __version__, discover
+from edgeformer.errors import EdgeformerError
+
+
+class Commands(click.Group):
+    """Finds commands by file name."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All commands, by name."""
+        return discover.names("edgeformer.cli")
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The `command` of the module called so."""
+        module = None if cmd_name.startswith("_") else discover.find("edgeformer.cli", cmd_name)
+        return None if module is None else module.command
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="MODEL is a Hugging Face folder, an edgeformer folder, a spec file, a named spec, or a hub id (owner/name).",
+)
+@click.version_option(__version__, prog_name="edgeformer")
+def cli() -> None:
+    """One transformer spec: export it to ONNX, check that it says the same, measure it on every runtime.
+
+    \b
+    Examples:
+      edgeformer compare models/stdlib-5m
+      edgeformer export models/stdlib-5m -o build/stdlib-5m
+      edgeformer verify build/stdlib-5m --against models/stdlib-5m
+    """
+
+
+def main() -> Any:
+    """Run the command line; the exit code of an `EdgeformerError` is its class's."""
+    try:
+        return cli(standalone_mode=False)
+    except EdgeformerError as e:
+        click.echo(f"error: {e}", err=True)
+        sys.exit(e.exit_code)
+    except click.exceptions.Exit as e:
+        sys.exit(e.exit_code)
+    except click.ClickException as e:
+        e.show()
+        sys.exit(e.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted", err=True)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away (`| head`)
+        sys.stderr.close()
+        sys.exit(0)

@@ -1,0 +1,86 @@
+"""What several commands share: options, output, progress."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import click
+
+allow_unread = click.option(
+    "--allow-unread-config", is_flag=True, help="Go on when config.json has keys that nobody understands; they are named."
+)
+as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
+
+
+def threads_option(function: Callable) -> Callable:
+    """`--threads`, one per physical core by default."""
+    return click.option(
+        "--threads", type=click.IntRange(min=1), default=None, help="Compute threads. [default: physical cores]"
+    )(function)
+
+
+def default_threads(threads: int | None) -> int:
+    """The number asked for, or one per physical core."""
+    from edgeformer.bench.machine import physical_cores
+
+    return threads or physical_cores()
+
+
+def load_model(model: str, allow: bool = False) -> Any:
+    """`edgeformer.load`, with its notes on stderr."""
+    from edgeformer.checkpoint import load
+
+    loaded = load(model, allow_unread_config=allow)
+    notes(loaded.notes)
+    return loaded
+
+
+def notes(lines: list[str]) -> None:
+    """Remarks for the user, on stderr."""
+    for line in lines:
+        click.echo(f"note: {line}", err=True)
+
+
+def print_json(data: Any) -> None:
+    """Indented JSON on stdout."""
+    click.echo(json.dumps(data, indent=1))
+
+
+def size(count: float) -> str:
+    """Bytes for people, in decimal units."""
+    for unit in ("B", "kB", "MB", "GB", "TB"):
+        if count < 1000 or unit == "TB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+@contextlib.contextmanager
+def byte_progress(text: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr for callbacks (done, total); None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn(text), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def status(text: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is happening; plain lines where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield lambda line: click.echo(line, err=True)
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(text) as spinner:
+        yield spinner.update

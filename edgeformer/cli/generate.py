@@ -1,0 +1,111 @@
+"""`edgeformer generate`."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeformer.cli._common import allow_unread, as_json, default_threads, print_json, threads_option
+
+
+@click.command(
+    name="generate",
+    epilog='Examples:  edgeformer generate models/stdlib-5m -p "def main("  ·  ... --temperature 0.8 --top-p 0.95 --seed 1',
+)
+@click.argument("model")
+@click.option("-p", "--prompt", default=None, help="Text to continue.")
+@click.option("--ids", default=None, help="Token ids to continue, separated by commas; for models without a tokenizer.")
+@click.option("-n", "--gen", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to generate.")
+@click.option("--runtime", default=None, help="What runs the model. [default: onnxruntime]")
+@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
+@click.option("--top-k", default=0, show_default=True, help="0 keeps all tokens.")
+@click.option("--top-p", default=1.0, show_default=True)
+@click.option("--min-p", default=0.0, show_default=True)
+@click.option("--seed", type=int, default=None, help="Of the sampling.")
+@threads_option
+@allow_unread
+@as_json
+def command(
+    model: str,
+    prompt: str | None,
+    ids: str | None,
+    gen: int,
+    runtime: str | None,
+    temperature: float,
+    top_k: int,
+    top_p: float,
+    min_p: float,
+    seed: int | None,
+    threads: int | None,
+    allow_unread_config: bool,
+    as_json: bool,
+) -> None:
+    """Continue a prompt with MODEL (a checkpoint or an artefact), streaming the text."""
+    from edgeformer.errors import InputError
+    from edgeformer.generate import Sampling, load_tokenizer, stream_ids, stream_text
+
+    if (prompt is None) == (ids is None):
+        raise InputError("give a prompt with -p, or token ids with --ids")
+    sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+    with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
+        session, folder = _open(model, runtime or "onnxruntime", default_threads(threads), allow_unread_config, scratch)
+        if session.spec.task != "text-generation":
+            raise InputError(f"{model} is an encoder; it does not generate text")
+        tokenizer = load_tokenizer(folder) if ids is None else None
+        start = tokenizer.encode(prompt).ids if tokenizer is not None else _parse(ids or "")
+        stream = stream_ids(session, start, gen, sampling, _stops(folder))
+        if as_json:
+            made = list(stream)
+            print_json({"prompt_ids": start, "ids": made, "text": tokenizer and tokenizer.decode(made)})
+        elif tokenizer is None:
+            click.echo(",".join(map(str, stream)))
+        else:
+            click.echo(prompt, nl=False)
+            for piece in stream_text(tokenizer, stream):
+                click.echo(piece, nl=False)
+            click.echo()
+
+
+def _parse(ids: str) -> list[int]:
+    from edgeformer.errors import InputError
+
+    try:
+        return [int(i) for i in ids.split(",")]
+    except ValueError:
+        raise InputError(f"--ids takes integers separated by commas, not {ids!r}") from None
+
+
+def _open(model: str, runtime: str, threads: int, allow: bool, scratch: str) -> tuple[Any, Path | None]:
+    from edgeformer.bundle import MANIFEST
+    from edgeformer.cli._common import load_model
+    from edgeformer.errors import InputError
+    from edgeformer.export.onnx import export_onnx
+    from edgeformer.runtimes._protocol import Options, require
+
+    made, variant = require(runtime)
+    options = Options(threads=threads, variant=variant)
+    if (Path(model) / MANIFEST).exists():
+        if made.opens != "onnx":
+            raise InputError(f"{model} is an ONNX artefact; the runtime {runtime} opens checkpoints")
+        return made.open(Path(model), options), Path(model)
+    loaded = load_model(model, allow)
+    if made.opens == "checkpoint":
+        return made.open(loaded, options), loaded.folder
+    folder = Path(scratch) / "model"
+    export_onnx(loaded, folder)
+    return made.open(folder, options), loaded.folder
+
+
+def _stops(folder: Path | None) -> frozenset[int]:
+    """The end-of-text ids of generation_config.json or config.json."""
+    import json
+
+    for name in ("generation_config.json", "config.json"):
+        if folder is not None and (folder / name).exists():
+            eos = json.loads((folder / name).read_text()).get("eos_token_id")
+            if eos is not None:
+                return frozenset(eos if isinstance(eos, list) else [eos])
+    return frozenset()

@@ -1,0 +1,63 @@
+"""`edgeformer inspect`."""
+
+from __future__ import annotations
+
+import click
+
+from edgeformer.cli._common import allow_unread, as_json, load_model, print_json, size
+
+
+@click.command(
+    name="inspect",
+    epilog="Examples:  edgeformer inspect models/stdlib-5m  ·  edgeformer inspect smollm2-135m --context 2048 --memory 8",
+)
+@click.argument("model")
+@click.option("--context", type=click.IntRange(min=1), default=None, help="Tokens in the KV cache. [default: the model's]")
+@click.option("--memory", type=float, default=None, help="Memory in GB: will it fit?")
+@allow_unread
+@as_json
+def command(model: str, context: int | None, memory: float | None, allow_unread_config: bool, as_json: bool) -> None:
+    """Show a model's tree, parameters, bytes, KV cache and FLOPs. A config or spec alone is enough."""
+    from edgeformer.errors import InputError
+    from edgeformer.inspection import attention_flops, costs, tree
+    from edgeformer.spec import digest
+
+    loaded = load_model(model, allow_unread_config)
+    spec, tokens = loaded.spec, context or loaded.spec.context
+    if tokens > spec.context:
+        raise InputError(f"--context {tokens} exceeds the model's {spec.context} positions")
+    count = costs(spec)
+    kv = count.kv_bytes_per_token * tokens
+    flops = count.flops_per_token + attention_flops(spec, tokens)
+    fits = None
+    if memory is not None:
+        fits = {k: v + kv <= memory * 1e9 for k, v in count.weight_bytes.items()}
+    if as_json:
+        print_json(
+            {
+                "name": loaded.name,
+                "spec_digest": digest(spec),
+                "task": spec.task,
+                "tree": tree(spec),
+                "parameters": count.parameters,
+                "embedding_parameters": count.embedding_parameters,
+                "weight_bytes": count.weight_bytes,
+                "context": tokens,
+                "kv_bytes_per_token_fp16": count.kv_bytes_per_token,
+                "kv_bytes_fp16": kv,
+                "flops_per_token": flops,
+                "fits": fits,
+                "stored": None if loaded.weights is None else sorted(loaded.weights.dtypes()),
+            }
+        )
+        return
+    click.echo("\n".join(tree(spec)))
+    click.echo()
+    stored = "no weights" if loaded.weights is None else "stored as " + ", ".join(sorted(loaded.weights.dtypes()))
+    click.echo(f"{'parameters':<16}{count.parameters:,} ({count.embedding_parameters:,} in embeddings), {stored}")
+    for name, total in count.weight_bytes.items():
+        verdict = "" if fits is None else f"   {'fits' if fits[name] else 'does not fit'} in {memory:g} GB with the KV cache"
+        click.echo(f"{'weights ' + name:<16}{size(total):>10}{verdict}")
+    if kv:
+        click.echo(f"{'KV cache fp16':<16}{size(kv):>10}   for {tokens:,} tokens, {size(count.kv_bytes_per_token)} each")
+    click.echo(f"{'FLOPs per token':<16}{flops / 1e6:>7.1f} M    with {tokens:,} tokens in context")

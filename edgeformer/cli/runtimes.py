@@ -1,0 +1,48 @@
+"""`edgeformer runtimes`."""
+
+from __future__ import annotations
+
+import click
+
+from edgeformer.cli._common import as_json, print_json
+
+
+@click.command(name="runtimes", epilog="Example:  edgeformer runtimes --json")
+@as_json
+def command(as_json: bool) -> None:
+    """List runtimes: installed with their versions, or missing with the exact line that installs them."""
+    from edgeformer.export import kernels
+    from edgeformer.runtimes import _protocol
+
+    rows = []
+    for name in _protocol.names():
+        runtime, _ = _protocol.get(name)
+        missing = runtime.unavailable()
+        rows.append(
+            {
+                "runtime": name,
+                "installed": missing is None,
+                "versions": {} if missing else runtime.versions(),
+                "opens": runtime.opens,
+                "variants": list(runtime.variants),
+                "missing": missing,
+            }
+        )
+    library = kernels.status()
+    if as_json:
+        print_json({"runtimes": rows, "kernels": library})
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("runtime", "state", "opens", "variants")
+    for row in rows:
+        state = ", ".join(f"{k} {v}" for k, v in row["versions"].items()) or "built in"
+        table.add_row(
+            row["runtime"],
+            f"[green]{state}[/]" if row["installed"] else f"[yellow]{row['missing']}[/]".replace("[edge", "\\[edge"),
+            row["opens"],
+            ", ".join(f"{row['runtime']}:{v}" for v in row["variants"]),
+        )
+    Console().print(table)
+    click.echo(f"native kernels: {library}")

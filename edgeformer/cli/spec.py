@@ -1,0 +1,18 @@
+"""`edgeformer spec`."""
+
+from __future__ import annotations
+
+import click
+
+from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
+
+
+@click.command(name="spec", epilog="Example:  edgeformer spec models/stdlib-5m > my-model.json")
+@click.argument("model")
+@allow_unread
+@as_json
+def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
+    """Print a model's spec as JSON: a file that every other command takes as MODEL. (--json changes nothing here.)"""
+    from edgeformer.spec import to_json
+
+    print_json(to_json(load_model(model, allow_unread_config).spec))

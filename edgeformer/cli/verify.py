@@ -1,0 +1,85 @@
+"""`edgeformer verify`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from edgeformer.cli._common import allow_unread, as_json, default_threads, load_model, print_json, threads_option
+
+
+@click.command(name="verify", epilog="Example:  edgeformer verify build/m --against models/stdlib-5m --text some.txt")
+@click.argument("artefact", type=click.Path())
+@click.option("--against", required=True, help="The MODEL it was made from.")
+@click.option("--runtime", default="onnxruntime", show_default=True, help="What runs the artefact.")
+@click.option("--length", type=click.IntRange(min=4), default=160, show_default=True, help="Tokens compared one by one.")
+@click.option("--gen", type=click.IntRange(min=1), default=64, show_default=True, help="Greedy tokens compared.")
+@click.option("--text", type=click.Path(exists=True, dir_okay=False), help="Compare on this text instead of random ids.")
+@click.option("--seed", default=0, show_default=True, help="Of the random ids.")
+@threads_option
+@allow_unread
+@as_json
+def command(
+    artefact: str,
+    against: str,
+    runtime: str,
+    length: int,
+    gen: int,
+    text: str | None,
+    seed: int,
+    threads: int | None,
+    allow_unread_config: bool,
+    as_json: bool,
+) -> None:
+    """Check that ARTEFACT says what the original says; the verdict goes into its manifest. Exit code 1 if it doesn't."""
+    from edgeformer.errors import VerificationFailed
+    from edgeformer.verify import FAIL, verify
+
+    loaded = load_model(against, allow_unread_config)
+    made = verify(
+        artefact,
+        loaded,
+        runtime=runtime,
+        length=length,
+        generate=gen,
+        threads=default_threads(threads),
+        seed=seed,
+        ids=None if text is None else _ids(loaded, text, length),
+    )
+    if as_json:
+        print_json(made.as_dict())
+    else:
+        _show(made)
+    if made.verdict == FAIL:
+        raise VerificationFailed(f"{artefact} does not say what {against} says")
+
+
+def _ids(loaded: Any, text: str, length: int) -> Any:
+    from pathlib import Path
+
+    import numpy as np
+
+    from edgeformer.generate import load_tokenizer
+
+    ids = load_tokenizer(loaded.folder).encode(Path(text).read_text(encoding="utf-8")).ids[:length]
+    return np.array(ids, np.int64)
+
+
+def _show(made: Any) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    title = f"{made.verdict}: {made.runtime} against {made.reference}, {made.positions} positions"
+    table = Table("check", "verdict", "max |difference|", "limit", "top-1", "mean KL", "note", title=title)
+    for c in made.checks:
+        numbers = (f"{x:.2e}" if x is not None else "-" for x in (c.max_abs, c.limit))
+        table.add_row(
+            c.name,
+            c.verdict,
+            *numbers,
+            "-" if c.top1 is None else f"{c.top1:.2%}",
+            "-" if c.kl_mean is None else f"{c.kl_mean:.1e}",
+            c.note,
+        )
+    Console().print(table)

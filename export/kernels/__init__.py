@@ -1,0 +1,3 @@
+"""placeholder"""
+def status():
+    return "not built"
