@@ -1,4 +1,4 @@
-"""edgeformer: one transformer spec, three native builds that are checked to agree, and honest latency tables.
+"""edgeformer: one transformer spec, native builds that are checked to agree, and honest latency tables.
 
 `import edgeformer` loads no framework; the names below load what they need when they are first used.
 """
@@ -12,15 +12,15 @@ __version__ = "0.1.0"
 _HOMES = {
     "EdgeformerError": "edgeformer.errors",
     "LoadedModel": "edgeformer.checkpoint",
-    "load": "edgeformer.checkpoint",
-    "save": "edgeformer.checkpoint",
+    **dict.fromkeys(("bench", "build_torch", "export", "load", "save", "verify"), "edgeformer.api"),
 }
 
 if TYPE_CHECKING:
-    from edgeformer.checkpoint import LoadedModel, load, save
+    from edgeformer.api import bench, build_torch, export, load, save, verify
+    from edgeformer.checkpoint import LoadedModel
     from edgeformer.errors import EdgeformerError
 
-__all__ = ["EdgeformerError", "LoadedModel", "__version__", "load", "save"]
+__all__ = ["EdgeformerError", "LoadedModel", "__version__", "bench", "build_torch", "export", "load", "save", "verify"]
 
 
 def __getattr__(name: str) -> Any:

@@ -33,8 +33,15 @@ def writing(folder: Path, *, force: bool = False) -> Iterator[Path]:
         ExportError: the place is taken by something that is no artefact, or can't be written to.
     """
     folder = folder.absolute()
-    if folder.exists() and not force and not (folder / MANIFEST).exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ExportError(f"{folder} exists and is no edgeformer artefact; choose another folder, or --force to replace it")
+    if (
+        folder.exists()
+        and not force
+        and not (folder / MANIFEST).exists()
+        and (not folder.is_dir() or any(folder.iterdir()))
+    ):
+        raise ExportError(
+            f"{folder} exists and is no edgeformer artefact; choose another folder, or --force to replace it"
+        )
     scratch = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)

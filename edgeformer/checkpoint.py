@@ -125,8 +125,7 @@ def load(
         loaded = _from_folder(folder, name, allow_unread_config, skip_weights=weights is not None)
     else:
         raise ModelNotFound(
-            f"{name!r} is neither a folder, a spec file, a hub id (owner/name) nor a named spec"
-            f" ({', '.join(known)})"
+            f"{name!r} is neither a folder, a spec file, a hub id (owner/name) nor a named spec ({', '.join(known)})"
         )
     if weights is None:
         return loaded
@@ -225,7 +224,9 @@ def _download(hub_id: str, revision: str | None) -> Path:
             " (offline?). Connect once to download it, or give a folder"
         ) from e
     except (HfHubHTTPError, OSError, ValueError) as e:
-        raise ModelNotFound(f"{hub_id!r} is no local folder or file, and the hub answers: {str(e).splitlines()[0]}") from e
+        raise ModelNotFound(
+            f"{hub_id!r} is no local folder or file, and the hub answers: {str(e).splitlines()[0]}"
+        ) from e
 
 
 def save(spec: Model, state: Mapping[str, object], folder: str | os.PathLike) -> Path:
@@ -254,4 +255,4 @@ def save(spec: Model, state: Mapping[str, object], folder: str | os.PathLike) ->
     return folder
 
 
-__all__ = ["LoadedModel", "TOKENIZER_FILES", "digest", "family", "load", "named_specs", "save"]
+__all__ = ["TOKENIZER_FILES", "LoadedModel", "digest", "family", "load", "named_specs", "save"]

@@ -46,7 +46,7 @@ def costs(spec: Model, *, cache_bytes: int = 2) -> Costs:
 
 def _flops(spec: Model) -> int:
     total = 0
-    for path, layer, width in layers(spec):
+    for _, layer, width in layers(spec):
         share = layer.chosen / layer.experts if layer.kind == "moe" else 1.0  # type: ignore[attr-defined]
         for declaration in layer.params(width).values():
             if isinstance(declaration, Linear):

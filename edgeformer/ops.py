@@ -249,9 +249,7 @@ class Ops(Primitives):
         """down(act(gate(x)) · up(x)) (Shazeer 2020). x: [B, T, D]."""
         return down(self.activate(act, gate(x)) * up(x))
 
-    def moe(
-        self, x: Any, weights: Any, chosen: Any, gate: Any, up: Any, down: Any, *, act: str, count: int
-    ) -> Any:
+    def moe(self, x: Any, weights: Any, chosen: Any, gate: Any, up: Any, down: Any, *, act: str, count: int) -> Any:
         """Mixture of gated FFNs. weights, chosen: [B, T, k]; handles are Stacked over `count` experts.
 
         The default computes every expert and weighs it (0 when not chosen).

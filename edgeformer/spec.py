@@ -108,7 +108,11 @@ Leaf = Linear | Stacked | Vector | Table
 Declaration = Leaf | Const | Dropout | Sub | tuple[Sub, ...]
 
 # names that a torch or MLX module already uses for itself
-RESERVED = frozenset("apply train eval forward keys items values update add children parameters buffers state layer".split())
+RESERVED = frozenset(
+    ("add", "apply", "buffers", "children", "eval", "forward", "items", "keys", "layer", "ops", "parameters", "path")
+    + ("pop", "state", "train", "update", "values", "width")
+)
+
 
 # ------------------------------------------------------------------------------------------------------------ nodes
 
@@ -233,9 +237,7 @@ def tensor_name(path: str, suffix: str) -> str:
 def tensors(layer: Layer) -> dict[str, tuple[int, ...]]:
     """Canonical tensor name -> shape, for the whole tree."""
     return {
-        tensor_name(path, suffix): shape
-        for path, leaf in leaves(layer)
-        for suffix, shape in leaf.tensors().items()
+        tensor_name(path, suffix): shape for path, leaf in leaves(layer) for suffix, shape in leaf.tensors().items()
     }
 
 

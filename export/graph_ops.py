@@ -134,9 +134,7 @@ class GraphOps(Ops):
         base = "/".join([*self.scopes, op])
         count = self._counts[base] = self._counts.get(base, -1) + 1
         name = f"{base}_{count}" if count else base
-        node = ir.node(
-            op, values, attributes, domain=domain, overload=overload, num_outputs=len(outputs), name=name
-        )
+        node = ir.node(op, values, attributes, domain=domain, overload=overload, num_outputs=len(outputs), name=name)
         self.nodes.append(node)
         made = []
         for i, (value, (dtype, dims)) in enumerate(zip(node.outputs, outputs, strict=True)):
@@ -173,9 +171,7 @@ class GraphOps(Ops):
             ExportError: tensors of two types, which ONNX refuses.
         """
         like = a if isinstance(a, GraphTensor) else b
-        a, b = (
-            x if isinstance(x, GraphTensor) else self.constant(np.asarray(x, like.dtype.numpy())) for x in (a, b)
-        )
+        a, b = (x if isinstance(x, GraphTensor) else self.constant(np.asarray(x, like.dtype.numpy())) for x in (a, b))
         if a.dtype != b.dtype:
             raise ExportError(f"{op} of {a.dtype.name} and {b.dtype.name} in {'/'.join(self.scopes)}")
         return self.node(op, [a, b], dims=broadcast(a.dims, b.dims), dtype=dtype)
@@ -288,9 +284,7 @@ class GraphOps(Ops):
         return values, ids
 
     def where(self, condition, a, b):
-        return self.node(
-            "Where", [condition, np.float32(a), np.float32(b)], dims=condition.dims, dtype=FLOAT
-        )
+        return self.node("Where", [condition, np.float32(a), np.float32(b)], dims=condition.dims, dtype=FLOAT)
 
     def equal(self, a, b):
         return self.binary("Equal", a, b, dtype=BOOL)

@@ -172,7 +172,13 @@ def _link_files(files: list[Path], folder: Path) -> dict[str, dict]:
             linked[file.name] = {**entry, "hard_link": True}
         except OSError:
             linked[real.name] = {**entry, "hard_link": False}
-    if len({e["hard_link"] for e in linked.values()} | {str(Path(e["path"]).parent) for e in linked.values() if not e["hard_link"]}) > 2:
+    if (
+        len(
+            {e["hard_link"] for e in linked.values()}
+            | {str(Path(e["path"]).parent) for e in linked.values() if not e["hard_link"]}
+        )
+        > 2
+    ):
         raise ExportError("the checkpoint's shards lie in several folders of another file system; use --weights copy")
     return linked
 

@@ -40,7 +40,9 @@ def planned_storage(weights: Weights, precision: str, link: bool) -> tuple[dict[
         raise ExportError(f"precision {precision!r} is not known; it is one of {', '.join(PRECISIONS)}")
     storage, compute = PRECISIONS[precision]
     if unknown := weights.dtypes() - set(DTYPES):
-        raise ExportError(f"weights of type {', '.join(sorted(unknown))} can't be exported; they must be {', '.join(DTYPES)}")
+        raise ExportError(
+            f"weights of type {', '.join(sorted(unknown))} can't be exported; they must be {', '.join(DTYPES)}"
+        )
     if not link:
         return dict.fromkeys(weights, storage), compute
     stored = {ONNX_DTYPES[d] for d in weights.dtypes()}

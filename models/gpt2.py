@@ -48,9 +48,7 @@ IGNORED = {
 
 def spec(config: HfConfig) -> Decoder:
     """A GPT-2 decoder."""
-    config.expect(
-        scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False
-    )
+    config.expect(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False)
     config.ignore("n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels")
     config.ignore("summary_first_dropout")
     width, heads, context = config.size("n_embd", 768), config.size("n_head", 12), config.size("n_positions", 1024)

@@ -11,7 +11,7 @@ import numpy as np
 _STORED = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
 
 
-class rounded(Mapping[str, Any]):  # noqa: N801 - reads as a function at its call sites
+class rounded(Mapping[str, Any]):
     """canonical name -> float32 array holding the values that `precision` can store. Lazy, like its source."""
 
     def __init__(self, weights: Mapping[str, Any], precision: str):

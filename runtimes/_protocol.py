@@ -39,7 +39,7 @@ class Options:
     device: str = "cpu"
 
 
-class Session(ABC):
+class Session:
     """An opened model. Decoders implement `_step` and `_reset`, encoders `_encode`."""
 
     all_positions: ClassVar[bool] = True
@@ -88,7 +88,9 @@ class Session(ABC):
         """Run an encoder on `input_ids`, `attention_mask` and, if it has them, `token_type_ids`, all int64 [B, T]."""
         check_ids(inputs["input_ids"], self.spec.vocab)
         if inputs["input_ids"].shape[1] > self.spec.context:
-            raise InputError(f"{inputs['input_ids'].shape[1]} tokens are more than the model's {self.spec.context} positions")
+            raise InputError(
+                f"{inputs['input_ids'].shape[1]} tokens are more than the model's {self.spec.context} positions"
+            )
         return self._encode(inputs)
 
     def _step(self, ids: np.ndarray, mask: np.ndarray, all_positions: bool) -> np.ndarray:

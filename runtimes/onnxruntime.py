@@ -32,7 +32,9 @@ def open_onnx(folder: Path, manifest: dict[str, Any], options: Options) -> Any:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", outside.pop())
     if options.variant == "kernels":
         if manifest["compute"] != "fp32":
-            raise ArtefactError(f"the native kernels compute in fp32, {folder} in {manifest['compute']}; leave out :kernels")
+            raise ArtefactError(
+                f"the native kernels compute in fp32, {folder} in {manifest['compute']}; leave out :kernels"
+            )
         from edgeformer.export.kernels import library_path
 
         settings.register_custom_ops_library(str(library_path()))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -30,12 +31,12 @@ class GenaiSession(Session):
         super().__init__(spec, options)
         if not (folder / "genai_config.json").exists():
             raise ArtefactError(f"{folder} has no genai_config.json: GenAI's decoder type can't hold this architecture")
-        self.genai = onnxruntime_genai
-        config = onnxruntime_genai.Config(str(folder))
+        self.genai: Any = onnxruntime_genai  # its names come from a compiled module
+        config = self.genai.Config(str(folder))
         # GenAI's default is half the machine's threads: comparing with that would measure threads
         threads = {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
-        self.model = onnxruntime_genai.Model(config)
+        self.model = self.genai.Model(config)
         self._reset()
 
     def _reset(self):

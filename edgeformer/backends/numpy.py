@@ -60,7 +60,17 @@ class NumpyOps(Ops):
     def rsqrt(self, x):
         return 1 / np.sqrt(x)
 
-    exp, sin, cos, tanh = (staticmethod(f) for f in (np.exp, np.sin, np.cos, np.tanh))
+    def exp(self, x):
+        return np.exp(x)
+
+    def sin(self, x):
+        return np.sin(x)
+
+    def cos(self, x):
+        return np.cos(x)
+
+    def tanh(self, x):
+        return np.tanh(x)
 
     def sigmoid(self, x):
         return 0.5 * (np.tanh(0.5 * x) + 1)  # no overflow for large |x|
@@ -151,9 +161,7 @@ class Handle:
         for name, declaration in layer.params(width).items():
             child = f"{path}.{name}" if path else name
             if isinstance(declaration, tuple):
-                value = [
-                    Handle(ops, s.layer, s.width, weights, f"{child}.{i}") for i, s in enumerate(declaration)
-                ]
+                value = [Handle(ops, s.layer, s.width, weights, f"{child}.{i}") for i, s in enumerate(declaration)]
             else:
                 value = self._make(declaration, child, weights)
             setattr(self, name, value)

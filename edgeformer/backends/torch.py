@@ -58,10 +58,29 @@ class TorchOps(Ops):
     def cumsum(self, x):
         return x.cumsum(1)
 
-    rsqrt, exp, sin, cos, tanh, sigmoid, erf, relu = (
-        staticmethod(f)
-        for f in (torch.rsqrt, torch.exp, torch.sin, torch.cos, torch.tanh, torch.sigmoid, torch.erf, torch.relu)
-    )
+    def rsqrt(self, x):
+        return torch.rsqrt(x)
+
+    def exp(self, x):
+        return torch.exp(x)
+
+    def sin(self, x):
+        return torch.sin(x)
+
+    def cos(self, x):
+        return torch.cos(x)
+
+    def tanh(self, x):
+        return torch.tanh(x)
+
+    def sigmoid(self, x):
+        return torch.sigmoid(x)
+
+    def erf(self, x):
+        return torch.erf(x)
+
+    def relu(self, x):
+        return torch.relu(x)
 
     def softmax(self, x):
         return x.softmax(-1)
@@ -125,9 +144,7 @@ class TorchOps(Ops):
         if softcap is not None:
             if causal:
                 mask = self._causal(q)
-            return super().attention(
-                q, k, v, mask, bias, groups=groups, scale=scale, softcap=softcap, dropout=dropout
-            )
+            return super().attention(q, k, v, mask, bias, groups=groups, scale=scale, softcap=softcap, dropout=dropout)
         if causal and bias is not None:
             mask, causal = self._causal(q), False
         added = mask if bias is None else bias if mask is None else mask + bias
@@ -226,7 +243,9 @@ class Module(nn.Module):
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Module:
         super()._apply(fn, recurse)
-        for name in self._constants:  # constants follow the device but keep their precision: bf16 angles are wrong angles
+        for (
+            name
+        ) in self._constants:  # constants follow the device but keep their precision: bf16 angles are wrong angles
             old = getattr(self, name)
             if old.is_floating_point():
                 moved = fn(old)
@@ -287,9 +306,7 @@ class TorchModel(Module):
                 queries = position_ids
             step = Step(self.ops, queries, keys, store=store, keep=keep)
         else:
-            step = begin(
-                self.ops, attention_mask, position_ids, new=new, slots=encoder, store=store, keep=keep
-            )
+            step = begin(self.ops, attention_mask, position_ids, new=new, slots=encoder, store=store, keep=keep)
         inputs = {"input_ids": input_ids}
         if encoder:
             inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask

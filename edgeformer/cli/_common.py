@@ -11,7 +11,9 @@ from typing import Any
 import click
 
 allow_unread = click.option(
-    "--allow-unread-config", is_flag=True, help="Go on when config.json has keys that nobody understands; they are named."
+    "--allow-unread-config",
+    is_flag=True,
+    help="Go on when config.json has keys that nobody understands; they are named.",
 )
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
@@ -25,7 +27,7 @@ def threads_option(function: Callable) -> Callable:
 
 def default_threads(threads: int | None) -> int:
     """The number asked for, or one per physical core."""
-    from edgeformer.bench.machine import physical_cores
+    from edgeformer.measure.machine import physical_cores
 
     return threads or physical_cores()
 

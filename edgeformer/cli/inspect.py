@@ -12,7 +12,9 @@ from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
     epilog="Examples:  edgeformer inspect models/stdlib-5m  ·  edgeformer inspect smollm2-135m --context 2048 --memory 8",
 )
 @click.argument("model")
-@click.option("--context", type=click.IntRange(min=1), default=None, help="Tokens in the KV cache. [default: the model's]")
+@click.option(
+    "--context", type=click.IntRange(min=1), default=None, help="Tokens in the KV cache. [default: the model's]"
+)
 @click.option("--memory", type=float, default=None, help="Memory in GB: will it fit?")
 @allow_unread
 @as_json
@@ -56,8 +58,12 @@ def command(model: str, context: int | None, memory: float | None, allow_unread_
     stored = "no weights" if loaded.weights is None else "stored as " + ", ".join(sorted(loaded.weights.dtypes()))
     click.echo(f"{'parameters':<16}{count.parameters:,} ({count.embedding_parameters:,} in embeddings), {stored}")
     for name, total in count.weight_bytes.items():
-        verdict = "" if fits is None else f"   {'fits' if fits[name] else 'does not fit'} in {memory:g} GB with the KV cache"
+        verdict = (
+            "" if fits is None else f"   {'fits' if fits[name] else 'does not fit'} in {memory:g} GB with the KV cache"
+        )
         click.echo(f"{'weights ' + name:<16}{size(total):>10}{verdict}")
     if kv:
-        click.echo(f"{'KV cache fp16':<16}{size(kv):>10}   for {tokens:,} tokens, {size(count.kv_bytes_per_token)} each")
+        click.echo(
+            f"{'KV cache fp16':<16}{size(kv):>10}   for {tokens:,} tokens, {size(count.kv_bytes_per_token)} each"
+        )
     click.echo(f"{'FLOPs per token':<16}{flops / 1e6:>7.1f} M    with {tokens:,} tokens in context")

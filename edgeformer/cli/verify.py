@@ -13,9 +13,13 @@ from edgeformer.cli._common import allow_unread, as_json, default_threads, load_
 @click.argument("artefact", type=click.Path())
 @click.option("--against", required=True, help="The MODEL it was made from.")
 @click.option("--runtime", default="onnxruntime", show_default=True, help="What runs the artefact.")
-@click.option("--length", type=click.IntRange(min=4), default=160, show_default=True, help="Tokens compared one by one.")
+@click.option(
+    "--length", type=click.IntRange(min=4), default=160, show_default=True, help="Tokens compared one by one."
+)
 @click.option("--gen", type=click.IntRange(min=1), default=64, show_default=True, help="Greedy tokens compared.")
-@click.option("--text", type=click.Path(exists=True, dir_okay=False), help="Compare on this text instead of random ids.")
+@click.option(
+    "--text", type=click.Path(exists=True, dir_okay=False), help="Compare on this text instead of random ids."
+)
 @click.option("--seed", default=0, show_default=True, help="Of the random ids.")
 @threads_option
 @allow_unread
@@ -34,7 +38,7 @@ def command(
 ) -> None:
     """Check that ARTEFACT says what the original says; the verdict goes into its manifest. Exit code 1 if it doesn't."""
     from edgeformer.errors import VerificationFailed
-    from edgeformer.verify import FAIL, verify
+    from edgeformer.parity import FAIL, verify
 
     loaded = load_model(against, allow_unread_config)
     made = verify(

@@ -25,7 +25,10 @@ class Block(Layer):
     dropout: float = 0.0
 
     def params(self, width: int) -> dict[str, Declaration]:
-        params: dict[str, Declaration] = {"attention_norm": Sub(self.norm, width), "attention": Sub(self.attention, width)}
+        params: dict[str, Declaration] = {
+            "attention_norm": Sub(self.norm, width),
+            "attention": Sub(self.attention, width),
+        }
         if self.cross is not None:
             params |= {"cross_norm": Sub(self.norm, width), "cross": Sub(self.cross, width)}
         params |= {"ffn_norm": Sub(self.norm, width), "ffn": Sub(self.ffn, width)}

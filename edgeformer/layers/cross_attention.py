@@ -24,9 +24,8 @@ class CrossAttention(Layer):
 
     def params(self, width: int) -> dict[str, Declaration]:
         inner = self.heads * self.head_dim
-        return {name: Linear(width, inner, self.bias) for name in "qkv"} | {
-            "o": Linear(inner, width, self.bias, residual=True)
-        }
+        maps: dict[str, Declaration] = {name: Linear(width, inner, self.bias) for name in "qkv"}
+        return maps | {"o": Linear(inner, width, self.bias, residual=True)}
 
     def once(self) -> dict[str, tuple[int, int]]:
         return {name: (self.heads, self.head_dim) for name in ("k", "v")}

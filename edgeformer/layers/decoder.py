@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from edgeformer.layers.learned import Learned
 from edgeformer.layers.stack import BlockStack
-from edgeformer.spec import Declaration, Dropout, Input, Linear, Norm, Sub, Table
+from edgeformer.spec import Declaration, Dropout, Input, Linear, Sub, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +19,6 @@ class Decoder(BlockStack):
 
     kind: ClassVar[str] = "decoder"
     task: ClassVar[str] = "text-generation"
-    norm: Norm
     positions: Learned | None = None
     tied: bool = True
     head_bias: bool = False

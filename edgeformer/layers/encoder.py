@@ -45,13 +45,13 @@ class Encoder(BlockStack):
 
     def inputs(self) -> tuple[Input, ...]:
         shape = ("batch_size", "sequence_length")
-        names = ("input_ids", "attention_mask", "token_type_ids") if self.token_types else ("input_ids", "attention_mask")
+        names = (
+            ("input_ids", "attention_mask", "token_type_ids") if self.token_types else ("input_ids", "attention_mask")
+        )
         return tuple(Input(name, shape) for name in names)
 
     def outputs(self) -> dict[str, tuple[str | int, ...]]:
-        outputs: dict[str, tuple[str | int, ...]] = {
-            "last_hidden_state": ("batch_size", "sequence_length", self.width)
-        }
+        outputs: dict[str, tuple[str | int, ...]] = {"last_hidden_state": ("batch_size", "sequence_length", self.width)}
         if self.pooler:
             outputs["pooler_output"] = ("batch_size", self.width)
         if self.pooling is not None:
@@ -75,4 +75,3 @@ class Encoder(BlockStack):
         if self.pooling is not None:
             outputs["sentence_embedding"] = p.pooling(x, inputs["attention_mask"])
         return outputs
-

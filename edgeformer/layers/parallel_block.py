@@ -23,7 +23,10 @@ class ParallelBlock(Layer):
     shared_norm: bool = False
 
     def params(self, width: int) -> dict[str, Declaration]:
-        params: dict[str, Declaration] = {"attention_norm": Sub(self.norm, width), "attention": Sub(self.attention, width)}
+        params: dict[str, Declaration] = {
+            "attention_norm": Sub(self.norm, width),
+            "attention": Sub(self.attention, width),
+        }
         if not self.shared_norm:
             params |= {"ffn_norm": Sub(self.norm, width)}
         return params | {"ffn": Sub(self.ffn, width)}

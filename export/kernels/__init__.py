@@ -73,7 +73,9 @@ def library_path() -> Path:
     library = _cached()
     if not library.exists():
         if (missing := _missing_tools()) is not None:
-            raise RuntimeUnavailable(f"the native kernels can't be built: {missing}. Without them models run all the same")
+            raise RuntimeUnavailable(
+                f"the native kernels can't be built: {missing}. Without them models run all the same"
+            )
         _build(library)
     return library
 

@@ -107,7 +107,9 @@ class Target(FunctionOps):
         if not spec.causal:
             return _Mask(full, None)
         extra = super().mask(_WithoutCausality(spec.window), queries, keys, valid)
-        if extra is not None and extra.dims[2] == 1:  # padding alone: the same for every query, but the operator wants rows
+        if (
+            extra is not None and extra.dims[2] == 1
+        ):  # padding alone: the same for every query, but the operator wants rows
             new, one = self.shape(queries, 1), self.ints(1)
             rows = self.node("Concat", [one, one, new, one], dims=(4,), dtype=INT64, axis=0)
             extra = self.node("Expand", [extra, rows], dims=(extra.dims[0], 1, None, extra.dims[3]))
@@ -118,7 +120,7 @@ class Target(FunctionOps):
     def attention(self, q, k, v, mask, bias, **attributes):
         return super().attention(q, k, v, mask.full if isinstance(mask, _Mask) else mask, bias, **attributes)
 
-    def attend(self, slot, q, k, v, *, position=None, mask=None, **shape):
+    def attend(self, slot, q, k, v, *, position=None, mask: Any = None, **shape):
         refusal = None if slot is None else _refusal(position, shape)
         if slot is None or refusal:
             if refusal:

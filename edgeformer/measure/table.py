@@ -5,9 +5,19 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from edgeformer.bench.row import Row, quantile
+from edgeformer.measure.row import Row, quantile
 
-DECODER = ("runtime", "precision", "prefill tok/s", "decode tok/s", "ITL ms p50/p90", "TTFT ms", "load s", "peak MB", "CPU/wall")
+DECODER = (
+    "runtime",
+    "precision",
+    "prefill tok/s",
+    "decode tok/s",
+    "ITL ms p50/p90",
+    "TTFT ms",
+    "load s",
+    "peak MB",
+    "CPU/wall",
+)
 ENCODER = ("runtime", "precision", "tokens/s", "latency ms p50/p90", "first call ms", "load s", "peak MB", "CPU/wall")
 
 

@@ -13,8 +13,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from edgeformer.bench.row import Row, quantile
 from edgeformer.inspection import costs
+from edgeformer.measure.harness import Settings
+from edgeformer.measure.row import Row, quantile
 from edgeformer.spec import Model, digest
 
 SCHEMA_VERSION = 1
@@ -26,30 +27,23 @@ def records(
     *,
     machine: dict[str, Any],
     name: str,
-    prompt: int,
-    gen: int,
-    seed: int,
-    weights_digest: str | None,
+    settings: Settings,
     run_id: str,
 ) -> list[dict[str, Any]]:
     """The records of a run. Times in ns, rates in tokens (encoders: tokens of the batch) per second."""
-    out = []
+    out: list[dict[str, Any]] = []
     for row in rows:
-        tests = [(prompt, 0)] + ([(0, gen)] if spec.task == "text-generation" else [])
+        tests = [(settings.prompt, 0)] + ([(0, settings.gen)] if spec.task == "text-generation" else [])
         for n_prompt, n_gen in tests:
-            out.append(
-                _record(row, spec, machine, name, n_prompt, n_gen)
-                | {"run_id": run_id, "seed": seed, "weights_digest": weights_digest}
-            )
+            record = _record(row, spec, machine, name, n_prompt, n_gen)
+            out.append(record | {"run_id": run_id, "seed": settings.seed})
     return out
 
 
 def _record(row: Row, spec: Model, machine: dict, name: str, n_prompt: int, n_gen: int) -> dict[str, Any]:
     counted = costs(spec)
     tokens = (n_prompt or n_gen) * row.batch
-    samples = (
-        row.prefill_ns() if n_prompt else [sum(r["decode_ns"]) for r in row.rounds if r["decode_ns"]]
-    )
+    samples = row.prefill_ns() if n_prompt else [sum(r["decode_ns"]) for r in row.rounds if r["decode_ns"]]
     rates = [tokens * 1e9 / ns for ns in samples]
     steps = row.decode_ns()
     plan, first = row.plan, row.first or {}

@@ -254,9 +254,7 @@ def verify(
         ids = sample_ids(against.spec.vocab, length, seed) if ids is None else np.asarray(ids[:length], np.int64)
         prompt = min(max(length // 4, 1), 32)
         generate = min(generate, manifest["context"] - prompt)
-        reference = make_reference(
-            against, ids, precision=precision, threads=threads, prompt=prompt, generate=generate
-        )
+        reference = make_reference(against, ids, precision=precision, threads=threads, prompt=prompt, generate=generate)
         capacity = max(length, prompt + generate)
         session = made[0].open(folder, Options(threads=threads, capacity=capacity, variant=made[1]))
         checks, name = check_decoder(session, reference, precision), reference.runtime

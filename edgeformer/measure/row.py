@@ -6,7 +6,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from edgeformer.verify import NEAR_TIE, PASS, UNCHECKED
+from edgeformer.parity import NEAR_TIE, PASS, UNCHECKED
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""The process that runs one row: `python -m edgeformer.bench.worker`, one JSON command per line in, one answer out.
+"""The process that runs one row: `python -m edgeformer.measure.worker`, one JSON command per line in, one answer out.
 
 Everything a runtime prints goes to stderr; answers go to the original stdout.
 """
@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer import verify
-from edgeformer.bench.machine import peak_memory
-from edgeformer.bench.measure import Round, decoder_round, encoder_round, warm_up
+from edgeformer import parity
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import EdgeformerError
+from edgeformer.measure.machine import peak_memory
+from edgeformer.measure.timed import Round, decoder_round, encoder_round, warm_up
 from edgeformer.runtimes._protocol import Options, Session, require
 
 
@@ -42,10 +42,10 @@ class Worker:
     ) -> dict[str, Any]:
         """Compute what every row must answer, and save it for the other processes."""
         loaded = load(source, **load_options)
-        name = verify.reference_runtime()
+        name = parity.reference_runtime()
         if request["task"] == "text-generation":
             ids = np.array(request["ids"], np.int64)
-            made = verify.make_reference(
+            made = parity.make_reference(
                 loaded,
                 ids,
                 precision=precision,
@@ -55,7 +55,7 @@ class Worker:
             )
             arrays = {"ids": ids, "logits": made.logits, "tokens": made.tokens, "margins": made.margins}
         else:
-            inputs = verify.encoder_inputs(loaded.spec, request["length"])
+            inputs = parity.encoder_inputs(loaded.spec, request["length"])
             session = require(name)[0].open(loaded, Options(threads=threads, precision=precision))
             arrays = {f"in.{k}": v for k, v in inputs.items()} | session.encode(inputs)
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -66,15 +66,15 @@ class Worker:
         with np.load(file) as data:
             arrays = dict(data)
         if "logits" in arrays:
-            made = verify.Reference(
+            made = parity.Reference(
                 reference, arrays["ids"], arrays["logits"], prompt, arrays["tokens"], arrays["margins"]
             )
-            checks = verify.check_decoder(self.session, made, precision)
+            checks = parity.check_decoder(self.session, made, precision)
         else:
             inputs = {k[3:]: v for k, v in arrays.items() if k.startswith("in.")}
             expected = {k: v for k, v in arrays.items() if not k.startswith("in.")}
-            checks = verify.check_encoder(self.session, inputs, expected, precision)
-        return {"verdict": verify.overall(checks), "checks": [asdict(c) for c in checks]}
+            checks = parity.check_encoder(self.session, inputs, expected, precision)
+        return {"verdict": parity.overall(checks), "checks": [asdict(c) for c in checks]}
 
     def _run(self, prompt: list[int], gen: int, batch: int) -> Round:
         ids = np.array(prompt, np.int64)

@@ -7,6 +7,7 @@ greedy decoding, the same threads and the same cache capacity.
 from __future__ import annotations
 
 import tempfile
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,12 +15,14 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer.bench.process import WorkerFailed, WorkerProcess
-from edgeformer.bench.row import Plan, Row
+from edgeformer.measure.process import WorkerFailed, WorkerProcess
+from edgeformer.measure.row import Plan, Row
+from edgeformer.parity import sample_ids
 from edgeformer.spec import Model
-from edgeformer.verify import sample_ids
 
 CHECKED_TOKENS = 96
+SETTLE_S = 0.1
+"""Pause before a round: thread pools of the row before spin for a while after their last step."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ def run(
                 for i, row in enumerate(rows):
                     if row.status == "ok":
                         report(f"round {n + 1}/{settings.rounds}: {row.plan.label}")
+                        time.sleep(SETTLE_S)
                         _guarded(row, lambda i=i, row=row: _round(row, workers[i], settings, request))
         finally:
             for worker in workers.values():

@@ -1,0 +1,135 @@
+"""The Python API: what the commands do, as functions. `edgeformer.load`, `save`, `build_torch`, `export`, `verify`, `bench`.
+
+MODEL arguments take what `load` takes, or what it returned.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeformer import bundle, parity
+from edgeformer.checkpoint import LoadedModel, load, save
+from edgeformer.errors import InputError
+from edgeformer.export.onnx import Exported, export_onnx
+from edgeformer.measure.harness import Settings, run
+from edgeformer.measure.plans import artefact_plans, checkpoint_plans
+from edgeformer.measure.row import Plan, Row
+from edgeformer.spec import Model, digest
+
+if TYPE_CHECKING:
+    from edgeformer.backends.torch import TorchModel
+
+ModelLike = str | os.PathLike | LoadedModel
+
+
+def _loaded(model: ModelLike) -> LoadedModel:
+    return model if isinstance(model, LoadedModel) else load(model)
+
+
+def build_torch(model: ModelLike | Model, *, precision: str = "fp32", device: str = "cpu") -> TorchModel:
+    """The model as a `torch.nn.Module`, to train, compile or shard.
+
+    Args:
+        model: a MODEL with weights (they are loaded, float32), or a bare spec (freshly initialised by its `init`).
+        precision: fp32, fp16 or bf16: what loaded weights are rounded to first.
+        device: where the parameters live.
+
+    Raises:
+        RuntimeUnavailable: torch is not installed.
+    """
+    from edgeformer.runtimes._protocol import require
+
+    require("torch")
+    if isinstance(model, Model):
+        from edgeformer.backends.torch import TorchModel
+
+        return TorchModel(model).to(device)
+    from edgeformer.runtimes.torch import build_torch as build
+
+    loaded = _loaded(model)
+    if loaded.weights is None:
+        return build_torch(loaded.spec, device=device)
+    return build(loaded, precision=precision, device=device)
+
+
+def export(model: ModelLike, output: str | os.PathLike, *, to: str = "onnx", **options: Any) -> Exported:
+    """Write MODEL as an artefact. `options` are those of `edgeformer.export.onnx.export_onnx`.
+
+    Raises:
+        ExportError: it can't be written as asked; nothing is left behind.
+    """
+    if to != "onnx":
+        raise InputError(f"there is no export to {to!r}; formats are: onnx")
+    return export_onnx(_loaded(model), output, **options)
+
+
+def verify(artefact: str | os.PathLike, against: ModelLike, **options: Any) -> parity.Verdict:
+    """Check an artefact against its original. `options` are those of `edgeformer.parity.verify`."""
+    return parity.verify(Path(artefact), _loaded(against), **options)
+
+
+def bench(
+    sources: str | Sequence[str],
+    *,
+    runtimes: Sequence[str] | None = None,
+    against: str | None = None,
+    settings: Settings | None = None,
+    load_options: dict[str, Any] | None = None,
+    report: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
+) -> tuple[Model, list[Row]]:
+    """Measure artefacts and checkpoints of one architecture, one process per row, outputs checked in the same run.
+
+    Args:
+        sources: artefact folders and MODELs.
+        runtimes: names (`onnxruntime`, `torch:compile`); every installed one that fits by default.
+        against: the MODEL that outputs are checked against; a checkpoint among the sources by default.
+        settings: lengths, rounds, threads; see `Settings`.
+        load_options: keyword arguments of `load` for MODELs.
+        report: told what is happening.
+        note: told what the user should know.
+
+    Returns:
+        The spec, and a row per (runtime, source).
+
+    Raises:
+        InputError: the sources are of different architectures, nothing is left to run, or it doesn't fit the context.
+    """
+    chosen = None if runtimes is None else list(runtimes)
+    given = [sources] if isinstance(sources, str) else list(sources)
+    plans: list[Plan] = []
+    specs: dict[str, Model] = {}
+    for source in given:
+        if _is_artefact(Path(source)):
+            manifest, spec = bundle.read_manifest(source), bundle.read_spec(source)
+            found, notes = artefact_plans(source, manifest, spec, chosen, many=len(given) > 2)
+        else:
+            loaded = load(source, **(load_options or {}))
+            spec, against = loaded.spec, against or source
+            found, notes = checkpoint_plans(source, spec, chosen, load_options=load_options)
+        for line in notes:
+            note(line)
+        plans += found
+        specs[digest(spec)] = spec
+    if len(specs) != 1:
+        raise InputError(f"one run compares one architecture; these are {len(specs)}: {', '.join(given)}")
+    spec, settings = next(iter(specs.values())), settings or Settings()
+    if not plans:
+        raise InputError("no runtime is left to measure; `edgeformer runtimes` lists what is installed")
+    needed = settings.prompt + (settings.gen if spec.task == "text-generation" else 0)
+    if needed > spec.context:
+        raise InputError(f"{needed} tokens (prompt and generated) exceed the model's {spec.context} positions")
+    reference = None if against is None else (against, load_options or {})
+    return spec, run(plans, spec, settings, reference=reference, report=report)
+
+
+def _is_artefact(path: Path) -> bool:
+    if (path / bundle.MANIFEST).exists() or path.suffix == ".onnx":
+        return True
+    return path.is_dir() and not (path / "config.json").exists() and next(path.glob("*.onnx"), None) is not None
+
+
+__all__ = ["bench", "build_torch", "export", "load", "save", "verify"]
