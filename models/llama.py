@@ -5,6 +5,8 @@ Touvron et al. 2023, arXiv 2302.13971; Grattafiori et al. 2024, arXiv 2407.21783
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgeformer.errors import ConfigError
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
@@ -76,7 +78,9 @@ def llama_like(config: HfConfig, attentions: list[GQA], context: int, *, ffn_bia
 def layer_windows(config: HfConfig) -> list[int | None]:
     """The sliding window of each layer, from layer_types or the older use_sliding_window + max_window_layers."""
     count = config.size("num_hidden_layers")
-    window = config.take("sliding_window", 4096) if config.take("use_sliding_window", False) else None
+    window = config.take("sliding_window", 4096)
+    if not config.take("use_sliding_window", False):
+        window = None
     first = config.take("max_window_layers", 28)
     types = config.take("layer_types", None)
     if types is None:
@@ -91,6 +95,4 @@ def layer_windows(config: HfConfig) -> list[int | None]:
 
 def windowed(attention: GQA, windows: list[int | None]) -> list[GQA]:
     """One attention per layer, differing only in the window."""
-    from dataclasses import replace
-
     return [replace(attention, mask=Mask(window=window)) for window in windows]

@@ -110,17 +110,16 @@ class OnnxSession(Session):
             for name in self.outputs[1:]:
                 binding.bind_output(name)
         self.session.run_with_iobinding(binding)
-        if self.shared and not all_positions:
-            return self.logits.numpy().copy()  # `numpy()` is a view of the buffer that the next step overwrites
-        # outputs come back in the order they were bound: shared caches before the logits, growing ones after
-        outputs = binding.get_outputs()
+        # `numpy()` is a view of a buffer that the next step overwrites or frees, so logits are copied out.
+        # Outputs come back in the order they were bound: shared caches before the logits, growing ones after.
         if self.shared:
-            return outputs[-1].numpy()
+            return (binding.get_outputs()[-1] if all_positions else self.logits).numpy().copy()
+        outputs = binding.get_outputs()
         for name, value in zip(self.outputs[1:], outputs[1:], strict=True):
             past = name.replace("present", "past_key_values")
             self.caches[past] = value
             binding.bind_ortvalue_input(past, value)
-        return outputs[0].numpy()
+        return outputs[0].numpy().copy()
 
     def _reset(self):
         if not self.shared and self.past:

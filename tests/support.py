@@ -1,0 +1,86 @@
+"""What many tests need: tiny random transformers models, every session of a model, the oracle's logits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from edgeformer.checkpoint import LoadedModel, load
+from edgeformer.export.onnx import export_onnx
+from edgeformer.runtimes._protocol import Options, Session, require
+
+ROOT = Path(__file__).parent.parent
+STDLIB = ROOT / "models" / "stdlib-5m"
+
+TINY = {
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "vocab_size": 97,
+    "max_position_embeddings": 256,
+    "initializer_range": 0.2,
+}
+
+
+def hf_model(folder: Path, model_type: str, **config):
+    """A random transformers model in float32, saved to `folder`. A large initializer_range makes attention sharp."""
+    import torch
+    import transformers
+
+    torch.manual_seed(0)
+    settings = transformers.AutoConfig.for_model(model_type, **config)
+    kinds = transformers.AutoModel if model_type == "bert" else transformers.AutoModelForCausalLM
+    model = kinds.from_config(settings, attn_implementation="eager").float().eval()
+    with torch.no_grad():  # biases start at 0 and norms at 1, where mistakes don't show
+        for name, p in model.named_parameters():
+            if p.ndim == 1:
+                p.add_(torch.randn_like(p) * 0.2)
+    model.save_pretrained(folder)
+    return model
+
+
+def hf_logits(model, ids: np.ndarray) -> np.ndarray:
+    """transformers' logits [T, V] of one unpadded sequence."""
+    import torch
+
+    with torch.no_grad():
+        return model(torch.from_numpy(ids[None])).logits[0].numpy()
+
+
+def sessions(loaded: LoadedModel, folder: Path, *, batch: int = 1, capacity: int | None = None) -> dict[str, Session]:
+    """One session per back end: numpy, torch, ONNX with fast bodies, ONNX in plain operators."""
+    options = Options(threads=1, batch=batch, capacity=capacity)
+    made = {name: require(name)[0].open(loaded, options) for name in ("numpy", "torch")}
+    for target in ("cpu", "portable"):
+        where = folder / f"onnx-{target}"
+        if not where.exists():
+            export_onnx(loaded, where, target=target)
+        made[f"onnx-{target}"] = require("onnxruntime")[0].open(where, options)
+    return made
+
+
+def run_cached(session: Session, ids: np.ndarray, valid: np.ndarray | None, prefill: int) -> np.ndarray:
+    """Logits [B, T, V]: a prefill, then single steps."""
+    session.reset()
+
+    def cut(a: int, b: int) -> np.ndarray | None:
+        return None if valid is None else valid[:, a:b]
+
+    parts = [session.forward(ids[:, :prefill], cut(0, prefill), all_positions=True)]
+    for i in range(prefill, ids.shape[1]):
+        parts.append(session.forward(ids[:, i : i + 1], cut(i, i + 1))[:, None])
+    return np.concatenate(parts, 1)
+
+
+def random_ids(vocab: int, *shape: int, seed: int = 0) -> np.ndarray:
+    """int64 ids."""
+    return np.random.default_rng(seed).integers(0, vocab, shape)
+
+
+def load_tiny(folder: Path, model_type: str, **config) -> tuple[LoadedModel, object]:
+    """A tiny random model twice: ours and transformers'."""
+    model = hf_model(folder, model_type, **config)
+    return load(folder), model
