@@ -35,7 +35,7 @@ def hf_model(folder: Path, model_type: str, **config):
     kinds = transformers.AutoModel if model_type == "bert" else transformers.AutoModelForCausalLM
     model = kinds.from_config(settings, attn_implementation="eager").float().eval()
     with torch.no_grad():  # biases start at 0 and norms at 1, where mistakes don't show
-        for name, p in model.named_parameters():
+        for p in model.parameters():
             if p.ndim == 1:
                 p.add_(torch.randn_like(p) * 0.2)
     model.save_pretrained(folder)
