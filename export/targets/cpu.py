@@ -131,8 +131,11 @@ class Target(FunctionOps):
             table, reason = self.tables.get(position.layer), None
             if table is None:
                 reason = "its angles depend on the sequence length"
-            elif shape["head_dim"] % 16:
-                reason = f"GroupQueryAttention rotates head_dim divisible by 16, this is {shape['head_dim']}"
+            elif position.layer.dim % 16 or shape["head_dim"] % 16:
+                reason = (
+                    "GroupQueryAttention rotates multiples of 16 channels,"
+                    f" this is {position.layer.dim} of head_dim {shape['head_dim']}"
+                )
             if reason or table is None:
                 self.note(f"rotation runs its reference body: {reason}")
                 q = self._rotate(q, position, shape["heads"], shape["head_dim"])
