@@ -1,0 +1,315 @@
+"""Exports: what is written, linked, refused, and left behind when something goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import tolerances
+from support import STDLIB, TINY, load_tiny, random_ids, run_cached
+
+from edgeformer import bundle, checkpoint
+from edgeformer.backends.numpy import NumpyModel
+from edgeformer.checkpoint import load
+from edgeformer.errors import ArtefactError, ExportError, InputError
+from edgeformer.export import onnx as exporter
+from edgeformer.export.onnx import export_onnx
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.glu import GLU
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.layers.rope import Rope
+from edgeformer.runtimes._protocol import Options, require
+from edgeformer.spec import tensors
+
+
+@pytest.fixture
+def checkpoint_copy(tmp_path):
+    folder = tmp_path / "checkpoint"
+    shutil.copytree(STDLIB, folder)
+    return folder
+
+
+def open_session(folder, **options):
+    return require("onnxruntime")[0].open(folder, Options(threads=1, **options))
+
+
+def small_spec(**attention):
+    fields = dict(heads=4, kv_heads=2, head_dim=16, position=Rope(dim=16)) | attention
+    norm = RMSNorm()
+    block = Block(attention=GQA(**fields), ffn=GLU(hidden=24), norm=norm)
+    return Decoder(vocab=31, width=32, context=64, blocks=(block,) * 2, norm=norm)
+
+
+def saved(spec, folder, scale=0.3):
+    rng = np.random.default_rng(0)
+    weights = {n: (rng.standard_normal(s) * scale).astype(np.float32) for n, s in tensors(spec).items()}
+    checkpoint.save(spec, weights, folder)
+    return load(folder), weights
+
+
+# ------------------------------------------------------------------------------------------------------- fallbacks
+
+
+@pytest.mark.parametrize(
+    ("attention", "words", "cache"),
+    [
+        (dict(head_dim=20, position=Rope(dim=20)), "head_dim divisible by 8, this is 20", "growing"),
+        (dict(head_dim=24, position=Rope(dim=24)), "rotates multiples of 16 channels, this is 24", "shared"),
+        (dict(head_dim=32, position=Rope(dim=8)), "this is 8 of head_dim 32", "shared"),
+        ({}, None, "shared"),
+    ],
+)
+def test_a_shape_that_a_fast_body_cannot_take_falls_back_and_says_so(attention, words, cache, tmp_path):
+    loaded, weights = saved(small_spec(**attention), tmp_path / "m")
+    made = export_onnx(loaded, tmp_path / "onnx")
+    if words is None:
+        assert made.notes == []
+    else:
+        assert len(made.notes) == 1 and words in made.notes[0] and "(2 layers)" in made.notes[0]
+    assert made.manifest["cache"] == cache
+    ids = random_ids(31, 1, 40)
+    expected = NumpyModel(loaded.spec, weights, np.float64)(ids)[0]["logits"]
+    logits = run_cached(open_session(tmp_path / "onnx"), ids, None, 20)
+    assert np.abs(logits - expected).max() <= tolerances.LAYER
+
+
+def test_function_bodies_equal_the_default_definitions(tmp_path):
+    """The cpu target's faster bodies against the portable target's default ones, on the same inputs."""
+    loaded, _ = saved(small_spec(softcap=5.0), tmp_path / "m")
+    ids, results = random_ids(31, 1, 30), []
+    for target in ("cpu", "portable"):
+        export_onnx(loaded, tmp_path / target, target=target)
+        results.append(run_cached(open_session(tmp_path / target), ids, None, 11))
+    assert np.abs(results[0] - results[1]).max() <= tolerances.LAYER
+
+
+def test_portable_uses_plain_operators_only(tmp_path):
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    loaded, weights = saved(small_spec(), tmp_path / "m")
+    export_onnx(loaded, tmp_path / "onnx", target="portable", inline=True)
+    model = onnx.load(tmp_path / "onnx" / "model.onnx")
+    assert {n.domain for n in model.graph.node} == {""} and not model.functions
+    ids = random_ids(31, 1, 6)
+    empty = np.zeros((1, 2, 0, 16), np.float32)
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(6)[None]}
+    feed |= {f"past_key_values.{i}.{n}": empty for i in range(2) for n in ("key", "value")}
+    feed["num_logits_to_keep"] = np.zeros(1, np.int64)
+    logits = ReferenceEvaluator(model).run(["logits"], feed)[0]  # ONNX's own interpreter
+    expected = NumpyModel(loaded.spec, weights, np.float64)(ids)[0]["logits"]
+    assert np.abs(logits - expected).max() <= tolerances.LAYER
+
+
+def test_one_shared_buffer_with_garbage_beyond_the_length(tmp_path):
+    loaded, weights = saved(small_spec(), tmp_path / "m")
+    export_onnx(loaded, tmp_path / "onnx")
+    session = open_session(tmp_path / "onnx", capacity=48)
+    ids = random_ids(31, 1, 30)
+    run_cached(session, random_ids(31, 1, 48, seed=5), None, 40)  # fills the buffers with another sequence
+    expected = NumpyModel(loaded.spec, weights, np.float64)(ids)[0]["logits"]
+    assert np.abs(run_cached(session, ids, None, 7) - expected).max() <= tolerances.LAYER
+
+
+def test_chunked_prefill(tmp_path):
+    """A prompt in pieces, alone and in a batch."""
+    loaded, weights = saved(small_spec(), tmp_path / "m")
+    export_onnx(loaded, tmp_path / "onnx")
+    for batch in (1, 3):
+        ids = random_ids(31, batch, 30)
+        session = open_session(tmp_path / "onnx", batch=batch)
+        parts = [session.forward(ids[:, a:b], all_positions=True) for a, b in ((0, 8), (8, 20), (20, 21), (21, 30))]
+        expected = NumpyModel(loaded.spec, weights, np.float64)(ids)[0]["logits"]
+        assert np.abs(np.concatenate(parts, 1) - expected).max() <= tolerances.LAYER
+
+
+def test_a_hole_in_the_first_prompt_is_refused(tmp_path):
+    loaded, _ = saved(small_spec(), tmp_path / "m")
+    export_onnx(loaded, tmp_path / "onnx")
+    valid = np.ones((1, 9), np.int64)
+    valid[0, 3:5] = 0
+    with pytest.raises(InputError, match="padding between real tokens"):
+        open_session(tmp_path / "onnx").forward(random_ids(31, 1, 9), valid)
+
+
+# --------------------------------------------------------------------------------------------------- files and links
+
+
+def test_link_writes_no_weights(checkpoint_copy, tmp_path):
+    made = export_onnx(load(checkpoint_copy), tmp_path / "onnx", weights="link")
+    linked = tmp_path / "onnx" / "model.safetensors"
+    assert linked.stat().st_ino == (checkpoint_copy / "model.safetensors").stat().st_ino
+    assert sum(v for k, v in made.manifest["files"].items() if k.startswith("model.onnx")) < 300_000
+
+
+def test_link_of_transposed_tensors_copies_only_those(tmp_path):
+    config = dict(n_embd=48, n_head=6, n_layer=2, n_positions=64, vocab_size=97)
+    loaded, _ = load_tiny(tmp_path / "hf", "gpt2", **config)
+    export_onnx(loaded, tmp_path / "link", weights="link")
+    export_onnx(loaded, tmp_path / "copy")
+    ids = random_ids(97, 1, 20)
+    a, b = (run_cached(open_session(tmp_path / n), ids, None, 10) for n in ("link", "copy"))
+    assert np.array_equal(a, b)
+    assert (tmp_path / "link" / "model.onnx.data").stat().st_size < (tmp_path / "copy" / "model.onnx.data").stat().st_size
+
+
+def test_a_linked_file_that_changed_is_an_error(checkpoint_copy, tmp_path):
+    export_onnx(load(checkpoint_copy), tmp_path / "onnx", weights="link")
+    file = checkpoint_copy / "model.safetensors"
+    with file.open("r+b") as f:
+        f.seek(file.stat().st_size // 2)
+        f.write(b"\0" * 64)
+    with pytest.raises(ArtefactError, match="model.safetensors"):
+        open_session(tmp_path / "onnx")
+
+
+def test_a_replaced_original_leaves_a_hard_link_as_it_was(checkpoint_copy, tmp_path):
+    export_onnx(load(checkpoint_copy), tmp_path / "onnx", weights="link")
+    (checkpoint_copy / "model.safetensors").unlink()
+    open_session(tmp_path / "onnx")
+
+
+def test_link_across_file_systems(checkpoint_copy, tmp_path, monkeypatch):
+    """Without hard links the manifest keeps the path, our runtime finds it, and the user is told."""
+
+    def refuse(*_):
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr(os, "link", refuse)
+    made = export_onnx(load(checkpoint_copy), tmp_path / "onnx", weights="link")
+    assert any("another file system" in n for n in made.notes)
+    assert not (tmp_path / "onnx" / "model.safetensors").exists()
+    session = open_session(tmp_path / "onnx", capacity=16)
+    assert np.isfinite(session.forward(random_ids(4096, 1, 8))).all()
+    (checkpoint_copy / "model.safetensors").unlink()
+    with pytest.raises(ArtefactError, match="is gone"):
+        open_session(tmp_path / "onnx")
+
+
+def test_link_refuses_a_conversion(checkpoint_copy, tmp_path):
+    with pytest.raises(ExportError, match="can't give --precision fp16"):
+        export_onnx(load(checkpoint_copy), tmp_path / "onnx", weights="link", precision="fp16")
+    assert not (tmp_path / "onnx").exists()
+
+
+def test_sharded_checkpoint_links_every_shard(tmp_path):
+    hf = load_tiny(tmp_path / "hf", "llama", **TINY, head_dim=16)[1]
+    hf.save_pretrained(tmp_path / "shards", max_shard_size="40KB")
+    assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
+    made = export_onnx(load(tmp_path / "shards"), tmp_path / "onnx", weights="link")
+    assert len(made.manifest["linked"]) > 2
+    ids = random_ids(97, 1, 12)
+    export_onnx(load(tmp_path / "hf"), tmp_path / "single")
+    assert np.array_equal(*(run_cached(open_session(tmp_path / n), ids, None, 5) for n in ("onnx", "single")))
+
+
+def test_a_folder_without_tokenizer_still_exports(tmp_path):
+    loaded, _ = saved(small_spec(), tmp_path / "m")
+    export_onnx(loaded, tmp_path / "onnx")
+    assert not (tmp_path / "onnx" / "tokenizer.json").exists()
+
+
+# ------------------------------------------------------------------------------------------------------- failures
+
+
+def leftovers(folder):
+    return sorted(p.name for p in folder.iterdir())
+
+
+def test_a_full_disk_leaves_nothing(checkpoint_copy, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    place.mkdir()
+
+    def full(self, name, source, dtype, shape):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(exporter.DataWriter, "source", full)
+    with pytest.raises(ExportError, match=r"No space left on device.*Nothing was left behind"):
+        export_onnx(load(checkpoint_copy), place / "onnx")
+    assert leftovers(place) == []
+
+
+def test_a_failed_replacement_keeps_the_old_artefact(checkpoint_copy, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    export_onnx(load(checkpoint_copy), place / "onnx")
+    before = (place / "onnx" / bundle.MANIFEST).read_text()
+    monkeypatch.setattr(exporter, "_companions", lambda *_: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    with pytest.raises(ExportError):
+        export_onnx(load(checkpoint_copy), place / "onnx", precision="fp16")
+    assert leftovers(place) == ["onnx"] and (place / "onnx" / bundle.MANIFEST).read_text() == before
+
+
+def test_an_unwritable_place(checkpoint_copy, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ExportError, match="can't write"):
+        export_onnx(load(checkpoint_copy), tmp_path / "file" / "onnx")
+
+
+def test_other_peoples_folders_are_not_replaced(checkpoint_copy, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("years of work")
+    with pytest.raises(ExportError, match="is no edgeformer artefact"):
+        export_onnx(load(checkpoint_copy), mine)
+    assert (mine / "thesis.tex").exists()
+    export_onnx(load(checkpoint_copy), mine, force=True)
+    assert (mine / "model.onnx").exists()
+
+
+def test_fp16_refuses_a_weight_it_cannot_hold(tmp_path):
+    loaded, _ = saved(small_spec(), tmp_path / "m", scale=1e6)
+    with pytest.raises(ExportError, match="larger than fp16 can hold"):
+        export_onnx(loaded, tmp_path / "onnx", precision="fp16")
+
+
+def test_context_is_checked(checkpoint_copy, tmp_path):
+    with pytest.raises(ExportError, match=r"outside 1\.\.1024"):
+        export_onnx(load(checkpoint_copy), tmp_path / "onnx", context=4096)
+    export_onnx(load(checkpoint_copy), tmp_path / "onnx", context=64)
+    with pytest.raises(InputError, match="the cache holds 64"):
+        open_session(tmp_path / "onnx").forward(random_ids(4096, 1, 65))
+
+
+def test_unknown_target(checkpoint_copy, tmp_path):
+    with pytest.raises(ExportError, match="targets are cpu, portable"):
+        export_onnx(load(checkpoint_copy), tmp_path / "onnx", target="toaster")
+
+
+def test_a_damaged_artefact_is_refused(checkpoint_copy, tmp_path):
+    export_onnx(load(checkpoint_copy), tmp_path / "onnx")
+    data = tmp_path / "onnx" / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-100])
+    with pytest.raises(ArtefactError, match="the manifest says"):
+        open_session(tmp_path / "onnx")
+
+
+def test_a_newer_manifest_is_refused(checkpoint_copy, tmp_path):
+    export_onnx(load(checkpoint_copy), tmp_path / "onnx")
+    manifest = tmp_path / "onnx" / bundle.MANIFEST
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"schema": 99}))
+    with pytest.raises(ArtefactError, match="newer edgeformer"):
+        bundle.read_manifest(tmp_path / "onnx")
+
+
+def test_an_onnx_file_of_another_tool(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"\x08\x0a")
+    with pytest.raises(ArtefactError, match=r"model\.onnx was not written by edgeformer"):
+        bundle.read_manifest(tmp_path)
+
+
+def test_progress_reaches_the_end(checkpoint_copy, tmp_path):
+    seen = []
+    export_onnx(load(checkpoint_copy), tmp_path / "onnx", progress=lambda done, total: seen.append((done, total)))
+    assert seen[-1][0] == seen[-1][1] and [s[0] for s in seen] == sorted(s[0] for s in seen)
+
+
+def test_spec_of_an_artefact_is_the_models(checkpoint_copy, tmp_path):
+    loaded = load(checkpoint_copy)
+    export_onnx(loaded, tmp_path / "onnx")
+    assert bundle.read_spec(tmp_path / "onnx") == loaded.spec == replace(loaded.spec)
