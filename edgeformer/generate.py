@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from edgeformer.errors import InputError
-from edgeformer.runtimes._protocol import Session
+from edgeformer.runtimes._protocol import Session, check_ids
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def stream_ids(
     """Generated ids, one by one, until `count` or a stop id (which is not given out).
 
     Raises:
-        InputError: the prompt is empty, or prompt and count exceed the session's capacity; before anything runs.
+        InputError: an empty prompt, ids outside the vocabulary, or more tokens than the session holds; at once.
     """
     if not prompt:
         raise InputError("the prompt has no tokens")
@@ -76,6 +76,13 @@ def stream_ids(
         raise InputError(
             f"a prompt of {len(prompt)} tokens and {count} new ones exceed the {session.capacity} positions there are"
         )
+    check_ids(np.array(prompt), session.spec.vocab)
+    return _stream(session, prompt, count, sampling, stop)
+
+
+def _stream(
+    session: Session, prompt: list[int], count: int, sampling: Sampling, stop: frozenset[int]
+) -> Iterator[int]:
     rng = np.random.default_rng(sampling.seed)
     session.reset()
     logits = session.forward(np.array([prompt], np.int64))[0]

@@ -1,0 +1,108 @@
+"""The house rules, as tests: sizes, names, packaging, and what an import costs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tomllib
+
+import pytest
+from support import ROOT
+
+import edgeformer
+from edgeformer import discover
+from edgeformer.runtimes import _protocol
+
+CODE = ("*.py", "*.cc", "*.h", "*.cpp", "*.metal")
+FOLDERS = ("edgeformer", "export", "runtimes", "models", "tests", "benchmarks")
+FRAMEWORKS = ("torch", "mlx", "onnx", "onnx_ir", "onnxruntime", "transformers", "numpy", "rich", "huggingface_hub")
+
+
+def sources():
+    for folder in FOLDERS:
+        for pattern in CODE:
+            for file in (ROOT / folder).rglob(pattern):
+                if not any(part in ("export", "runtimes", "models") for part in file.relative_to(ROOT).parts[1:-1]):
+                    yield file
+
+
+def test_no_file_over_400_lines():
+    long = {str(f.relative_to(ROOT)): n for f in sources() if (n := len(f.read_text().splitlines())) > 400}
+    assert not long
+
+
+def test_every_package_is_in_the_wheel():
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    found = set()
+    for folder in ("edgeformer", "export", "runtimes", "models"):
+        for init in (ROOT / folder).rglob("__init__.py"):
+            parts = init.parent.relative_to(ROOT).parts
+            if parts[0] == "edgeformer" and len(parts) > 1 and parts[1] in ("export", "runtimes", "models"):
+                continue  # the links
+            found.add(".".join(parts if parts[0] == "edgeformer" else ("edgeformer", *parts)))
+    assert listed == found
+
+
+def loaded_by(code: str) -> set[str]:
+    program = f"{code}\nimport sys; print(' '.join(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    return {name.split(".")[0] for name in out.stdout.splitlines()[-1].split()}
+
+
+def test_import_loads_no_framework():
+    assert not loaded_by("import edgeformer").intersection(FRAMEWORKS)
+
+
+def test_help_loads_no_framework():
+    code = "from click.testing import CliRunner; from edgeformer.cli import cli; CliRunner().invoke(cli, ['--help'])"
+    assert not loaded_by(code).intersection(FRAMEWORKS)
+
+
+def test_exporting_does_not_load_torch():
+    assert "torch" not in loaded_by("import edgeformer.export.onnx, edgeformer.parity, edgeformer.measure.harness")
+
+
+def test_public_names():
+    assert sorted(edgeformer.__all__) == edgeformer.__all__
+    for name in edgeformer.__all__:
+        assert getattr(edgeformer, name) is not None
+    with pytest.raises(AttributeError):
+        _ = edgeformer.no_such_name
+
+
+def test_export_is_a_package_and_a_function(tmp_path):
+    import edgeformer.export.onnx
+
+    assert callable(edgeformer.export) and edgeformer.export.onnx is not None
+    made = edgeformer.export(ROOT / "models" / "stdlib-5m", tmp_path / "m")
+    assert (made.folder / "model.onnx").exists()
+
+
+@pytest.mark.parametrize("name", _protocol.names())
+def test_every_runtime_is_complete(name):
+    runtime, _ = _protocol.get(name)
+    assert runtime.opens in ("checkpoint", "onnx")
+    assert runtime.unavailable() is None or "pip install" in runtime.unavailable()
+
+
+@pytest.mark.parametrize("name", discover.names("edgeformer.models"))
+def test_every_family_is_complete(name):
+    module = discover.find("edgeformer.models", name)
+    assert callable(module.spec) and module.NAMES and module.__doc__
+
+
+def test_a_part_from_outside_the_package(monkeypatch, tmp_path):
+    """Families, layers and runtimes also come through entry points."""
+    (tmp_path / "my_runtime.py").write_text("from edgeformer.runtimes.null import Runtime\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(discover, "_entry_points", lambda group: {"mine": "my_runtime"} if "runtimes" in group else {})
+    assert "mine" in _protocol.names()
+    assert _protocol.get("mine")[0].ranked is False
+
+
+def test_a_broken_import_inside_a_part_is_not_swallowed(monkeypatch, tmp_path):
+    (tmp_path / "broken.py").write_text("import no_such_package_at_all\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(discover, "_entry_points", lambda group: {"broken": "broken"})
+    with pytest.raises(ModuleNotFoundError, match="no_such_package_at_all"):
+        discover.find("edgeformer.runtimes", "broken")

@@ -1,0 +1,166 @@
+"""The harness on made-up and real rows: what is measured, what is ranked, what happens when a row dies."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from support import STDLIB
+
+from edgeformer import api
+from edgeformer.checkpoint import load
+from edgeformer.errors import InputError
+from edgeformer.export.onnx import export_onnx
+from edgeformer.measure import machine, table
+from edgeformer.measure.harness import Settings, run
+from edgeformer.measure.record import records, write_jsonl
+from edgeformer.measure.row import Plan, Row, quantile
+from edgeformer.measure.timed import Round, warm_up
+
+SMALL = Settings(prompt=12, gen=6, rounds=2, threads=1)
+
+
+@pytest.fixture(scope="module")
+def artefact(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("measure") / "onnx"
+    export_onnx(load(STDLIB), folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def rows(artefact):
+    spec = load(STDLIB).spec
+    plans = [
+        Plan("onnxruntime", artefact, "onnx", "fp32", "ort"),
+        Plan("numpy", str(STDLIB), "checkpoint", "fp32", "numpy"),
+        Plan("null", str(STDLIB), "checkpoint", "fp32", "null", ranked=False),
+        Plan("onnxruntime", artefact + "-gone", "onnx", "fp32", "gone"),
+    ]
+    return run(plans, spec, SMALL, reference=(str(STDLIB), {}))
+
+
+def test_every_sample_is_kept(rows):
+    for row in rows[:3]:
+        assert row.status == "ok" and len(row.rounds) == SMALL.rounds
+        assert all(len(r["decode_ns"]) == SMALL.gen and r["prefill_ns"] > 0 for r in row.rounds)
+        assert row.discarded and row.first and row.load_s and row.peak_rss_bytes > 10e6
+
+
+def test_all_rows_decode_the_same_tokens(rows):
+    tokens = {tuple(r["tokens"]) for row in rows[:2] for r in row.rounds}
+    assert len(tokens) == 1
+
+
+def test_only_verified_rows_are_ranked(rows):
+    verified, rest = table.ordered(rows)
+    assert {r.plan.label for r in verified} == {"ort", "numpy"}
+    assert {r.plan.label for r in rest} == {"null", "gone"}
+    assert table.speed(verified[0]) <= table.speed(verified[1])
+
+
+def test_a_failed_row_is_a_row(rows):
+    gone = rows[3]
+    assert gone.status == "failed" and "does not exist" in gone.error
+    text = table.markdown(rows, "text-generation", SMALL.prompt)
+    assert "does not exist" in text and text.count("\n") == 5
+
+
+def test_a_wrong_row_is_listed_not_ranked(artefact, tmp_path):
+    import shutil
+
+    from test_runtimes import corrupt
+
+    wrong = tmp_path / "wrong"
+    shutil.copytree(artefact, wrong)
+    corrupt(wrong, "layers.1.attention.v.weight", lambda w: w.fill(0))
+    plans = [Plan("onnxruntime", str(wrong), "onnx", "fp32", "wrong")]
+    (row,) = run(plans, load(STDLIB).spec, SMALL, reference=(str(STDLIB), {}))
+    assert row.verdict == "fail" and row.rounds and not row.verified
+    assert table.lines([row], "text-generation", 12)[1][0][0] == "-"
+
+
+def test_unchecked_rows_are_not_ranked(artefact):
+    plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
+    (row,) = run(plans, load(STDLIB).spec, SMALL, reference=None)
+    assert row.verdict == "unchecked" and not row.verified
+
+
+def test_a_crash_is_a_row_with_its_last_words(artefact, monkeypatch, tmp_path):
+    """A runtime that takes its process down."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'edgeformer.measure.worker' in ' '.join(sys.orig_argv):\n"
+        "    import edgeformer.runtimes.null as null, os\n"
+        "    def die(self, *a):\n"
+        "        sys.stderr.write('my last words\\n'); sys.stderr.flush(); os._exit(11)\n"
+        "    null.NullSession._step = die\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    plans = [
+        Plan("null", str(STDLIB), "checkpoint", "fp32", "dies"),
+        Plan("onnxruntime", artefact, "onnx", "fp32", "lives"),
+    ]
+    dies, lives = run(plans, load(STDLIB).spec, SMALL, reference=None)
+    assert dies.status == "failed" and "status 11: my last words" in dies.error
+    assert lives.status == "ok" and len(lives.rounds) == SMALL.rounds
+
+
+def test_a_silent_row_ends(artefact):
+    plans = [Plan("numpy", str(STDLIB), "checkpoint", "fp32", "slow")]
+    (row,) = run(plans, load(STDLIB).spec, Settings(prompt=12, gen=6, rounds=1, limit_s=0.01), reference=None)
+    assert row.status == "failed" and "no answer" in row.error
+
+
+def test_records_start_with_llama_benchs_columns(rows, tmp_path):
+    spec = load(STDLIB).spec
+    made = records(rows, spec, machine=machine.facts(), name="stdlib-5m", settings=SMALL, run_id="x")
+    assert len(made) == 2 * len(rows)
+    first = list(made[0])
+    assert first[:6] == ["build_commit", "build_number", "cpu_info", "gpu_info", "backends", "model_filename"]
+    for column in ("n_prompt", "n_gen", "test_time", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "n_threads"):
+        assert column in first
+    prefill, decode = made[0], made[1]
+    assert (prefill["n_prompt"], prefill["n_gen"], decode["n_prompt"], decode["n_gen"]) == (12, 0, 0, 6)
+    assert abs(prefill["avg_ts"] - sum(12e9 / ns for ns in prefill["samples_ns"]) / 2) < 1e-6
+    assert decode["parity_verdict"] == "pass" and decode["spec_digest"] and decode["cpu_per_wall"] > 0
+    write_jsonl(made, tmp_path / "rows.jsonl")
+    write_jsonl(made, tmp_path / "rows.jsonl")
+    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
+    assert len(lines) == 4 * len(rows) and json.loads(lines[0]) == json.loads(json.dumps(made[0]))
+
+
+def test_quantiles():
+    assert quantile([4, 1, 3, 2], 0.5) == 2.5 and quantile([5], 0.9) == 5 and quantile([0, 10], 0.9) == 9
+
+
+def test_warm_up_ends_when_rounds_agree():
+    times = iter([100, 50, 49, 48, 47])
+    assert [r.prefill_ns for r in warm_up(lambda: Round(prefill_ns=next(times)))] == [100, 50, 49]
+    wild = iter([1, 10, 100, 1000, 10000])
+    assert len(warm_up(lambda: Round(prefill_ns=next(wild)))) == 4
+
+
+def test_cpu_per_wall():
+    row = Row(Plan("x", "x", "onnx", "fp32"), threads=2)
+    row.rounds = [{"prefill_ns": 10, "decode_ns": [5, 5], "cpu_prefill_ns": 20, "cpu_decode_ns": 18, "tokens": []}]
+    assert row.cpu_per_wall() == 1.9
+
+
+def test_threads_are_what_was_asked_for(artefact):
+    """CPU time, not belief: one thread may not use two CPUs."""
+    plans = [
+        Plan("onnxruntime", artefact, "onnx", "fp32", "ort"),
+        Plan("numpy", str(STDLIB), "checkpoint", "fp32", "numpy"),
+    ]
+    settings = Settings(prompt=64, gen=16, rounds=2, threads=1)
+    for row in run(plans, load(STDLIB).spec, settings, reference=None):
+        assert row.cpu_per_wall() < 1.2, row.plan.label
+
+
+def test_api_refuses_what_cannot_be_compared(artefact):
+    with pytest.raises(InputError, match="one architecture"):
+        api.bench([artefact, "smollm2-135m"], runtimes=["onnxruntime", "null"])
+    with pytest.raises(InputError, match=r"exceed the model's 1024 positions"):
+        api.bench(artefact, settings=Settings(prompt=1000, gen=100))
+    with pytest.raises(InputError, match="no runtime is left"):
+        api.bench(artefact, runtimes=["numpy"])
