@@ -119,7 +119,7 @@ def bench(
     spec, settings = next(iter(specs.values())), settings or Settings()
     if not plans:
         raise InputError("no runtime is left to measure; `edgeformer runtimes` lists what is installed")
-    needed = settings.prompt + (settings.gen if spec.task == "text-generation" else 0)
+    needed = max(settings.prompts) + (settings.gen if spec.task == "text-generation" else 0)
     if needed > spec.context:
         raise InputError(f"{needed} tokens (prompt and generated) exceed the model's {spec.context} positions")
     reference = None if against is None else (against, load_options or {})

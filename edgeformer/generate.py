@@ -80,9 +80,7 @@ def stream_ids(
     return _stream(session, prompt, count, sampling, stop)
 
 
-def _stream(
-    session: Session, prompt: list[int], count: int, sampling: Sampling, stop: frozenset[int]
-) -> Iterator[int]:
+def _stream(session: Session, prompt: list[int], count: int, sampling: Sampling, stop: frozenset[int]) -> Iterator[int]:
     rng = np.random.default_rng(sampling.seed)
     session.reset()
     logits = session.forward(np.array([prompt], np.int64))[0]

@@ -8,8 +8,8 @@ import struct
 
 import numpy as np
 import pytest
-from support import STDLIB, TINY, load_tiny
 from safetensors.numpy import load_file, save_file
+from support import STDLIB, TINY, load_tiny
 
 from edgeformer.checkpoint import load, save
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError

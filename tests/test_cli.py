@@ -43,12 +43,16 @@ def test_export_verify_bench(tmp_path):
     out = run("export", STDLIB, "-o", tmp_path / "m")
     assert "edgeformer verify" in out.stdout
     assert run("export", STDLIB, "-o", tmp_path / "m", "--json").stdout.startswith("{")
-    verdict = json.loads(run("verify", tmp_path / "m", "--against", STDLIB, "--length", 40, "--gen", 8, "--json").stdout)
+    verdict = json.loads(
+        run("verify", tmp_path / "m", "--against", STDLIB, "--length", 40, "--gen", 8, "--json").stdout
+    )
     assert verdict["verdict"] == "pass"
     text = STDLIB / "validation.txt"
     assert "pass" in run("verify", tmp_path / "m", "--against", STDLIB, "--text", text, "--length", 32).stdout
     small = ("--prompt", 8, "--gen", 4, "--rounds", 1, "--threads", 1)
-    run("bench", tmp_path / "m", "--against", STDLIB, *small, "--runtime", "onnxruntime", "--json", tmp_path / "r.jsonl")
+    run(
+        "bench", tmp_path / "m", "--against", STDLIB, *small, "--runtime", "onnxruntime", "--json", tmp_path / "r.jsonl"
+    )
     lines = (tmp_path / "r.jsonl").read_text().splitlines()
     assert [json.loads(line)["parity_verdict"] for line in lines] == ["pass", "pass"]
 

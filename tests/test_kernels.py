@@ -30,9 +30,7 @@ RNG = np.random.default_rng(0)
 def session(build, arrays, library, optimized=None, lie=False):
     """A one-op model; with `lie` its function body says 0 whatever comes in."""
     ops = target_class("cpu")(FLOAT)
-    values = [
-        ir.Value(name=f"x{i}", type=ir.TensorType(FLOAT), shape=ir.Shape(a.shape)) for i, a in enumerate(arrays)
-    ]
+    values = [ir.Value(name=f"x{i}", type=ir.TensorType(FLOAT), shape=ir.Shape(a.shape)) for i, a in enumerate(arrays)]
     out = build(ops, *(GraphTensor(ops, v, FLOAT, a.shape) for v, a in zip(values, arrays, strict=True)))
     out.value.type = ir.TensorType(FLOAT)
     functions = [f for f, _ in ops.functions.values()]
@@ -165,8 +163,9 @@ def headers():
 def test_the_abi_against_the_real_headers(tmp_path):
     """Every slot number and the size of OrtCustomOp, checked by the compiler."""
     text = (kernels.SOURCES / "ort_abi.h").read_text()
-    slots = dict(line.strip().rstrip(",").split(" = ") for line in text.splitlines() if line.strip().startswith("kCreate")
-                 or " = " in line and line.strip().startswith(("kCustom", "kAdd", "kGet", "kKernel", "kRelease")))  # fmt: skip
+    lines = [line.strip().rstrip(",").split(" = ") for line in text.splitlines()]
+    prefixes = ("kCreateS", "kCreateC", "kCustom", "kAdd", "kGet", "kKernel", "kRelease")
+    slots = dict(line for line in lines if len(line) == 2 and line[0].startswith(prefixes))
     names = {
         "kKernelInfoGetAttributeFloat": "KernelInfoGetAttribute_float",
         "kKernelInfoGetAttributeString": "KernelInfoGetAttribute_string",

@@ -96,7 +96,13 @@ def _cross_torch(weights, x, memory, valid):
     layer = Module(_Whole.layer, 32, ops)
     layer.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
     t = torch.from_numpy
-    step = Step(ops, torch.arange(x.shape[1])[None], torch.arange(memory.shape[1])[None], memory=t(memory), memory_valid=t(valid))
+    step = Step(
+        ops,
+        torch.arange(x.shape[1])[None],
+        torch.arange(memory.shape[1])[None],
+        memory=t(memory),
+        memory_valid=t(valid),
+    )
     return layer(t(x), step).detach().numpy()
 
 

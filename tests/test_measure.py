@@ -17,7 +17,7 @@ from edgeformer.measure.record import records, write_jsonl
 from edgeformer.measure.row import Plan, Row, quantile
 from edgeformer.measure.timed import Round, warm_up
 
-SMALL = Settings(prompt=12, gen=6, rounds=2, threads=1)
+SMALL = Settings(prompts=(12,), gen=6, rounds=2, threads=1)
 
 
 @pytest.fixture(scope="module")
@@ -53,15 +53,23 @@ def test_all_rows_decode_the_same_tokens(rows):
 
 def test_only_verified_rows_are_ranked(rows):
     verified, rest = table.ordered(rows)
-    assert {r.plan.label for r in verified} == {"ort", "numpy"}
+    assert {r.plan.label for _, r in verified} == {"ort", "numpy"} and [n for n, _ in verified] == [1, 2]
     assert {r.plan.label for r in rest} == {"null", "gone"}
-    assert table.speed(verified[0]) <= table.speed(verified[1])
+    assert table.speed(verified[0][1]) <= table.speed(verified[1][1])
+
+
+def test_ranks_are_within_a_shape(artefact):
+    plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
+    settings = Settings(prompts=(8, 16), gen=4, rounds=1)
+    made = run(plans, load(STDLIB).spec, settings, reference=(str(STDLIB), {}))
+    body = table.lines(made, "text-generation")[1]
+    assert [line[0] for line in body] == ["1", "1"] and [line[3] for line in body] == ["8", "16"]
 
 
 def test_a_failed_row_is_a_row(rows):
     gone = rows[3]
     assert gone.status == "failed" and "does not exist" in gone.error
-    text = table.markdown(rows, "text-generation", SMALL.prompt)
+    text = table.markdown(rows, "text-generation")
     assert "does not exist" in text and text.count("\n") == 5
 
 
@@ -76,7 +84,7 @@ def test_a_wrong_row_is_listed_not_ranked(artefact, tmp_path):
     plans = [Plan("onnxruntime", str(wrong), "onnx", "fp32", "wrong")]
     (row,) = run(plans, load(STDLIB).spec, SMALL, reference=(str(STDLIB), {}))
     assert row.verdict == "fail" and row.rounds and not row.verified
-    assert table.lines([row], "text-generation", 12)[1][0][0] == "-"
+    assert table.lines([row], "text-generation")[1][0][0] == "-"
 
 
 def test_unchecked_rows_are_not_ranked(artefact):
@@ -107,7 +115,7 @@ def test_a_crash_is_a_row_with_its_last_words(artefact, monkeypatch, tmp_path):
 
 def test_a_silent_row_ends(artefact):
     plans = [Plan("numpy", str(STDLIB), "checkpoint", "fp32", "slow")]
-    (row,) = run(plans, load(STDLIB).spec, Settings(prompt=12, gen=6, rounds=1, limit_s=0.01), reference=None)
+    (row,) = run(plans, load(STDLIB).spec, Settings(prompts=(12,), gen=6, rounds=1, limit_s=0.01), reference=None)
     assert row.status == "failed" and "no answer" in row.error
 
 
@@ -152,7 +160,7 @@ def test_threads_are_what_was_asked_for(artefact):
         Plan("onnxruntime", artefact, "onnx", "fp32", "ort"),
         Plan("numpy", str(STDLIB), "checkpoint", "fp32", "numpy"),
     ]
-    settings = Settings(prompt=64, gen=16, rounds=2, threads=1)
+    settings = Settings(prompts=(64,), gen=16, rounds=2, threads=1)
     for row in run(plans, load(STDLIB).spec, settings, reference=None):
         assert row.cpu_per_wall() < 1.2, row.plan.label
 
@@ -161,6 +169,6 @@ def test_api_refuses_what_cannot_be_compared(artefact):
     with pytest.raises(InputError, match="one architecture"):
         api.bench([artefact, "smollm2-135m"], runtimes=["onnxruntime", "null"])
     with pytest.raises(InputError, match=r"exceed the model's 1024 positions"):
-        api.bench(artefact, settings=Settings(prompt=1000, gen=100))
+        api.bench(artefact, settings=Settings(prompts=(1000,), gen=100))
     with pytest.raises(InputError, match="no runtime is left"):
         api.bench(artefact, runtimes=["numpy"])

@@ -90,7 +90,8 @@ CASES = {
         lambda o, x, g, u, d: o.glu_ffn(x, g, u, d, act="gelu"),
     ),
     "moe": (
-        [X, floats(2, 5, 2), RNG.integers(0, 4, (2, 5, 2)), *(("stacked", floats(*s)) for s in ((4, 6, 8), (4, 6, 8), (4, 8, 6)))],
+        [X, floats(2, 5, 2), RNG.integers(0, 4, (2, 5, 2)),
+         *(("stacked", floats(*s)) for s in ((4, 6, 8), (4, 6, 8), (4, 8, 6)))],
         lambda o, x, w, c, g, u, d: o.moe(x, w, c, g, u, d, act="silu", count=4),
     ),
     "attention-causal": (
@@ -180,7 +181,9 @@ def run_onnx(case, target, inline):
     for a in arguments:
         if isinstance(a, tuple):
             tensors = [weight(x) for x in a[1:] if x is not None]
-            made.append(handles.LinearHandle(ops, tensors, "") if a[0] == "linear" else handles.StackedHandle(ops, tensors))
+            made.append(
+                handles.LinearHandle(ops, tensors, "") if a[0] == "linear" else handles.StackedHandle(ops, tensors)
+            )
         elif case.startswith(("repeat_heads", "rotate", "attention")) and a.ndim == 4:
             tensor = add(a)  # heads and widths are static in every graph
             tensor.dims = (None, a.shape[1], None, a.shape[3])

@@ -12,6 +12,22 @@ import click
 from edgeformer.cli._common import allow_unread, default_threads, notes, status, threads_option
 
 
+class Sizes(click.ParamType):
+    """Positive integers separated by commas."""
+
+    name = "n[,n...]"
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
+        """The integers."""
+        try:
+            sizes = tuple(int(v) for v in str(value).split(",")) if not isinstance(value, tuple) else value
+        except ValueError:
+            sizes = ()
+        if not sizes or min(sizes) < 1:
+            self.fail(f"{value!r} is not a list of positive integers such as 1 or 1,8", param, ctx)
+        return tuple(dict.fromkeys(sizes))
+
+
 def bench_options(function: Callable) -> Callable:
     """The options of a measurement."""
     positive = click.IntRange(min=1)
@@ -20,10 +36,30 @@ def bench_options(function: Callable) -> Callable:
             click.option(
                 "--runtime", "runtimes", default=None, help="Names, separated by commas. [default: all that fit]"
             ),
-            click.option("--prompt", type=positive, default=128, show_default=True, help="Tokens of prefill."),
+            click.option(
+                "--prompt",
+                "prompts",
+                type=Sizes(),
+                default="128",
+                show_default=True,
+                help="Tokens of prefill; 32,128: a row each.",
+            ),
             click.option("--gen", type=positive, default=64, show_default=True, help="Tokens of decode."),
             click.option("--rounds", type=positive, default=5, show_default=True, help="Measured rounds."),
-            click.option("--batch", type=positive, default=1, show_default=True, help="Encoders: sequences at once."),
+            click.option(
+                "--batch",
+                "batches",
+                type=Sizes(),
+                default="1",
+                show_default=True,
+                help="Encoders: sequences at once; 1,8: a row each.",
+            ),
+            click.option(
+                "--provider",
+                default="CPUExecutionProvider",
+                show_default=True,
+                help="ONNX Runtime's execution provider.",
+            ),
             click.option(
                 "--limit", type=float, default=900.0, show_default=True, help="Seconds before a silent row ends."
             ),
@@ -51,11 +87,12 @@ def execute(sources: list[str], original: str | None, options: dict[str, Any]) -
 
     runtimes = options["runtimes"]
     settings = Settings(
-        prompt=options["prompt"],
+        prompts=options["prompts"],
         gen=options["gen"],
         rounds=options["rounds"],
         threads=default_threads(options["threads"]),
-        batch=options["batch"],
+        batches=options["batches"],
+        provider=options["provider"],
         seed=options["seed"],
         limit_s=options["limit"],
     )
@@ -90,14 +127,11 @@ def _show(rows: list[Any], spec: Any, settings: Any, facts: dict[str, Any], opti
 
     from edgeformer.measure import table
 
-    if spec.task == "text-generation":
-        shape = f"{settings.prompt} prompt + {settings.gen} generated tokens"
-    else:
-        shape = f"batch {settings.batch} × {settings.prompt} tokens"
+    shape = f"prompt + {settings.gen} generated tokens, " if spec.task == "text-generation" else ""
     threads = f"{settings.threads} thread" + ("s" if settings.threads > 1 else "")
-    title = f"{shape}, {threads}, {settings.rounds} rounds, median ± half range · {facts['cpu_info']}"
+    title = f"{shape}{threads}, {settings.rounds} rounds, median ± half range · {facts['cpu_info']}"
     if options["markdown"]:
-        click.echo(f"{title}\n\n{table.markdown(rows, spec.task, settings.prompt)}")
+        click.echo(f"{title}\n\n{table.markdown(rows, spec.task)}")
     elif options["json_file"] != "-":
         console = Console() if sys.stdout.isatty() else Console(width=200)
-        console.print(table.rich_table(rows, spec.task, settings.prompt, title))
+        console.print(table.rich_table(rows, spec.task, title))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +27,18 @@ SETTLE_S = 0.1
 
 @dataclass(frozen=True)
 class Settings:
-    """What every row runs: `prompt` tokens of prefill, `gen` decode steps, `rounds` times, with `threads` threads.
+    """What every row runs: `gen` decode steps after its prompt, `rounds` times, with `threads` threads.
 
-    `batch` is for encoders. `limit_s` ends a row that doesn't answer.
+    Each of `prompts` (tokens) and, for encoders, `batches` makes a row. `provider` is ONNX Runtime's execution provider.
+    `limit_s` ends a row that doesn't answer.
     """
 
-    prompt: int = 128
+    prompts: tuple[int, ...] = (128,)
     gen: int = 64
     rounds: int = 5
     threads: int = 1
-    batch: int = 1
+    batches: tuple[int, ...] = (1,)
+    provider: str = "CPUExecutionProvider"
     seed: int = 0
     limit_s: float = 900.0
 
@@ -55,15 +57,19 @@ def run(
     """Measure every plan.
 
     Args:
-        plans: the rows.
+        plans: what to run; each gets a row per shape of the settings.
         spec: the model they all run.
         settings: what to run.
         reference: (MODEL, load options) of the original to check against, or None: every row is then unchecked.
         report: told what is happening.
     """
-    rows = [Row(p, settings.threads, settings.batch) for p in plans]
-    prompt = [int(i) for i in sample_ids(spec.vocab, settings.prompt, settings.seed)]
-    request = {"prompt": prompt, "gen": settings.gen, "batch": settings.batch}
+    batches = settings.batches if spec.task != "text-generation" else (1,)
+    rows = [
+        Row(replace(plan, prompt=prompt, batch=batch), settings.threads)
+        for batch in batches
+        for prompt in settings.prompts
+        for plan in plans
+    ]
     workers: dict[int, WorkerProcess] = {}
     with tempfile.TemporaryDirectory(prefix="edgeformer-bench-") as scratch:
         try:
@@ -71,13 +77,13 @@ def run(
             for i, row in enumerate(rows):
                 report(f"{row.plan.label}: load, check, warm up")
                 workers[i] = WorkerProcess(settings.threads)
-                _guarded(row, lambda i=i, row=row: _prepare(row, workers[i], spec, settings, request, files))
+                _guarded(row, lambda i=i, row=row: _prepare(row, workers[i], spec, settings, files))
             for n in range(settings.rounds):
                 for i, row in enumerate(rows):
                     if row.status == "ok":
                         report(f"round {n + 1}/{settings.rounds}: {row.plan.label}")
                         time.sleep(SETTLE_S)
-                        _guarded(row, lambda i=i, row=row: _round(row, workers[i], settings, request))
+                        _guarded(row, lambda i=i, row=row: _round(row, workers[i], spec, settings))
         finally:
             for worker in workers.values():
                 worker.close()
@@ -96,10 +102,11 @@ def _references(
     if reference is None:
         return {}
     source, load_options = reference
-    capacity = settings.prompt + settings.gen
+    shortest = min(settings.prompts)
+    capacity = shortest + settings.gen
     length = min(max(CHECKED_TOKENS, 8), spec.context if spec.task != "text-generation" else capacity)
     generate = min(settings.gen, 32)
-    request: dict[str, Any] = {"task": spec.task, "length": min(length, settings.prompt)}
+    request: dict[str, Any] = {"task": spec.task, "length": min(length, shortest)}
     if spec.task == "text-generation":
         ids = [int(i) for i in sample_ids(spec.vocab, length, settings.seed + 1)]
         request |= {"ids": ids, "prompt": _checked_prompt(length, generate, capacity), "generate": generate}
@@ -136,6 +143,11 @@ def _checked_prompt(length: int, generate: int, capacity: int) -> int:
     return max(1, min(32, length, capacity - generate))
 
 
+def _request(row: Row, spec: Model, settings: Settings) -> dict[str, Any]:
+    prompt = [int(i) for i in sample_ids(spec.vocab, row.plan.prompt, settings.seed)]
+    return {"prompt": prompt, "gen": settings.gen, "batch": row.plan.batch}
+
+
 def _guarded(row: Row, action: Callable[[], None]) -> None:
     try:
         action()
@@ -143,11 +155,9 @@ def _guarded(row: Row, action: Callable[[], None]) -> None:
         row.status, row.error = "failed", str(e)
 
 
-def _prepare(
-    row: Row, worker: WorkerProcess, spec: Model, settings: Settings, request: dict, files: dict[str, Path]
-) -> None:
-    plan, limit = row.plan, settings.limit_s
-    capacity = settings.prompt + settings.gen if spec.task == "text-generation" else None
+def _prepare(row: Row, worker: WorkerProcess, spec: Model, settings: Settings, files: dict[str, Path]) -> None:
+    plan, limit, request = row.plan, settings.limit_s, _request(row, spec, settings)
+    capacity = plan.prompt + settings.gen if spec.task == "text-generation" else None
     opened = worker.ask(
         "open",
         limit,
@@ -155,15 +165,20 @@ def _prepare(
         source=plan.source,
         opens=plan.opens,
         load_options=plan.load_options,
-        options={"threads": settings.threads, "capacity": capacity, "precision": plan.precision},
+        options={
+            "threads": settings.threads,
+            "capacity": capacity,
+            "precision": plan.precision,
+            "provider": settings.provider,
+        },
     )
     row.load_s, row.versions, row.facts = opened["load_s"], opened["versions"], opened["facts"]
     row.first = worker.ask("first", limit, **request)
-    if (file := files.get(plan.precision)) is not None:
+    if plan.ranked and (file := files.get(plan.precision)) is not None:
         with np.load(file) as data:
             length = len(data["ids"]) if "ids" in data else 0
         generate = min(settings.gen, 32)
-        prompt = _checked_prompt(length, generate, settings.prompt + settings.gen)
+        prompt = _checked_prompt(length, generate, min(settings.prompts) + settings.gen)
         checked = worker.ask(
             "check", limit, file=str(file), precision=plan.precision, prompt=prompt, reference=row.reference or ""
         )
@@ -171,7 +186,7 @@ def _prepare(
     row.discarded = worker.ask("warmup", limit, **request)["rounds"]
 
 
-def _round(row: Row, worker: WorkerProcess, settings: Settings, request: dict) -> None:
-    row.rounds.append(worker.ask("round", settings.limit_s, **request))
+def _round(row: Row, worker: WorkerProcess, spec: Model, settings: Settings) -> None:
+    row.rounds.append(worker.ask("round", settings.limit_s, **_request(row, spec, settings)))
     memory = worker.ask("memory", settings.limit_s)
     row.peak_rss_bytes, row.rss_source = memory["peak_rss_bytes"], memory["rss_source"]

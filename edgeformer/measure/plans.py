@@ -31,7 +31,7 @@ def checkpoint_plans(
     if chosen is None and "numpy" in found and parameters(spec) > SLOW_REFERENCE:
         found.remove("numpy")
         notes.append("the numpy runtime is left out for a model of this size; --runtime numpy asks for it")
-    plans = [Plan(n, model, "checkpoint", "fp32", n, get(n)[0].ranked, load_options or {}) for n in found]
+    plans = [Plan(n, model, "checkpoint", "fp32", n, get(n)[0].ranked, load_options=load_options or {}) for n in found]
     return plans, notes
 
 

@@ -33,7 +33,7 @@ def records(
     """The records of a run. Times in ns, rates in tokens (encoders: tokens of the batch) per second."""
     out: list[dict[str, Any]] = []
     for row in rows:
-        tests = [(settings.prompt, 0)] + ([(0, settings.gen)] if spec.task == "text-generation" else [])
+        tests = [(row.plan.prompt, 0)] + ([(0, settings.gen)] if spec.task == "text-generation" else [])
         for n_prompt, n_gen in tests:
             record = _record(row, spec, machine, name, n_prompt, n_gen)
             out.append(record | {"run_id": run_id, "seed": settings.seed})
@@ -42,7 +42,7 @@ def records(
 
 def _record(row: Row, spec: Model, machine: dict, name: str, n_prompt: int, n_gen: int) -> dict[str, Any]:
     counted = costs(spec)
-    tokens = (n_prompt or n_gen) * row.batch
+    tokens = (n_prompt or n_gen) * row.plan.batch
     samples = row.prefill_ns() if n_prompt else [sum(r["decode_ns"]) for r in row.rounds if r["decode_ns"]]
     rates = [tokens * 1e9 / ns for ns in samples]
     steps = row.decode_ns()
@@ -58,7 +58,7 @@ def _record(row: Row, spec: Model, machine: dict, name: str, n_prompt: int, n_ge
         "model_type": f"{name} {plan.precision}",
         "model_size": counted.weight_bytes.get(plan.precision),
         "model_n_params": counted.parameters,
-        "n_batch": row.batch,
+        "n_batch": row.plan.batch,
         "n_threads": row.threads,
         "n_gpu_layers": 0,
         "main_gpu": 0,

@@ -11,7 +11,10 @@ from edgeformer.parity import NEAR_TIE, PASS, UNCHECKED
 
 @dataclass
 class Plan:
-    """A row to run: `runtime` (`name` or `name:variant`) on `source`, an artefact's folder or a MODEL."""
+    """A row to run: `runtime` (`name` or `name:variant`) on `source`, an artefact's folder or a MODEL.
+
+    `prompt` tokens of prefill (of each sequence, for an encoder) in batches of `batch`.
+    """
 
     runtime: str
     source: str
@@ -19,6 +22,8 @@ class Plan:
     precision: str
     label: str = ""
     ranked: bool = True
+    prompt: int = 128
+    batch: int = 1
     load_options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -28,7 +33,6 @@ class Row:
 
     plan: Plan
     threads: int
-    batch: int = 1
     status: str = "ok"
     error: str | None = None
     verdict: str = UNCHECKED

@@ -7,18 +7,11 @@ from typing import Any
 
 from edgeformer.measure.row import Row, quantile
 
-DECODER = (
-    "runtime",
-    "precision",
-    "prefill tok/s",
-    "decode tok/s",
-    "ITL ms p50/p90",
-    "TTFT ms",
-    "load s",
-    "peak MB",
-    "CPU/wall",
-)
-ENCODER = ("runtime", "precision", "tokens/s", "latency ms p50/p90", "first call ms", "load s", "peak MB", "CPU/wall")
+MEASURED = {
+    "text-generation": ("prompt", "prefill tok/s", "decode tok/s", "ITL ms p50/p90", "TTFT ms"),
+    "feature-extraction": ("batch × tokens", "tokens/s", "latency ms p50/p90", "first call ms"),
+}
+COMMON = ("load s", "peak MB", "CPU/wall")
 
 
 def _spread(rates: list[float], digits: int = 1) -> str:
@@ -27,19 +20,26 @@ def _spread(rates: list[float], digits: int = 1) -> str:
     return f"{statistics.median(rates):.{digits}f} ± {half:.{digits}f}"
 
 
-def cells(row: Row, task: str, prompt: int) -> list[str]:
+def shape(row: Row, task: str) -> str:
+    """What the row was given."""
+    return str(row.plan.prompt) if task == "text-generation" else f"{row.plan.batch} × {row.plan.prompt}"
+
+
+def cells(row: Row, task: str) -> list[str]:
     """The measured columns of a row."""
-    memory = f"{(row.peak_rss_bytes or 0) / 1e6:.0f}"
-    common = [f"{row.load_s or 0:.2f}", memory, f"{row.cpu_per_wall() or 0:.2f}"]
-    prefill = [prompt * row.batch * 1e9 / ns for ns in row.prefill_ns()]
+    if not row.rounds:
+        return [shape(row, task), *["-"] * (len(MEASURED[task]) - 1 + len(COMMON))]
+    common = [f"{row.load_s or 0:.2f}", f"{(row.peak_rss_bytes or 0) / 1e6:.0f}", f"{row.cpu_per_wall() or 0:.2f}"]
+    prefill = [row.plan.prompt * row.plan.batch * 1e9 / ns for ns in row.prefill_ns()]
     if task != "text-generation":
         p50, p90 = (quantile(row.prefill_ns(), q) / 1e6 for q in (0.5, 0.9))
-        return [_spread(prefill, 0), f"{p50:.2f} / {p90:.2f}", f"{row.first['prefill_ns'] / 1e6:.1f}", *common]  # type: ignore[index]
+        first = (row.first or {}).get("prefill_ns", 0) / 1e6
+        return [shape(row, task), _spread(prefill, 0), f"{p50:.2f} / {p90:.2f}", f"{first:.1f}", *common]
     steps = row.decode_ns()
     itl = f"{quantile(steps, 0.5) / 1e6:.2f} / {quantile(steps, 0.9) / 1e6:.2f}" if steps else "-"
     decode = [1e9 / ns for ns in row.decode_medians_ns()]
-    ttft = statistics.median(row.prefill_ns()) / 1e6
-    return [_spread(prefill, 0), _spread(decode) if decode else "-", itl, f"{ttft:.1f}", *common]
+    ttft = f"{statistics.median(row.prefill_ns()) / 1e6:.1f}"
+    return [shape(row, task), _spread(prefill, 0), _spread(decode) if decode else "-", itl, ttft, *common]
 
 
 def speed(row: Row) -> float:
@@ -47,9 +47,13 @@ def speed(row: Row) -> float:
     return statistics.median(row.decode_medians_ns() or row.prefill_ns())
 
 
-def ordered(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    """Verified rows, fastest first; and the others."""
-    verified = sorted((r for r in rows if r.verified and r.rounds), key=speed)
+def ordered(rows: list[Row]) -> tuple[list[tuple[int, Row]], list[Row]]:
+    """Verified rows with their rank, shape by shape, the fastest first; and the others."""
+    verified: list[tuple[int, Row]] = []
+    shapes = dict.fromkeys((r.plan.batch, r.plan.prompt) for r in rows)
+    for batch, prompt in shapes:
+        same = [r for r in rows if (r.plan.batch, r.plan.prompt) == (batch, prompt) and r.verified and r.rounds]
+        verified += enumerate(sorted(same, key=speed), 1)
     return verified, [r for r in rows if not (r.verified and r.rounds)]
 
 
@@ -66,32 +70,32 @@ def explanation(row: Row) -> str:
     return f"{check['name']}: {check['verdict']}{difference} {check.get('note') or ''}".strip()
 
 
-def lines(rows: list[Row], task: str, prompt: int) -> tuple[list[str], list[list[str]]]:
+def lines(rows: list[Row], task: str) -> tuple[list[str], list[list[str]]]:
     """Header and body cells of the whole table."""
-    header = ["", *(DECODER if task == "text-generation" else ENCODER), "verdict", "evidence"]
+    header = ["", "runtime", "precision", *MEASURED[task], *COMMON, "verdict", "evidence"]
     verified, rest = ordered(rows)
     body = []
-    for rank, row in [*enumerate(verified, 1), *((None, r) for r in rest)]:
-        measured = cells(row, task, prompt) if row.rounds else ["-"] * (len(header) - 5)
+    for rank, row in [*verified, *((0, r) for r in rest)]:
         verdict = row.verdict if row.status == "ok" else row.status
         if row.status == "ok" and not row.plan.ranked:
             verdict = "not a model"
-        body.append([str(rank or "-"), row.plan.label, row.plan.precision, *measured, verdict, explanation(row)])
+        start = [str(rank or "-"), row.plan.label, row.plan.precision]
+        body.append([*start, *cells(row, task), verdict, explanation(row)])
     return header, body
 
 
-def markdown(rows: list[Row], task: str, prompt: int) -> str:
+def markdown(rows: list[Row], task: str) -> str:
     """A Markdown table."""
-    header, body = lines(rows, task, prompt)
+    header, body = lines(rows, task)
     rule = ["---"] * len(header)
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in [header, rule, *body])
 
 
-def rich_table(rows: list[Row], task: str, prompt: int, title: str) -> Any:
+def rich_table(rows: list[Row], task: str, title: str) -> Any:
     """A table for the terminal."""
     from rich.table import Table
 
-    header, body = lines(rows, task, prompt)
+    header, body = lines(rows, task)
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i in (1, 2) or i >= len(header) - 2 else "right", overflow="fold")

@@ -1,0 +1,68 @@
+"""Prefill and decode against the peers: `python benchmarks/decode.py FOLDER [ROUNDS] [THREADS]`, after export.py.
+
+Three rows in one interleaved run: our artefact in our onnxruntime adapter; ONNX Runtime GenAI on its builder's export; raw
+ONNX Runtime with shared buffers on the builder's export. fp32, 128 prompt + 64 generated tokens, equal threads. Ratios are
+round by round, peer time / our time: above 1 means that we are faster.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import statistics
+import sys
+from pathlib import Path
+
+from edgeformer.checkpoint import load
+from edgeformer.measure import machine, table
+from edgeformer.measure.harness import Settings, run
+from edgeformer.measure.row import Plan
+
+HERE = Path(__file__).parent
+
+
+def register_peers(folder: Path) -> None:
+    """An installed distribution as the import system sees it: peers become runtimes through an entry point."""
+    info = folder / "edgeformer_peers-1.0.dist-info"
+    info.mkdir(parents=True, exist_ok=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: edgeformer-peers\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[edgeformer.runtimes]\nbuilder_genai = peers.builder_genai\nbuilder_raw = peers.builder_raw\n"
+    )
+    paths = [str(HERE), str(folder)]
+    sys.path[:0] = paths
+    os.environ["PYTHONPATH"] = os.pathsep.join([*paths, os.environ.get("PYTHONPATH", "")])
+
+
+def main() -> None:
+    """Run and print."""
+    folder = Path(sys.argv[1])
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 9
+    threads = int(sys.argv[3]) if len(sys.argv) > 3 else machine.physical_cores()
+    register_peers(folder / "peers")
+    ours, builder, model = folder / "out" / "copy", folder / "out" / "builder", folder / "m135"
+    shutil.copy(ours / "spec.json", builder / "spec.json")
+    plans = [
+        Plan("onnxruntime", str(ours), "onnx", "fp32", "edgeformer"),
+        Plan("builder_genai", str(builder), "onnx", "fp32", "genai"),
+        Plan("builder_raw", str(builder), "onnx", "fp32", "raw onnxruntime"),
+    ]
+    settings = Settings(prompts=(128,), gen=64, rounds=rounds, threads=threads)
+    rows = run(
+        plans, load(model).spec, settings, reference=(str(model), {}), report=lambda s: print(s, file=sys.stderr)
+    )
+    print(table.markdown(rows, "text-generation"))
+    mine = rows[0]
+    for peer in rows[1:]:
+        for name, ours_ns, theirs_ns in (
+            ("prefill", mine.prefill_ns(), peer.prefill_ns()),
+            ("decode", mine.decode_medians_ns(), peer.decode_medians_ns()),
+        ):
+            ratios = sorted(t / o for o, t in zip(ours_ns, theirs_ns, strict=True))
+            print(
+                f"{peer.plan.label} / edgeformer, {name}: {statistics.median(ratios):.3f} x ({ratios[0]:.2f} - {ratios[-1]:.2f})"
+            )
+
+
+if __name__ == "__main__":
+    main()

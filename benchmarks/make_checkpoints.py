@@ -1,0 +1,98 @@
+"""Makes the checkpoints that the benchmarks run on: `python benchmarks/make_checkpoints.py FOLDER`.
+
+`m135`: a Llama-type model of 134.5M parameters (hidden 576, 30 layers, 9/3 heads, FFN 1536, vocabulary 49,152), random
+fp32 weights. `m7b`: a 7B-shaped bf16 checkpoint as a sparse file: no disk is used, every weight is 0.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from edgeformer.checkpoint import load
+from edgeformer.models.llama import NAMES
+from edgeformer.spec import tensors
+
+SMALL = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "vocab_size": 49152,
+    "max_position_embeddings": 2048,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "tie_word_embeddings": True,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "torch_dtype": "float32",
+}
+LARGE = SMALL | {
+    "hidden_size": 4096,
+    "intermediate_size": 11008,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "vocab_size": 32000,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+}
+TOKENIZER = Path(__file__).parent.parent / "models" / "stdlib-5m"
+
+
+def stored_name(canonical: str) -> str:
+    """The Hugging Face name of a Llama tensor."""
+    parts = canonical.split(".")
+    if parts[0] == "layers":
+        pattern = NAMES[".".join(["layers", "{i}", *parts[2:]])]
+        return "model." + pattern.replace("{i}", parts[1])
+    return NAMES[canonical] if canonical == "head.weight" else "model." + NAMES[canonical]
+
+
+def make(folder: Path, config: dict, dtype: str, item: int, fill: bool) -> None:
+    """Write config, tokenizer and one safetensors file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((TOKENIZER / name).read_bytes())
+    header, offset = {}, 0
+    for name, shape in tensors(load(folder / "config.json").spec).items():
+        size = math.prod(shape) * item
+        header[stored_name(name)] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    rng = np.random.default_rng(0)
+    with (folder / "model.safetensors").open("wb") as f:
+        f.write(struct.pack("<Q", len(text)) + text)
+        if fill:
+            for name, entry in header.items():
+                count = (entry["data_offsets"][1] - entry["data_offsets"][0]) // item
+                scale = 0.0 if "norm" in name else 0.02
+                f.write(
+                    (rng.standard_normal(count, np.float32) * scale + ("norm" in name)).astype(np.float32).tobytes()
+                )
+        else:
+            f.truncate(8 + len(text) + offset)
+
+
+def main() -> None:
+    """Make both."""
+    folder = Path(sys.argv[1])
+    make(folder / "m135", SMALL, "F32", 4, fill=True)
+    make(folder / "m7b", LARGE, "BF16", 2, fill=False)
+    print(f"{folder / 'm135'}\n{folder / 'm7b'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,16 @@
+"""ONNX Runtime GenAI on its own builder's export, threads set explicitly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeformer import bundle
+from edgeformer.runtimes import ort_genai
+from edgeformer.runtimes._protocol import Options, Session
+
+
+class Runtime(ort_genai.Runtime):
+    """The same session as `ort_genai`, on a folder that is no artefact of ours (decode.py adds its spec.json)."""
+
+    def open(self, source: Path, options: Options) -> Session:  # type: ignore[override]
+        return ort_genai.GenaiSession(source, options, bundle.read_spec(source))
