@@ -48,9 +48,10 @@ def main() -> None:
         Plan("builder_raw", str(builder), "onnx", "fp32", "raw onnxruntime"),
     ]
     settings = Settings(prompts=(128,), gen=64, rounds=rounds, threads=threads)
-    rows = run(
+    done = run(
         plans, load(model).spec, settings, reference=(str(model), {}), report=lambda s: print(s, file=sys.stderr)
     )
+    rows = done.rows
     print(table.markdown(rows, "text-generation"))
     mine = rows[0]
     for peer in rows[1:]:

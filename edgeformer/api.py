@@ -14,9 +14,9 @@ from edgeformer import bundle, parity
 from edgeformer.checkpoint import LoadedModel, load, save
 from edgeformer.errors import InputError
 from edgeformer.export.onnx import Exported, export_onnx
-from edgeformer.measure.harness import Settings, run
-from edgeformer.measure.plans import artefact_plans, checkpoint_plans
-from edgeformer.measure.row import Plan, Row
+from edgeformer.measure.harness import Run, Settings, run
+from edgeformer.measure.plans import artefact_plans, checkpoint_plans, label
+from edgeformer.measure.row import Plan
 from edgeformer.spec import Model, digest
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def bench(
     load_options: dict[str, Any] | None = None,
     report: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
-) -> tuple[Model, list[Row]]:
+) -> tuple[Model, Run]:
     """Measure artefacts and checkpoints of one architecture, one process per row, outputs checked in the same run.
 
     Args:
@@ -93,37 +93,57 @@ def bench(
         note: told what the user should know.
 
     Returns:
-        The spec, and a row per (runtime, source).
+        The spec, and the run: a row per (runtime, source, shape).
 
     Raises:
         InputError: the sources are of different architectures, nothing is left to run, or it doesn't fit the context.
     """
     chosen = None if runtimes is None else list(runtimes)
-    given = [sources] if isinstance(sources, str) else list(sources)
+    given = [sources] if isinstance(sources, str) else list(dict.fromkeys(sources))
+    settings = settings or Settings()
     plans: list[Plan] = []
     specs: dict[str, Model] = {}
+    remarks: list[str] = []
     for source in given:
         if _is_artefact(Path(source)):
             manifest, spec = bundle.read_manifest(source), bundle.read_spec(source)
-            found, notes = artefact_plans(source, manifest, spec, chosen, many=len(given) > 2)
+            found, notes = artefact_plans(source, manifest, spec, chosen)
+            context = manifest["context"]
         else:
             loaded = load(source, **(load_options or {}))
-            spec, against = loaded.spec, against or source
+            spec, against, context = loaded.spec, against or source, loaded.spec.context
             found, notes = checkpoint_plans(source, spec, chosen, load_options=load_options)
-        for line in notes:
-            note(line)
+        check_lengths(settings, spec, context, source)
+        remarks += notes
         plans += found
         specs[digest(spec)] = spec
     if len(specs) != 1:
         raise InputError(f"one run compares one architecture; these are {len(specs)}: {', '.join(given)}")
-    spec, settings = next(iter(specs.values())), settings or Settings()
-    if not plans:
-        raise InputError("no runtime is left to measure; `edgeformer runtimes` lists what is installed")
-    needed = max(settings.prompts) + (settings.gen if spec.task == "text-generation" else 0)
-    if needed > spec.context:
-        raise InputError(f"{needed} tokens (prompt and generated) exceed the model's {spec.context} positions")
+    _check_chosen(chosen, plans, remarks)
+    for line in remarks:
+        if chosen is None or not plans:
+            note(line)
+    spec = next(iter(specs.values()))
     reference = None if against is None else (against, load_options or {})
-    return spec, run(plans, spec, settings, reference=reference, report=report)
+    return spec, run(label(plans), spec, settings, reference=reference, report=report)
+
+
+def check_lengths(settings: Settings, spec: Model, context: int, what: str) -> None:
+    """Refuse prompts that don't fit, before anything is exported or started.
+
+    Raises:
+        InputError: prompt and generated tokens exceed the positions there are.
+    """
+    needed = max(settings.prompts) + (settings.gen if spec.task == "text-generation" else 0)
+    if needed > context:
+        raise InputError(f"{needed} tokens (prompt and generated) exceed the {context} positions of {what}")
+
+
+def _check_chosen(chosen: list[str] | None, plans: list[Plan], remarks: list[str]) -> None:
+    idle = [name for name in chosen or [] if name not in {p.runtime for p in plans}]
+    if idle or not plans:
+        reasons = [r for r in remarks if chosen is None or any(r.startswith(f"no row for {n}:") for n in idle)]
+        raise InputError("; ".join(dict.fromkeys(reasons)) or "no runtime is installed; see `edgeformer runtimes`")
 
 
 def _is_artefact(path: Path) -> bool:

@@ -21,46 +21,79 @@ from edgeformer.spec import Model, from_json
 
 MANIFEST, SCHEMA = "edgeformer.json", 1
 _SAMPLES, _SAMPLE = 64, 4096
+_REQUIRED = {
+    **dict.fromkeys(("name", "task", "spec_digest", "weights_digest", "precision", "compute", "target"), str),
+    **dict.fromkeys(("files", "linked"), dict),
+    "context": int,
+}
 
 
 @contextlib.contextmanager
-def writing(folder: Path, *, force: bool = False) -> Iterator[Path]:
+def writing(folder: Path, *, force: bool = False, source: Path | None = None) -> Iterator[Path]:
     """A scratch folder that becomes `folder` when the block succeeds, and vanishes when it doesn't.
 
-    An artefact that is already there is replaced; anything else only with `force`.
+    An artefact that is already there is replaced; a folder with anything else in it only with `force`. Never replaced: the
+    folder that `source`, the model being exported, lies in, and the current folder.
 
     Raises:
-        ExportError: the place is taken by something that is no artefact, or can't be written to.
+        ExportError: the place is taken, or can't be written to.
     """
     folder = folder.absolute()
-    if (
-        folder.exists()
-        and not force
-        and not (folder / MANIFEST).exists()
-        and (not folder.is_dir() or any(folder.iterdir()))
-    ):
-        raise ExportError(
-            f"{folder} exists and is no edgeformer artefact; choose another folder, or --force to replace it"
-        )
+    _check_place(folder, force, source)
     scratch = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
         yield scratch
         os.chmod(scratch, 0o755)
-        old = None
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-            os.replace(folder, old / "it")
-        os.replace(scratch, folder)
-        if old is not None:
-            shutil.rmtree(old, ignore_errors=True)
+        _swap(scratch, folder)
     except OSError as e:
         reason = e.strerror or str(e)
         raise ExportError(f"can't write {folder}: {reason}. Nothing was left behind") from e
     finally:
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put `new` in the place of `folder`; what was there comes back if that fails."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
+    try:
+        os.replace(folder, aside / "it")
+        try:
+            os.replace(new, folder)
+        except BaseException:
+            os.replace(aside / "it", folder)
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _check_place(folder: Path, force: bool, source: Path | None) -> None:
+    real = folder.resolve()
+    for what, kept in (("the model itself", source), ("the current folder", Path.cwd())):
+        if kept is not None and (kept.resolve() == real or real in kept.resolve().parents):
+            raise ExportError(f"writing {folder} would replace {what} ({kept}); choose another folder")
+    if not folder.exists() or force:
+        return
+    if not folder.is_dir():
+        raise ExportError(f"{folder} is a file; choose another place, or --force to replace it")
+    if not (folder / MANIFEST).exists():
+        if any(folder.iterdir()):
+            raise ExportError(
+                f"{folder} exists and is no edgeformer artefact; choose another folder, or --force to replace it"
+            )
+        return
+    manifest = read_manifest(folder)
+    ours = {MANIFEST, *manifest["files"], *manifest["linked"]}
+    if others := sorted(p.name for p in folder.iterdir() if p.name not in ours):
+        raise ExportError(
+            f"{folder} is an artefact that also holds {', '.join(others[:5])}, which replacing it would delete;"
+            " choose another folder, or --force to replace it"
+        )
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
@@ -88,11 +121,19 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
         )
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        schema = manifest["schema"]
-    except (ValueError, KeyError, TypeError, OSError) as e:
+    except (ValueError, OSError) as e:
         raise ArtefactError(f"{folder / MANIFEST} can't be read: {e}") from e
-    if schema > SCHEMA:
-        raise ArtefactError(f"{folder} was written by a newer edgeformer (schema {schema}, this one reads {SCHEMA})")
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+        raise ArtefactError(f"{folder / MANIFEST} is no manifest: it names no schema")
+    if manifest["schema"] > SCHEMA:
+        raise ArtefactError(
+            f"{folder} was written by a newer edgeformer (schema {manifest['schema']}, this one reads {SCHEMA})"
+        )
+    wrong = [k for k, kind in _REQUIRED.items() if not isinstance(manifest.get(k), kind)]
+    if wrong:
+        raise ArtefactError(
+            f"{folder / MANIFEST} is damaged: {', '.join(wrong)} missing or of the wrong type; export again"
+        )
     return manifest
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from edgeformer import discover
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
 from edgeformer.models._config import HfConfig, read_json
 from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
-from edgeformer.spec import Model, digest, from_json, to_json
+from edgeformer.spec import Model, from_json, tensors, to_json
 from edgeformer.weights import NameMap, Weights, bind
 
 TOKENIZER_FILES = (
@@ -155,34 +157,53 @@ def _model(data: dict, path: Path) -> Model:
 
 
 def _read_config(config: HfConfig, allow_unread: bool) -> tuple[Model, list[str]]:
-    spec = family(config.model_type).spec(config)
+    module = family(config.model_type)
+    try:
+        spec = module.spec(config)
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        raise ConfigError(f"{config.where} has a value that models/{config.model_type}.py can't read: {e}") from e
     unread = config.done(allow_unread)
     return spec, [f"config keys not understood and skipped: {', '.join(unread)}"] if unread else []
 
 
 def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool) -> LoadedModel:
+    want_weights = not skip_weights and _has_weights(folder)
     if (file := folder / "spec.json").exists():
         spec, config, notes = _model(read_json(file), file), None, []
         names: NameMap = {}
         prefixes: tuple[str, ...] = ("",)
         ignored: Mapping[str, str] = {}
+        tied: Mapping[str, str] = {}
+        stored = read_checkpoint(folder) if want_weights else None
     elif (file := folder / "config.json").exists():
         config = read_json(file)
-        reader = HfConfig(config, str(file))
+        stored = _renamed(read_checkpoint(folder), config) if want_weights else None
+        reader = HfConfig(config, str(file), stored)
         module = family(reader.model_type)
         spec, notes = _read_config(reader, allow_unread)
         names, prefixes = module.NAMES, getattr(module, "PREFIXES", ("",))
-        ignored = getattr(module, "IGNORED", {})
+        ignored, tied = getattr(module, "IGNORED", {}), getattr(module, "TIED", {})
     else:
         raise ModelNotFound(f"{folder} holds neither a config.json (Hugging Face) nor a spec.json (edgeformer)")
     spec = _with_pooling(spec, folder)
     weights = None
-    if not skip_weights:
-        stored: Mapping[str, StoredTensor] | None = read_checkpoint(folder) if _has_weights(folder) else None
-        if stored is not None:
-            weights, left = bind(spec, stored, names, prefixes=prefixes, ignored=ignored, where=str(folder))
-            notes = notes + left
+    if stored is not None:
+        where = str(folder)
+        weights, left = bind(spec, stored, names, prefixes=prefixes, ignored=ignored, tied=tied, where=where)
+        notes = notes + left
     return LoadedModel(spec, weights, name, folder, config, notes)
+
+
+def _renamed(stored: Mapping[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:
+    """The stored tensors under today's names, by the family's `RENAMED`."""
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    rules = getattr(family(kind), "RENAMED", {}) if isinstance(kind, str) else {}
+    out = {}
+    for name, tensor in stored.items():
+        for pattern, new in rules.items():
+            name = re.sub(pattern, new, name)
+        out[name] = tensor
+    return out
 
 
 def _has_weights(folder: Path) -> bool:
@@ -198,7 +219,10 @@ def _with_pooling(spec: Model, folder: Path) -> Model:
     if not isinstance(spec, Encoder) or spec.pooling is not None or not (folder / "modules.json").exists():
         return spec
     modules = read_json(folder / "modules.json")
-    kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in modules}
+    try:
+        kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in modules}
+    except (TypeError, KeyError, AttributeError) as e:
+        raise ConfigError(f"{folder / 'modules.json'} is no list of sentence-transformers modules") from e
     if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
         raise ConfigError(f"{folder / 'modules.json'}: modules not supported: {', '.join(sorted(unknown))}")
     if "Pooling" not in kinds:
@@ -229,30 +253,55 @@ def _download(hub_id: str, revision: str | None) -> Path:
         ) from e
 
 
-def save(spec: Model, state: Mapping[str, object], folder: str | os.PathLike) -> Path:
+def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Path:
     """Write an edgeformer checkpoint: `spec.json` and `model.safetensors` with canonical names.
 
     Args:
         spec: the model.
-        state: canonical name -> torch tensor (a `state_dict()`) or numpy array.
+        state: canonical name -> torch tensor (a `state_dict()`, also of a compiled or wrapped module) or numpy array.
         folder: made if needed; its two files are replaced only when both are complete.
+
+    Raises:
+        CheckpointError: names or shapes are not the spec's; nothing is written.
     """
     folder = Path(folder)
+    state = {re.sub(r"^((_orig_mod|module)\.)+", "", name): tensor for name, tensor in state.items()}
+    wanted, given = tensors(spec), {name: tuple(x.shape) for name, x in state.items()}
+    if wrong := sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n)):
+        lines = [f"{n}: the spec has {wanted.get(n, 'none')}, the state {given.get(n, 'none')}" for n in wrong[:12]]
+        raise CheckpointError(
+            f"the state does not fit the spec, {len(wrong)} tensors differ:\n    " + "\n    ".join(lines)
+        )
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "model.safetensors.partial"
     if any(type(x).__module__.startswith("torch") for x in state.values()):
         from safetensors.torch import save_file
 
-        save_file({k: v.detach().contiguous() for k, v in state.items()}, str(partial))  # type: ignore[attr-defined]
+        save_file({k: v.detach().contiguous() for k, v in state.items()}, str(partial))
     else:
         from safetensors.numpy import save_file as save_numpy
 
-        save_numpy(dict(state), str(partial))  # type: ignore[arg-type]
-    text = json.dumps(to_json(spec), indent=1)
-    (folder / "spec.json.partial").write_text(text)
+        save_numpy(dict(state), str(partial))
+    (folder / "spec.json.partial").write_text(json.dumps(to_json(spec), indent=1))
     os.replace(partial, folder / "model.safetensors")
     os.replace(folder / "spec.json.partial", folder / "spec.json")
     return folder
 
 
-__all__ = ["TOKENIZER_FILES", "LoadedModel", "digest", "family", "load", "named_specs", "save"]
+def special_ids(folder: Path | None) -> dict[str, Any]:
+    """The ids of `bos`, `eos` (an int or a list) and `pad`, from generation_config.json, else config.json; None if unknown.
+
+    Raises:
+        ConfigError: one of the files is no JSON object.
+    """
+    ids: dict[str, Any] = dict.fromkeys(("bos", "eos", "pad"))
+    for name in ("config.json", "generation_config.json"):
+        if folder is not None and (file := folder / name).exists():
+            data = read_json(file)
+            if not isinstance(data, dict):
+                raise ConfigError(f"{file} holds no JSON object")
+            ids |= {k: data[f"{k}_token_id"] for k in ids if data.get(f"{k}_token_id") is not None}
+    return ids
+
+
+__all__ = ["TOKENIZER_FILES", "LoadedModel", "family", "load", "named_specs", "save", "special_ids"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,11 @@ class Sampling:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (("temperature", 0, 100), ("top_p", 0, 1), ("min_p", 0, 1)):
+        for name, low, high in (("temperature", 0, 100), ("top_p", 1e-9, 1), ("min_p", 0, 1), ("top_k", 0, 1 << 30)):
             if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name} must lie in [{low}, {high}], got {getattr(self, name)}")
+                raise InputError(f"{name} must lie in [{low:g}, {high:g}], got {getattr(self, name)}")
+        if self.seed is not None and self.seed < 0:
+            raise InputError(f"seed must not be negative, got {self.seed}")
 
 
 def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
@@ -59,7 +61,10 @@ def load_tokenizer(folder: Path | None) -> Any:
         raise InputError(f"{where} has no tokenizer.json, so text can't be read; give token ids with --ids")
     from tokenizers import Tokenizer
 
-    return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    try:
+        return Tokenizer.from_file(str(folder / "tokenizer.json"))
+    except Exception as e:  # tokenizers raises bare Exceptions
+        raise InputError(f"{folder / 'tokenizer.json'} can't be read: {e}") from e
 
 
 def stream_ids(
@@ -93,16 +98,19 @@ def _stream(session: Session, prompt: list[int], count: int, sampling: Sampling,
             logits = session.forward(np.array([[token]], np.int64))[0]
 
 
-def stream_text(tokenizer: Any, ids: Iterator[int]) -> Iterator[str]:
-    """Text as it becomes complete: a character whose bytes are still arriving is held back."""
-    seen: list[int] = []
-    shown = ""
+def stream_text(tokenizer: Any, ids: Iterator[int], prompt: Sequence[int] = ()) -> Iterator[str]:
+    """Text after the prompt's as it becomes complete: a character whose bytes are still arriving is held back.
+
+    The prompt's ids are decoded with the new ones: where they meet, some tokenizers put a space.
+    """
+    seen = list(prompt)
+    shown = tokenizer.decode(seen) if seen else ""
+    text = shown
     for token in ids:
         seen.append(token)
         text = tokenizer.decode(seen)
-        if text.endswith("�"):
-            continue
-        yield text[len(shown) :]
-        shown = text
-    if seen and len(text := tokenizer.decode(seen)) > len(shown):
+        if not text.endswith("\ufffd"):
+            yield text[len(shown) :]
+            shown = text
+    if len(text) > len(shown):
         yield text[len(shown) :]

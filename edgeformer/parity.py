@@ -51,6 +51,7 @@ class Verdict:
     precision: str
     positions: int
     checks: list[Check] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain JSON data."""
@@ -59,15 +60,20 @@ class Verdict:
 
 @dataclass
 class Reference:
-    """A decoder's answers: ids int64 [T]; logits float32 [T, V] of one pass; tokens, the greedy continuation [n]."""
+    """A decoder's answers. ids: int64 [T]; logits: float32 [T - start, V], of the positions from `start` on, by one pass.
+
+    `prefill` says where a cached run is split. tokens: the greedy continuation of the first `prompt` ids; margins: how far
+    each token's logit was above the second best.
+    """
 
     runtime: str
     ids: np.ndarray
     logits: np.ndarray
+    start: int
+    prefill: int
     prompt: int
     tokens: np.ndarray
     margins: np.ndarray
-    """At each generated token, how far the best logit was above the second."""
 
 
 def reference_runtime() -> str:
@@ -80,16 +86,37 @@ def sample_ids(vocab: int, count: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocab, count)
 
 
+LONGEST_PASS = 512
+"""Longer sequences are compared through the cache only: logits of every position are too many to keep."""
+
+
 def make_reference(
     loaded: LoadedModel, ids: np.ndarray, *, precision: str, threads: int, prompt: int, generate: int
 ) -> Reference:
-    """Run the reference: one pass over `ids`, and `generate` greedy tokens after its first `prompt` ids."""
+    """One pass over `ids`, and `generate` greedy tokens after its first `prompt` ids."""
     name = reference_runtime()
     capacity = max(len(ids), prompt + generate)
     session = require(name)[0].open(loaded, Options(threads=threads, capacity=capacity, precision=precision))
     logits = session.forward(ids[None], all_positions=True)[0]
     tokens, margins = greedy(session, ids[:prompt], generate)
-    return Reference(name, ids, logits, prompt, tokens, margins)
+    return Reference(name, ids, logits, 0, max(len(ids) // 2, 1), prompt, tokens, margins)
+
+
+def continuation(loaded: LoadedModel, prompt: np.ndarray, generate: int, *, precision: str, threads: int) -> Reference:
+    """A prompt int64 [P] and its own greedy continuation: exactly what a benchmark's row runs."""
+    name = reference_runtime()
+    capacity = len(prompt) + generate
+    session = require(name)[0].open(loaded, Options(threads=threads, capacity=capacity, precision=precision))
+    tokens, margins = greedy(session, prompt, generate)
+    ids = np.concatenate([prompt, tokens])
+    session.reset()
+    start = 0 if len(ids) <= LONGEST_PASS else len(prompt) - 1
+    if start == 0:
+        logits = session.forward(ids[None], all_positions=True)[0]
+    else:
+        rows = [session.forward(prompt[None])[0]]
+        logits = np.stack(rows + [session.forward(np.array([[t]]))[0] for t in tokens])
+    return Reference(name, ids, logits, start, len(prompt), len(prompt), tokens, margins)
 
 
 def greedy(session: Session, prompt: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -145,18 +172,19 @@ def kl_divergence(reference: np.ndarray, ours: np.ndarray) -> float:
 
 def check_decoder(session: Session, reference: Reference, precision: str) -> list[Check]:
     """The three rungs for a decoder's session (batch 1)."""
-    ids, checks = reference.ids, []
-    if session.all_positions:
+    ids, prefill, checks = reference.ids, reference.prefill, []
+    if not session.all_positions:
+        checks.append(Check("full", UNCHECKED, note="this runtime gives the last position's logits only"))
+    elif reference.start:
+        checks.append(Check("full", UNCHECKED, note=f"longer than {LONGEST_PASS} tokens: compared through the cache"))
+    else:
         session.reset()
         full = session.forward(ids[None], all_positions=True)[0]
         checks.append(compare("full", full, reference.logits, precision))
-    else:
-        checks.append(Check("full", UNCHECKED, note="this runtime gives the last position's logits only"))
-    prefill = max(len(ids) // 2, 1)
     session.reset()
     rows = [session.forward(ids[None, :prefill])[0]]
     rows += [session.forward(ids[None, i : i + 1])[0] for i in range(prefill, len(ids))]
-    checks.append(compare("cached", np.stack(rows), reference.logits[prefill - 1 :], precision))
+    checks.append(compare("cached", np.stack(rows), reference.logits[prefill - 1 - reference.start :], precision))
     tokens, _ = greedy(session, ids[: reference.prompt], len(reference.tokens))
     checks.append(compare_tokens(tokens, reference, precision))
     return checks
@@ -178,13 +206,19 @@ def compare_tokens(tokens: np.ndarray, reference: Reference, precision: str) -> 
     )
 
 
-def encoder_inputs(spec: Any, length: int, seed: int = 0) -> dict[str, np.ndarray]:
-    """Three rows: full, right-padded, left-padded."""
-    ids = sample_ids(spec.vocab, 3 * length, seed).reshape(3, length)
-    mask = np.ones_like(ids)
+def encoder_inputs(
+    spec: Any, length: int, *, rows: int = 3, seed: int = 0, ids: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """A batch: the first row full, the second padded on the right, the third on the left, the others full.
+
+    ids: int64, taken in turn to fill the rows; random by default.
+    """
+    batch = sample_ids(spec.vocab, rows * length, seed) if ids is None else np.resize(ids, rows * length)
+    batch = batch.reshape(rows, length).astype(np.int64)
+    mask = np.ones_like(batch)
     mask[1, length - length // 4 :] = 0
     mask[2, : length // 3] = 0
-    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    return {"input_ids": batch, "attention_mask": mask, "token_type_ids": np.zeros_like(batch)}
 
 
 def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dict, precision: str) -> list[Check]:
@@ -246,24 +280,31 @@ def verify(
             f"{folder} was made from another architecture ({manifest['name']}, spec {manifest['spec_digest']}) than"
             f" {against.name} (spec {digest(against.spec)})"
         )
-    precision, made = manifest["precision"], require(runtime)
+    precision, (made, variant) = manifest["precision"], require(runtime)
+    if made.opens != "onnx":
+        raise InputError(f"the runtime {runtime} opens checkpoints; {folder} is an ONNX artefact")
+    if (refusal := made.refuses(against.spec, Options())) is not None:
+        raise InputError(f"the runtime {runtime} can't run {against.name}: {refusal}")
     length = min(length if ids is None else len(ids), manifest["context"])
+    if length < 4:
+        raise InputError(f"at least 4 tokens are needed to verify, got {length}")
     if against.spec.task == "text-generation":
-        if length < 4:
-            raise InputError(f"at least 4 tokens are needed to verify, got {length}")
         ids = sample_ids(against.spec.vocab, length, seed) if ids is None else np.asarray(ids[:length], np.int64)
         prompt = min(max(length // 4, 1), 32)
         generate = min(generate, manifest["context"] - prompt)
         reference = make_reference(against, ids, precision=precision, threads=threads, prompt=prompt, generate=generate)
         capacity = max(length, prompt + generate)
-        session = made[0].open(folder, Options(threads=threads, capacity=capacity, variant=made[1]))
+        session = made.open(folder, Options(threads=threads, capacity=capacity, variant=variant))
         checks, name = check_decoder(session, reference, precision), reference.runtime
     else:
-        inputs, name = encoder_inputs(against.spec, length, seed), reference_runtime()
+        inputs, name = encoder_inputs(against.spec, length, seed=seed, ids=ids), reference_runtime()
         expected = require(name)[0].open(against, Options(threads=threads, precision=precision)).encode(inputs)
-        session = made[0].open(folder, Options(threads=threads, variant=made[1]))
+        session = made.open(folder, Options(threads=threads, variant=variant))
         checks = check_encoder(session, inputs, expected, precision)
     verdict = Verdict(overall(checks), runtime, f"{name} fp32, weights as {precision}", precision, length, checks)
     if record:
-        bundle.write_manifest(folder, {**manifest, "verdict": verdict.as_dict()})
+        try:
+            bundle.write_manifest(folder, {**manifest, "verdict": verdict.as_dict()})
+        except OSError as e:
+            verdict.notes.append(f"the verdict could not be written into {folder}: {e.strerror}")
     return verdict

@@ -96,6 +96,8 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
 def _entry(file: Path, name: str, entry: dict, data: int) -> StoredTensor:
     begin, end = entry["data_offsets"]
     shape, dtype = tuple(entry["shape"]), entry["dtype"]
+    if not 0 <= begin <= end or any(not isinstance(n, int) or n < 0 for n in shape):
+        raise ValueError(f"tensor {name} has offsets {begin}..{end} and shape {shape}")
     item = DTYPES[dtype].itemsize if dtype in DTYPES else _ITEM_SIZES.get(dtype)
     if item is not None and end - begin != math.prod(shape) * item:
         raise ValueError(f"tensor {name} of shape {shape} and type {dtype} can't take {end - begin} bytes")
@@ -108,18 +110,19 @@ def checkpoint_files(folder: Path) -> list[Path]:
     Raises:
         CheckpointError: no weights, only `.bin` weights (the message says how to convert), or missing shards.
     """
-    index = folder / "model.safetensors.index.json"
+    index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
+    if single.exists():  # it wins over an index, as in transformers
+        return [single]
     if index.exists():
         try:
-            names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (ValueError, KeyError, AttributeError) as e:
+            names = sorted({str(n) for n in json.loads(index.read_text())["weight_map"].values()})
+        except (ValueError, KeyError, AttributeError, TypeError) as e:
             raise CheckpointError(f"{index} is no safetensors index: {e}") from e
         if missing := [n for n in names if not (folder / n).exists()]:
             raise CheckpointError(f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
         return [folder / n for n in names]
     if files := sorted(folder.glob("*.safetensors")):
-        single = folder / "model.safetensors"
-        return [single] if single in files else files
+        return files
     if bins := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
         raise CheckpointError(
             f"{folder} holds its weights as {bins[0].name}, a pickle that can run code; edgeformer reads safetensors only."

@@ -123,6 +123,11 @@ class Node:
 
     kind: ClassVar[str]
 
+    def require_positive(self, *fields: str) -> None:
+        """Raise `SpecError` unless these fields are positive."""
+        for name in fields:
+            self.require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+
     def require(self, rule: bool, message: str) -> None:
         """Raise `SpecError` with this node's kind unless `rule` holds."""
         if not rule:
@@ -265,7 +270,10 @@ def to_json(node: Node) -> dict[str, Any]:
             return out
         return value
 
-    fields = {f.name: plain(getattr(node, f.name)) for f in dataclasses.fields(node)}
+    def number(field: dataclasses.Field, value: Any) -> Any:  # 10000 and 10000.0 are one spec
+        return float(value) if isinstance(value, int) and str(field.type).startswith("float") else value
+
+    fields = {f.name: number(f, plain(getattr(node, f.name))) for f in dataclasses.fields(node)}
     return {"kind": node.kind, **fields}
 
 
@@ -315,6 +323,8 @@ def _value(value: Any) -> Any:
         out: list[Any] = []
         for item in value:
             if isinstance(item, dict) and item.keys() == {"repeat", "of"}:
+                if not isinstance(item["repeat"], int) or item["repeat"] < 1:
+                    raise SpecError(f"'repeat' must be a positive integer, got {item['repeat']!r}")
                 out += [_value(item["of"])] * item["repeat"]
             else:
                 out.append(_value(item))

@@ -47,6 +47,10 @@ class GrowingStore:
         self.ops, self.past, self.present = ops, past or {}, {}
         self.memory = {} if memory is None else memory
 
+    def length(self) -> int:
+        """Tokens remembered before this step."""
+        return next((x.shape[2] for x in self.past.values()), 0)
+
     def append(self, path: str, tensors: dict[str, Any]) -> tuple[Any, ...]:
         """Past and new tensors joined along the sequence axis."""
         for name, new in tensors.items():
@@ -65,14 +69,16 @@ class GrowingStore:
 class Step:
     """What a forward pass knows besides its input ids.
 
-    queries: positions of the new tokens [B or 1, T]; keys: positions of all tokens [B or 1, S]; valid: bool [B, S], False
-    where padded, or None; keep: how many last positions need logits (0 all). memory: the encoder's output [B, M, D] with
+    queries, keys: how many real tokens come before each new token [B or 1, T] and each token [B or 1, S]: what masks are made
+    of. positions: what position schemes are given [B or 1, T], usually the queries. valid: bool [B, S], False where padded,
+    or None; keep: how many last positions need logits (0 all). memory: the encoder's output [B, M, D] with
     `memory_valid` [B, M]. tables: what `prepare` computed, by spec node.
     """
 
     ops: Any
     queries: Any
     keys: Any
+    positions: Any
     valid: Any = None
     store: Store | None = None
     keep: Any = 0
@@ -108,10 +114,11 @@ def begin(
     """The step of a padded batch, from the Hugging Face inputs.
 
     attention_mask: int64 [B, S], 1 for real tokens, over past and new tokens; position_ids: int64 [B, T], or None to count
-    the real tokens; new: T, needed when position_ids is None. `slots` counts padding too (BERT numbers its slots).
+    the real tokens; new: T. `slots` counts padding too (BERT numbers its slots).
     """
     valid = ops.boolean(attention_mask)
     counted = ops.cumsum(attention_mask * 0 + 1 if slots else attention_mask) - 1
+    queries = ops.last(counted, new)
     if position_ids is None:
-        position_ids = ops.clip(ops.last(counted, new), 0, 1 << 30)
-    return Step(ops, position_ids, counted, valid, **rest)
+        position_ids = ops.clip(queries, 0, 1 << 30)
+    return Step(ops, queries, counted, position_ids, valid, **rest)

@@ -42,6 +42,8 @@ class Part:
     def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
         """The shape `take` gives for a stored shape."""
         shape = list(stored)
+        if shape[self.axis] % self.of:
+            return (-1,)  # can't be cut into equal parts: fits nothing
         shape[self.axis] //= self.of
         return tuple(reversed(shape)) if self.transposed else tuple(shape)
 
@@ -89,6 +91,7 @@ def bind(
     *,
     prefixes: tuple[str, ...] = ("",),
     ignored: Mapping[str, str] | None = None,
+    tied: Mapping[str, str] | None = None,
     where: str = "the checkpoint",
 ) -> tuple[Weights, list[str]]:
     """Match a checkpoint with a spec.
@@ -99,6 +102,7 @@ def bind(
         names: canonical pattern -> stored pattern; `{i}` stands for a layer's number.
         prefixes: what stored names may start with; the one that finds most tensors is used (`""`, `"model."`).
         ignored: regular expression of stored names that are left aside -> why.
+        tied: stored name that is left aside -> canonical name of the tensor that it must equal.
         where: the checkpoint's name, for messages.
 
     Returns:
@@ -126,6 +130,14 @@ def bind(
     for name in checkpoint:
         if name in used:
             continue
+        if (tied or {}).get(name) in sources:
+            same = sources[(tied or {})[name]].stored
+            if not _equal(checkpoint[name], same):
+                raise CheckpointError(
+                    f"{where}: the config ties the head to the embedding (tie_word_embeddings), but {name} differs from"
+                    f" {same.name}. Set tie_word_embeddings to false to use the stored head"
+                )
+            continue
         reason = next((why for pattern, why in (ignored or {}).items() if re.search(pattern, name)), None)
         (unused if reason is None else notes.setdefault(reason, [])).append(name)
     problems = [
@@ -140,6 +152,20 @@ def bind(
     if problems:
         raise CheckpointError(f"{where} does not fit the spec.\n  " + "\n  ".join(problems))
     return Weights(sources), [f"left aside {len(v)} tensors ({v[0]}, ...): {k}" for k, v in notes.items() if k]
+
+
+def _equal(a: StoredTensor, b: StoredTensor) -> bool:
+    """Whether two stored tensors hold the same bytes, by 64 samples: heads trained apart differ everywhere."""
+    if (a.dtype, a.shape) != (b.dtype, b.shape):
+        return False
+    with a.file.open("rb") as f, b.file.open("rb") as g:
+        for i in range(64):
+            at = max(a.nbytes - 256, 0) * i // 63
+            f.seek(a.offset + at)
+            g.seek(b.offset + at)
+            if f.read(min(256, a.nbytes)) != g.read(min(256, b.nbytes)):
+                return False
+    return True
 
 
 def _source(names: NameMap, canonical: str) -> Part:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
-from edgeformer.checkpoint import LoadedModel
+from edgeformer.checkpoint import LoadedModel, special_ids
 from edgeformer.layers.gqa import GQA
 from edgeformer.spec import layers
 
@@ -23,10 +22,7 @@ def genai_config(loaded: LoadedModel, context: int, inputs: list[str]) -> dict[s
     if len(shapes) != 1:
         return None
     ((heads, kv_heads, head_dim),) = shapes
-    ids = {k: (loaded.config or {}).get(f"{k}_token_id") for k in ("bos", "eos", "pad")}
-    if loaded.folder is not None and (file := loaded.folder / "generation_config.json").exists():
-        generation = json.loads(file.read_text())
-        ids = {k: generation.get(f"{k}_token_id", v) for k, v in ids.items()}
+    ids = special_ids(loaded.folder)
     eos = ids["eos"] if ids["eos"] is not None else 0
     pad = ids["pad"] if ids["pad"] is not None else (eos[0] if isinstance(eos, list) else eos)
     return {

@@ -72,7 +72,7 @@ def export_onnx(
     context = _context(loaded, context)
     storage, compute = planned_storage(source, precision, weights == "link")
     built = build(spec, storage, target=target, compute=compute, context=context, inline=inline)
-    with bundle.writing(Path(output), force=force) as folder:
+    with bundle.writing(Path(output), force=force, source=loaded.folder) as folder:
         linked = _fill(built, source.sources, storage, folder, weights == "link", progress)
         ir.save(built.model, folder / MODEL_FILE)
         _companions(loaded, folder, context, [v.name or "" for v in built.model.graph.inputs])
@@ -80,7 +80,7 @@ def export_onnx(
         manifest = {
             "edgeformer": edgeformer.__version__,
             "format": "onnx",
-            "name": Path(loaded.name).name,
+            "name": Path(loaded.name).resolve().name,
             "task": spec.task,
             "spec_digest": digest(spec),
             "weights_digest": loaded.weights_digest(),

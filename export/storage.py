@@ -101,7 +101,7 @@ class DataWriter:
                         raise ExportError(f"{stored.file} ended while tensor {stored.name} was copied")
                     left -= len(chunk)
                     if not same:
-                        chunk = _convert(np.frombuffer(chunk, DTYPES[stored.dtype]), dtype).data.cast("B")
+                        chunk = _convert(np.frombuffer(chunk, DTYPES[stored.dtype]), dtype).view(np.uint8).data
                     self._file.write(chunk)
                     self.progress(_CHUNK if left else stored.nbytes % _CHUNK or _CHUNK)
         return self._tensor(name, offset, dtype, shape)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,7 @@ _MUST_BE = {
     "is_decoder": False,
     "is_encoder_decoder": False,
     "pruned_heads": {},
+    "rope_interleaved": False,
     "tie_encoder_decoder": False,
 }
 ACTIVATIONS = {
@@ -68,8 +71,11 @@ ACTIVATIONS = {
 class HfConfig:
     """A `config.json` that keeps track of which keys were read."""
 
-    def __init__(self, data: dict[str, Any], where: str):
+    def __init__(self, data: dict[str, Any], where: str, stored: Collection[str] | None = None):
+        if not isinstance(data, dict):
+            raise ConfigError(f"{where} holds no JSON object")
         self.data, self.where = data, where
+        self.stored = stored  # the names of the checkpoint's tensors, None without a checkpoint
         self.read: set[str] = set(_METADATA)
 
     @property
@@ -95,10 +101,32 @@ class HfConfig:
             raise ConfigError(f"{self.where}: {key} must be a positive integer, got {value!r}")
         return value
 
+    def optional_size(self, key: str, default: int | None = None) -> int | None:
+        """A positive int, or None where the key is absent or null."""
+        return None if self.take(key, default) is None else self.size(key, default)
+
+    def number(self, key: str, default: float) -> float:
+        """A finite number; null is the default."""
+        value = self.take(key, default)
+        if value is None:
+            return default
+        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+            raise ConfigError(f"{self.where}: {key} must be a number, got {value!r}")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean; null is the default."""
+        value = self.take(key, default)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise ConfigError(f"{self.where}: {key} must be true or false, got {value!r}")
+        return value
+
     def activation(self, key: str, default: str) -> str:
         """The activation named under `key`, as we call it."""
         name = self.take(key, default)
-        if name not in ACTIVATIONS:
+        if not isinstance(name, str) or name not in ACTIVATIONS:
             raise ConfigError(f"{self.where}: {key} = {name!r} is not known; known are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[name]
 
@@ -122,7 +150,7 @@ class HfConfig:
         Raises:
             ConfigError: listing the keys that nobody read.
         """
-        if "quantization_config" in self.data:
+        if self.take("quantization_config", None) is not None:
             raise ConfigError(f"{self.where} describes a quantized checkpoint (quantization_config); use the original")
         self.expect(**_MUST_BE)
         unread = sorted(self.data.keys() - self.read)

@@ -19,8 +19,12 @@ from edgeformer.layers.rope_yarn import YarnScaling
 from edgeformer.models._config import HfConfig
 
 
-def rope(config: HfConfig, head_dim: int, context: int, theta: float = 10_000.0, *, partial: float = 1.0) -> Rope:
-    """The position scheme of a config. `context` is its max_position_embeddings.
+def rope(
+    config: HfConfig, head_dim: int, context: int, theta: float = 10_000.0, *, partial: float = 1.0
+) -> tuple[Rope, int]:
+    """The position scheme of a config, and the positions it reaches. `context` is the config's max_position_embeddings.
+
+    A YaRN or dynamic scaling whose original length *is* max_position_embeddings reaches `factor` times that.
 
     `theta` and `partial` (the share of head_dim that is rotated) are the family's defaults.
 
@@ -45,7 +49,9 @@ def rope(config: HfConfig, head_dim: int, context: int, theta: float = 10_000.0,
             f"{config.where}: rope parameters of type {kind!r} have keys that are not understood:"
             f" {', '.join(sorted(data))}"
         )
-    return Rope(dim=int(head_dim * share), theta=theta, scaling=scaling)
+    if isinstance(scaling, (YarnScaling, DynamicScaling)) and scaling.original_context == context:
+        context = math.floor(scaling.factor * context)
+    return Rope(dim=int(head_dim * share), theta=theta, scaling=scaling), context
 
 
 def _scaling(kind: str, data: dict[str, Any], context: int, original: int | None, config: HfConfig) -> Any:

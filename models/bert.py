@@ -41,13 +41,18 @@ IGNORED = {
 }
 
 
+RENAMED = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}  # saves from before 2019
+
+
 def spec(config: HfConfig) -> Encoder:
-    """A BERT encoder. The pooler is there unless the checkpoint's class has none (masked-LM and token heads)."""
+    """A BERT encoder."""
     config.expect(position_embedding_type="absolute")
-    config.ignore("classifier_dropout", "tie_word_embeddings")
+    config.expect(pooler_type="first_token_transform")
+    config.ignore("classifier_dropout", "directionality", "pooler_fc_size", "pooler_num_attention_heads")
+    config.ignore("pooler_num_fc_layers", "pooler_size_per_head", "tie_word_embeddings")
     width, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
-    context, dropout = config.size("max_position_embeddings", 512), float(config.take("hidden_dropout_prob", 0.1))
-    norm = LayerNorm(eps=float(config.take("layer_norm_eps", 1e-12)))
+    context, dropout = config.size("max_position_embeddings", 512), config.number("hidden_dropout_prob", 0.1)
+    norm = LayerNorm(eps=config.number("layer_norm_eps", 1e-12))
     block = PostNormBlock(
         attention=GQA(
             heads=heads,
@@ -56,22 +61,29 @@ def spec(config: HfConfig) -> Encoder:
             mask=Mask(causal=False),
             bias=True,
             output_bias=True,
-            dropout=float(config.take("attention_probs_dropout_prob", 0.1)),
+            dropout=config.number("attention_probs_dropout_prob", 0.1),
         ),
         ffn=MLP(hidden=config.size("intermediate_size", 3072), act=config.activation("hidden_act", "gelu")),
         norm=norm,
         dropout=dropout,
     )
-    architecture = (config.data.get("architectures") or ["BertModel"])[0]
     return Encoder(
         vocab=config.size("vocab_size", 30_522),
         width=width,
         context=context,
-        init=Init(std=float(config.take("initializer_range", 0.02))),
+        init=Init(std=config.number("initializer_range", 0.02)),
         blocks=(block,) * config.size("num_hidden_layers", 12),
         embed_norm=norm,
         positions=Learned(count=context),
         token_types=config.size("type_vocab_size", 2),
-        pooler=not architecture.endswith(("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")),
+        pooler=_has_pooler(config),
         dropout=dropout,
     )
+
+
+def _has_pooler(config: HfConfig) -> bool:
+    """Whether the checkpoint stores a pooler; for a lone config, whether its class has one."""
+    if config.stored is not None:
+        return any("pooler.dense." in name for name in config.stored)
+    architecture = (config.data.get("architectures") or ["BertModel"])[0]
+    return not architecture.endswith(("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"))

@@ -42,8 +42,8 @@ NAMES: dict[str, str | Part] = {
 PREFIXES = ("transformer.", "")
 IGNORED = {
     r"h\.\d+\.attn\.(bias|masked_bias)$": "",  # the causal mask, stored as a buffer by old checkpoints
-    r"^lm_head\.weight$": "the head is tied to the embedding (tie_word_embeddings), as in transformers",
 }
+TIED = {"lm_head.weight": "embed.weight"}
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -52,7 +52,7 @@ def spec(config: HfConfig) -> Decoder:
     config.ignore("n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels")
     config.ignore("summary_first_dropout")
     width, heads, context = config.size("n_embd", 768), config.size("n_head", 12), config.size("n_positions", 1024)
-    dropout = float(config.take("resid_pdrop", 0.1))
+    dropout = config.number("resid_pdrop", 0.1)
     block = Block(
         attention=GQA(
             heads=heads,
@@ -60,23 +60,23 @@ def spec(config: HfConfig) -> Decoder:
             head_dim=width // heads,
             bias=True,
             output_bias=True,
-            dropout=float(config.take("attn_pdrop", 0.1)),
+            dropout=config.number("attn_pdrop", 0.1),
         ),
         ffn=MLP(
-            hidden=config.take("n_inner", None) or 4 * width,
+            hidden=config.optional_size("n_inner") or 4 * width,
             act=config.activation("activation_function", "gelu_new"),
         ),
-        norm=(norm := LayerNorm(eps=float(config.take("layer_norm_epsilon", 1e-5)))),
+        norm=(norm := LayerNorm(eps=config.number("layer_norm_epsilon", 1e-5))),
         dropout=dropout,
     )
     return Decoder(
         vocab=config.size("vocab_size", 50_257),
         width=width,
         context=context,
-        init=Init(std=float(config.take("initializer_range", 0.02)), scale_residual=True),
+        init=Init(std=config.number("initializer_range", 0.02), scale_residual=True),
         blocks=(block,) * config.size("n_layer", 12),
         norm=norm,
         positions=Learned(count=context),
-        tied=bool(config.take("tie_word_embeddings", True)),
-        dropout=float(config.take("embd_pdrop", 0.1)),
+        tied=config.flag("tie_word_embeddings", True),
+        dropout=config.number("embd_pdrop", 0.1),
     )

@@ -36,57 +36,57 @@ NAMES = {
 PREFIXES = ("model.", "")
 IGNORED = {
     r"rotary_emb\.inv_freq$": "",  # a buffer of old checkpoints, recomputed from the config
-    r"^lm_head\.weight$": "the head is tied to the embedding (tie_word_embeddings), as in transformers",
 }
+TIED = {"lm_head.weight": "embed.weight"}
 
 
 def spec(config: HfConfig) -> Decoder:
     """A Llama decoder."""
     heads = config.size("num_attention_heads")
-    head_dim = config.take("head_dim", None) or config.size("hidden_size") // heads
-    context = config.size("max_position_embeddings", 2048)
-    bias = bool(config.take("attention_bias", False))
+    head_dim = config.optional_size("head_dim") or config.size("hidden_size") // heads
+    position, context = rope(config, head_dim, config.size("max_position_embeddings", 2048))
+    bias = config.flag("attention_bias", False)
     attention = GQA(
         heads=heads,
-        kv_heads=config.take("num_key_value_heads", None) or heads,
+        kv_heads=config.optional_size("num_key_value_heads") or heads,
         head_dim=head_dim,
-        position=rope(config, head_dim, context),
+        position=position,
         bias=bias,
         output_bias=bias,
-        dropout=float(config.take("attention_dropout", 0.0)),
+        dropout=config.number("attention_dropout", 0.0),
     )
-    ffn_bias = bool(config.take("mlp_bias", False))
+    ffn_bias = config.flag("mlp_bias", False)
     return llama_like(config, [attention] * config.size("num_hidden_layers"), context, ffn_bias=ffn_bias)
 
 
 def llama_like(config: HfConfig, attentions: list[GQA], context: int, *, ffn_bias: bool = False) -> Decoder:
     """The decoder shared by Llama's descendants: pre-norm RMSNorm blocks with a gated FFN, one per attention."""
-    norm = RMSNorm(eps=float(config.take("rms_norm_eps", 1e-6)))
+    norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
     act = config.activation("hidden_act", "silu")
     ffn = GLU(hidden=config.size("intermediate_size"), act=act, bias=ffn_bias)
     return Decoder(
         vocab=config.size("vocab_size"),
         width=config.size("hidden_size"),
         context=context,
-        init=Init(std=float(config.take("initializer_range", 0.02))),
+        init=Init(std=config.number("initializer_range", 0.02)),
         blocks=tuple(Block(attention=attention, ffn=ffn, norm=norm) for attention in attentions),
         norm=norm,
-        tied=bool(config.take("tie_word_embeddings", False)),
+        tied=config.flag("tie_word_embeddings", False),
     )
 
 
 def layer_windows(config: HfConfig) -> list[int | None]:
     """The sliding window of each layer, from layer_types or the older use_sliding_window + max_window_layers."""
     count = config.size("num_hidden_layers")
-    window = config.take("sliding_window", 4096)
-    if not config.take("use_sliding_window", False):
+    window = config.optional_size("sliding_window", 4096)
+    if not config.flag("use_sliding_window", False):
         window = None
-    first = config.take("max_window_layers", 28)
+    first = config.number("max_window_layers", 28)
     types = config.take("layer_types", None)
     if types is None:
         return [window if i >= first else None for i in range(count)]
     known = {"full_attention", "sliding_attention"}
-    if len(types) != count or not known.issuperset(types):
+    if not isinstance(types, list) or len(types) != count or not known.issuperset(types):
         raise ConfigError(f"{config.where}: layer_types must name one of {sorted(known)} for each of {count} layers")
     if "sliding_attention" in types and window is None:
         raise ConfigError(f"{config.where}: layer_types has sliding_attention but use_sliding_window is off")

@@ -6,22 +6,22 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.models._config import HfConfig
 from edgeformer.models._rope import rope
-from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, layer_windows, llama_like, windowed
+from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, layer_windows, llama_like, windowed
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
     """A Qwen2 decoder."""
     heads = config.size("num_attention_heads")
-    head_dim = config.take("head_dim", None) or config.size("hidden_size") // heads
-    context = config.size("max_position_embeddings", 32_768)
+    head_dim = config.optional_size("head_dim") or config.size("hidden_size") // heads
+    position, context = rope(config, head_dim, config.size("max_position_embeddings", 32_768))
     attention = GQA(
         heads=heads,
-        kv_heads=config.take("num_key_value_heads", 32) or heads,
+        kv_heads=config.optional_size("num_key_value_heads", 32) or heads,
         head_dim=head_dim,
-        position=rope(config, head_dim, context),
+        position=position,
         bias=True,
-        dropout=float(config.take("attention_dropout", 0.0)),
+        dropout=config.number("attention_dropout", 0.0),
     )
     return llama_like(config, windowed(attention, layer_windows(config)), context)

@@ -65,7 +65,7 @@ class Session:
             all_positions: logits of all T positions instead of the last.
 
         Returns:
-            float32 [B, V], or [B, T, V] with `all_positions`.
+            float32 [B, V], each row's last real token's, or [B, T, V] with `all_positions`.
 
         Raises:
             InputError: an id outside the vocabulary, or more tokens than the cache holds; raised before anything runs.
@@ -80,9 +80,10 @@ class Session:
         if ids.shape[0] != self._mask.shape[0]:
             raise InputError(f"the session was opened for batches of {self._mask.shape[0]}, got {ids.shape[0]}")
         self._mask[:, self.length : end] = 1 if valid is None else valid
-        logits = self._step(ids, self._mask[:, :end], all_positions)
+        trailing = valid is not None and not all_positions and not np.all(valid[:, -1])
+        logits = self._step(ids, self._mask[:, :end], all_positions or trailing)
         self.length = end
-        return logits
+        return _last_real(logits, np.asarray(valid)) if trailing else logits
 
     def encode(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run an encoder on `input_ids`, `attention_mask` and, if it has them, `token_type_ids`, all int64 [B, T]."""
@@ -183,6 +184,14 @@ def require(name: str) -> tuple[Runtime, str]:
     if (reason := runtime.unavailable()) is not None:
         raise RuntimeUnavailable(f"the runtime {name} can't be used: {reason}")
     return runtime, variant
+
+
+def _last_real(logits: np.ndarray, valid: np.ndarray) -> np.ndarray:
+    """Of [B, T, V], each row's last position that isn't padded."""
+    if not valid.any(1).all():
+        raise InputError(f"row {int((~valid.any(1)).argmax())} of this step is padding only")
+    last = valid.shape[1] - 1 - np.argmax(valid[:, ::-1] != 0, axis=1)
+    return logits[np.arange(len(logits)), last]
 
 
 def check_ids(ids: np.ndarray, vocab: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
+from threadpoolctl import threadpool_limits
 
 from edgeformer.backends.numpy import NumpyModel
 from edgeformer.checkpoint import LoadedModel
@@ -18,6 +18,7 @@ class NumpySession(Session):
 
     def __init__(self, loaded: LoadedModel, options: Options):
         super().__init__(loaded.spec, options)
+        self._threads = threadpool_limits(options.threads)  # of the BLAS library; holds as long as the session
         self.model, self.past = NumpyModel(loaded.spec, rounded(loaded.require_weights(), options.precision)), {}
 
     def _step(self, ids, mask, all_positions):
@@ -42,6 +43,3 @@ class Runtime(_protocol.Runtime):
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, LoadedModel)
         return NumpySession(source, options)
-
-
-__all__ = ["NumpySession", "Runtime", "np"]

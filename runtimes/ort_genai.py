@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class GenaiSession(Session):
             manifest = bundle.read_manifest(folder)
             bundle.check_files(folder, manifest)
             spec = bundle.read_spec(folder)
+            options = replace(options, capacity=min(options.capacity or manifest["context"], manifest["context"]))
         super().__init__(spec, options)
         if not (folder / "genai_config.json").exists():
             raise ArtefactError(f"{folder} has no genai_config.json: GenAI's decoder type can't hold this architecture")
@@ -54,6 +56,9 @@ class GenaiSession(Session):
         self.generator.append_tokens(np.ascontiguousarray(ids, np.int32))
         logits = np.asarray(self.generator.get_logits(), np.float32)
         return logits.reshape(ids.shape[0], -1, self.spec.vocab)[:, -1]
+
+    def facts(self):
+        return {"prefill_logits": "all"}  # it does not feed num_logits_to_keep
 
 
 class Runtime(_protocol.Runtime):

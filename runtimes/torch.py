@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,9 @@ class TorchSession(Session):
 
         super().__init__(loaded.spec, options)
         torch.set_num_threads(options.threads)
+        if torch.get_num_interop_threads() != 1:
+            with contextlib.suppress(RuntimeError):  # it can be set once, before anything ran in parallel
+                torch.set_num_interop_threads(1)
         self.torch, self.device = torch, torch.device(options.device)
         self.model = build_torch(loaded, precision=options.precision, device=options.device)
         self.call = self.model
@@ -69,7 +73,6 @@ class TorchSession(Session):
                 full,
                 positions,
                 store=store,
-                past_length=start,
                 keep=0 if all_positions else 1,
             )
             y = y.float().cpu().numpy()

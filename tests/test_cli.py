@@ -122,7 +122,7 @@ def test_runtimes():
         (("export", STDLIB, "-o", "/proc/never/m"), "can't write /proc/never/m"),
         (("verify", "/tmp/nothing-here", "--against", STDLIB), "does not exist"),
         (("bench", STDLIB, "--runtime", "abacus"), "there is no runtime 'abacus'"),
-        (("bench", STDLIB, "--prompt", 2000), "exceed the model's 1024 positions"),
+        (("bench", STDLIB, "--prompt", 2000), "exceed the 1024 positions of"),
         (("generate", STDLIB), "give a prompt with -p"),
         (("generate", STDLIB, "--ids", "1,x"), "integers separated by commas"),
         (("generate", STDLIB, "--ids", "1,9999"), "outside the vocabulary"),

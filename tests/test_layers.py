@@ -83,7 +83,9 @@ def _cross_numpy(weights, x, memory, valid, dtype):
     ops = NumpyOps()
     layer = Handle(ops, _Whole.layer, 32, lambda n: weights[n].astype(dtype))
     positions = np.arange(x.shape[1])[None]
-    step = Step(ops, positions, np.arange(memory.shape[1])[None], memory=memory.astype(dtype), memory_valid=valid)
+    step = Step(
+        ops, positions, np.arange(memory.shape[1])[None], positions, memory=memory.astype(dtype), memory_valid=valid
+    )
     return layer(x.astype(dtype), step)
 
 
@@ -96,10 +98,12 @@ def _cross_torch(weights, x, memory, valid):
     layer = Module(_Whole.layer, 32, ops)
     layer.load_state_dict({k: torch.from_numpy(v) for k, v in weights.items()})
     t = torch.from_numpy
+    queries = torch.arange(x.shape[1])[None]
     step = Step(
         ops,
-        torch.arange(x.shape[1])[None],
+        queries,
         torch.arange(memory.shape[1])[None],
+        queries,
         memory=t(memory),
         memory_valid=t(valid),
     )
@@ -125,6 +129,7 @@ def _cross_onnx(weights, x, memory, valid, target):
         ops,
         ops.constant(queries),
         ops.constant(keys),
+        ops.constant(queries),
         memory=graph_inputs["memory"],
         memory_valid=graph_inputs["valid"],
     )
@@ -217,7 +222,7 @@ def test_mla_against_its_formula():
     ops, t = NumpyOps(), 6
     handle = Handle(ops, layer, 32, own.__getitem__)
     x, positions = rng.standard_normal((1, t, 32)), np.arange(t)[None]
-    step = Step(ops, positions, positions)
+    step = Step(ops, positions, positions, positions)
     rotary = Handle(ops, layer.position, 0, own.__getitem__)(step)
     step = replace(step, tables={layer.position: rotary, layer.mask: ops.mask(layer.mask, positions, positions, None)})
     ours = handle(x, step)

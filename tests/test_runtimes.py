@@ -142,7 +142,8 @@ def test_another_architecture_is_refused(artefact):
 
 def test_near_ties():
     logits = np.zeros((5, 4), np.float32)
-    reference = parity.Reference("numpy", np.arange(5), logits, 2, np.array([1, 2, 3]), np.array([1.0, 1e-6, 1.0]))
+    tokens, margins = np.array([1, 2, 3]), np.array([1.0, 1e-6, 1.0])
+    reference = parity.Reference("numpy", np.arange(5), logits, 0, 2, 2, tokens, margins)
     assert parity.compare_tokens(np.array([1, 2, 3]), reference, "fp32").verdict == parity.PASS
     assert parity.compare_tokens(np.array([1, 0, 0]), reference, "fp32").verdict == parity.NEAR_TIE
     check = parity.compare_tokens(np.array([0, 2, 3]), reference, "fp32")

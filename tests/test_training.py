@@ -119,10 +119,10 @@ def test_caches_agree(tmp_path):
         whole = model(ids)
         growing, fixed, rows = GrowingStore(model.ops), FixedStore(model, 2, 16), []
         for i in range(10):
-            a = model(ids[:, i : i + 1], store=growing, past_length=i)
+            a = model(ids[:, i : i + 1], store=growing)
             growing = GrowingStore(model.ops, growing.present)
             fixed.place(torch.tensor([i]), i + 1)
-            b = model(ids[:, i : i + 1], store=fixed, past_length=i)
+            b = model(ids[:, i : i + 1], store=fixed)
             rows.append((a, b))
     for n in range(2):
         assert (torch.cat([r[n] for r in rows], 1) - whole).abs().max() <= tolerances.LAYER

@@ -16,7 +16,7 @@ from torch import nn
 
 from edgeformer.ops import Ops
 from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, layers
-from edgeformer.step import GrowingStore, Step, Store, begin
+from edgeformer.step import GrowingStore, Step, begin
 
 
 class TorchOps(Ops):
@@ -282,8 +282,7 @@ class TorchModel(Module):
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
         token_type_ids: torch.Tensor | None = None,
-        store: Store | None = None,
-        past_length: int = 0,
+        store: GrowingStore | FixedStore | None = None,
         keep: int = 0,
     ) -> Any:
         """Run the model.
@@ -293,18 +292,17 @@ class TorchModel(Module):
             attention_mask: int64 [B, S] over past and new tokens; None when nothing is padded.
             position_ids: int64 [B, T]; None counts the real tokens.
             token_type_ids: int64 [B, T], encoders with segment embeddings; None is all 0.
-            store: the cache (`GrowingStore`), or None to train or score without one.
-            past_length: tokens already in the store; needed when there is a store and no attention_mask.
+            store: the cache (`GrowingStore`, `FixedStore`), or None to train or score without one.
             keep: give logits for the last `keep` positions only; 0 for all.
         """
         device, new = input_ids.device, input_ids.shape[1]
         encoder = self.layer.task == "feature-extraction"
         if attention_mask is None:
-            keys = torch.arange(past_length + new, device=device)[None]
-            queries = keys[:, past_length:] if past_length else keys
-            if position_ids is not None:
-                queries = position_ids
-            step = Step(self.ops, queries, keys, store=store, keep=keep)
+            past = 0 if store is None else store.length()
+            keys = torch.arange(past + new, device=device)[None]
+            queries = keys[:, past:] if past else keys
+            positions = queries if position_ids is None else position_ids
+            step = Step(self.ops, queries, keys, positions, store=store, keep=keep)
         else:
             step = begin(self.ops, attention_mask, position_ids, new=new, slots=encoder, store=store, keep=keep)
         inputs = {"input_ids": input_ids}
@@ -347,6 +345,12 @@ class FixedStore:
     def place(self, slots: torch.Tensor, end: int) -> None:
         """The slots (int64 [T]) of the next step's tokens, and one past the last of them."""
         self.slots, self.end = slots, end
+
+    def length(self) -> int:
+        """Tokens remembered before this step."""
+        if self.whole:
+            raise ValueError("a store of whole buffers needs an attention_mask over its capacity")
+        return self.end - len(self.slots)
 
     def append(self, path: str, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Write the new tensors to their slots; the buffers."""

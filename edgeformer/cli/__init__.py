@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import signal
 import sys
 from typing import Any
 
@@ -43,6 +45,10 @@ def cli() -> None:
 
 def main() -> Any:
     """Run the command line; the exit code of an `EdgeformerError` is its class's."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that can't show ± must not end a measurement
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for Ctrl-C
     try:
         return cli(standalone_mode=False)
     except EdgeformerError as e:

@@ -61,9 +61,13 @@ def bench_options(function: Callable) -> Callable:
                 help="ONNX Runtime's execution provider.",
             ),
             click.option(
-                "--limit", type=float, default=900.0, show_default=True, help="Seconds before a silent row ends."
+                "--limit",
+                type=click.FloatRange(min=0, min_open=True),
+                default=900.0,
+                show_default=True,
+                help="Seconds before a silent row ends.",
             ),
-            click.option("--seed", default=0, show_default=True, help="Of the token ids."),
+            click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the token ids."),
             click.option(
                 "--json", "json_file", default=None, metavar="FILE", help="Append JSONL records; - for stdout."
             ),
@@ -76,17 +80,22 @@ def bench_options(function: Callable) -> Callable:
     return function
 
 
-def execute(sources: list[str], original: str | None, options: dict[str, Any]) -> None:
-    """Run the rows, print the table, write the records. Exit code 1 if a row failed or says something else."""
-    import uuid
+def settings_of(options: dict[str, Any]) -> Any:
+    """The settings that the options ask for; also checks that records can be written.
 
-    from edgeformer import api, parity
-    from edgeformer.measure import machine
+    Raises:
+        InputError: the JSON file can't be written, or this onnxruntime lacks the provider.
+    """
+    from edgeformer.errors import InputError
     from edgeformer.measure.harness import Settings
-    from edgeformer.measure.record import records, write_jsonl
 
-    runtimes = options["runtimes"]
-    settings = Settings(
+    file = options["json_file"]
+    if file not in (None, "-"):
+        try:
+            Path(file).open("a").close()
+        except OSError as e:
+            raise InputError(f"can't write records to {file}: {e.strerror}") from e
+    return Settings(
         prompts=options["prompts"],
         gen=options["gen"],
         rounds=options["rounds"],
@@ -96,29 +105,56 @@ def execute(sources: list[str], original: str | None, options: dict[str, Any]) -
         seed=options["seed"],
         limit_s=options["limit"],
     )
-    facts = machine.facts()
+
+
+def chosen_runtimes(options: dict[str, Any]) -> list[str] | None:
+    """The names asked for, or None for all."""
+    names = options["runtimes"]
+    return None if names is None else [r.strip() for r in names.split(",") if r.strip()]
+
+
+def sources_for(options: dict[str, Any], folders: list[str], model: str) -> list[str]:
+    """Artefacts for runtimes that open them and MODEL for those that open it, of the runtimes asked for."""
+    from edgeformer.runtimes._protocol import require
+
+    chosen = chosen_runtimes(options)
+    if chosen is None:
+        return [*folders, model]
+    opens = {require(name)[0].opens for name in chosen}
+    return (folders if "onnx" in opens else []) + ([model] if "checkpoint" in opens else [])
+
+
+def execute(sources: list[str], original: str | None, options: dict[str, Any]) -> None:
+    """Run the rows, print the table, write the records.
+
+    Exit code 1 if a row failed or says something else, 130 if Ctrl-C ended it: what was measured is shown and written.
+    """
+    import uuid
+
+    from edgeformer import api, parity
+    from edgeformer.measure import machine
+    from edgeformer.measure.record import records, write_jsonl
+
+    settings, facts = settings_of(options), machine.facts()
     with status("starting") as report:
-        spec, rows = api.bench(
+        spec, run = api.bench(
             sources,
-            runtimes=None if runtimes is None else [r.strip() for r in runtimes.split(",") if r.strip()],
+            runtimes=chosen_runtimes(options),
             against=original,
             settings=settings,
             load_options={"allow_unread_config": options["allow_unread_config"]},
             report=report,
             note=lambda line: notes([line]),
         )
-    _show(rows, spec, settings, facts, options)
+    _show(run.rows, spec, settings, facts, options)
     if (file := options["json_file"]) is not None:
-        made = records(
-            rows,
-            spec,
-            machine=facts,
-            name=Path(original or sources[0]).name,
-            settings=settings,
-            run_id=uuid.uuid4().hex,
-        )
-        write_jsonl(made, "/dev/stdout" if file == "-" else file)
-    if any(row.status != "ok" or (row.plan.ranked and row.verdict == parity.FAIL) for row in rows):
+        name = Path(original or sources[0]).resolve().name
+        made = records(run.rows, spec, machine=facts, name=name, settings=settings, run_id=uuid.uuid4().hex)
+        write_jsonl(made, None if file == "-" else file)
+    if run.interrupted:
+        click.echo("interrupted: these are the rounds measured before", err=True)
+        sys.exit(130)
+    if any(row.status != "ok" or (row.plan.ranked and row.verdict == parity.FAIL) for row in run.rows):
         sys.exit(1)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._bench import bench_options, execute
+from edgeformer.cli._bench import bench_options, execute, settings_of, sources_for
 from edgeformer.cli._common import byte_progress, load_model, notes
 
 
@@ -32,17 +32,24 @@ from edgeformer.cli._common import byte_progress, load_model, notes
 @bench_options
 def command(model: str, precisions: str, output: str | None, weights: str, **options: Any) -> None:
     """Export MODEL, check every build against the original, measure all of them: one table."""
+    from edgeformer import api
+    from edgeformer.errors import InputError
     from edgeformer.export.onnx import export_onnx
 
     loaded = load_model(model, options["allow_unread_config"])
     loaded.require_weights()
+    api.check_lengths(settings_of(options), loaded.spec, loaded.spec.context, model)
+    wanted = list(dict.fromkeys(p.strip() for p in precisions.split(",") if p.strip()))
+    if not wanted:
+        raise InputError("--precisions names none; give fp32, bf16, fp16 or several")
+    name = Path(model).resolve().name
     with contextlib.ExitStack() as stack:
         base = Path(output or stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeformer-")))
         folders = []
-        for precision in (p.strip() for p in precisions.split(",") if p.strip()):
-            folder = base / f"{Path(loaded.name).name}-onnx-{precision}"
+        for precision in wanted:
+            folder = base / f"{name}-onnx-{precision}"
             with byte_progress(f"exporting {precision}") as progress:
                 made = export_onnx(loaded, folder, precision=precision, weights=weights, progress=progress)
             notes(made.notes[len(loaded.notes) :])
             folders.append(str(folder))
-        execute([*folders, model], model, options)
+        execute(sources_for(options, folders, model), model, options)

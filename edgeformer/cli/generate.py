@@ -24,7 +24,7 @@ from edgeformer.cli._common import allow_unread, as_json, default_threads, print
 @click.option("--top-k", default=0, show_default=True, help="0 keeps all tokens.")
 @click.option("--top-p", default=1.0, show_default=True)
 @click.option("--min-p", default=0.0, show_default=True)
-@click.option("--seed", type=int, default=None, help="Of the sampling.")
+@click.option("--seed", type=click.IntRange(min=0), default=None, help="Of the sampling.")
 @threads_option
 @allow_unread
 @as_json
@@ -64,7 +64,7 @@ def command(
             click.echo(",".join(map(str, stream)))
         else:
             click.echo(prompt, nl=False)
-            for piece in stream_text(tokenizer, stream):
+            for piece in stream_text(tokenizer, stream, start):
                 click.echo(piece, nl=False)
             click.echo()
 
@@ -101,11 +101,7 @@ def _open(model: str, runtime: str, threads: int, allow: bool, scratch: str) -> 
 
 def _stops(folder: Path | None) -> frozenset[int]:
     """The end-of-text ids of generation_config.json or config.json."""
-    import json
+    from edgeformer.checkpoint import special_ids
 
-    for name in ("generation_config.json", "config.json"):
-        if folder is not None and (folder / name).exists():
-            eos = json.loads((folder / name).read_text()).get("eos_token_id")
-            if eos is not None:
-                return frozenset(eos if isinstance(eos, list) else [eos])
-    return frozenset()
+    eos = special_ids(folder)["eos"]
+    return frozenset() if eos is None else frozenset(eos if isinstance(eos, list) else [eos])

@@ -15,7 +15,9 @@ from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
 @click.option(
     "--context", type=click.IntRange(min=1), default=None, help="Tokens in the KV cache. [default: the model's]"
 )
-@click.option("--memory", type=float, default=None, help="Memory in GB: will it fit?")
+@click.option(
+    "--memory", type=click.FloatRange(min=0, max=1e6, min_open=True), default=None, help="Memory in GB: will it fit?"
+)
 @allow_unread
 @as_json
 def command(model: str, context: int | None, memory: float | None, allow_unread_config: bool, as_json: bool) -> None:

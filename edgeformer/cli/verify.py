@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, default_threads, load_model, print_json, threads_option
+from edgeformer.cli._common import allow_unread, as_json, default_threads, load_model, notes, print_json, threads_option
 
 
 @click.command(name="verify", epilog="Example:  edgeformer verify build/m --against models/stdlib-5m --text some.txt")
@@ -20,7 +21,7 @@ from edgeformer.cli._common import allow_unread, as_json, default_threads, load_
 @click.option(
     "--text", type=click.Path(exists=True, dir_okay=False), help="Compare on this text instead of random ids."
 )
-@click.option("--seed", default=0, show_default=True, help="Of the random ids.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random ids.")
 @threads_option
 @allow_unread
 @as_json
@@ -64,10 +65,14 @@ def _ids(loaded: Any, text: str, length: int) -> Any:
 
     import numpy as np
 
+    from edgeformer.errors import InputError
     from edgeformer.generate import load_tokenizer
 
-    ids = load_tokenizer(loaded.folder).encode(Path(text).read_text(encoding="utf-8")).ids[:length]
-    return np.array(ids, np.int64)
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{text} is not UTF-8 text: {e.reason} at byte {e.start}") from e
+    return np.array(load_tokenizer(loaded.folder).encode(content).ids[:length], np.int64)
 
 
 def _show(made: Any) -> None:
@@ -86,4 +91,5 @@ def _show(made: Any) -> None:
             "-" if c.kl_mean is None else f"{c.kl_mean:.1e}",
             c.note,
         )
-    Console().print(table)
+    (Console() if sys.stdout.isatty() else Console(width=160)).print(table)
+    notes(made.notes)

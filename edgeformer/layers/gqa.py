@@ -33,6 +33,7 @@ class GQA(Layer):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        self.require_positive("heads", "kv_heads", "head_dim")
         self.require(
             self.kv_heads > 0 and self.heads % self.kv_heads == 0,
             f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})",

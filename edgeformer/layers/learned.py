@@ -19,4 +19,4 @@ class Learned(Layer):
         return {"table": Table(self.count, width)}
 
     def apply(self, ops: Any, p: Any, step: Any) -> Any:
-        return p.table(step.queries)
+        return p.table(step.positions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from edgeformer.layers.activation import require_activation
 from edgeformer.spec import Declaration, Layer, Linear
 
 
@@ -16,6 +17,10 @@ class MLP(Layer):
     hidden: int
     act: str = "gelu"
     bias: bool = True
+
+    def __post_init__(self) -> None:
+        self.require_positive("hidden")
+        require_activation(self, self.act)
 
     def params(self, width: int) -> dict[str, Declaration]:
         return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from edgeformer.layers.activation import require_activation
 from edgeformer.spec import Declaration, Layer, Linear, Stacked
 
 
@@ -23,6 +24,8 @@ class MoE(Layer):
     renormalize: bool = True
 
     def __post_init__(self) -> None:
+        self.require_positive("hidden")
+        require_activation(self, self.act)
         self.require(0 < self.chosen <= self.experts, f"can't choose {self.chosen} of {self.experts} experts")
 
     def params(self, width: int) -> dict[str, Declaration]:

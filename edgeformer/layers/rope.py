@@ -88,8 +88,8 @@ class Rope(Layer):
     def apply(self, ops: Any, p: Any, step: Any) -> Rotary:
         frequencies = p.frequencies
         if self.scaling is not None and self.scaling.per_length:
-            frequencies = ops.take(frequencies, self.scaling.row(ops, ops.largest(step.queries) + 1))
-        angles = ops.expand_dims(ops.cast(step.queries, frequencies), 2) * frequencies
+            frequencies = ops.take(frequencies, self.scaling.row(ops, ops.largest(step.positions) + 1))
+        angles = ops.expand_dims(ops.cast(step.positions, frequencies), 2) * frequencies
         cos, sin = ops.expand_dims(ops.cos(angles), 1), ops.expand_dims(ops.sin(angles), 1)
         if (magnitude := self.magnitude()) != 1.0:
             cos, sin = cos * magnitude, sin * magnitude

@@ -17,5 +17,8 @@ class LinearScaling(RopeScaling):
     kind: ClassVar[str] = "rope_linear"
     factor: float
 
+    def __post_init__(self) -> None:
+        self.require(self.factor > 0, f"factor must be positive, got {self.factor}")
+
     def frequencies(self, dim: int, theta: float) -> np.ndarray:
         return base_frequencies(dim, theta) / self.factor

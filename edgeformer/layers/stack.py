@@ -27,6 +27,7 @@ class BlockStack(Model):
 
     def __post_init__(self) -> None:
         self.require(len(self.blocks) > 0, "at least one block is needed")
+        self.require_positive("vocab", "width", "context")
         # found once: a forward pass must not walk the tree
         object.__setattr__(self, "_positions", _distinct(self.blocks, "position", Layer))
         object.__setattr__(self, "_masks", _distinct(self.blocks, "mask", Mask))

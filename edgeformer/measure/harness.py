@@ -1,7 +1,8 @@
-"""Runs rows: reference first, then each row's process (load, check, warm up), then rounds in turn (A B C A B C ...).
+"""Runs rows: reference first, then each row's process (load, warm up, check), then rounds in turn (A B C A B C ...).
 
 Rounds are interleaved so that drift of the machine hits all rows alike. Every row gets the same token ids, exact counts,
-greedy decoding, the same threads and the same cache capacity.
+greedy decoding, the same threads and the same cache capacity. Shapes (prompt lengths, batches) run one after another: rows
+are ranked within a shape, and only one shape's processes hold the model at a time.
 """
 
 from __future__ import annotations
@@ -13,16 +14,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgeformer.measure.process import WorkerFailed, WorkerProcess
 from edgeformer.measure.row import Plan, Row
 from edgeformer.parity import sample_ids
 from edgeformer.spec import Model
 
-CHECKED_TOKENS = 96
 SETTLE_S = 0.1
 """Pause before a round: thread pools of the row before spin for a while after their last step."""
+
+Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,25 @@ class Settings:
     limit_s: float = 900.0
 
 
-Report = Callable[[str], None]
+@dataclass
+class Run:
+    """The rows of a run; `interrupted` if Ctrl-C ended it: they then hold what was measured before."""
+
+    rows: list[Row]
+    interrupted: bool = False
+
+
+@dataclass
+class _Bench:
+    spec: Model
+    settings: Settings
+    reference: tuple[str, dict[str, Any]] | None
+    scratch: Path
+    report: Report
+
+    def request(self, plan: Plan) -> dict[str, Any]:
+        prompt = [int(i) for i in sample_ids(self.spec.vocab, plan.prompt, self.settings.seed)]
+        return {"prompt": prompt, "gen": self.settings.gen, "batch": plan.batch}
 
 
 def run(
@@ -53,99 +71,82 @@ def run(
     *,
     reference: tuple[str, dict[str, Any]] | None,
     report: Report = lambda _: None,
-) -> list[Row]:
-    """Measure every plan.
+) -> Run:
+    """Measure every plan, once per shape of the settings.
 
     Args:
-        plans: what to run; each gets a row per shape of the settings.
+        plans: what to run.
         spec: the model they all run.
-        settings: what to run.
+        settings: lengths, rounds, threads.
         reference: (MODEL, load options) of the original to check against, or None: every row is then unchecked.
         report: told what is happening.
     """
     batches = settings.batches if spec.task != "text-generation" else (1,)
-    rows = [
-        Row(replace(plan, prompt=prompt, batch=batch), settings.threads)
-        for batch in batches
-        for prompt in settings.prompts
-        for plan in plans
-    ]
-    workers: dict[int, WorkerProcess] = {}
+    done = Run([])
     with tempfile.TemporaryDirectory(prefix="edgeformer-bench-") as scratch:
-        try:
-            files = _references(rows, spec, settings, reference, Path(scratch), report)
-            for i, row in enumerate(rows):
-                report(f"{row.plan.label}: load, check, warm up")
-                workers[i] = WorkerProcess(settings.threads)
-                _guarded(row, lambda i=i, row=row: _prepare(row, workers[i], spec, settings, files))
-            for n in range(settings.rounds):
-                for i, row in enumerate(rows):
-                    if row.status == "ok":
-                        report(f"round {n + 1}/{settings.rounds}: {row.plan.label}")
-                        time.sleep(SETTLE_S)
-                        _guarded(row, lambda i=i, row=row: _round(row, workers[i], spec, settings))
-        finally:
-            for worker in workers.values():
-                worker.close()
-    return rows
+        bench = _Bench(spec, settings, reference, Path(scratch), report)
+        for batch in batches:
+            for prompt in settings.prompts:
+                shape = [Row(replace(plan, prompt=prompt, batch=batch), settings.threads) for plan in plans]
+                done.rows += shape
+                try:
+                    _run_shape(shape, bench)
+                except KeyboardInterrupt:
+                    done.interrupted = True
+                    return done
+    return done
 
 
-def _references(
-    rows: list[Row],
-    spec: Model,
-    settings: Settings,
-    reference: tuple[str, dict[str, Any]] | None,
-    scratch: Path,
-    report: Report,
-) -> dict[str, Path]:
-    """precision -> file with what rows of that precision must answer."""
-    if reference is None:
-        return {}
-    source, load_options = reference
-    shortest = min(settings.prompts)
-    capacity = shortest + settings.gen
-    length = min(max(CHECKED_TOKENS, 8), spec.context if spec.task != "text-generation" else capacity)
-    generate = min(settings.gen, 32)
-    request: dict[str, Any] = {"task": spec.task, "length": min(length, shortest)}
-    if spec.task == "text-generation":
-        ids = [int(i) for i in sample_ids(spec.vocab, length, settings.seed + 1)]
-        request |= {"ids": ids, "prompt": _checked_prompt(length, generate, capacity), "generate": generate}
-    files = {}
-    for precision in dict.fromkeys(row.plan.precision for row in rows):
-        report(f"reference, weights as {precision}")
-        worker = WorkerProcess(settings.threads)
-        file = scratch / f"{precision}.npz"
+def _run_shape(rows: list[Row], bench: _Bench) -> None:
+    settings, workers = bench.settings, {}
+    try:
+        references = _references(rows, bench)
+        for row in rows:
+            bench.report(f"{row.plan.label}: load, warm up, check")
+            worker = workers[id(row)] = WorkerProcess(settings.threads)
+            _guarded(row, lambda row=row, worker=worker: _prepare(row, worker, bench, references))
+        for n in range(settings.rounds):
+            for row in rows:
+                if row.status == "ok":
+                    bench.report(f"round {n + 1}/{settings.rounds}: {row.plan.label}")
+                    time.sleep(SETTLE_S)
+                    _guarded(row, lambda row=row: _round(row, workers[id(row)], bench))
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+def _references(rows: list[Row], bench: _Bench) -> dict[str, tuple[Path, str]]:
+    """precision -> (file with what rows of that precision must answer, the runtime that made it)."""
+    files: dict[str, tuple[Path, str]] = {}
+    if bench.reference is None:
+        return files
+    source, load_options = bench.reference
+    for precision in dict.fromkeys(row.plan.precision for row in rows if row.plan.ranked):
+        bench.report(f"reference, weights as {precision}")
+        same = [row for row in rows if row.plan.precision == precision]
+        plan, worker = same[0].plan, WorkerProcess(bench.settings.threads)
+        file = bench.scratch / f"{precision}-{plan.batch}-{plan.prompt}.npz"
         try:
             made = worker.ask(
                 "reference",
-                settings.limit_s,
+                bench.settings.limit_s,
                 source=source,
                 load_options=load_options,
                 precision=precision,
-                threads=settings.threads,
+                threads=bench.settings.threads,
                 file=str(file),
-                request=request,
+                **bench.request(plan),
             )
-            files[precision] = file
-            for row in rows:
-                if row.plan.precision == precision:
-                    row.reference = f"{made['runtime']} fp32, weights as {precision}"
+            files[precision] = file, made["runtime"]
+            for row in same:
+                row.reference = f"{made['runtime']} fp32, weights as {precision}"
         except WorkerFailed as e:
-            for row in rows:
-                if row.plan.precision == precision:
-                    row.checks = [{"name": "reference", "verdict": "unchecked", "note": f"no reference: {e}"}]
+            for row in same:
+                row.checks = [{"name": "reference", "verdict": "unchecked", "note": f"no reference: {e}"}]
         finally:
             worker.close()
     return files
-
-
-def _checked_prompt(length: int, generate: int, capacity: int) -> int:
-    return max(1, min(32, length, capacity - generate))
-
-
-def _request(row: Row, spec: Model, settings: Settings) -> dict[str, Any]:
-    prompt = [int(i) for i in sample_ids(spec.vocab, row.plan.prompt, settings.seed)]
-    return {"prompt": prompt, "gen": settings.gen, "batch": row.plan.batch}
 
 
 def _guarded(row: Row, action: Callable[[], None]) -> None:
@@ -155,9 +156,10 @@ def _guarded(row: Row, action: Callable[[], None]) -> None:
         row.status, row.error = "failed", str(e)
 
 
-def _prepare(row: Row, worker: WorkerProcess, spec: Model, settings: Settings, files: dict[str, Path]) -> None:
-    plan, limit, request = row.plan, settings.limit_s, _request(row, spec, settings)
-    capacity = plan.prompt + settings.gen if spec.task == "text-generation" else None
+def _prepare(row: Row, worker: WorkerProcess, bench: _Bench, references: dict[str, tuple[Path, str]]) -> None:
+    plan, settings, request = row.plan, bench.settings, bench.request(row.plan)
+    limit = settings.limit_s
+    capacity = plan.prompt + settings.gen if bench.spec.task == "text-generation" else None
     opened = worker.ask(
         "open",
         limit,
@@ -173,20 +175,15 @@ def _prepare(row: Row, worker: WorkerProcess, spec: Model, settings: Settings, f
         },
     )
     row.load_s, row.versions, row.facts = opened["load_s"], opened["versions"], opened["facts"]
-    row.first = worker.ask("first", limit, **request)
-    if plan.ranked and (file := files.get(plan.precision)) is not None:
-        with np.load(file) as data:
-            length = len(data["ids"]) if "ids" in data else 0
-        generate = min(settings.gen, 32)
-        prompt = _checked_prompt(length, generate, min(settings.prompts) + settings.gen)
-        checked = worker.ask(
-            "check", limit, file=str(file), precision=plan.precision, prompt=prompt, reference=row.reference or ""
-        )
-        row.verdict, row.checks = checked["verdict"], checked["checks"]
+    row.first = worker.ask("round", limit, **request)
     row.discarded = worker.ask("warmup", limit, **request)["rounds"]
-
-
-def _round(row: Row, worker: WorkerProcess, spec: Model, settings: Settings) -> None:
-    row.rounds.append(worker.ask("round", settings.limit_s, **_request(row, spec, settings)))
-    memory = worker.ask("memory", settings.limit_s)
+    memory = worker.ask("memory", limit)  # before the check, which holds more than the runtime does
     row.peak_rss_bytes, row.rss_source = memory["peak_rss_bytes"], memory["rss_source"]
+    if plan.ranked and plan.precision in references:
+        file, reference = references[plan.precision]
+        checked = worker.ask("check", limit, file=str(file), precision=plan.precision, reference=reference)
+        row.verdict, row.checks = checked["verdict"], checked["checks"]
+
+
+def _round(row: Row, worker: WorkerProcess, bench: _Bench) -> None:
+    row.rounds.append(worker.ask("round", bench.settings.limit_s, **bench.request(row.plan)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ SLOW_REFERENCE = 50_000_000
 
 
 def artefact_plans(
-    source: str, manifest: dict[str, Any], spec: Model, chosen: list[str] | None, *, many: bool = False
+    source: str, manifest: dict[str, Any], spec: Model, chosen: list[str] | None
 ) -> tuple[list[Plan], list[str]]:
-    """The rows of an ONNX artefact, and notes on the runtimes that get none. `many` adds the folder's name to labels."""
-    suffix = f" ({Path(source).name})" if many else ""
+    """The rows of an ONNX artefact, and notes on the runtimes that get none."""
     found, notes = _runtimes(chosen, "onnx", spec)
-    return [Plan(name, source, "onnx", manifest["precision"], name + suffix) for name in found], notes
+    return [Plan(name, source, "onnx", manifest["precision"], name) for name in found], notes
 
 
 def checkpoint_plans(
@@ -35,15 +35,40 @@ def checkpoint_plans(
     return plans, notes
 
 
+def label(plans: list[Plan]) -> list[Plan]:
+    """The same plans with labels that tell them apart: the source is added where one runtime runs several."""
+    sources: dict[str, set[str]] = {}
+    for plan in plans:
+        sources.setdefault(plan.runtime, set()).add(plan.source)
+    names = _short_names({s for several in sources.values() if len(several) > 1 for s in several})
+    return [
+        replace(p, label=f"{p.runtime} ({names[p.source]})" if len(sources[p.runtime]) > 1 else p.runtime)
+        for p in plans
+    ]
+
+
+def _short_names(sources: set[str]) -> dict[str, str]:
+    """Each path's last parts, as many as it takes to tell them apart."""
+    for depth in range(1, 20):
+        names = {s: "/".join(Path(s).parts[-depth:]) for s in sources}
+        if len(set(names.values())) == len(names):
+            return names
+    return {s: s for s in sources}
+
+
 def _runtimes(chosen: list[str] | None, opens: str, spec: Model) -> tuple[list[str], list[str]]:
-    if chosen is not None:
-        return [name for name in chosen if require(name)[0].opens == opens], []
+    what = {"onnx": "an ONNX artefact", "checkpoint": "a checkpoint"}
     found, notes = [], []
-    for name in names():
-        runtime, _ = get(name)
-        if runtime.opens != opens or not runtime.ranked:
+    for name in dict.fromkeys(chosen) if chosen is not None else names():
+        runtime, _ = get(name) if chosen is None else require(name)
+        if chosen is None and not runtime.ranked:
             continue
-        reason = runtime.unavailable() or runtime.refuses(spec, Options())
+        reason = None
+        if runtime.opens != opens:
+            if chosen is None:
+                continue
+            reason = f"it opens {what[runtime.opens]}, this is {what[opens]}"
+        reason = reason or runtime.unavailable() or runtime.refuses(spec, Options())
         if reason is None:
             found.append(name)
         else:

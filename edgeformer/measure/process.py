@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -33,6 +34,7 @@ class WorkerProcess:
             stderr=self._log,
             text=True,
             env=environment,
+            start_new_session=True,  # Ctrl-C is the harness's business: rows measured so far are kept
         )
         self._answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
@@ -77,8 +79,9 @@ class WorkerProcess:
         """End the process."""
         if kill:
             self._process.kill()
-        elif self._process.stdin is not None and not self._process.stdin.closed:
-            self._process.stdin.close()
+        elif self._process.stdin is not None:
+            with contextlib.suppress(OSError):  # a process that died leaves a broken pipe to flush into
+                self._process.stdin.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:

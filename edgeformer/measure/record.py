@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import statistics
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -44,12 +45,13 @@ def _record(row: Row, spec: Model, machine: dict, name: str, n_prompt: int, n_ge
     counted = costs(spec)
     tokens = (n_prompt or n_gen) * row.plan.batch
     samples = row.prefill_ns() if n_prompt else [sum(r["decode_ns"]) for r in row.rounds if r["decode_ns"]]
+    many = len(samples) > 1
     rates = [tokens * 1e9 / ns for ns in samples]
     steps = row.decode_ns()
     plan, first = row.plan, row.first or {}
     return {
         # llama-bench's columns
-        "build_commit": next(iter(row.versions.values()), ""),
+        "build_commit": next(iter(row.versions.values()), None),  # the runtime's version: most have no commit to name
         "build_number": 0,
         "cpu_info": machine["cpu_info"],
         "gpu_info": "",
@@ -67,9 +69,9 @@ def _record(row: Row, spec: Model, machine: dict, name: str, n_prompt: int, n_ge
         "n_gen": n_gen,
         "test_time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "avg_ns": round(statistics.mean(samples)) if samples else None,
-        "stddev_ns": round(statistics.stdev(samples)) if len(samples) > 1 else 0,
+        "stddev_ns": round(statistics.stdev(samples)) if many else None,
         "avg_ts": statistics.mean(rates) if rates else None,
-        "stddev_ts": statistics.stdev(rates) if len(rates) > 1 else 0.0,
+        "stddev_ts": statistics.stdev(rates) if many else None,
         "samples_ns": samples,
         "samples_ts": rates,
         # ours
@@ -89,9 +91,11 @@ def _record(row: Row, spec: Model, machine: dict, name: str, n_prompt: int, n_ge
         "itl_ms_p90": quantile(steps, 0.9) / 1e6 if n_gen and steps else None,
         "itl_ms_p99": quantile(steps, 0.99) / 1e6 if n_gen and steps else None,
         "ttft_warm_ms": statistics.median(row.prefill_ns()) / 1e6 if row.rounds else None,
-        "ttft_cold_ms": (row.load_s or 0) * 1e3 + first["prefill_ns"] / 1e6 if first else None,
+        "ttft_cold_ms": (row.load_s or 0) * 1e3 + first["prefill_ns"][0] / 1e6 if first else None,
         "load_ms": row.load_s and row.load_s * 1e3,
-        "discarded_ns": [r["prefill_ns"] + sum(r["decode_ns"]) for r in row.discarded],
+        "first_round": row.first,
+        "discarded_rounds": row.discarded,
+        "cpu_ns": [r["cpu_ns"] for r in row.rounds],
         "cpu_per_wall": row.cpu_per_wall(),
         "peak_rss_bytes": row.peak_rss_bytes,
         "rss_source": row.rss_source,
@@ -102,8 +106,11 @@ def _record(row: Row, spec: Model, machine: dict, name: str, n_prompt: int, n_ge
     }
 
 
-def write_jsonl(records: list[dict[str, Any]], file: str | os.PathLike) -> None:
-    """Append records to a JSONL file; a line is written whole or not at all."""
+def write_jsonl(records: list[dict[str, Any]], file: str | os.PathLike | None) -> None:
+    """Append records to a JSONL file in one write; None is stdout."""
     text = "".join(json.dumps(r) + "\n" for r in records)
+    if file is None:
+        sys.stdout.write(text)
+        return
     with Path(file).open("a", encoding="utf-8") as f:
         f.write(text)

@@ -53,8 +53,8 @@ class Row:
         return self.status == "ok" and self.verdict in (PASS, NEAR_TIE) and self.plan.ranked
 
     def prefill_ns(self) -> list[int]:
-        """One prefill (or encoder call) per round."""
-        return [r["prefill_ns"] for r in self.rounds]
+        """Every prefill (or encoder call) of every round."""
+        return [t for r in self.rounds for t in r["prefill_ns"]]
 
     def decode_ns(self) -> list[int]:
         """Every decode step of every round."""
@@ -67,8 +67,7 @@ class Row:
     def cpu_per_wall(self) -> float | None:
         """CPU seconds per second of wall time while measuring: about the number of threads that worked."""
         wall = sum(self.prefill_ns()) + sum(self.decode_ns())
-        cpu = sum(r["cpu_prefill_ns"] + r["cpu_decode_ns"] for r in self.rounds)
-        return cpu / wall if wall else None
+        return sum(r["cpu_ns"] for r in self.rounds) / wall if wall else None
 
 
 def quantile(samples: list[int], q: float) -> float:

@@ -15,7 +15,9 @@ COMMON = ("load s", "peak MB", "CPU/wall")
 
 
 def _spread(rates: list[float], digits: int = 1) -> str:
-    """median ± half the range."""
+    """median ± half the range; the median alone of a single sample."""
+    if len(rates) == 1:
+        return f"{rates[0]:.{digits}f}"
     half = (max(rates) - min(rates)) / 2
     return f"{statistics.median(rates):.{digits}f} ± {half:.{digits}f}"
 
@@ -33,7 +35,7 @@ def cells(row: Row, task: str) -> list[str]:
     prefill = [row.plan.prompt * row.plan.batch * 1e9 / ns for ns in row.prefill_ns()]
     if task != "text-generation":
         p50, p90 = (quantile(row.prefill_ns(), q) / 1e6 for q in (0.5, 0.9))
-        first = (row.first or {}).get("prefill_ns", 0) / 1e6
+        first = row.first["prefill_ns"][0] / 1e6 if row.first else 0.0
         return [shape(row, task), _spread(prefill, 0), f"{p50:.2f} / {p90:.2f}", f"{first:.1f}", *common]
     steps = row.decode_ns()
     itl = f"{quantile(steps, 0.5) / 1e6:.2f} / {quantile(steps, 0.9) / 1e6:.2f}" if steps else "-"
@@ -61,10 +63,15 @@ def explanation(row: Row) -> str:
     """Why a row is not ranked, in a few words; the worst difference for one that is."""
     if row.error:
         return row.error.splitlines()[0]
+    if not row.plan.ranked:
+        return "measures the harness"
+    if not row.checks:
+        return "interrupted before its check" if row.reference else "no reference: give --against MODEL"
     bad = [c for c in row.checks if c["verdict"] in ("fail", "unchecked")]
     if row.verified or not bad:
-        worst = max((c.get("max_abs") or 0.0 for c in row.checks), default=0.0)
-        return f"max |difference| {worst:.1e}"
+        worst = max((c["max_abs"] for c in row.checks if c.get("max_abs") is not None), default=0.0)
+        remark = "; prefill gives all positions' logits" if row.facts.get("prefill_logits") == "all" else ""
+        return f"max |difference| {worst:.1e}{remark}"
     check = bad[0]
     difference = f", max |difference| {check['max_abs']:.1e}" if check.get("max_abs") is not None else ""
     return f"{check['name']}: {check['verdict']}{difference} {check.get('note') or ''}".strip()

@@ -38,37 +38,37 @@ class Worker:
         return {"load_s": seconds, "versions": made.versions(), "facts": self.session.facts()}
 
     def reference(
-        self, source: str, load_options: dict, precision: str, threads: int, file: str, request: dict
+        self,
+        source: str,
+        load_options: dict,
+        precision: str,
+        threads: int,
+        file: str,
+        prompt: list[int],
+        gen: int,
+        batch: int,
     ) -> dict[str, Any]:
-        """Compute what every row must answer, and save it for the other processes."""
+        """Compute what every row of this shape must answer, and save it for the other processes."""
         loaded = load(source, **load_options)
-        name = parity.reference_runtime()
-        if request["task"] == "text-generation":
-            ids = np.array(request["ids"], np.int64)
-            made = parity.make_reference(
-                loaded,
-                ids,
-                precision=precision,
-                threads=threads,
-                prompt=request["prompt"],
-                generate=request["generate"],
-            )
-            arrays = {"ids": ids, "logits": made.logits, "tokens": made.tokens, "margins": made.margins}
+        if loaded.spec.task == "text-generation":
+            made = parity.continuation(loaded, np.array(prompt, np.int64), gen, precision=precision, threads=threads)
+            arrays = {k: v for k, v in vars(made).items() if k != "runtime"}
+            name = made.runtime
         else:
-            inputs = parity.encoder_inputs(loaded.spec, request["length"])
+            name = parity.reference_runtime()
+            inputs = parity.encoder_inputs(loaded.spec, len(prompt), rows=max(batch, 3))
             session = require(name)[0].open(loaded, Options(threads=threads, precision=precision))
             arrays = {f"in.{k}": v for k, v in inputs.items()} | session.encode(inputs)
         np.savez(file, **arrays)  # type: ignore[arg-type]
         return {"runtime": name}
 
-    def check(self, file: str, precision: str, prompt: int, reference: str) -> dict[str, Any]:
+    def check(self, file: str, precision: str, reference: str) -> dict[str, Any]:
         """Compare this row's answers with the reference's."""
         with np.load(file) as data:
             arrays = dict(data)
         if "logits" in arrays:
-            made = parity.Reference(
-                reference, arrays["ids"], arrays["logits"], prompt, arrays["tokens"], arrays["margins"]
-            )
+            fields: dict[str, Any] = {k: v if v.ndim else int(v) for k, v in arrays.items()}
+            made = parity.Reference(reference, **fields)
             checks = parity.check_decoder(self.session, made, precision)
         else:
             inputs = {k[3:]: v for k, v in arrays.items() if k.startswith("in.")}
@@ -84,16 +84,12 @@ class Worker:
         inputs = {"input_ids": tiled, "attention_mask": np.ones_like(tiled), "token_type_ids": np.zeros_like(tiled)}
         return encoder_round(self.session, inputs)
 
-    def first(self, **request: Any) -> dict[str, Any]:
-        """The very first round of this process: what a cold start costs."""
-        return asdict(self._run(**request))
-
     def warmup(self, **request: Any) -> dict[str, Any]:
         """Rounds to discard."""
         return {"rounds": [asdict(r) for r in warm_up(lambda: self._run(**request))]}
 
     def round(self, **request: Any) -> dict[str, Any]:
-        """One measured round."""
+        """One round; the first one of a process is what a cold start costs."""
         return asdict(self._run(**request))
 
     def memory(self) -> dict[str, Any]:

@@ -142,8 +142,8 @@ class Target(FunctionOps):
                 k = self._rotate(k, position, shape["kv_heads"], shape["head_dim"])
             else:
                 (cos, sin), positions = table, self._positions(slot.store)
-        if isinstance(q, _Part) and isinstance(k, _Part) and isinstance(v, _Part):
-            q, k, v = q.packed.tensor, None, None
+        if (packed := _whole_product(q, k, v)) is not None:
+            q, k, v = packed, None, None
         past = [slot.store.past[slot.path, name] for name in ("k", "v")]
         y, *present = self.fused(
             "CachedAttention",
@@ -205,6 +205,14 @@ class Target(FunctionOps):
         split = self.split_heads(x, heads, head_dim)
         split = self.rotate(split, rotary.cos, rotary.sin, dim=head_dim, rotated=rotary.layer.dim)
         return self.merge_heads(split, heads * head_dim)
+
+
+def _whole_product(*parts: Any) -> GraphTensor | None:
+    """The packed product that these are all the parts of, in order; None otherwise."""
+    if not all(isinstance(p, _Part) for p in parts) or len({id(p.packed) for p in parts}) > 1:
+        return None
+    packed = parts[0].packed
+    return packed.tensor if [p.index for p in parts] == list(range(len(packed.sizes))) else None
 
 
 def _refusal(position: Any, shape: dict[str, Any]) -> str | None:
