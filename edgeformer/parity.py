@@ -21,8 +21,9 @@ from edgeformer.errors import ArtefactError, InputError
 from edgeformer.runtimes._protocol import Options, Session, get, require
 from edgeformer.spec import digest
 
-LIMITS = {"fp32": (1e-4, 1e-5), "bf16": (1e-4, 1e-5), "fp16": (1e-2, 2e-3)}
-"""Largest |difference| allowed, by precision: absolute + relative · max |reference|. bf16 weights compute in float32."""
+LIMITS = {"fp32": (1e-4, 1e-5), "bf16": (1e-4, 1e-5), "fp16": (1e-2, 5e-3)}
+"""Largest |difference| allowed, by precision: absolute + relative · max |reference|. bf16 weights compute in float32; fp16
+arithmetic rounds each step to 1e-3 of its size, five of those steps are allowed for."""
 
 PASS, NEAR_TIE, FAIL, UNCHECKED = "pass", "near-tie", "fail", "unchecked"
 

@@ -13,34 +13,19 @@ from edgeformer.errors import ConfigError
 _REQUIRED = object()
 
 # Says how a checkpoint is labelled, generated with or loaded; nothing here changes the network.
-_METADATA = frozenset(
-    [
-        *("_name_or_path", "architectures", "auto_map", "dtype", "model_type", "torch_dtype", "transformers_version"),
-        *(
-            "id2label",
-            "label2id",
-            "finetuning_task",
-            "problem_type",
-            "task_specific_params",
-            "tokenizer_class",
-            "prefix",
-        ),
-        *("bos_token_id", "cls_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "sep_token_id"),
-        *("bad_words_ids", "begin_suppress_tokens", "suppress_tokens", "forced_bos_token_id", "forced_eos_token_id"),
-        *("do_sample", "early_stopping", "temperature", "top_k", "top_p", "typical_p", "min_length", "max_length"),
-        *("num_beams", "num_beam_groups", "diversity_penalty", "length_penalty", "repetition_penalty"),
-        *("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty"),
-        *("num_return_sequences", "output_scores", "return_dict_in_generate", "remove_invalid_values", "use_cache"),
-        *("output_attentions", "output_hidden_states", "return_dict", "torchscript", "use_bfloat16", "tf_legacy_loss"),
-        *(
-            "gradient_checkpointing",
-            "pretraining_tp",
-            "_attn_implementation_autoset",
-            "unsloth_version",
-            "unsloth_fixed",
-        ),
-    ]
-)
+_METADATA = frozenset((
+    "_attn_implementation_autoset", "_name_or_path", "_num_labels", "architectures", "auto_map", "bad_words_ids",
+    "begin_suppress_tokens", "bos_token_id", "cls_token_id", "decoder_start_token_id", "diversity_penalty",
+    "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
+    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
+    "gradient_checkpointing", "id2label", "is_llama_config", "label2id", "length_penalty", "max_length",
+    "max_sequence_length", "min_length", "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+    "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix",
+    "pretraining_tp", "problem_type", "remove_invalid_values", "repetition_penalty", "return_dict",
+    "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature",
+    "tf_legacy_loss", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config",
+    "transformers_version", "typical_p", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
+))  # fmt: skip
 # Base-class switches that would change the network: accepted only where they are off.
 _MUST_BE = {
     "add_cross_attention": False,

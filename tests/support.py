@@ -6,9 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
+from edgeformer import checkpoint
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.export.onnx import export_onnx
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.glu import GLU
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.layers.rope import Rope
 from edgeformer.runtimes._protocol import Options, Session, require
+from edgeformer.spec import tensors
 
 ROOT = Path(__file__).parent.parent
 STDLIB = ROOT / "models" / "stdlib-5m"
@@ -84,3 +92,21 @@ def load_tiny(folder: Path, model_type: str, **config) -> tuple[LoadedModel, obj
     """A tiny random model twice: ours and transformers'."""
     model = hf_model(folder, model_type, **config)
     return load(folder), model
+
+
+def open_session(folder, **options):
+    return require("onnxruntime")[0].open(folder, Options(threads=1, **options))
+
+
+def small_spec(**attention):
+    fields = dict(heads=4, kv_heads=2, head_dim=16, position=Rope(dim=16)) | attention
+    norm = RMSNorm()
+    block = Block(attention=GQA(**fields), ffn=GLU(hidden=24), norm=norm)
+    return Decoder(vocab=31, width=32, context=64, blocks=(block,) * 2, norm=norm)
+
+
+def saved(spec, folder, scale=0.3):
+    rng = np.random.default_rng(0)
+    weights = {n: (rng.standard_normal(s) * scale).astype(np.float32) for n, s in tensors(spec).items()}
+    checkpoint.save(spec, weights, folder)
+    return load(folder), weights

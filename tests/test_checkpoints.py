@@ -243,3 +243,133 @@ def test_a_config_alone_is_an_architecture(tmp_path):
     assert loaded.weights is None
     with pytest.raises(CheckpointError, match="an architecture without weights"):
         loaded.require_weights()
+
+
+# -------------------------------------------------------------------------------------------- what the wild looks like
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {"is_llama_config": True, "rope_interleaved": False},
+        {"transformers.js_config": {"dtype": "q4"}},
+        {"quantization_config": None, "rope_scaling": None, "attention_dropout": None, "rms_norm_eps": 1e-5},
+        {"pretraining_tp": 1, "_name_or_path": "x", "unsloth_version": "2024.9", "max_sequence_length": 2048},
+    ],
+)
+def test_harmless_keys(folder, keys):
+    edit(folder, **keys)
+    load(folder)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"head_dim": "32"},
+        {"num_key_value_heads": "2"},
+        {"rms_norm_eps": "small"},
+        {"rms_norm_eps": True},
+        {"attention_bias": "no"},
+        {"initializer_range": [0.02]},
+        {"hidden_act": ["silu"]},
+        {"rope_parameters": "default"},
+        {"rope_parameters": {"rope_type": "linear", "factor": "two"}},
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": 1.0, "long_factor": [2.0], "factor": 2.0}},
+        {"rope_parameters": None, "rope_theta": [1]},
+        {"model_type": "qwen2", "layer_types": 3},
+        {"model_type": "mistral", "sliding_window": "4k"},
+    ],
+)
+def test_values_of_the_wrong_type(folder, values):
+    edit(folder, **values)
+    with pytest.raises((ConfigError, SpecError)):
+        load(folder)
+
+
+@pytest.mark.parametrize("content", ["[1]", "3", "null"])
+def test_a_config_that_is_no_object(folder, content):
+    (folder / "config.json").write_text(content)
+    with pytest.raises(ConfigError, match="holds no JSON object"):
+        load(folder)
+
+
+def test_a_stored_head_that_differs_from_the_embedding_is_not_dropped(tmp_path):
+    for model_type, config in (("llama", TINY), ("gpt2", dict(n_embd=48, n_head=6, n_layer=1, vocab_size=97))):
+        where = tmp_path / model_type
+        load_tiny(where, model_type, **config, tie_word_embeddings=True)
+        tensors = load_file(where / "model.safetensors")
+        embedding = next(v for k, v in tensors.items() if "embed_tokens" in k or "wte" in k)
+        save_file(tensors | {"lm_head.weight": embedding.copy()}, where / "model.safetensors")
+        load(where)  # the same values: tied indeed
+        save_file(tensors | {"lm_head.weight": embedding + 0.1}, where / "model.safetensors")
+        with pytest.raises(CheckpointError, match="Set tie_word_embeddings to false"):
+            load(where)
+        edit(where, tie_word_embeddings=False)
+        assert np.array_equal(load(where).weights["head.weight"], embedding + 0.1)
+
+
+def test_bert_as_it_was_saved_in_2018(tmp_path):
+    """BertForMaskedLM with a pooler, heads of the pre-training tasks, and LayerNorm.gamma/beta."""
+    config = {k: v for k, v in TINY.items() if k != "num_key_value_heads"}
+    expected = dict(load_tiny(tmp_path, "bert", **config)[0].weights)
+    tensors = {}
+    for name, tensor in load_file(tmp_path / "model.safetensors").items():
+        name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+        tensors["bert." + name] = tensor
+    tensors["cls.predictions.bias"] = np.zeros(97, np.float32)
+    save_file(tensors, tmp_path / "model.safetensors")
+    edit(tmp_path, architectures=["BertForMaskedLM"], pooler_type="first_token_transform", directionality="bidi")
+    loaded = load(tmp_path)
+    assert loaded.spec.pooler and any("pre-training" in note for note in loaded.notes)
+    assert all(np.array_equal(loaded.weights[n], w) for n, w in expected.items())
+
+
+def test_a_single_file_wins_over_an_index(tmp_path):
+    hf = load_tiny(tmp_path / "hf", "llama", **TINY)[1]
+    hf.save_pretrained(tmp_path / "both", max_shard_size="40KB")
+    shutil.copy(tmp_path / "hf" / "model.safetensors", tmp_path / "both")
+    files = {s.stored.file.name for s in load(tmp_path / "both").weights.sources.values()}
+    assert files == {"model.safetensors"}
+
+
+def test_a_yarn_of_the_original_length_reaches_factor_times_as_far(folder):
+    rope = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 10000.0, "original_max_position_embeddings": 1024}
+    edit(folder, rope_parameters=rope)
+    assert load(folder).spec.context == 4096
+    edit(folder, rope_parameters=rope | {"original_max_position_embeddings": 256})
+    assert load(folder).spec.context == 1024
+
+
+def test_save_checks_what_it_is_given(tmp_path):
+    loaded = load(STDLIB)
+    weights = {f"_orig_mod.{n}": w.astype(np.float32) for n, w in loaded.weights.items()}
+    save(loaded.spec, weights, tmp_path / "m")
+    load(tmp_path / "m").require_weights()
+    weights.pop("_orig_mod.norm.weight")
+    with pytest.raises(CheckpointError, match=r"1 tensors differ:\s+norm\.weight"):
+        save(loaded.spec, weights, tmp_path / "m")
+    load(tmp_path / "m").require_weights()
+
+
+def test_a_fused_tensor_that_cannot_be_cut(tmp_path):
+    load_tiny(tmp_path, "gpt2", n_embd=48, n_head=6, n_layer=1, vocab_size=97)
+    tensors = load_file(tmp_path / "model.safetensors")
+    name = next(n for n in tensors if n.endswith("c_attn.weight"))
+    tensors[name] = np.concatenate([tensors[name], tensors[name][:, :2]], 1)
+    save_file(tensors, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match="wrong shape"):
+        load(tmp_path)
+
+
+def test_negative_offsets(folder):
+    header = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}'
+    (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
+    with pytest.raises(CheckpointError, match="is corrupt"):
+        load(folder)
+
+
+def test_integers_and_floats_are_one_spec(folder):
+    from edgeformer.spec import digest
+
+    edit(folder, rope_parameters={"rope_type": "default", "rope_theta": 10000})
+    assert digest(load(folder).spec) == digest(load(STDLIB).spec)

@@ -128,11 +128,55 @@ def test_runtimes():
         (("generate", STDLIB, "--ids", "1,9999"), "outside the vocabulary"),
         (("generate", STDLIB, "-p", "x", "--top-p", 3), "top_p must lie in"),
         (("generate", STDLIB, "-p", "x", "-n", 2000), "exceed the 1024 positions"),
+        (("generate", STDLIB, "-p", "x", "--temperature", 1, "--top-p", 0), "top_p must lie in"),
+        (("bench", STDLIB, "--runtime", "onnxruntime"), "it opens an ONNX artefact, this is a checkpoint"),
+        (("compare", STDLIB, "--json", "/no/such/folder/x.jsonl"), "can't write records to"),
+        (("compare", STDLIB, "--prompt", 5000), "exceed the 1024 positions of"),
+        (("compare", STDLIB, "--precisions", ","), "--precisions names none"),
+        (("export", STDLIB, "-o", STDLIB, "--force"), "would replace the model itself"),
     ],
 )
 def test_errors(arguments, message):
     done = run(*arguments, code=2)
     assert done.stderr.splitlines()[-1].startswith("error: ") and message in done.stderr and done.stdout == ""
+
+
+def test_broken_companion_files(tmp_path):
+    import shutil
+
+    shutil.copytree(STDLIB, tmp_path / "m")
+    (tmp_path / "m" / "generation_config.json").write_text("[1]")
+    assert "holds no JSON object" in run("export", tmp_path / "m", "-o", tmp_path / "o", code=2).stderr
+    (tmp_path / "m" / "generation_config.json").unlink()
+    (tmp_path / "m" / "tokenizer.json").write_text("{")
+    assert "tokenizer.json can't be read" in run("generate", tmp_path / "m", "-p", "x", code=2).stderr
+    (tmp_path / "text").write_bytes(b"\xff\xfe\xfd")
+    run("export", STDLIB, "-o", tmp_path / "a")
+    assert (
+        "is not UTF-8" in run("verify", tmp_path / "a", "--against", STDLIB, "--text", tmp_path / "text", code=2).stderr
+    )
+    assert (
+        "opens checkpoints" in run("verify", tmp_path / "a", "--against", STDLIB, "--runtime", "numpy", code=2).stderr
+    )
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    import os
+    import signal
+    import time
+
+    command = [sys.executable, "-m", "edgeformer", "bench", str(STDLIB), "--runtime", "numpy", "--rounds", "10000"]
+    command += ["--prompt", "4", "--gen", "2", "--threads", "1", "--json", str(tmp_path / "rows.jsonl")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for line in process.stderr:
+        if line.startswith("round 3/"):
+            break
+    time.sleep(0.3)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "interrupted" in err and "Traceback" not in err and "numpy" in out
+    rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert rows[0]["parity_verdict"] == "pass" and len(rows[0]["samples_ns"]) >= 2
 
 
 def test_output_that_nobody_reads_to_the_end():

@@ -9,23 +9,13 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import tolerances
-from support import STDLIB, TINY, load_tiny, random_ids, run_cached
+from support import STDLIB, TINY, load_tiny, open_session, random_ids, run_cached, saved, small_spec
 
-from edgeformer import bundle, checkpoint
-from edgeformer.backends.numpy import NumpyModel
+from edgeformer import bundle
 from edgeformer.checkpoint import load
 from edgeformer.errors import ArtefactError, ExportError, InputError
 from edgeformer.export import onnx as exporter
 from edgeformer.export.onnx import export_onnx
-from edgeformer.layers.block import Block
-from edgeformer.layers.decoder import Decoder
-from edgeformer.layers.glu import GLU
-from edgeformer.layers.gqa import GQA
-from edgeformer.layers.rms_norm import RMSNorm
-from edgeformer.layers.rope import Rope
-from edgeformer.runtimes._protocol import Options, require
-from edgeformer.spec import tensors
 
 
 @pytest.fixture
@@ -33,109 +23,6 @@ def checkpoint_copy(tmp_path):
     folder = tmp_path / "checkpoint"
     shutil.copytree(STDLIB, folder)
     return folder
-
-
-def open_session(folder, **options):
-    return require("onnxruntime")[0].open(folder, Options(threads=1, **options))
-
-
-def small_spec(**attention):
-    fields = dict(heads=4, kv_heads=2, head_dim=16, position=Rope(dim=16)) | attention
-    norm = RMSNorm()
-    block = Block(attention=GQA(**fields), ffn=GLU(hidden=24), norm=norm)
-    return Decoder(vocab=31, width=32, context=64, blocks=(block,) * 2, norm=norm)
-
-
-def saved(spec, folder, scale=0.3):
-    rng = np.random.default_rng(0)
-    weights = {n: (rng.standard_normal(s) * scale).astype(np.float32) for n, s in tensors(spec).items()}
-    checkpoint.save(spec, weights, folder)
-    return load(folder), weights
-
-
-# ------------------------------------------------------------------------------------------------------- fallbacks
-
-
-@pytest.mark.parametrize(
-    ("attention", "words", "cache"),
-    [
-        (dict(head_dim=20, position=Rope(dim=20)), "head_dim divisible by 8, this is 20", "growing"),
-        (dict(head_dim=24, position=Rope(dim=24)), "rotates multiples of 16 channels, this is 24", "shared"),
-        (dict(head_dim=32, position=Rope(dim=8)), "this is 8 of head_dim 32", "shared"),
-        ({}, None, "shared"),
-    ],
-)
-def test_a_shape_that_a_fast_body_cannot_take_falls_back_and_says_so(attention, words, cache, tmp_path):
-    loaded, weights = saved(small_spec(**attention), tmp_path / "m")
-    made = export_onnx(loaded, tmp_path / "onnx")
-    if words is None:
-        assert made.notes == []
-    else:
-        assert len(made.notes) == 1 and words in made.notes[0] and "(2 layers)" in made.notes[0]
-    assert made.manifest["cache"] == cache
-    ids = random_ids(31, 1, 40)
-    expected = NumpyModel(loaded.spec, weights, np.float64)(ids)[0]["logits"]
-    logits = run_cached(open_session(tmp_path / "onnx"), ids, None, 20)
-    assert np.abs(logits - expected).max() <= tolerances.LAYER
-
-
-def test_function_bodies_equal_the_default_definitions(tmp_path):
-    """The cpu target's faster bodies against the portable target's default ones, on the same inputs."""
-    loaded, _ = saved(small_spec(softcap=5.0), tmp_path / "m")
-    ids, results = random_ids(31, 1, 30), []
-    for target in ("cpu", "portable"):
-        export_onnx(loaded, tmp_path / target, target=target)
-        results.append(run_cached(open_session(tmp_path / target), ids, None, 11))
-    assert np.abs(results[0] - results[1]).max() <= tolerances.LAYER
-
-
-def test_portable_uses_plain_operators_only(tmp_path):
-    import onnx
-    from onnx.reference import ReferenceEvaluator
-
-    loaded, weights = saved(small_spec(), tmp_path / "m")
-    export_onnx(loaded, tmp_path / "onnx", target="portable", inline=True)
-    model = onnx.load(tmp_path / "onnx" / "model.onnx")
-    assert {n.domain for n in model.graph.node} == {""} and not model.functions
-    ids = random_ids(31, 1, 6)
-    empty = np.zeros((1, 2, 0, 16), np.float32)
-    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(6)[None]}
-    feed |= {f"past_key_values.{i}.{n}": empty for i in range(2) for n in ("key", "value")}
-    feed["num_logits_to_keep"] = np.zeros(1, np.int64)
-    logits = ReferenceEvaluator(model).run(["logits"], feed)[0]  # ONNX's own interpreter
-    expected = NumpyModel(loaded.spec, weights, np.float64)(ids)[0]["logits"]
-    assert np.abs(logits - expected).max() <= tolerances.LAYER
-
-
-def test_one_shared_buffer_with_garbage_beyond_the_length(tmp_path):
-    loaded, weights = saved(small_spec(), tmp_path / "m")
-    export_onnx(loaded, tmp_path / "onnx")
-    session = open_session(tmp_path / "onnx", capacity=48)
-    ids = random_ids(31, 1, 30)
-    run_cached(session, random_ids(31, 1, 48, seed=5), None, 40)  # fills the buffers with another sequence
-    expected = NumpyModel(loaded.spec, weights, np.float64)(ids)[0]["logits"]
-    assert np.abs(run_cached(session, ids, None, 7) - expected).max() <= tolerances.LAYER
-
-
-def test_chunked_prefill(tmp_path):
-    """A prompt in pieces, alone and in a batch."""
-    loaded, weights = saved(small_spec(), tmp_path / "m")
-    export_onnx(loaded, tmp_path / "onnx")
-    for batch in (1, 3):
-        ids = random_ids(31, batch, 30)
-        session = open_session(tmp_path / "onnx", batch=batch)
-        parts = [session.forward(ids[:, a:b], all_positions=True) for a, b in ((0, 8), (8, 20), (20, 21), (21, 30))]
-        expected = NumpyModel(loaded.spec, weights, np.float64)(ids)[0]["logits"]
-        assert np.abs(np.concatenate(parts, 1) - expected).max() <= tolerances.LAYER
-
-
-def test_a_hole_in_the_first_prompt_is_refused(tmp_path):
-    loaded, _ = saved(small_spec(), tmp_path / "m")
-    export_onnx(loaded, tmp_path / "onnx")
-    valid = np.ones((1, 9), np.int64)
-    valid[0, 3:5] = 0
-    with pytest.raises(InputError, match="padding between real tokens"):
-        open_session(tmp_path / "onnx").forward(random_ids(31, 1, 9), valid)
 
 
 # --------------------------------------------------------------------------------------------------- files and links
@@ -315,3 +202,51 @@ def test_spec_of_an_artefact_is_the_models(checkpoint_copy, tmp_path):
     loaded = load(checkpoint_copy)
     export_onnx(loaded, tmp_path / "onnx")
     assert bundle.read_spec(tmp_path / "onnx") == loaded.spec == replace(loaded.spec)
+
+
+# --------------------------------------------------------------------------------------------------- what is kept safe
+
+
+def test_the_model_itself_is_never_replaced(checkpoint_copy, tmp_path, monkeypatch):
+    for output in (checkpoint_copy, checkpoint_copy.parent):
+        with pytest.raises(ExportError, match="would replace the model itself"):
+            export_onnx(load(checkpoint_copy), output, force=True)
+    monkeypatch.chdir(checkpoint_copy.parent)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    with pytest.raises(ExportError, match="would replace the current folder"):
+        export_onnx(load(checkpoint_copy), ".", force=True)
+    assert (checkpoint_copy / "model.safetensors").exists()
+
+
+def test_notes_beside_an_artefact_are_kept(checkpoint_copy, tmp_path):
+    export_onnx(load(checkpoint_copy), tmp_path / "onnx")
+    export_onnx(load(checkpoint_copy), tmp_path / "onnx", weights="link")
+    (tmp_path / "onnx" / "NOTES.txt").write_text("mine")
+    with pytest.raises(ExportError, match=r"also holds NOTES\.txt"):
+        export_onnx(load(checkpoint_copy), tmp_path / "onnx")
+
+
+def test_a_failed_swap_puts_the_old_artefact_back(checkpoint_copy, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    export_onnx(load(checkpoint_copy), place / "onnx")
+    real, calls = os.replace, []
+
+    def fails_once(source, target):
+        calls.append(target)
+        if str(target) == str(place / "onnx") and sum(str(t) == str(target) for t in calls) == 1:
+            raise OSError(5, "Input/output error")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", fails_once)
+    with pytest.raises(ExportError, match="Input/output error"):
+        export_onnx(load(checkpoint_copy), place / "onnx", precision="bf16")
+    assert leftovers(place) == ["onnx"]
+    assert bundle.read_manifest(place / "onnx")["precision"] == "fp32"
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": 1}', '{"schema": "x"}', '{"schema": 1, "precision": 3}'])
+def test_a_damaged_manifest(content, tmp_path):
+    (tmp_path / bundle.MANIFEST).write_text(content)
+    with pytest.raises(ArtefactError, match=r"can't be read|is no manifest|is damaged"):
+        bundle.read_manifest(tmp_path)

@@ -172,3 +172,80 @@ def test_api_refuses_what_cannot_be_compared(artefact):
         api.bench(artefact, settings=Settings(prompts=(1000,), gen=100))
     with pytest.raises(InputError, match="numpy: it opens a checkpoint, this is an ONNX artefact"):
         api.bench(artefact, runtimes=["numpy"])
+
+
+def test_a_row_that_dies_between_rounds(artefact, monkeypatch):
+    """Its process is killed while another row runs; the other row's samples survive."""
+    from edgeformer.measure import harness
+
+    real, victims = harness._round, []
+
+    def kill_first(row, worker, bench):
+        if row.plan.label == "dies" and not victims:
+            victims.append(worker)
+            worker._process.kill()
+            worker._process.wait()
+        real(row, worker, bench)
+
+    monkeypatch.setattr(harness, "_round", kill_first)
+    plans = [
+        Plan("numpy", str(STDLIB), "checkpoint", "fp32", "dies"),
+        Plan("onnxruntime", artefact, "onnx", "fp32", "lives"),
+    ]
+    dies, lives = run(plans, load(STDLIB).spec, SMALL, reference=None).rows
+    assert dies.status == "failed" and "status -9" in dies.error
+    assert lives.status == "ok" and len(lives.rounds) == SMALL.rounds
+
+
+def test_an_interrupted_run_keeps_what_was_measured(artefact, monkeypatch):
+    from edgeformer.measure import harness
+
+    real, calls = harness._round, []
+
+    def interrupt(row, worker, bench):
+        calls.append(row)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        real(row, worker, bench)
+
+    monkeypatch.setattr(harness, "_round", interrupt)
+    done = run(
+        [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")],
+        load(STDLIB).spec,
+        Settings(prompts=(12,), gen=6, rounds=5, threads=1),
+        reference=(str(STDLIB), {}),
+    )
+    assert done.interrupted and len(done.rows[0].rounds) == 1 and done.rows[0].verified
+
+
+def test_each_row_is_checked_on_what_it_ran(artefact):
+    """The prompt and its own continuation, at the row's own length."""
+    plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
+    settings = Settings(prompts=(4, 600), gen=3, rounds=1)
+    short, long = run(plans, load(STDLIB).spec, settings, reference=(str(STDLIB), {})).rows
+    assert [c["name"] for c in short.checks] == ["full", "cached", "greedy"] and short.verified
+    assert long.checks[0]["verdict"] == "unchecked" and long.checks[1]["verdict"] == "pass" and long.verified
+
+
+def test_peak_memory_is_the_runtimes_not_the_checks(artefact):
+    plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
+    settings = Settings(prompts=(400,), gen=8, rounds=1)
+    with_check, without = (
+        run(plans, load(STDLIB).spec, settings, reference=r).rows[0].peak_rss_bytes for r in ((str(STDLIB), {}), None)
+    )
+    assert abs(with_check - without) < 15e6
+
+
+def test_unchecked_evidence_claims_nothing(artefact):
+    plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
+    rows = run(plans, load(STDLIB).spec, SMALL, reference=None).rows
+    assert table.explanation(rows[0]) == "no reference: give --against MODEL"
+
+
+def test_labels_tell_rows_apart():
+    from edgeformer.measure.plans import label
+
+    plans = [Plan("onnxruntime", s, "onnx", "fp32") for s in ("a/x", "b/x", "b/y")]
+    plans.append(Plan("numpy", "m", "checkpoint", "fp32"))
+    labels = [p.label for p in label(plans)]
+    assert labels == ["onnxruntime (a/x)", "onnxruntime (b/x)", "onnxruntime (b/y)", "numpy"]

@@ -160,3 +160,17 @@ def test_trained_weights_are_saved_and_loaded(tmp_path):
     again = build_torch(load(tmp_path / "mine"))
     ids = torch.from_numpy(random_ids(97, 1, 8))
     assert torch.equal(again(ids), model(ids))
+
+
+def test_position_ids_as_transformers_takes_them(tmp_path):
+    """Shifted and strided positions move the rotation, never the mask."""
+    loaded, hf = load_tiny(tmp_path, "llama", **CASES["llama"])
+    model, ids = build_torch(loaded), torch.from_numpy(random_ids(97, 2, 12))
+    for positions in (torch.arange(12)[None] + 5, torch.arange(12)[None] * 3, torch.tensor([[0, 1, 2, 3] * 3])):
+        positions = positions.expand(2, -1)
+        with torch.no_grad():
+            mask = torch.ones_like(ids)
+            expected = hf(ids, attention_mask=mask, position_ids=positions).logits
+            for given in (None, mask):
+                difference = (model(ids, given, positions) - expected).abs().max()
+                assert difference <= tolerances.FAMILY

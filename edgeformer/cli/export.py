@@ -47,7 +47,7 @@ def command(
     allow_unread_config: bool,
     as_json: bool,
 ) -> None:
-    """Export MODEL to a folder that ONNX Runtime, ONNX Runtime GenAI, Optimum and transformers.js load."""
+    """Export MODEL to a folder for ONNX Runtime and ONNX Runtime GenAI, with the names that Optimum and transformers.js use."""
     from edgeformer.export.onnx import export_onnx
 
     loaded = load_model(model, allow_unread_config)

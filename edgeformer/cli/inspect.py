@@ -26,6 +26,8 @@ def command(model: str, context: int | None, memory: float | None, allow_unread_
     from edgeformer.inspection import attention_flops, costs, tree
     from edgeformer.spec import digest
 
+    if memory is not None and memory != memory:
+        raise InputError("--memory must be a number")
     loaded = load_model(model, allow_unread_config)
     spec, tokens = loaded.spec, context or loaded.spec.context
     if tokens > spec.context:
