@@ -65,12 +65,16 @@ class OnnxSession(Session):
         self.value = onnxruntime.OrtValue.ortvalue_from_numpy
         if self.past:
             self.keep = {n: self.value(np.array([n], np.int64)) for n in (0, 1)}
-            # one position's logits always have this shape, so they get one buffer
+            # One position's logits and one token's ids always have these shapes: one buffer each, and a view to copy
+            # through. After a step that swept the caches, every call into the runtime's bindings costs 5 to 30 us.
             self.logits = self.value(np.zeros((options.batch, 1, self.spec.vocab), np.float32))
+            self.token = self.value(np.zeros((options.batch, 1), np.int64))
+            self.logits_view, self.token_view = self.logits.numpy(), self.token.numpy()
             self._bind()
 
     def _bind(self) -> None:
         self.binding = self.session.io_binding()
+        self.bound: tuple[bool, bool] | None = None  # (one token in, all positions out) of the step before
         self.caches: dict[str, Any] = {}
         for name in self.past:
             node = self.inputs[name]
@@ -95,17 +99,24 @@ class OnnxSession(Session):
         return logits if all_positions else logits[:, -1]
 
     def _run(self, ids: np.ndarray, mask: np.ndarray, all_positions: bool) -> np.ndarray:
-        binding = self.binding
-        binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64))
+        binding, single = self.binding, ids.shape[1] == 1
+        if single:
+            self.token_view[...] = ids
+        else:
+            binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64))
         binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, np.int64))
         if "position_ids" in self.inputs:
             positions = np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :]
             binding.bind_cpu_input("position_ids", np.ascontiguousarray(positions, np.int64))
-        binding.bind_ortvalue_input("num_logits_to_keep", self.keep[0 if all_positions else 1])
-        if all_positions:
-            binding.bind_output("logits")
-        else:
-            binding.bind_ortvalue_output("logits", self.logits)
+        if self.bound != (single, all_positions) or all_positions:
+            if single:
+                binding.bind_ortvalue_input("input_ids", self.token)
+            binding.bind_ortvalue_input("num_logits_to_keep", self.keep[0 if all_positions else 1])
+            if all_positions:
+                binding.bind_output("logits")
+            else:
+                binding.bind_ortvalue_output("logits", self.logits)
+            self.bound = single, all_positions
         if not self.shared:
             for name in self.outputs[1:]:
                 binding.bind_output(name)
@@ -113,7 +124,7 @@ class OnnxSession(Session):
         # `numpy()` is a view of a buffer that the next step overwrites or frees, so logits are copied out.
         # Outputs come back in the order they were bound: shared caches before the logits, growing ones after.
         if self.shared:
-            return (binding.get_outputs()[-1] if all_positions else self.logits).numpy().copy()
+            return (binding.get_outputs()[-1].numpy() if all_positions else self.logits_view).copy()
         outputs = binding.get_outputs()
         for name, value in zip(self.outputs[1:], outputs[1:], strict=True):
             past = name.replace("present", "past_key_values")

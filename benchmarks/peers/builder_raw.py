@@ -10,6 +10,7 @@ import onnxruntime
 from edgeformer import bundle
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.spec import layers
 
 
 class RawSession(Session):
@@ -23,9 +24,10 @@ class RawSession(Session):
         self.session = onnxruntime.InferenceSession(str(folder / "model.onnx"), settings)
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.binding = self.session.io_binding()
-        for name, node in self.inputs.items():
+        heads, dim = next(size for _, layer, _ in layers(self.spec) for size in layer.cache().values())
+        for name in self.inputs:
             if name.startswith("past_key_values."):
-                shape = (options.batch, node.shape[1], self.capacity, node.shape[3])
+                shape = (options.batch, heads, self.capacity, dim)
                 cache = onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(shape, np.float32))
                 self.binding.bind_ortvalue_input(name, cache)
                 self.binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)

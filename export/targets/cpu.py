@@ -100,6 +100,8 @@ class Target(FunctionOps):
         x = inputs[0]
         described = [(x.dtype, x.dims), (FLOAT, ()), (FLOAT, ()), (x.dtype, x.dims)]
         out = self.nodes_out(op, inputs, described, domain=CONTRIB, epsilon=eps)
+        for statistic in out[1:3]:
+            statistic.value.name = ""  # an output without a name is not computed
         return out[3], out[0]
 
     def mask(self, spec, queries, keys, valid):
