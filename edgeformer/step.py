@@ -108,17 +108,22 @@ def begin(
     position_ids: Any = None,
     *,
     new: Any = None,
+    places: Any = None,
     slots: bool = False,
     **rest: Any,
 ) -> Step:
     """The step of a padded batch, from the Hugging Face inputs.
 
     attention_mask: int64 [B, S], 1 for real tokens, over past and new tokens; position_ids: int64 [B, T], or None to count
-    the real tokens; new: T. `slots` counts padding too (BERT numbers its slots).
+    the real tokens; new: T. places: int64 [T], the columns of the new tokens where they aren't the last ones (a store of fixed
+    size). `slots` counts padding too (BERT numbers its slots).
     """
     valid = ops.boolean(attention_mask)
     counted = ops.cumsum(attention_mask * 0 + 1 if slots else attention_mask) - 1
-    queries = ops.last(counted, new)
+    if places is None:
+        queries = ops.last(counted, new)
+    else:
+        queries = ops.permute(ops.take(ops.permute(counted, (1, 0)), places), (1, 0))
     if position_ids is None:
         position_ids = ops.clip(queries, 0, 1 << 30)
     return Step(ops, queries, counted, position_ids, valid, **rest)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from support import STDLIB, random_ids
+import tolerances
+from support import STDLIB, random_ids, run_cached, saved, small_spec
 
 from edgeformer import bundle, parity
 from edgeformer.checkpoint import load
@@ -83,6 +84,18 @@ def test_holes(mask, fine):
     else:
         with pytest.raises(InputError):
             check_no_hole(row)
+
+
+def test_compiled_torch_decodes_like_numpy(tmp_path):
+    """The variant `torch:compile`: whole buffers, a mask over them, padded on the left."""
+    pytest.importorskip("torch")
+    loaded, _ = saved(small_spec(), tmp_path / "m")
+    ids, valid = random_ids(31, 2, 12), np.ones((2, 12), np.int64)
+    valid[1, :3] = 0
+    expected = run_cached(NumpySession(loaded, Options(batch=2)), ids, valid, 8)
+    session = require("torch:compile")[0].open(loaded, Options(batch=2, capacity=16, variant="compile"))
+    logits = run_cached(session, ids, valid, 8)
+    assert np.abs(logits - expected)[valid.astype(bool)].max() <= tolerances.LAYER
 
 
 # ---------------------------------------------------------------------------------------------------------- verdicts

@@ -304,7 +304,10 @@ class TorchModel(Module):
             positions = queries if position_ids is None else position_ids
             step = Step(self.ops, queries, keys, positions, store=store, keep=keep)
         else:
-            step = begin(self.ops, attention_mask, position_ids, new=new, slots=encoder, store=store, keep=keep)
+            places = store.slots if isinstance(store, FixedStore) and store.whole else None
+            step = begin(
+                self.ops, attention_mask, position_ids, new=new, places=places, slots=encoder, store=store, keep=keep
+            )
         inputs = {"input_ids": input_ids}
         if encoder:
             inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask

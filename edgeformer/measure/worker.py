@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer import parity
+from edgeformer import bundle, parity
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import EdgeformerError
 from edgeformer.measure.machine import peak_memory
@@ -35,7 +35,13 @@ class Worker:
         target: Path | LoadedModel = Path(source) if opens == "onnx" else load(source, **load_options)
         self.session = made.open(target, Options(**options, variant=variant))
         seconds = time.perf_counter() - t0
-        return {"load_s": seconds, "versions": made.versions(), "facts": self.session.facts()}
+        digest = (
+            target.weights_digest()
+            if isinstance(target, LoadedModel)
+            else bundle.read_manifest(target)["weights_digest"]
+        )
+        facts = {"weights_digest": digest, **self.session.facts()}
+        return {"load_s": seconds, "versions": made.versions(), "facts": facts}
 
     def reference(
         self,
