@@ -67,7 +67,7 @@ class Runtime(_protocol.Runtime):
     opens = "onnx"
     tasks = ("text-generation",)
     packages = ("onnxruntime-genai",)
-    extra = "ort_genai"
+    extra = "ort-genai"
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, Path)

@@ -64,7 +64,7 @@ def test_unknown_runtime_and_variant():
 def test_a_missing_package_gives_the_install_line(monkeypatch):
     runtime, _ = get("ort_genai")
     monkeypatch.setattr(type(runtime), "packages", ("no-such-distribution",))
-    with pytest.raises(RuntimeUnavailable, match=r'pip install "edgeformer\[ort_genai\]"'):
+    with pytest.raises(RuntimeUnavailable, match=r'pip install "edgeformer\[ort-genai\]"'):
         require("ort_genai")
 
 
