@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,17 +29,17 @@ _REQUIRED = {
 
 
 @contextlib.contextmanager
-def writing(folder: Path, *, force: bool = False, source: Path | None = None) -> Iterator[Path]:
+def writing(folder: Path, *, force: bool = False, keep: Iterable[Path] = ()) -> Iterator[Path]:
     """A scratch folder that becomes `folder` when the block succeeds, and vanishes when it doesn't.
 
-    An artefact that is already there is replaced; a folder with anything else in it only with `force`. Never replaced: the
-    folder that `source`, the model being exported, lies in, and the current folder.
+    An artefact that is already there is replaced; a folder with anything else in it only with `force`. Never replaced: a
+    folder that holds one of the `keep` files (the model being exported), and the current folder.
 
     Raises:
         ExportError: the place is taken, or can't be written to.
     """
     folder = folder.absolute()
-    _check_place(folder, force, source)
+    _check_place(folder, force, keep)
     scratch = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -63,20 +63,21 @@ def _swap(new: Path, folder: Path) -> None:
     aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
     try:
         os.replace(folder, aside / "it")
-        try:
-            os.replace(new, folder)
-        except BaseException:
-            os.replace(aside / "it", folder)
-            raise
+        os.replace(new, folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        if not folder.exists() and (aside / "it").exists():
+            os.replace(aside / "it", folder)
+        if folder.exists():  # else the old one lies in `aside`, and must stay there
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_place(folder: Path, force: bool, source: Path | None) -> None:
+def _check_place(folder: Path, force: bool, keep: Iterable[Path]) -> None:
     real = folder.resolve()
-    for what, kept in (("the model itself", source), ("the current folder", Path.cwd())):
-        if kept is not None and (kept.resolve() == real or real in kept.resolve().parents):
-            raise ExportError(f"writing {folder} would replace {what} ({kept}); choose another folder")
+    for what, kept in [("the current folder", Path.cwd()), *(("the model itself", file) for file in keep)]:
+        # both as named and as resolved: a checkpoint's files may be links out of their folder
+        for path in (kept.absolute(), kept.resolve()):
+            if path == real or real in path.parents:
+                raise ExportError(f"writing {folder} would replace {what} ({kept}); choose another folder")
     if not folder.exists() or force:
         return
     if not folder.is_dir():
@@ -87,7 +88,10 @@ def _check_place(folder: Path, force: bool, source: Path | None) -> None:
                 f"{folder} exists and is no edgeformer artefact; choose another folder, or --force to replace it"
             )
         return
-    manifest = read_manifest(folder)
+    try:
+        manifest = read_manifest(folder)
+    except ArtefactError as e:
+        raise ExportError(f"{e}; choose another folder, or --force to replace this one") from e
     ours = {MANIFEST, *manifest["files"], *manifest["linked"]}
     if others := sorted(p.name for p in folder.iterdir() if p.name not in ours):
         raise ExportError(

@@ -265,7 +265,7 @@ def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Pa
         CheckpointError: names or shapes are not the spec's; nothing is written.
     """
     folder = Path(folder)
-    state = {re.sub(r"^((_orig_mod|module)\.)+", "", name): tensor for name, tensor in state.items()}
+    state = {re.sub(r"^(module\.)+|_orig_mod\.", "", name): tensor for name, tensor in state.items()}
     wanted, given = tensors(spec), {name: tuple(x.shape) for name, x in state.items()}
     if wrong := sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n)):
         lines = [f"{n}: the spec has {wanted.get(n, 'none')}, the state {given.get(n, 'none')}" for n in wrong[:12]]
@@ -274,10 +274,11 @@ def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Pa
         )
     folder.mkdir(parents=True, exist_ok=True)
     partial = folder / "model.safetensors.partial"
-    if any(type(x).__module__.startswith("torch") for x in state.values()):
+    if any(hasattr(x, "detach") for x in state.values()):
+        import torch
         from safetensors.torch import save_file
 
-        save_file({k: v.detach().contiguous() for k, v in state.items()}, str(partial))
+        save_file({k: torch.as_tensor(v).detach().contiguous() for k, v in state.items()}, str(partial))
     else:
         from safetensors.numpy import save_file as save_numpy
 
@@ -288,19 +289,21 @@ def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Pa
     return folder
 
 
-def special_ids(folder: Path | None) -> dict[str, Any]:
-    """The ids of `bos`, `eos` (an int or a list) and `pad`, from generation_config.json, else config.json; None if unknown.
+def special_ids(folder: Path | None, config: dict | None = None) -> dict[str, Any]:
+    """The ids of `bos`, `eos` (an int or a list) and `pad`, from generation_config.json, else the config; None if unknown.
 
     Raises:
         ConfigError: one of the files is no JSON object.
     """
     ids: dict[str, Any] = dict.fromkeys(("bos", "eos", "pad"))
+    sources = [config or {}]
     for name in ("config.json", "generation_config.json"):
         if folder is not None and (file := folder / name).exists():
-            data = read_json(file)
-            if not isinstance(data, dict):
+            sources.append(read_json(file))
+            if not isinstance(sources[-1], dict):
                 raise ConfigError(f"{file} holds no JSON object")
-            ids |= {k: data[f"{k}_token_id"] for k in ids if data.get(f"{k}_token_id") is not None}
+    for data in sources:
+        ids |= {k: data[f"{k}_token_id"] for k in ids if data.get(f"{k}_token_id") is not None}
     return ids
 
 

@@ -22,7 +22,7 @@ def genai_config(loaded: LoadedModel, context: int, inputs: list[str]) -> dict[s
     if len(shapes) != 1:
         return None
     ((heads, kv_heads, head_dim),) = shapes
-    ids = special_ids(loaded.folder)
+    ids = special_ids(loaded.folder, loaded.config)
     eos = ids["eos"] if ids["eos"] is not None else 0
     pad = ids["pad"] if ids["pad"] is not None else (eos[0] if isinstance(eos, list) else eos)
     return {

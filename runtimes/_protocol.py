@@ -65,7 +65,8 @@ class Session:
             all_positions: logits of all T positions instead of the last.
 
         Returns:
-            float32 [B, V], each row's last real token's, or [B, T, V] with `all_positions`.
+            float32 [B, V], each row's last real token's (of a row that is all padding: nothing to rely on), or [B, T, V]
+            with `all_positions`.
 
         Raises:
             InputError: an id outside the vocabulary, or more tokens than the cache holds; raised before anything runs.
@@ -187,9 +188,7 @@ def require(name: str) -> tuple[Runtime, str]:
 
 
 def _last_real(logits: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Of [B, T, V], each row's last position that isn't padded."""
-    if not valid.any(1).all():
-        raise InputError(f"row {int((~valid.any(1)).argmax())} of this step is padding only")
+    """Of [B, T, V], each row's last position that isn't padded; the last of all where a row is finished."""
     last = valid.shape[1] - 1 - np.argmax(valid[:, ::-1] != 0, axis=1)
     return logits[np.arange(len(logits)), last]
 

@@ -107,6 +107,11 @@ def test_generate(tmp_path):
     assert run("generate", STDLIB, "--ids", ids, "-n", 12).stdout.strip() == ",".join(map(str, data["ids"]))
 
 
+def test_the_null_runtime_needs_no_weights():
+    out = run("bench", "smollm2-135m", "--runtime", "null", "--rounds", 1, "--gen", 2).stdout
+    assert "not a model" in out and "failed" not in out
+
+
 def test_runtimes():
     data = json.loads(run("runtimes", "--json").stdout)
     assert {r["runtime"] for r in data["runtimes"]} >= {"onnxruntime", "torch", "numpy", "ort_genai", "null"}
@@ -131,6 +136,7 @@ def test_runtimes():
         (("generate", STDLIB, "-p", "x", "--temperature", 1, "--top-p", 0), "top_p must lie in"),
         (("bench", STDLIB, "--runtime", "onnxruntime"), "it opens an ONNX artefact, this is a checkpoint"),
         (("compare", STDLIB, "--json", "/no/such/folder/x.jsonl"), "can't write records to"),
+        (("compare", STDLIB, "--runtime", ","), "--runtime names none"),
         (("compare", STDLIB, "--prompt", 5000), "exceed the 1024 positions of"),
         (("compare", STDLIB, "--precisions", ","), "--precisions names none"),
         (("export", STDLIB, "-o", STDLIB, "--force"), "would replace the model itself"),

@@ -250,3 +250,43 @@ def test_a_damaged_manifest(content, tmp_path):
     (tmp_path / bundle.MANIFEST).write_text(content)
     with pytest.raises(ArtefactError, match=r"can't be read|is no manifest|is damaged"):
         bundle.read_manifest(tmp_path)
+
+
+def test_weights_of_a_spec_file_are_never_replaced(tmp_path):
+    saved(small_spec(), tmp_path / "m")
+    apart = load(tmp_path / "m" / "spec.json", weights=tmp_path / "m" / "model.safetensors")
+    with pytest.raises(ExportError, match="would replace the model itself"):
+        export_onnx(apart, tmp_path / "m", force=True)
+    assert (tmp_path / "m" / "model.safetensors").exists()
+
+
+def test_an_interrupt_between_the_two_moves_of_a_swap(checkpoint_copy, tmp_path, monkeypatch):
+    place = tmp_path / "place"
+    export_onnx(load(checkpoint_copy), place / "onnx")
+    real = os.replace
+
+    def interrupted(source, target):
+        real(source, target)
+        if str(source) == str(place / "onnx"):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        export_onnx(load(checkpoint_copy), place / "onnx", precision="bf16")
+    assert leftovers(place) == ["onnx"] and bundle.read_manifest(place / "onnx")["precision"] == "fp32"
+
+
+def test_a_damaged_artefact_is_replaced_with_force_only(checkpoint_copy, tmp_path):
+    export_onnx(load(checkpoint_copy), tmp_path / "onnx")
+    (tmp_path / "onnx" / bundle.MANIFEST).write_text("{")
+    with pytest.raises(ExportError, match="--force to replace"):
+        export_onnx(load(checkpoint_copy), tmp_path / "onnx")
+    export_onnx(load(checkpoint_copy), tmp_path / "onnx", force=True)
+
+
+def test_special_ids_of_a_lone_config(tmp_path):
+    load_tiny(tmp_path / "hf", "llama", **TINY, eos_token_id=7, bos_token_id=5)
+    apart = replace(load(tmp_path / "hf" / "config.json"), weights=load(tmp_path / "hf").weights)
+    export_onnx(apart, tmp_path / "onnx")
+    config = json.loads((tmp_path / "onnx" / "genai_config.json").read_text())
+    assert (config["model"]["eos_token_id"], config["model"]["bos_token_id"]) == (7, 5)

@@ -128,6 +128,7 @@ def test_records_start_with_llama_benchs_columns(rows, tmp_path):
     for column in ("n_prompt", "n_gen", "test_time", "avg_ns", "stddev_ns", "avg_ts", "stddev_ts", "n_threads"):
         assert column in first
     prefill, decode = made[0], made[1]
+    assert (prefill["n_depth"], decode["n_depth"]) == (0, 12)
     assert (prefill["n_prompt"], prefill["n_gen"], decode["n_prompt"], decode["n_gen"]) == (12, 0, 0, 6)
     assert abs(prefill["avg_ts"] - sum(12e9 / ns for ns in prefill["samples_ns"]) / 2) < 1e-6
     assert decode["parity_verdict"] == "pass" and decode["spec_digest"] and decode["cpu_per_wall"] > 0

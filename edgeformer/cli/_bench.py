@@ -109,8 +109,14 @@ def settings_of(options: dict[str, Any]) -> Any:
 
 def chosen_runtimes(options: dict[str, Any]) -> list[str] | None:
     """The names asked for, or None for all."""
-    names = options["runtimes"]
-    return None if names is None else [r.strip() for r in names.split(",") if r.strip()]
+    from edgeformer.errors import InputError
+
+    if (names := options["runtimes"]) is None:
+        return None
+    chosen = [r.strip() for r in names.split(",") if r.strip()]
+    if not chosen:
+        raise InputError("--runtime names none; leave it out for all, or give names separated by commas")
+    return chosen
 
 
 def sources_for(options: dict[str, Any], folders: list[str], model: str) -> list[str]:

@@ -125,6 +125,8 @@ def _references(rows: list[Row], bench: _Bench) -> dict[str, tuple[Path, str]]:
     for precision in dict.fromkeys(row.plan.precision for row in rows if row.plan.ranked):
         bench.report(f"reference, weights as {precision}")
         same = [row for row in rows if row.plan.precision == precision]
+        for row in same:
+            row.reference = f"weights as {precision}"
         plan, worker = same[0].plan, WorkerProcess(bench.settings.threads)
         file = bench.scratch / f"{precision}-{plan.batch}-{plan.prompt}.npz"
         try:

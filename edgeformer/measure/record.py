@@ -67,6 +67,7 @@ def _record(row: Row, spec: Model, machine: dict, name: str, n_prompt: int, n_ge
         "tensor_split": "",
         "n_prompt": n_prompt,
         "n_gen": n_gen,
+        "n_depth": row.plan.prompt if n_gen else 0,
         "test_time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "avg_ns": round(statistics.mean(samples)) if samples else None,
         "stddev_ns": round(statistics.stdev(samples)) if many else None,

@@ -35,11 +35,10 @@ class Worker:
         target: Path | LoadedModel = Path(source) if opens == "onnx" else load(source, **load_options)
         self.session = made.open(target, Options(**options, variant=variant))
         seconds = time.perf_counter() - t0
-        digest = (
-            target.weights_digest()
-            if isinstance(target, LoadedModel)
-            else bundle.read_manifest(target)["weights_digest"]
-        )
+        if isinstance(target, LoadedModel):
+            digest = target.weights_digest() if target.weights is not None else None
+        else:
+            digest = bundle.read_manifest(target)["weights_digest"]
         facts = {"weights_digest": digest, **self.session.facts()}
         return {"load_s": seconds, "versions": made.versions(), "facts": facts}
 
