@@ -1,8 +1,8 @@
 """Prefill and decode against the peers: `python benchmarks/decode.py FOLDER [ROUNDS] [THREADS]`, after export.py.
 
 Rows in one interleaved run: our artefact in our onnxruntime adapter; ONNX Runtime GenAI on its builder's export; raw
-ONNX Runtime with shared buffers on the builder's export. fp32, 128 prompt + 64 generated tokens, equal threads. The rows run
-in this order and then in the reverse one, since the process that loads first is a little slower. Ratios are round by round,
+ONNX Runtime with shared buffers on the builder's export. fp32, 128 prompt + 64 generated tokens, equal threads. Every row
+is first, second, ... as often as the others, since the process that loads first is a little slower. Ratios are round by round,
 peer time / our time: above 1 means that we are faster. "edgeformer again" is the same artefact twice: the noise.
 """
 
@@ -38,7 +38,7 @@ def register_peers(folder: Path) -> None:
 def main() -> None:
     """Run and print."""
     folder = Path(sys.argv[1])
-    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 10
+    rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 12
     threads = int(sys.argv[3]) if len(sys.argv) > 3 else machine.physical_cores()
     register_peers(folder / "peers")
     ours, builder, model = folder / "out" / "copy", folder / "out" / "builder", folder / "m135"
@@ -50,9 +50,10 @@ def main() -> None:
         Plan("onnxruntime", str(ours), "onnx", "fp32", "edgeformer again"),
     ]
     spec = load(model).spec
-    settings = Settings(prompts=(128,), gen=64, rounds=(rounds + 1) // 2, threads=threads)
+    settings = Settings(prompts=(128,), gen=64, rounds=-(-rounds // len(plans)), threads=threads)
     rows: dict[str, Row] = {}
-    for order in (plans, plans[::-1]):  # the process that loads first runs some per cent slower, whoever it is
+    for turn in range(len(plans)):  # the process that loads first runs some per cent slower, whoever it is
+        order = plans[turn:] + plans[:turn]
         done = run(order, spec, settings, reference=(str(model), {}), report=lambda s: print(s, file=sys.stderr))
         for row in done.rows:
             kept = rows.setdefault(row.plan.label, row)

@@ -37,8 +37,9 @@ class Worker:
         seconds = time.perf_counter() - t0
         if isinstance(target, LoadedModel):
             digest = target.weights_digest() if target.weights is not None else None
-        else:
-            digest = bundle.read_manifest(target)["weights_digest"]
+        else:  # a peer from outside may open folders that are no artefacts of ours
+            there = (target / bundle.MANIFEST).exists()
+            digest = bundle.read_manifest(target)["weights_digest"] if there else None
         facts = {"weights_digest": digest, **self.session.facts()}
         return {"load_s": seconds, "versions": made.versions(), "facts": facts}
 
