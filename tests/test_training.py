@@ -174,3 +174,31 @@ def test_position_ids_as_transformers_takes_them(tmp_path):
             for given in (None, mask):
                 difference = (model(ids, given, positions) - expected).abs().max()
                 assert difference <= tolerances.FAMILY
+
+
+def test_blocks_shard_with_fsdp(tmp_path):
+    """`fully_shard` per block and at the root, one gloo process: the same loss and gradients, canonical names."""
+    import torch.distributed as dist
+
+    if not dist.is_available():
+        pytest.skip("this torch has no torch.distributed")
+    from torch.distributed.fsdp import fully_shard
+
+    loaded, _ = load_tiny(tmp_path / "m", "llama", **CASES["llama"])
+    ids = torch.from_numpy(random_ids(97, 2, 12))
+    plain = build_torch(loaded)
+    token_loss(plain(ids), ids).backward()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        sharded = build_torch(loaded)
+        mesh = dist.device_mesh.init_device_mesh("cpu", (1,))
+        for block in sharded.layers:
+            fully_shard(block, mesh=mesh)
+        fully_shard(sharded, mesh=mesh)
+        token_loss(sharded(ids), ids).backward()
+        expected = {n: p.grad for n, p in plain.named_parameters()}
+        got = {n: p.grad.full_tensor() for n, p in sharded.named_parameters()}
+        assert got.keys() == expected.keys()
+        assert all((got[n] - g).abs().max() <= tolerances.LAYER for n, g in expected.items())
+    finally:
+        dist.destroy_process_group()
