@@ -79,7 +79,7 @@ class DataWriter:
     def array(self, name: str, array: np.ndarray) -> ir.ExternalTensor:
         """Write an array."""
         offset = self._start(array.nbytes)
-        self._file.write(np.ascontiguousarray(array).view(np.uint8).reshape(-1).data)
+        self._file.write(_bytes(array))
         return self._tensor(name, offset, ir.DataType.from_numpy(array.dtype), array.shape)
 
     def source(self, name: str, source: Source, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.ExternalTensor:
@@ -89,7 +89,7 @@ class DataWriter:
         size = stored.nbytes if same else stored.nbytes // DTYPES[stored.dtype].itemsize * dtype.itemsize
         offset = self._start(int(size))
         if source.part is not None:  # cut or transposed: this one has to be in memory
-            self._file.write(_convert(source.read(), dtype).tobytes())
+            self._file.write(_bytes(_convert(source.read(), dtype)))
             self.progress(stored.nbytes // source.part.of)
         else:
             with stored.file.open("rb") as f:
@@ -101,7 +101,7 @@ class DataWriter:
                         raise ExportError(f"{stored.file} ended while tensor {stored.name} was copied")
                     left -= len(chunk)
                     if not same:
-                        chunk = _convert(np.frombuffer(chunk, DTYPES[stored.dtype]), dtype).view(np.uint8).data
+                        chunk = _bytes(_convert(np.frombuffer(chunk, DTYPES[stored.dtype]), dtype))
                     self._file.write(chunk)
                     self.progress(_CHUNK if left else stored.nbytes % _CHUNK or _CHUNK)
         return self._tensor(name, offset, dtype, shape)
@@ -112,6 +112,11 @@ class DataWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         return self.end
+
+
+def _bytes(x: np.ndarray) -> memoryview:
+    """The array's bytes without a copy; bfloat16 has no buffer format of its own."""
+    return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
 
 
 def _convert(x: np.ndarray, dtype: ir.DataType) -> np.ndarray:

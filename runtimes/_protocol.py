@@ -201,7 +201,7 @@ def check_ids(ids: np.ndarray, vocab: int) -> None:
     """
     if ids.size == 0:
         raise InputError("there are no token ids")
-    if ids.size == 1:  # the decode step: two reductions would cost 30 us
+    if ids.size == 1:  # the decode step, for which two reductions are dear
         low = high = int(ids.item())
     else:
         low, high = int(ids.min()), int(ids.max())

@@ -66,7 +66,7 @@ class OnnxSession(Session):
         if self.past:
             self.keep = {n: self.value(np.array([n], np.int64)) for n in (0, 1)}
             # One position's logits and one token's ids always have these shapes: one buffer each, and a view to copy
-            # through. After a step that swept the caches, every call into the runtime's bindings costs 5 to 30 us.
+            # through: after a step that swept the caches, every call into the runtime's bindings costs.
             self.logits = self.value(np.zeros((options.batch, 1, self.spec.vocab), np.float32))
             self.token = self.value(np.zeros((options.batch, 1), np.int64))
             self.logits_view, self.token_view = self.logits.numpy(), self.token.numpy()

@@ -107,6 +107,20 @@ def test_generate(tmp_path):
     assert run("generate", STDLIB, "--ids", ids, "-n", 12).stdout.strip() == ",".join(map(str, data["ids"]))
 
 
+def test_generate_allocates_what_it_needs(monkeypatch):
+    """Not the model's whole context."""
+    from click.testing import CliRunner
+
+    from edgeformer.cli import cli
+    from edgeformer.runtimes import numpy as runtime
+
+    seen = []
+    real = runtime.Runtime.open
+    monkeypatch.setattr(runtime.Runtime, "open", lambda self, s, o: seen.append(o.capacity) or real(self, s, o))
+    done = CliRunner().invoke(cli, ["generate", str(STDLIB), "--ids", "5,6,7", "-n", "4", "--runtime", "numpy"])
+    assert done.exit_code == 0 and seen == [7]
+
+
 def test_the_null_runtime_needs_no_weights():
     out = run("bench", "smollm2-135m", "--runtime", "null", "--rounds", 1, "--gen", 2).stdout
     assert "not a model" in out and "failed" not in out

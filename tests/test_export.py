@@ -201,7 +201,7 @@ def test_progress_reaches_the_end(checkpoint_copy, tmp_path):
 def test_spec_of_an_artefact_is_the_models(checkpoint_copy, tmp_path):
     loaded = load(checkpoint_copy)
     export_onnx(loaded, tmp_path / "onnx")
-    assert bundle.read_spec(tmp_path / "onnx") == loaded.spec == replace(loaded.spec)
+    assert bundle.read_spec(tmp_path / "onnx") == loaded.spec
 
 
 # --------------------------------------------------------------------------------------------------- what is kept safe

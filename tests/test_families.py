@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 T, PREFILL = 160, 100
 LONG = list(np.linspace(1.5, 6.0, 8))
+YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 DECODERS = {
     "llama-groups-of-3": ("llama", {"head_dim": 16}),
     "llama-mqa-bias-gelu-linear": (
@@ -48,12 +49,7 @@ DECODERS = {
         dict(
             head_dim=20,
             hidden_act="relu",
-            rope_parameters={
-                "rope_type": "yarn",
-                "rope_theta": 10000.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 64,
-            },
+            rope_parameters=YARN,
         ),
     ),
     "mistral-window": ("mistral", dict(sliding_window=32, head_dim=16)),
@@ -91,12 +87,7 @@ DECODERS = {
         dict(
             num_key_value_heads=1,
             hidden_act="relu",
-            rope_parameters={
-                "rope_type": "yarn",
-                "rope_theta": 10000.0,
-                "factor": 4.0,
-                "original_max_position_embeddings": 64,
-            },
+            rope_parameters=YARN,
         ),
     ),
     "qwen3-plain": ("qwen3", dict(head_dim=16)),

@@ -116,6 +116,20 @@ def test_a_float32_checkpoint_is_converted(family, precision, tmp_path):
     assert verdict.verdict == "pass", verdict
 
 
+def test_fp16_errs_no_more_than_transformers_in_fp16(tmp_path):
+    """The oracle for the fp16 limit: transformers' own half precision on the same weights, both against float32."""
+    torch = pytest.importorskip("torch")
+    loaded, hf = load_tiny(tmp_path / "hf", "llama", **TINY)
+    export_onnx(loaded, tmp_path / "onnx", precision="fp16")
+    ids = random_ids(97, 1, 24)
+    rounded = {n: w.astype(np.float16) for n, w in loaded.weights.items()}
+    expected = NumpyModel(loaded.spec, rounded, np.float64)(ids)[0]["logits"]
+    with torch.no_grad():
+        theirs = np.abs(hf.half()(torch.from_numpy(ids)).logits.float().numpy() - expected).max()
+    ours = np.abs(run_cached(open_session(tmp_path / "onnx"), ids, None, 12) - expected).max()
+    assert ours <= theirs
+
+
 def test_the_last_real_token_of_a_right_padded_row(tmp_path):
     loaded, weights = saved(small_spec(), tmp_path / "m")
     export_onnx(loaded, tmp_path / "onnx")

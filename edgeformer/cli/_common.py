@@ -54,11 +54,9 @@ def print_json(data: Any) -> None:
 
 def size(count: float) -> str:
     """Bytes for people, in decimal units."""
-    for unit in ("B", "kB", "MB", "GB", "TB"):
-        if count < 1000 or unit == "TB":
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    raise AssertionError
+    from rich.filesize import decimal
+
+    return decimal(int(count))
 
 
 @contextlib.contextmanager

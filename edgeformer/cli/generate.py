@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,12 +51,23 @@ def command(
     if (prompt is None) == (ids is None):
         raise InputError("give a prompt with -p, or token ids with --ids")
     sampling = Sampling(temperature, top_k, top_p, min_p, seed)
+
+    def encode(folder: Path | None) -> list[int]:
+        return load_tokenizer(folder).encode(prompt).ids if ids is None else _parse(ids)
+
     with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
-        session, folder = _open(model, runtime or "onnxruntime", default_threads(threads), allow_unread_config, scratch)
+        threads = default_threads(threads)
+        session, folder = _open(
+            model,
+            runtime or "onnxruntime",
+            threads,
+            allow_unread_config,
+            scratch,
+            lambda folder: len(encode(folder)) + gen,
+        )
         if session.spec.task != "text-generation":
             raise InputError(f"{model} is an encoder; it does not generate text")
-        tokenizer = load_tokenizer(folder) if ids is None else None
-        start = tokenizer.encode(prompt).ids if tokenizer is not None else _parse(ids or "")
+        tokenizer, start = load_tokenizer(folder) if ids is None else None, encode(folder)
         stream = stream_ids(session, start, gen, sampling, _stops(folder))
         if as_json:
             made = list(stream)
@@ -78,7 +90,11 @@ def _parse(ids: str) -> list[int]:
         raise InputError(f"--ids takes integers separated by commas, not {ids!r}") from None
 
 
-def _open(model: str, runtime: str, threads: int, allow: bool, scratch: str) -> tuple[Any, Path | None]:
+def _open(
+    model: str, runtime: str, threads: int, allow: bool, scratch: str, needed: Callable[[Path | None], int]
+) -> tuple[Any, Path | None]:
+    """The session, and the folder with the tokenizer. `needed(folder)` is how many tokens the cache must hold: a cache of a
+    128k model's whole context would take gigabytes."""
     from edgeformer.bundle import MANIFEST
     from edgeformer.cli._common import load_model
     from edgeformer.errors import InputError
@@ -86,17 +102,20 @@ def _open(model: str, runtime: str, threads: int, allow: bool, scratch: str) -> 
     from edgeformer.runtimes._protocol import Options, require
 
     made, variant = require(runtime)
-    options = Options(threads=threads, variant=variant)
+
+    def options(folder: Path | None) -> Options:
+        return Options(threads=threads, variant=variant, capacity=needed(folder))
+
     if (Path(model) / MANIFEST).exists():
         if made.opens != "onnx":
             raise InputError(f"{model} is an ONNX artefact; the runtime {runtime} opens checkpoints")
-        return made.open(Path(model), options), Path(model)
+        return made.open(Path(model), options(Path(model))), Path(model)
     loaded = load_model(model, allow)
     if made.opens == "checkpoint":
-        return made.open(loaded, options), loaded.folder
+        return made.open(loaded, options(loaded.folder)), loaded.folder
     folder = Path(scratch) / "model"
     export_onnx(loaded, folder)
-    return made.open(folder, options), loaded.folder
+    return made.open(folder, options(loaded.folder)), loaded.folder
 
 
 def _stops(folder: Path | None) -> frozenset[int]:

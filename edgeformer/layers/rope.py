@@ -37,8 +37,8 @@ class RopeScaling(Node):
 def base_frequencies(dim: int, theta: float) -> np.ndarray:
     """theta ** (-2i / dim), i = 0 .. dim/2 - 1, float32.
 
-    Rounded where the training code rounds (float32 exponent, float32 power, float32 reciprocal): an inverse frequency one
-    unit in the last place off turns the angle by 5e-4 at position 8,000.
+    Rounded where the training code rounds (float32 exponent, float32 power, float32 reciprocal): the angle grows
+    with the position, and so does an error in the last place.
     """
     exponents = (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)).astype(np.float64)
     return np.float32(1) / (theta**exponents).astype(np.float32)

@@ -6,6 +6,8 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from edgeformer.parity import NEAR_TIE, PASS, UNCHECKED
 
 
@@ -72,8 +74,4 @@ class Row:
 
 def quantile(samples: list[int], q: float) -> float:
     """The q-quantile by linear interpolation."""
-    ordered = sorted(samples)
-    at = (len(ordered) - 1) * q
-    low = int(at)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (at - low)
+    return float(np.quantile(samples, q))

@@ -15,6 +15,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from platformdirs import user_cache_path
+
 from edgeformer.errors import RuntimeUnavailable
 
 SOURCES = Path(__file__).parent
@@ -26,9 +28,7 @@ def cache_folder() -> Path:
     """Where built libraries are kept: `$EDGEFORMER_CACHE`, or the user's cache folder."""
     if (own := os.environ.get("EDGEFORMER_CACHE")) is not None:
         return Path(own)
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "edgeformer"
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "edgeformer"
+    return user_cache_path("edgeformer", appauthor=False)
 
 
 def _source_files() -> list[Path]:

@@ -7,5 +7,3 @@ from edgeformer.export.functions import FunctionOps
 
 class Target(FunctionOps):
     """Every fused op is a function whose body is its default definition."""
-
-    contrib = False
