@@ -12,15 +12,26 @@ __version__ = "0.1.0"
 _HOMES = {
     "EdgeformerError": "edgeformer.errors",
     "LoadedModel": "edgeformer.checkpoint",
-    **dict.fromkeys(("bench", "build_torch", "export", "load", "save", "verify"), "edgeformer.api"),
+    **dict.fromkeys(("bench", "build_mlx", "build_torch", "export", "load", "save", "verify"), "edgeformer.api"),
 }
 
 if TYPE_CHECKING:
-    from edgeformer.api import bench, build_torch, export, load, save, verify
+    from edgeformer.api import bench, build_mlx, build_torch, export, load, save, verify
     from edgeformer.checkpoint import LoadedModel
     from edgeformer.errors import EdgeformerError
 
-__all__ = ["EdgeformerError", "LoadedModel", "__version__", "bench", "build_torch", "export", "load", "save", "verify"]
+__all__ = [
+    "EdgeformerError",
+    "LoadedModel",
+    "__version__",
+    "bench",
+    "build_mlx",
+    "build_torch",
+    "export",
+    "load",
+    "save",
+    "verify",
+]
 
 
 def __getattr__(name: str) -> Any:

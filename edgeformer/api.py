@@ -5,6 +5,7 @@ MODEL arguments take what `load` takes, or what it returned.
 
 from __future__ import annotations
 
+import inspect
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +14,16 @@ from typing import TYPE_CHECKING, Any
 from edgeformer import bundle, parity
 from edgeformer.checkpoint import LoadedModel, load, save
 from edgeformer.errors import InputError
+from edgeformer.export.mlx import export_mlx
 from edgeformer.export.onnx import Exported, export_onnx
 from edgeformer.measure.harness import Run, Settings, run
 from edgeformer.measure.plans import artefact_plans, checkpoint_plans, label
 from edgeformer.measure.row import Plan
+from edgeformer.runtimes._protocol import get
 from edgeformer.spec import Model, digest
 
 if TYPE_CHECKING:
+    from edgeformer.backends.mlx import MlxModel
     from edgeformer.backends.torch import TorchModel
 
 ModelLike = str | os.PathLike | LoadedModel
@@ -56,14 +60,44 @@ def build_torch(model: ModelLike | Model, *, precision: str = "fp32", device: st
 
 
 def export(model: ModelLike, output: str | os.PathLike, *, to: str = "onnx", **options: Any) -> Exported:
-    """Write MODEL as an artefact. `options` are those of `edgeformer.export.onnx.export_onnx`.
+    """Write MODEL as an artefact. `options` are those of `edgeformer.export.onnx.export_onnx` or
+    `edgeformer.export.mlx.export_mlx`.
 
     Raises:
         ExportError: it can't be written as asked; nothing is left behind.
+        InputError: there is no such format, or it has no such option.
     """
-    if to != "onnx":
-        raise InputError(f"there is no export to {to!r}; formats are: onnx")
-    return export_onnx(_loaded(model), output, **options)
+    writers = {"onnx": export_onnx, "mlx": export_mlx}
+    if to not in writers:
+        raise InputError(f"there is no export to {to!r}; formats are: {', '.join(writers)}")
+    known = inspect.signature(writers[to]).parameters
+    set_by_users = [name for name in list(known)[2:] if name != "progress"]
+    if unknown := sorted(options.keys() - known.keys()):
+        raise InputError(f"the export to {to} has no option {', '.join(unknown)}; it has {', '.join(set_by_users)}")
+    return writers[to](_loaded(model), output, **options)
+
+
+def build_mlx(model: ModelLike | Model, *, precision: str = "fp32") -> MlxModel:
+    """The model as an `mlx.nn.Module`, to train, quantize or run.
+
+    Args:
+        model: a MODEL with weights (they are loaded), or a bare spec (freshly initialised by its `init`).
+        precision: fp32, fp16 or bf16, of weights and activations.
+
+    Raises:
+        RuntimeUnavailable: MLX is not installed.
+    """
+    from edgeformer.runtimes._protocol import require
+
+    require("mlx")
+    if isinstance(model, Model):
+        from edgeformer.backends.mlx import MlxModel
+
+        return MlxModel(model)
+    from edgeformer.runtimes.mlx import build_mlx as build
+
+    loaded = _loaded(model)
+    return build_mlx(loaded.spec) if loaded.weights is None else build(loaded, precision=precision)
 
 
 def verify(artefact: str | os.PathLike, against: ModelLike, **options: Any) -> parity.Verdict:
@@ -124,6 +158,9 @@ def bench(
         if chosen is None or not plans:
             note(line)
     spec = next(iter(specs.values()))
+    native = {(p.runtime, p.precision) for p in plans if p.opens == "checkpoint"}
+    # an MLX folder is a checkpoint too: not the same row twice
+    plans = [p for p in plans if p.opens == get(p.runtime)[0].opens or (p.runtime, p.precision) not in native]
     reference = None if against is None else (against, load_options or {})
     return spec, run(label(plans), spec, settings, reference=reference, report=report)
 
@@ -152,4 +189,4 @@ def _is_artefact(path: Path) -> bool:
     return path.is_dir() and not (path / "config.json").exists() and next(path.glob("*.onnx"), None) is not None
 
 
-__all__ = ["bench", "build_torch", "export", "load", "save", "verify"]
+__all__ = ["bench", "build_mlx", "build_torch", "export", "load", "save", "verify"]

@@ -142,9 +142,10 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
 
 
 def read_spec(folder: str | os.PathLike) -> Model:
-    """The spec an artefact was made from."""
+    """The spec an artefact was made from: in spec.json, or in the manifest where that name would mislead other readers."""
     try:
-        spec = from_json(json.loads((Path(folder) / "spec.json").read_text()))
+        data = read_manifest(folder).get("spec") or json.loads((Path(folder) / "spec.json").read_text())
+        spec = from_json(data)
     except (OSError, ValueError) as e:
         raise ArtefactError(f"{folder}: spec.json can't be read: {e}") from e
     if not isinstance(spec, Model):

@@ -16,10 +16,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from edgeformer import discover
+import ml_dtypes
+import numpy as np
+
+from edgeformer import affine, discover
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
 from edgeformer.models._config import HfConfig, read_json
-from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
+from edgeformer.safetensors_file import StoredTensor, checkpoint_files, read_checkpoint, read_header, read_metadata
 from edgeformer.spec import Model, from_json, tensors, to_json
 from edgeformer.weights import NameMap, Weights, bind
 
@@ -62,12 +65,12 @@ class LoadedModel:
         """
         h = hashlib.sha256()
         for name, source in sorted(self.require_weights().sources.items()):
-            t = source.stored
-            h.update(f"{name} {t.dtype} {t.shape} {source.part}\n".encode())
-            with t.file.open("rb") as f:
-                for at in (0, t.nbytes // 2, max(t.nbytes - 64, 0)):
-                    f.seek(t.offset + at)
-                    h.update(f.read(min(64, t.nbytes - at)))
+            h.update(f"{name} {source.stored.dtype} {source.stored.shape} {source.part}\n".encode())
+            for t in source.stored.parts():
+                with t.file.open("rb") as f:
+                    for at in (0, t.nbytes // 2, max(t.nbytes - 64, 0)):
+                        f.seek(t.offset + at)
+                        h.update(f.read(min(64, t.nbytes - at)))
         return h.hexdigest()[:16]
 
 
@@ -174,14 +177,15 @@ def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool
         prefixes: tuple[str, ...] = ("",)
         ignored: Mapping[str, str] = {}
         tied: Mapping[str, str] = {}
-        stored = read_checkpoint(folder) if want_weights else None
+        stored = _stored(folder, _quantization_beside(file)) if want_weights else None
     elif (file := folder / "config.json").exists():
-        config = read_json(file)
-        stored = _renamed(read_checkpoint(folder), config) if want_weights else None
+        config, quantization = _quantization(read_json(file))
+        stored = _renamed(_stored(folder, quantization), config) if want_weights else None
         reader = HfConfig(config, str(file), stored)
         module = family(reader.model_type)
         spec, notes = _read_config(reader, allow_unread)
-        names, prefixes = module.NAMES, getattr(module, "PREFIXES", ("",))
+        names = getattr(module, "MLX_NAMES", module.NAMES) if stored and _is_mlx(folder) else module.NAMES
+        prefixes = getattr(module, "PREFIXES", ("",))
         ignored, tied = getattr(module, "IGNORED", {}), getattr(module, "TIED", {})
     else:
         raise ModelNotFound(f"{folder} holds neither a config.json (Hugging Face) nor a spec.json (edgeformer)")
@@ -192,6 +196,33 @@ def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool
         weights, left = bind(spec, stored, names, prefixes=prefixes, ignored=ignored, tied=tied, where=where)
         notes = notes + left
     return LoadedModel(spec, weights, name, folder, config, notes)
+
+
+def _stored(folder: Path, quantization: Any) -> dict[str, StoredTensor]:
+    """A folder's tensors by stored name, quantized ones put together."""
+    stored = read_checkpoint(folder)
+    return stored if quantization is None else affine.join(stored, quantization, str(folder))
+
+
+def _quantization_beside(spec_file: Path) -> Any:
+    """The quantization that a config.json beside a spec.json speaks of."""
+    config = spec_file.with_name("config.json")
+    return _quantization(read_json(config))[1] if config.exists() else None
+
+
+def _quantization(config: Any) -> tuple[Any, Any]:
+    """A config without MLX's `quantization`, and that. The weights, once dequantized, are those of the plain config."""
+    if not isinstance(config, dict) or "quantization" not in config:
+        return config, None
+    rest = {k: v for k, v in config.items() if k != "quantization"}
+    if rest.get("quantization_config") == config["quantization"]:  # mlx-lm writes it under both names
+        del rest["quantization_config"]
+    return rest, config["quantization"]
+
+
+def _is_mlx(folder: Path) -> bool:
+    """Whether MLX wrote the weights: it stores linear maps as [outputs, inputs] also where PyTorch didn't."""
+    return read_metadata(checkpoint_files(folder)[0]).get("format") == "mlx"
 
 
 def _renamed(stored: Mapping[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:
@@ -258,7 +289,7 @@ def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Pa
 
     Args:
         spec: the model.
-        state: canonical name -> torch tensor (a `state_dict()`, also of a compiled or wrapped module) or numpy array.
+        state: canonical name -> torch tensor (a `state_dict()`, also of a compiled or wrapped module), MLX or numpy array.
         folder: made if needed; its two files are replaced only when both are complete.
 
     Raises:
@@ -282,11 +313,20 @@ def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Pa
     else:
         from safetensors.numpy import save_file as save_numpy
 
-        save_numpy(dict(state), str(partial))
+        save_numpy({name: as_numpy(x) for name, x in state.items()}, str(partial))
     (folder / "spec.json.partial").write_text(json.dumps(to_json(spec), indent=1))
     os.replace(partial, folder / "model.safetensors")
     os.replace(folder / "spec.json.partial", folder / "spec.json")
     return folder
+
+
+def as_numpy(x: Any) -> np.ndarray:
+    """A numpy or MLX array as numpy's; MLX's bfloat16 has no buffer that numpy knows."""
+    if str(getattr(x, "dtype", "")) == "mlx.core.bfloat16":
+        import mlx.core as mx
+
+        return np.array(x.view(mx.uint16)).view(ml_dtypes.bfloat16)
+    return np.asarray(x)
 
 
 def special_ids(folder: Path | None, config: dict | None = None) -> dict[str, Any]:
@@ -307,4 +347,4 @@ def special_ids(folder: Path | None, config: dict | None = None) -> dict[str, An
     return ids
 
 
-__all__ = ["TOKENIZER_FILES", "LoadedModel", "family", "load", "named_specs", "save", "special_ids"]
+__all__ = ["TOKENIZER_FILES", "LoadedModel", "as_numpy", "family", "load", "named_specs", "save", "special_ids"]

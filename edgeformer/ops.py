@@ -242,7 +242,10 @@ class Ops(Primitives):
     # ---------------------------------------------------------------------------------------- linear maps and FFNs
 
     def linears(self, x: Any, *handles: Any) -> tuple[Any, ...]:
-        """Several linear maps of one input (q, k, v). The seam for a back end that packs them into one."""
+        """Several linear maps of one input (q, k, v). The seam for a back end that packs them into one.
+
+        A back end may return a tuple of its own that remembers the packed product; `attend` is given it as it is.
+        """
         return tuple(handle(x) for handle in handles)
 
     def glu_ffn(self, x: Any, gate: Any, up: Any, down: Any, *, act: str) -> Any:
@@ -269,6 +272,18 @@ class Ops(Primitives):
     def merge_heads(self, x: Any, width: int) -> Any:
         """[B, heads, T, dim] -> [B, T, heads·dim]."""
         return self.reshape(self.permute(x, (0, 2, 1, 3)), (0, -1, width))
+
+    def norm_heads(self, norm: Any, x: Any, heads: int, dim: int) -> Any:
+        """A norm's handle on each head of [B, T, heads·dim]."""
+        return self.reshape(norm(self.reshape(x, (0, -1, heads, dim))), (0, -1, heads * dim))
+
+    def rotary(self, layer: Any, step: Any, frequencies: Any) -> Rotary:
+        """The angles of a step's new tokens: position · frequency. frequencies: [dim/2], those in force now."""
+        angles = self.expand_dims(self.cast(step.positions, frequencies), 2) * frequencies
+        cos, sin = self.expand_dims(self.cos(angles), 1), self.expand_dims(self.sin(angles), 1)
+        if (magnitude := layer.magnitude()) != 1.0:
+            cos, sin = cos * magnitude, sin * magnitude
+        return Rotary(cos, sin, layer)
 
     def rotate(self, x: Any, cos: Any, sin: Any, *, dim: int, rotated: int) -> Any:
         """Rotary position embedding (Su et al. 2021), half-split pairs (i, i + rotated/2), on the first `rotated` of
@@ -331,25 +346,27 @@ class Ops(Primitives):
     def attend(
         self,
         slot: Any | None,
-        q: Any,
-        k: Any,
-        v: Any,
+        qkv: tuple[Any, Any, Any],
         *,
         heads: int,
         kv_heads: int,
         head_dim: int,
         value_dim: int,
         scale: float,
+        norms: tuple[Any, Any] | None = None,
         position: Rotary | Bias | None = None,
         mask: Any = None,
         softcap: float | None = None,
         dropout: Any = None,
     ) -> Any:
-        """Rotate, remember k and v, attend: the one seam for fused kernels and caches.
+        """Normalise heads, rotate, remember k and v, attend: the one seam for fused kernels and caches.
 
-        q: [B, T, H·K]; k: [B, T, G·K]; v: [B, T, G·Kv]; returns [B, T, H·Kv]. `slot` is the layer's place in the cache,
-        None without one.
+        qkv: [B, T, H·K], [B, T, G·K], [B, T, G·Kv], as `linears` gave them; returns [B, T, H·Kv]. `norms` are handles for
+        each head's query and key, or None; `slot` is the layer's place in the cache, None without one.
         """
+        q, k, v = qkv
+        if norms is not None:
+            q, k = self.norm_heads(norms[0], q, heads, head_dim), self.norm_heads(norms[1], k, kv_heads, head_dim)
         q, k, v = (
             self.split_heads(x, n, d)
             for x, n, d in ((q, heads, head_dim), (k, kv_heads, head_dim), (v, kv_heads, value_dim))

@@ -16,14 +16,17 @@ from typing import Any
 import numpy as np
 
 from edgeformer import bundle
-from edgeformer.checkpoint import LoadedModel
+from edgeformer.affine import AffineTensor
+from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import ArtefactError, InputError
-from edgeformer.runtimes._protocol import Options, Session, get, require
+from edgeformer.layers.rope import length_dependent
+from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, get, require
 from edgeformer.spec import digest
 
-LIMITS = {"fp32": (1e-4, 1e-5), "bf16": (1e-4, 1e-5), "fp16": (1e-2, 5e-3)}
-"""Largest |difference| allowed, by precision: absolute + relative · max |reference|. bf16 weights compute in float32; fp16
-arithmetic rounds each step to 1e-3 of its size, five of those steps are allowed for."""
+LIMITS = {"fp32": (1e-4, 1e-5), "fp16": (1e-2, 5e-3), "bf16": (8e-2, 4e-2)}
+"""Largest |difference| allowed, by what an artefact *computes* in: absolute + relative · max |reference|. fp16 arithmetic
+rounds each step to 1e-3 of its size, five of those steps are allowed for; bf16 has three bits less. What weights are stored
+in is no excuse: the reference has the same bits."""
 
 PASS, NEAR_TIE, FAIL, UNCHECKED = "pass", "near-tie", "fail", "unchecked"
 
@@ -64,7 +67,8 @@ class Reference:
     """A decoder's answers. ids: int64 [T]; logits: float32 [T - start, V], of the positions from `start` on, by one pass.
 
     `prefill` says where a cached run is split. tokens: the greedy continuation of the first `prompt` ids; margins: how far
-    each token's logit was above the second best.
+    each token's logit was above the second best. cached: logits [T - prefill + 1, V] by a prefill and single steps, where
+    rotation depends on the length and one pass is not what they come to.
     """
 
     runtime: str
@@ -75,6 +79,7 @@ class Reference:
     prompt: int
     tokens: np.ndarray
     margins: np.ndarray
+    cached: np.ndarray | None = None
 
 
 def reference_runtime() -> str:
@@ -100,7 +105,9 @@ def make_reference(
     session = require(name)[0].open(loaded, Options(threads=threads, capacity=capacity, precision=precision))
     logits = session.forward(ids[None], all_positions=True)[0]
     tokens, margins = greedy(session, ids[:prompt], generate)
-    return Reference(name, ids, logits, 0, max(len(ids) // 2, 1), prompt, tokens, margins)
+    prefill = max(len(ids) // 2, 1)
+    cached = _cached(session, ids, prefill) if length_dependent(loaded.spec) else None
+    return Reference(name, ids, logits, 0, prefill, prompt, tokens, margins, cached)
 
 
 def continuation(loaded: LoadedModel, prompt: np.ndarray, generate: int, *, precision: str, threads: int) -> Reference:
@@ -115,9 +122,16 @@ def continuation(loaded: LoadedModel, prompt: np.ndarray, generate: int, *, prec
     if start == 0:
         logits = session.forward(ids[None], all_positions=True)[0]
     else:
-        rows = [session.forward(prompt[None])[0]]
-        logits = np.stack(rows + [session.forward(np.array([[t]]))[0] for t in tokens])
-    return Reference(name, ids, logits, start, len(prompt), len(prompt), tokens, margins)
+        logits = _cached(session, ids, len(prompt))
+    cached = _cached(session, ids, len(prompt)) if length_dependent(loaded.spec) else None
+    return Reference(name, ids, logits, start, len(prompt), len(prompt), tokens, margins, cached)
+
+
+def _cached(session: Session, ids: np.ndarray, prefill: int) -> np.ndarray:
+    """Logits [T - prefill + 1, V] of a prefill's last token and single steps."""
+    session.reset()
+    rows = [session.forward(ids[None, :prefill])[0]]
+    return np.stack(rows + [session.forward(ids[None, i : i + 1])[0] for i in range(prefill, len(ids))])
 
 
 def greedy(session: Session, prompt: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -134,19 +148,19 @@ def greedy(session: Session, prompt: np.ndarray, count: int) -> tuple[np.ndarray
     return np.array(tokens, np.int64), np.array(margins)
 
 
-def limit_for(precision: str, reference: np.ndarray) -> float:
+def limit_for(compute: str, reference: np.ndarray) -> float:
     """The largest difference allowed; see `LIMITS`."""
-    absolute, relative = LIMITS[precision]
+    absolute, relative = LIMITS[compute]
     return absolute + relative * float(np.abs(reference).max(initial=0.0))
 
 
-def compare(name: str, ours: np.ndarray, reference: np.ndarray, precision: str) -> Check:
+def compare(name: str, ours: np.ndarray, reference: np.ndarray, compute: str) -> Check:
     """Judge logits [T, V] (or any outputs) against the reference's."""
     if ours.shape != reference.shape:
         return Check(name, FAIL, note=f"shape {list(ours.shape)} instead of {list(reference.shape)}")
     if not np.isfinite(ours).all():
         return Check(name, FAIL, note=f"{int((~np.isfinite(ours)).sum())} values are not finite")
-    limit, worst = limit_for(precision, reference), float(np.abs(ours - reference).max())
+    limit, worst = limit_for(compute, reference), float(np.abs(ours - reference).max())
     same = ours.argmax(-1) == reference.argmax(-1)
     divergence = None if same.all() else int(np.flatnonzero(~same.reshape(-1))[0])
     return Check(
@@ -171,7 +185,7 @@ def kl_divergence(reference: np.ndarray, ours: np.ndarray) -> float:
     return max(float((np.exp(p) * (p - q)).sum(-1).mean()), 0.0)
 
 
-def check_decoder(session: Session, reference: Reference, precision: str) -> list[Check]:
+def check_decoder(session: Session, reference: Reference, compute: str) -> list[Check]:
     """The three rungs for a decoder's session (batch 1)."""
     ids, prefill, checks = reference.ids, reference.prefill, []
     if not session.all_positions:
@@ -181,23 +195,21 @@ def check_decoder(session: Session, reference: Reference, precision: str) -> lis
     else:
         session.reset()
         full = session.forward(ids[None], all_positions=True)[0]
-        checks.append(compare("full", full, reference.logits, precision))
-    session.reset()
-    rows = [session.forward(ids[None, :prefill])[0]]
-    rows += [session.forward(ids[None, i : i + 1])[0] for i in range(prefill, len(ids))]
-    checks.append(compare("cached", np.stack(rows), reference.logits[prefill - 1 - reference.start :], precision))
+        checks.append(compare("full", full, reference.logits, compute))
+    expected = reference.logits[prefill - 1 - reference.start :] if reference.cached is None else reference.cached
+    checks.append(compare("cached", _cached(session, ids, prefill), expected, compute))
     tokens, _ = greedy(session, ids[: reference.prompt], len(reference.tokens))
-    checks.append(compare_tokens(tokens, reference, precision))
+    checks.append(compare_tokens(tokens, reference, compute))
     return checks
 
 
-def compare_tokens(tokens: np.ndarray, reference: Reference, precision: str) -> Check:
+def compare_tokens(tokens: np.ndarray, reference: Reference, compute: str) -> Check:
     """Judge greedy tokens: a difference is a near-tie when the reference's margin there is within twice the limit."""
     different = np.flatnonzero(tokens != reference.tokens[: len(tokens)])
     if not len(different):
         return Check("greedy", PASS, top1=1.0)
     first = int(different[0])
-    margin, limit = float(reference.margins[first]), 2 * limit_for(precision, reference.logits)
+    margin, limit = float(reference.margins[first]), 2 * limit_for(compute, reference.logits)
     return Check(
         "greedy",
         NEAR_TIE if margin <= limit else FAIL,
@@ -222,7 +234,7 @@ def encoder_inputs(
     return {"input_ids": batch, "attention_mask": mask, "token_type_ids": np.zeros_like(batch)}
 
 
-def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dict, precision: str) -> list[Check]:
+def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dict, compute: str) -> list[Check]:
     """Every output of an encoder; padded positions don't count."""
     outputs, checks = session.encode(inputs), []
     real = inputs["attention_mask"].astype(bool)
@@ -230,10 +242,52 @@ def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dic
         ours = outputs[name]
         if reference.ndim == 3:
             ours, reference = ours[real], reference[real]
-        check = compare(name, ours, reference, precision)
+        check = compare(name, ours, reference, compute)
         check.top1 = check.kl_mean = check.first_divergence = None  # these are for logits
         checks.append(check)
     return checks
+
+
+def check_quantized(quantized: LoadedModel, original: LoadedModel) -> Check:
+    """Whether a quantized model's weights are the original's.
+
+    Those stored as codes: within one step of their scale (rounding is half of one, and MLX moves a group's range so that one end
+    is exact), and what rounding scale and bias to their type adds. The others: the original's, rounded to their type. `max_abs`
+    is the largest |difference| as a share of that.
+    """
+    worst, where, weights = 0.0, "", original.require_weights()
+    for name, source in quantized.require_weights().sources.items():
+        stored, ours, theirs = source.stored, source.read(), weights[name]
+        if isinstance(stored, AffineTensor):
+            allowed = _allowed(stored, source.part, theirs)
+            ratio = np.abs(ours - theirs.astype(np.float32)) / allowed
+        else:
+            ratio = (ours.astype(np.float32) != theirs.astype(ours.dtype).astype(np.float32)) * np.float32(_NOT_AT_ALL)
+        largest = float(np.nan_to_num(ratio, nan=_NOT_AT_ALL, posinf=_NOT_AT_ALL).max(initial=0.0))
+        if largest > worst:
+            worst, where = largest, name
+    note = "share of what quantizing may change" + (f"; {where} is not the original's" if worst > 1 else "")
+    return Check("weights", PASS if worst <= 1 else FAIL, max_abs=worst, limit=1.0, note=note)
+
+
+_NOT_AT_ALL = 1e9
+
+
+def _allowed(stored: AffineTensor, part: Any, original: np.ndarray) -> np.ndarray:
+    """The largest |difference| of each weight: 1.01 steps, (2ᵇ − 1) roundings of the scale, one of the bias.
+
+    The step is the stored scale, but no larger than the original's range calls for (MLX moves it by half a code at most): a
+    scale that is wrong must not grant itself room.
+    """
+    scales, biases = (np.abs(t.read().astype(np.float32)) for t in (stored.scales, stored.biases))
+    if part is not None:
+        scales, biases = part.take(scales), part.take(biases)
+    codes = 2**stored.bits - 1
+    grouped = original.astype(np.float32).reshape(*scales.shape, stored.group_size)
+    called_for = (grouped.max(-1) - grouped.min(-1)) / codes * (1 + 0.5 / max(codes // 2, 1))
+    unit = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}[stored.scales.dtype]
+    allowed = np.minimum(scales, called_for * (1 + unit)) * (1.01 + codes * unit) + biases * unit
+    return np.maximum(allowed, 1e-12).repeat(stored.group_size, -1)
 
 
 def overall(checks: list[Check]) -> str:
@@ -249,7 +303,7 @@ def verify(
     artefact: str | Path,
     against: LoadedModel,
     *,
-    runtime: str = "onnxruntime",
+    runtime: str | None = None,
     length: int = 160,
     generate: int = 64,
     threads: int = 1,
@@ -262,7 +316,7 @@ def verify(
     Args:
         artefact: the folder.
         against: the original, from `edgeformer.load`.
-        runtime: what runs the artefact.
+        runtime: what runs the artefact; by default the first installed one that opens its format.
         length: tokens compared position by position.
         generate: greedy tokens compared.
         threads: compute threads for both sides.
@@ -281,11 +335,20 @@ def verify(
             f"{folder} was made from another architecture ({manifest['name']}, spec {manifest['spec_digest']}) than"
             f" {against.name} (spec {digest(against.spec)})"
         )
-    precision, (made, variant) = manifest["precision"], require(runtime)
-    if made.opens != "onnx":
-        raise InputError(f"the runtime {runtime} opens checkpoints; {folder} is an ONNX artefact")
+    precision, compute, kind = manifest["precision"], manifest["compute"], manifest.get("format", "onnx")
+    runtime = runtime or first_that_opens(kind)
+    made, variant = require(runtime)
+    if not made.takes(kind):
+        raise InputError(f"the runtime {runtime} opens {FORMATS[made.opens]}; {folder} is {FORMATS[kind]}")
     if (refusal := made.refuses(against.spec, Options())) is not None:
         raise InputError(f"the runtime {runtime} can't run {against.name}: {refusal}")
+    checks: list[Check] = []
+    if "bit" in precision:  # the reference has to have the same quantized bits, and those have to be the original's
+        original, against, stored = against, load(folder), precision
+        precision = "fp32"
+        checks.append(check_quantized(against, original))
+    else:
+        stored = precision
     length = min(length if ids is None else len(ids), manifest["context"])
     if length < 4:
         raise InputError(f"at least 4 tokens are needed to verify, got {length}")
@@ -296,13 +359,17 @@ def verify(
         reference = make_reference(against, ids, precision=precision, threads=threads, prompt=prompt, generate=generate)
         capacity = max(length, prompt + generate)
         session = made.open(folder, Options(threads=threads, capacity=capacity, variant=variant))
-        checks, name = check_decoder(session, reference, precision), reference.runtime
+        checks += check_decoder(session, reference, session.compute or compute)
+        name = reference.runtime
     else:
         inputs, name = encoder_inputs(against.spec, length, seed=seed, ids=ids), reference_runtime()
         expected = require(name)[0].open(against, Options(threads=threads, precision=precision)).encode(inputs)
         session = made.open(folder, Options(threads=threads, variant=variant))
-        checks = check_encoder(session, inputs, expected, precision)
-    verdict = Verdict(overall(checks), runtime, f"{name} fp32, weights as {precision}", precision, length, checks)
+        checks += check_encoder(session, inputs, expected, session.compute or compute)
+    notes = []
+    if session.compute not in (None, compute):
+        notes.append(f"computed in {session.compute} here: this says nothing about arithmetic in {compute}")
+    verdict = Verdict(overall(checks), runtime, f"{name} fp32, weights as {stored}", stored, length, checks, notes)
     if record:
         try:
             bundle.write_manifest(folder, {**manifest, "verdict": verdict.as_dict()})

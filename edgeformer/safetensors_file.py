@@ -39,6 +39,10 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
 
+    def parts(self) -> tuple[StoredTensor, ...]:
+        """The tensors of the file that make this one up: itself, unless it is quantized."""
+        return (self,)
+
     def read(self) -> np.ndarray:
         """The tensor, in its stored type.
 
@@ -50,12 +54,27 @@ class StoredTensor:
                 f"{self.file}: tensor {self.name} has type {self.dtype}; weights must be {', '.join(DTYPES)}."
                 " A quantized checkpoint has to be dequantized first"
             )
-        dtype = DTYPES[self.dtype]
-        with self.file.open("rb") as f:
-            data = np.fromfile(f, dtype=np.uint8, count=self.nbytes, offset=self.offset)
-        if data.nbytes != self.nbytes:
-            raise CheckpointError(f"{self.file}: cut short while reading tensor {self.name}; get the file again")
-        return data.view(dtype).reshape(self.shape)
+        return read_raw(self, DTYPES[self.dtype], self.shape)
+
+
+def read_raw(tensor: StoredTensor, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    """A tensor's bytes as an array of a type and shape.
+
+    Raises:
+        CheckpointError: a file cut short.
+    """
+    with tensor.file.open("rb") as f:
+        data = np.fromfile(f, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
+    if data.nbytes != tensor.nbytes:
+        raise CheckpointError(f"{tensor.file}: cut short while reading tensor {tensor.name}; get the file again")
+    return data.view(dtype).reshape(shape)
+
+
+def read_metadata(file: Path) -> dict[str, str]:
+    """What a file says about itself (`__metadata__`), such as `{"format": "mlx"}`; empty where there is nothing."""
+    with file.open("rb") as f:
+        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
+    return header.get("__metadata__") or {}
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

@@ -138,6 +138,9 @@ class Node:
 class Layer(Node):
     """A node with parameters and maths."""
 
+    same_input: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    """Groups of `Linear` parameters that `apply` gives one and the same input: a back end may hold each as one matrix."""
+
     def params(self, width: int) -> dict[str, Declaration]:
         """Parameter name -> declaration, for input vectors of `width`."""
         return {}

@@ -31,8 +31,8 @@ class Part:
     axis: int = 0
     transposed: bool = False
 
-    def take(self, x: np.ndarray) -> np.ndarray:
-        """The slice of a stored tensor."""
+    def take(self, x: Any) -> Any:
+        """The slice of a stored tensor, a numpy or MLX array."""
         size = x.shape[self.axis] // self.of
         cut = [slice(None)] * x.ndim
         cut[self.axis] = slice(self.index * size, (self.index + 1) * size)
@@ -57,6 +57,11 @@ class Source:
 
     stored: StoredTensor
     part: Part | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The canonical tensor's shape."""
+        return self.stored.shape if self.part is None else self.part.shape(self.stored.shape)
 
     def read(self) -> np.ndarray:
         """The canonical tensor, in its stored type."""
@@ -112,11 +117,11 @@ def bind(
         CheckpointError: missing tensors, unused tensors (both listed), or wrong shapes.
     """
     wanted = tensors(spec)
-    prefix = max(prefixes, key=lambda p: sum(p + _source(names, n).name in checkpoint for n in wanted))
+    prefix = max(prefixes, key=lambda p: sum(p + stored_part(names, n).name in checkpoint for n in wanted))
     sources: dict[str, Source] = {}
     missing, misshapen, used = [], [], set()
     for name, shape in wanted.items():
-        part = _source(names, name)
+        part = stored_part(names, name)
         full = part.name if part.name in checkpoint else prefix + part.name
         if (stored := checkpoint.get(full)) is None:
             missing.append(f"{full} (for {name} {list(shape)})")
@@ -168,7 +173,7 @@ def _equal(a: StoredTensor, b: StoredTensor) -> bool:
     return True
 
 
-def _source(names: NameMap, canonical: str) -> Part:
+def stored_part(names: NameMap, canonical: str) -> Part:
     """The map's entry for a canonical name; without one the stored name is the canonical name."""
     if (direct := names.get(canonical)) is not None:
         return direct if isinstance(direct, Part) else Part(direct)

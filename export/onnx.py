@@ -72,7 +72,7 @@ def export_onnx(
     context = _context(loaded, context)
     storage, compute = planned_storage(source, precision, weights == "link")
     built = build(spec, storage, target=target, compute=compute, context=context, inline=inline)
-    with bundle.writing(Path(output), force=force, keep=_sources(loaded)) as folder:
+    with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
         linked = _fill(built, source.sources, storage, folder, weights == "link", progress)
         ir.save(built.model, folder / MODEL_FILE)
         _companions(loaded, folder, context, [v.name or "" for v in built.model.graph.inputs])
@@ -104,9 +104,9 @@ def export_onnx(
     return Exported(Path(output), manifest, notes)
 
 
-def _sources(loaded: LoadedModel) -> set[Path]:
+def source_files(loaded: LoadedModel) -> set[Path]:
     """The files that the model is read from."""
-    files = {source.stored.file for source in loaded.require_weights().sources.values()}
+    files = {t.file for source in loaded.require_weights().sources.values() for t in source.stored.parts()}
     if loaded.folder is not None:
         files.add(loaded.folder)
     elif Path(loaded.name).exists():

@@ -6,6 +6,7 @@ tensor; tensors kept in their stored type and layout go from file to file in chu
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -39,12 +40,18 @@ def planned_storage(weights: Weights, precision: str, link: bool) -> tuple[dict[
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is not known; it is one of {', '.join(PRECISIONS)}")
     storage, compute = PRECISIONS[precision]
-    if unknown := weights.dtypes() - set(DTYPES):
+    quantized = {d for d in weights.dtypes() if d.startswith("AFFINE")}
+    if unknown := weights.dtypes() - set(DTYPES) - quantized:
         raise ExportError(
             f"weights of type {', '.join(sorted(unknown))} can't be exported; they must be {', '.join(DTYPES)}"
         )
     if not link:
         return dict.fromkeys(weights, storage), compute
+    if quantized:
+        raise ExportError(
+            f"the checkpoint's weights are quantized ({', '.join(sorted(quantized))}), which this ONNX export dequantizes,"
+            " so it can't point at them; use --weights copy"
+        )
     stored = {ONNX_DTYPES[d] for d in weights.dtypes()}
     allowed = {"fp32": set(ONNX_DTYPES.values()), "fp16": {storage}, "bf16": {storage}}[precision]
     if not stored <= allowed:
@@ -85,12 +92,13 @@ class DataWriter:
     def source(self, name: str, source: Source, dtype: ir.DataType, shape: tuple[int, ...]) -> ir.ExternalTensor:
         """Copy a checkpoint's tensor, converting it to `dtype`."""
         stored = source.stored
-        same = ONNX_DTYPES[stored.dtype] == dtype
-        size = stored.nbytes if same else stored.nbytes // DTYPES[stored.dtype].itemsize * dtype.itemsize
-        offset = self._start(int(size))
-        if source.part is not None:  # cut or transposed: this one has to be in memory
+        same = ONNX_DTYPES.get(stored.dtype) == dtype
+        offset = self._start(int(math.prod(stored.shape) * dtype.itemsize))
+        if (
+            source.part is not None or stored.dtype not in DTYPES
+        ):  # cut, transposed or quantized: it has to be in memory
             self._file.write(_bytes(_convert(source.read(), dtype)))
-            self.progress(stored.nbytes // source.part.of)
+            self.progress(stored.nbytes // getattr(source.part, "of", 1))
         else:
             with stored.file.open("rb") as f:
                 f.seek(stored.offset)

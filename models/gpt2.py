@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
@@ -39,7 +41,9 @@ NAMES: dict[str, str | Part] = {
     **_conv1d("ffn.up", "mlp.c_fc"),
     **_conv1d("ffn.down", "mlp.c_proj"),
 }
-PREFIXES = ("transformer.", "")
+MLX_NAMES = {ours: replace(p, axis=0, transposed=False) if isinstance(p, Part) else p for ours, p in NAMES.items()}
+"""mlx-lm's model has plain linear maps."""
+PREFIXES = ("transformer.", "model.", "")
 IGNORED = {
     r"h\.\d+\.attn\.(bias|masked_bias)$": "",  # the causal mask, stored as a buffer by old checkpoints
 }

@@ -7,6 +7,7 @@ within the cache) live here, so adapters hold nothing but their runtime's calls.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,9 +17,12 @@ import numpy as np
 from edgeformer import discover
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.sampling import Sampling, choose
 from edgeformer.spec import Model
 
 PACKAGE = "edgeformer.runtimes"
+FORMATS = {"checkpoint": "a checkpoint", "onnx": "an ONNX artefact", "mlx": "an MLX artefact"}
+"""What runtimes open, in words."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +49,13 @@ class Session:
     all_positions: ClassVar[bool] = True
     """Whether `forward` can give logits of every new position, not only the last."""
 
+    compute: str | None = None
+    """What it computes in where that is not what the artefact says: fp32, fp16 or bf16."""
+
     def __init__(self, spec: Model, options: Options):
         self.spec, self.options = spec, options
         self.capacity = min(options.capacity or spec.context, spec.context)
-        self.length = 0
+        self.length, self._turn = 0, 0
         self._mask = np.zeros((options.batch, self.capacity), np.int64)
 
     def reset(self) -> None:
@@ -95,6 +102,34 @@ class Session:
             )
         return self._encode(inputs)
 
+    def tokens(self, prompt: list[int], count: int, sampling: Sampling) -> Iterator[int]:
+        """`count` tokens after a prompt, one by one. The session is reset before and afterwards.
+
+        Raises:
+            InputError: another generation of this session began meanwhile.
+        """
+        self._turn += 1
+        turn = self._turn
+        self.reset()
+        try:
+            for token in self._tokens(prompt, count, sampling):
+                yield token
+                if turn != self._turn:
+                    raise InputError("this session has begun another generation; open a second session for two at once")
+        finally:
+            if turn == self._turn:
+                self.reset()
+
+    def _tokens(self, prompt: list[int], count: int, sampling: Sampling) -> Iterator[int]:
+        """A runtime that can choose tokens where its logits are, and work ahead of the reader, overrides this."""
+        rng = np.random.default_rng(sampling.seed)
+        logits = self.forward(np.array([prompt], np.int64))[0]
+        for i in range(count):
+            token = choose(logits, sampling, rng)
+            yield token
+            if i + 1 < count:
+                logits = self.forward(np.array([[token]], np.int64))[0]
+
     def _step(self, ids: np.ndarray, mask: np.ndarray, all_positions: bool) -> np.ndarray:
         raise NotImplementedError
 
@@ -113,7 +148,9 @@ class Runtime(ABC):
     """One way to run a model."""
 
     opens: ClassVar[str]
-    """What it opens: `checkpoint` (spec and weights) or `onnx` (an artefact)."""
+    """What it opens, one of `FORMATS`: a `checkpoint` (spec and weights) or an artefact."""
+    also_opens: ClassVar[tuple[str, ...]] = ()
+    """Artefacts that it opens besides, being checkpoints too."""
     tasks: ClassVar[tuple[str, ...]] = ("text-generation", "feature-extraction")
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions it needs, the first being the runtime itself."""
@@ -121,8 +158,14 @@ class Runtime(ABC):
     """The extra of edgeformer that installs them."""
     variants: ClassVar[tuple[str, ...]] = ()
     """Other ways to run it, chosen as `name:variant`."""
+    slow: bool = False
+    """Whether it takes seconds per token for a model of real size, and is left out there unless it is asked for."""
     ranked: ClassVar[bool] = True
     """Whether its rows are results (the null runtime's are not)."""
+
+    def takes(self, kind: str) -> bool:
+        """Whether it opens this format."""
+        return kind == self.opens or kind in self.also_opens
 
     def unavailable(self) -> str | None:
         """None, or what is missing and the exact line that installs it."""
@@ -173,6 +216,22 @@ def get(name: str) -> tuple[Runtime, str]:
         known = ", ".join(f"{base}:{v}" for v in runtime.variants) or "none"
         raise RuntimeUnavailable(f"the runtime {base} has no variant {variant!r}; its variants are: {known}")
     return runtime, variant
+
+
+def first_that_opens(kind: str) -> str:
+    """The first installed runtime, by name, whose rows count and which opens this format; those made for it first.
+
+    Raises:
+        RuntimeUnavailable: there is none; the message has the install line.
+    """
+    found = [(name, get(name)[0]) for name in names()]
+    fitting = [(name, runtime) for name, runtime in found if runtime.takes(kind) and runtime.ranked]
+    fitting.sort(key=lambda entry: entry[1].opens != kind)  # those made for it first
+    for name, runtime in fitting:
+        if runtime.unavailable() is None:
+            return name
+    reasons = "; ".join(f"{name}: {runtime.unavailable()}" for name, runtime in fitting)
+    raise RuntimeUnavailable(f"no runtime for {FORMATS.get(kind, kind)} is installed. {reasons}")
 
 
 def require(name: str) -> tuple[Runtime, str]:

@@ -39,6 +39,7 @@ class Runtime(_protocol.Runtime):
 
     opens = "checkpoint"
     packages = ("numpy",)
+    slow = True
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, LoadedModel)

@@ -1,4 +1,4 @@
-"""PyTorch, eager or through `torch.compile` (variant `compile`)."""
+"""PyTorch, eager or through `torch.compile` (variant `compile`), on CPU, CUDA or an Apple GPU (variant `mps`)."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from edgeformer.checkpoint import LoadedModel
+from edgeformer.errors import RuntimeUnavailable
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._precision import rounded
 from edgeformer.runtimes._protocol import Options, Session
@@ -45,8 +46,11 @@ class TorchSession(Session):
         if torch.get_num_interop_threads() != 1:
             with contextlib.suppress(RuntimeError):  # it can be set once, before anything ran in parallel
                 torch.set_num_interop_threads(1)
-        self.torch, self.device = torch, torch.device(options.device)
-        self.model = build_torch(loaded, precision=options.precision, device=options.device)
+        device = "mps" if options.variant == "mps" else options.device
+        if device == "mps" and not torch.backends.mps.is_available():
+            raise RuntimeUnavailable("torch finds no Apple GPU here (mps); use the runtime torch without :mps")
+        self.torch, self.device = torch, torch.device(device)
+        self.model = build_torch(loaded, precision=options.precision, device=device)
         self.call = self.model
         compiled = options.variant == "compile"
         if compiled:
@@ -92,7 +96,7 @@ class Runtime(_protocol.Runtime):
     opens = "checkpoint"
     packages = ("torch",)
     extra = "torch"
-    variants = ("compile",)
+    variants = ("compile", "mps")
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, LoadedModel)

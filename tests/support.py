@@ -61,7 +61,7 @@ def hf_logits(model, ids: np.ndarray) -> np.ndarray:
 def sessions(loaded: LoadedModel, folder: Path, *, batch: int = 1, capacity: int | None = None) -> dict[str, Session]:
     """One session per back end: numpy, torch, ONNX with fast bodies, ONNX in plain operators."""
     options = Options(threads=1, batch=batch, capacity=capacity)
-    made = {name: require(name)[0].open(loaded, options) for name in ("numpy", "torch")}
+    made = {name: require(name)[0].open(loaded, options) for name in ("numpy", "torch", "mlx")}
     for target in ("cpu", "portable"):
         where = folder / f"onnx-{target}"
         if not where.exists():

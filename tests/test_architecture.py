@@ -81,7 +81,7 @@ def test_export_is_a_package_and_a_function(tmp_path):
 @pytest.mark.parametrize("name", _protocol.names())
 def test_every_runtime_is_complete(name):
     runtime, _ = _protocol.get(name)
-    assert runtime.opens in ("checkpoint", "onnx")
+    assert runtime.opens in _protocol.FORMATS
     assert runtime.unavailable() is None or "pip install" in runtime.unavailable()
 
 

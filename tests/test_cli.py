@@ -10,7 +10,7 @@ import pytest
 from support import STDLIB
 
 import edgeformer
-from edgeformer import discover
+from edgeformer.cli import cli
 
 
 def run(*arguments, code=0, **options):
@@ -23,12 +23,12 @@ def run(*arguments, code=0, **options):
 
 def test_help_and_version():
     text = run("--help").stdout
-    for name in discover.names("edgeformer.cli"):
+    for name in cli.list_commands(None):
         assert f"  {name} " in text
     assert edgeformer.__version__ in run("--version").stdout
 
 
-@pytest.mark.parametrize("name", discover.names("edgeformer.cli"))
+@pytest.mark.parametrize("name", cli.list_commands(None))
 def test_every_command_has_help_with_an_example(name):
     text = run(name, "--help").stdout
     assert "edgeformer" in text.split("Options:")[1] and "--json" in text
@@ -176,7 +176,7 @@ def test_broken_companion_files(tmp_path):
         "is not UTF-8" in run("verify", tmp_path / "a", "--against", STDLIB, "--text", tmp_path / "text", code=2).stderr
     )
     assert (
-        "opens checkpoints" in run("verify", tmp_path / "a", "--against", STDLIB, "--runtime", "numpy", code=2).stderr
+        "opens a checkpoint" in run("verify", tmp_path / "a", "--against", STDLIB, "--runtime", "numpy", code=2).stderr
     )
 
 

@@ -158,6 +158,30 @@ def run_torch(case):
         return call(backend.TorchOps(), *made).numpy()
 
 
+def run_mlx(case):
+    mx = pytest.importorskip("mlx.core")
+    import mlx.nn as nn
+
+    from edgeformer.backends.mlx import MlxOps
+    from edgeformer.backends.mlx.module import _Stacked
+
+    def made(a):
+        if not isinstance(a, tuple):
+            return mx.array(cast(a, np.float32))
+        weight = mx.array(a[1], mx.float32)
+        if a[0] == "linear":
+            handle = nn.Linear(weight.shape[1], weight.shape[0], len(a) > 2 and a[2] is not None)
+            if "bias" in handle:
+                handle.bias = mx.array(a[2], mx.float32)
+        else:
+            handle = _Stacked(weight.shape[0], weight.shape[2], weight.shape[1])
+        handle.weight = weight
+        return handle
+
+    arguments, call = CASES[case]
+    return np.array(call(MlxOps(), *map(made, arguments)))
+
+
 def run_onnx(case, target, inline):
     arguments, call = CASES[case]
     ops = target_class(target)(ir.DataType.FLOAT, inline=inline)
@@ -205,6 +229,7 @@ def run_onnx(case, target, inline):
 RUNS = {
     "numpy": lambda case: run_numpy(case, np.float32),
     "torch": run_torch,
+    "mlx": run_mlx,
     "onnx-cpu": lambda case: run_onnx(case, "cpu", False),
     "onnx-cpu-inline": lambda case: run_onnx(case, "cpu", True),
     "onnx-portable": lambda case: run_onnx(case, "portable", False),

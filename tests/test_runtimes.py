@@ -11,9 +11,10 @@ from edgeformer import bundle, parity
 from edgeformer.checkpoint import load
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.export.onnx import export_onnx
-from edgeformer.generate import Sampling, choose, load_tokenizer, stream_ids, stream_text
+from edgeformer.generate import load_tokenizer, stream_ids, stream_text
 from edgeformer.runtimes._protocol import Options, check_no_hole, get, require
 from edgeformer.runtimes.numpy import NumpySession
+from edgeformer.sampling import Sampling, choose
 
 
 @pytest.fixture(scope="module")

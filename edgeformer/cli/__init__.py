@@ -18,11 +18,11 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """All commands, by name."""
-        return discover.names("edgeformer.cli")
+        return [name.replace("_", "-") for name in discover.names("edgeformer.cli")]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The `command` of the module called so."""
-        module = None if cmd_name.startswith("_") else discover.find("edgeformer.cli", cmd_name)
+        module = None if cmd_name.startswith("_") else discover.find("edgeformer.cli", cmd_name.replace("-", "_"))
         return None if module is None else module.command
 
 

@@ -127,7 +127,29 @@ def sources_for(options: dict[str, Any], folders: list[str], model: str) -> list
     if chosen is None:
         return [*folders, model]
     opens = {require(name)[0].opens for name in chosen}
-    return (folders if "onnx" in opens else []) + ([model] if "checkpoint" in opens else [])
+    return folders + ([model] if "checkpoint" in opens else [])
+
+
+def formats_for(options: dict[str, Any], spec: Any, precision: str) -> list[str]:
+    """The artefact formats to export in a precision: those that the runtimes asked for open, by default all that can run this
+    spec here. A runtime that opens checkpoints as they are needs one for any other precision."""
+    from edgeformer.errors import InputError
+    from edgeformer.measure.plans import fitting_runtimes
+    from edgeformer.runtimes._protocol import Options, get, names, require
+
+    chosen = chosen_runtimes(options)
+    runtimes = fitting_runtimes(spec) if chosen is None else [require(name)[0] for name in chosen]
+    formats = {runtime.opens for runtime in runtimes}
+    if precision != "fp32":
+        made_for = [get(name)[0] for name in names()]  # an encoder has no folder for mlx-lm
+        can_be = {runtime.opens for runtime in made_for if runtime.refuses(spec, Options()) is None}
+        formats |= {kind for runtime in runtimes for kind in runtime.also_opens} & can_be
+    formats -= {"checkpoint"} | ({"onnx"} if "bit" in precision else set())
+    if precision != "fp32" and not formats:
+        raise InputError(
+            f"none of the runtimes asked for runs a {precision} export of this model; leave the precision out"
+        )
+    return sorted(formats)
 
 
 def execute(sources: list[str], original: str | None, options: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._bench import bench_options, execute, settings_of, sources_for
+from edgeformer.cli._bench import bench_options, execute, formats_for, settings_of, sources_for
 from edgeformer.cli._common import byte_progress, load_model, notes
 
 
@@ -19,7 +19,10 @@ from edgeformer.cli._common import byte_progress, load_model, notes
 )
 @click.argument("model")
 @click.option(
-    "--precisions", default="fp32", show_default=True, help="Of the exports, separated by commas: fp32, bf16, fp16."
+    "--precisions",
+    default="fp32",
+    show_default=True,
+    help="Of the exports, separated by commas: fp32, bf16, fp16; for MLX also 4bit, 8bit.",
 )
 @click.option("-o", "--output", type=click.Path(), default=None, help="Keep the artefacts in this folder.")
 @click.option(
@@ -34,7 +37,6 @@ def command(model: str, precisions: str, output: str | None, weights: str, **opt
     """Export MODEL, check every build against the original, measure all of them: one table."""
     from edgeformer import api
     from edgeformer.errors import InputError
-    from edgeformer.export.onnx import export_onnx
 
     loaded = load_model(model, options["allow_unread_config"])
     loaded.require_weights()
@@ -47,9 +49,11 @@ def command(model: str, precisions: str, output: str | None, weights: str, **opt
         base = Path(output or stack.enter_context(tempfile.TemporaryDirectory(prefix="edgeformer-")))
         folders = []
         for precision in wanted:
-            folder = base / f"{name}-onnx-{precision}"
-            with byte_progress(f"exporting {precision}") as progress:
-                made = export_onnx(loaded, folder, precision=precision, weights=weights, progress=progress)
-            notes(made.notes[len(loaded.notes) :])
-            folders.append(str(folder))
+            for kind in formats_for(options, loaded.spec, precision):
+                folder = base / f"{name}-{kind}-{precision}"
+                given = {"weights": weights} if kind == "onnx" else {}
+                with byte_progress(f"exporting {kind} {precision}") as progress:
+                    made = api.export(loaded, folder, to=kind, precision=precision, progress=progress, **given)
+                notes(made.notes[len(loaded.notes) :])
+                folders.append(str(folder))
         execute(sources_for(options, folders, model), model, options)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from edgeformer.cli._common import allow_unread, as_json, byte_progress, load_model, notes, print_json, size
@@ -9,60 +11,56 @@ from edgeformer.cli._common import allow_unread, as_json, byte_progress, load_mo
 
 @click.command(
     name="export",
-    epilog="Examples:  edgeformer export models/stdlib-5m -o build/m  ·  edgeformer export MODEL -o DIR --weights link",
+    epilog="Examples:  edgeformer export models/stdlib-5m -o build/m  ·  edgeformer export MODEL -o DIR --weights link  ·"
+    "  edgeformer export MODEL -o DIR --to mlx --precision 4bit",
 )
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder to write; it appears when complete.")
-@click.option("--to", "kind", default="onnx", type=click.Choice(["onnx"]), show_default=True, help="Format.")
+@click.option("--to", "kind", default="onnx", type=click.Choice(["onnx", "mlx"]), show_default=True, help="Format.")
 @click.option(
     "--precision",
-    default="fp32",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
-    show_default=True,
-    help="fp16: weights and arithmetic. bf16: weights; arithmetic in fp32.",
+    default=None,
+    type=click.Choice(["fp32", "fp16", "bf16", "4bit", "8bit"]),
+    help="onnx: fp32 (default), fp16 (weights and arithmetic), bf16 (weights; arithmetic in fp32). mlx: weights and"
+    " arithmetic; 4bit and 8bit are MLX's affine quantization. [mlx default: as the checkpoint is stored]",
 )
-@click.option("--target", default="cpu", show_default=True, help="cpu (ONNX Runtime) or portable (plain ai.onnx).")
+@click.option(
+    "--group-size", type=click.Choice(["32", "64", "128"]), default=None, help="mlx: weights per scale. [default: 64]"
+)
+@click.option(
+    "--dtype",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default=None,
+    help="mlx, 4bit and 8bit: of scales, of what isn't quantized, and of the arithmetic. [default: as stored]",
+)
+@click.option(
+    "--stock", is_flag=True, help="mlx: refuse what mlx-lm has no model type for, instead of shipping code for it."
+)
+@click.option("--target", default=None, help="onnx: cpu (ONNX Runtime) or portable (plain ai.onnx). [default: cpu]")
 @click.option(
     "--weights",
-    default="copy",
+    default=None,
     type=click.Choice(["copy", "link"]),
-    show_default=True,
-    help="copy: a self-contained folder. link: point into the checkpoint's files, nothing is copied.",
+    help="onnx: copy: a self-contained folder. link: point into the checkpoint's files, nothing is copied. [default: copy]",
 )
-@click.option("--context", type=click.IntRange(min=1), default=None, help="Longest sequence. [default: the model's]")
-@click.option("--inline", is_flag=True, help="Write fused ops out, for runtimes without ONNX functions.")
+@click.option(
+    "--context", type=click.IntRange(min=1), default=None, help="onnx: longest sequence. [default: the model's]"
+)
+@click.option("--inline", is_flag=True, help="onnx: write fused ops out, for runtimes without ONNX functions.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT even if it is no artefact.")
 @allow_unread
 @as_json
-def command(
-    model: str,
-    output: str,
-    kind: str,
-    precision: str,
-    target: str,
-    weights: str,
-    context: int | None,
-    inline: bool,
-    force: bool,
-    allow_unread_config: bool,
-    as_json: bool,
-) -> None:
-    """Export MODEL to a folder for ONNX Runtime and ONNX Runtime GenAI, with the names that Optimum and transformers.js use."""
-    from edgeformer.export.onnx import export_onnx
+def command(model: str, output: str, kind: str, allow_unread_config: bool, as_json: bool, **given: Any) -> None:
+    """Export MODEL. onnx: a folder for ONNX Runtime and ONNX Runtime GenAI, with the names that Optimum and transformers.js
+    use. mlx: a folder that mlx-lm loads."""
+    from edgeformer.api import export
 
+    options = {name: value for name, value in given.items() if value not in (None, False)}
+    if "group_size" in options:
+        options["group_size"] = int(options["group_size"])
     loaded = load_model(model, allow_unread_config)
     with byte_progress("writing weights") as progress:
-        made = export_onnx(
-            loaded,
-            output,
-            precision=precision,
-            target=target,
-            weights=weights,
-            context=context,
-            inline=inline,
-            force=force,
-            progress=progress,
-        )
+        made = export(loaded, output, to=kind, progress=progress, **options)
     notes(made.notes[len(loaded.notes) :])
     if as_json:
         print_json({"folder": str(made.folder), **made.manifest})

@@ -20,7 +20,16 @@ from edgeformer.cli._common import allow_unread, as_json, default_threads, print
 @click.option("-p", "--prompt", default=None, help="Text to continue.")
 @click.option("--ids", default=None, help="Token ids to continue, separated by commas; for models without a tokenizer.")
 @click.option("-n", "--gen", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to generate.")
-@click.option("--runtime", default=None, help="What runs the model. [default: onnxruntime]")
+@click.option(
+    "--runtime", default=None, help="What runs the model. [default: onnxruntime, or the first that opens the artefact]"
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16"]),
+    default="fp32",
+    show_default=True,
+    help="Of weights (mlx: and arithmetic) where a runtime opens a checkpoint.",
+)
 @click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
 @click.option("--top-k", default=0, show_default=True, help="0 keeps all tokens.")
 @click.option("--top-p", default=1.0, show_default=True)
@@ -35,6 +44,7 @@ def command(
     ids: str | None,
     gen: int,
     runtime: str | None,
+    precision: str,
     temperature: float,
     top_k: int,
     top_p: float,
@@ -46,7 +56,8 @@ def command(
 ) -> None:
     """Continue a prompt with MODEL (a checkpoint or an artefact), streaming the text."""
     from edgeformer.errors import InputError
-    from edgeformer.generate import Sampling, load_tokenizer, stream_ids, stream_text
+    from edgeformer.generate import load_tokenizer, stream_ids, stream_text
+    from edgeformer.sampling import Sampling
 
     if (prompt is None) == (ids is None):
         raise InputError("give a prompt with -p, or token ids with --ids")
@@ -59,10 +70,11 @@ def command(
         threads = default_threads(threads)
         session, folder = _open(
             model,
-            runtime or "onnxruntime",
+            runtime,
             threads,
             allow_unread_config,
             scratch,
+            precision,
             lambda folder: len(encode(folder)) + gen,
         )
         if session.spec.task != "text-generation":
@@ -91,30 +103,45 @@ def _parse(ids: str) -> list[int]:
 
 
 def _open(
-    model: str, runtime: str, threads: int, allow: bool, scratch: str, needed: Callable[[Path | None], int]
+    model: str,
+    runtime: str | None,
+    threads: int,
+    allow: bool,
+    scratch: str,
+    precision: str,
+    needed: Callable[[Path | None], int],
 ) -> tuple[Any, Path | None]:
     """The session, and the folder with the tokenizer. `needed(folder)` is how many tokens the cache must hold: a cache of a
     128k model's whole context would take gigabytes."""
-    from edgeformer.bundle import MANIFEST
+    from edgeformer.bundle import MANIFEST, read_manifest
     from edgeformer.cli._common import load_model
     from edgeformer.errors import InputError
+    from edgeformer.export.mlx import export_mlx
     from edgeformer.export.onnx import export_onnx
-    from edgeformer.runtimes._protocol import Options, require
+    from edgeformer.runtimes._protocol import FORMATS, Options, first_that_opens, require
 
+    artefact = (Path(model) / MANIFEST).exists()
+    kind = read_manifest(model).get("format", "onnx") if artefact else "checkpoint"
+    runtime = runtime or (first_that_opens(kind) if artefact else "onnxruntime")
     made, variant = require(runtime)
 
     def options(folder: Path | None) -> Options:
-        return Options(threads=threads, variant=variant, capacity=needed(folder))
+        return Options(threads=threads, variant=variant, precision=precision, capacity=needed(folder))
 
-    if (Path(model) / MANIFEST).exists():
-        if made.opens != "onnx":
-            raise InputError(f"{model} is an ONNX artefact; the runtime {runtime} opens checkpoints")
+    if artefact and not (
+        kind == "mlx" and made.opens == "checkpoint" and not made.takes(kind)
+    ):  # that one is a MODEL, too
+        if not made.takes(kind):
+            raise InputError(f"{model} is {FORMATS[kind]}; the runtime {runtime} opens {FORMATS[made.opens]}")
         return made.open(Path(model), options(Path(model))), Path(model)
     loaded = load_model(model, allow)
     if made.opens == "checkpoint":
         return made.open(loaded, options(loaded.folder)), loaded.folder
     folder = Path(scratch) / "model"
-    export_onnx(loaded, folder)
+    if made.opens == "mlx":
+        export_mlx(loaded, folder)
+    else:
+        export_onnx(loaded, folder)
     return made.open(folder, options(loaded.folder)), loaded.folder
 
 

@@ -23,7 +23,7 @@ def command(as_json: bool) -> None:
                 "runtime": name,
                 "installed": missing is None,
                 "versions": {} if missing else runtime.versions(),
-                "opens": runtime.opens,
+                "opens": ", ".join((runtime.opens, *runtime.also_opens)),
                 "variants": list(runtime.variants),
                 "missing": missing,
             }

@@ -13,7 +13,9 @@ from edgeformer.cli._common import allow_unread, as_json, default_threads, load_
 @click.command(name="verify", epilog="Example:  edgeformer verify build/m --against models/stdlib-5m --text some.txt")
 @click.argument("artefact", type=click.Path())
 @click.option("--against", required=True, help="The MODEL it was made from.")
-@click.option("--runtime", default="onnxruntime", show_default=True, help="What runs the artefact.")
+@click.option(
+    "--runtime", default=None, help="What runs the artefact. [default: the first installed one that opens it]"
+)
 @click.option(
     "--length", type=click.IntRange(min=4), default=160, show_default=True, help="Tokens compared one by one."
 )
@@ -28,7 +30,7 @@ from edgeformer.cli._common import allow_unread, as_json, default_threads, load_
 def command(
     artefact: str,
     against: str,
-    runtime: str,
+    runtime: str | None,
     length: int,
     gen: int,
     text: str | None,

@@ -14,6 +14,7 @@ class GLU(Layer):
     """y = down(act(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202); SwiGLU is act = "silu", GeGLU "gelu"."""
 
     kind: ClassVar[str] = "glu"
+    same_input: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
     hidden: int
     act: str = "silu"
     bias: bool = False

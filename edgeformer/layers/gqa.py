@@ -20,6 +20,7 @@ class GQA(Layer):
     """
 
     kind: ClassVar[str] = "gqa"
+    same_input: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
     heads: int
     kv_heads: int
     head_dim: int
@@ -61,27 +62,18 @@ class GQA(Layer):
         return {name: (self.kv_heads, self.head_dim) for name in ("k", "v")} if self.mask.causal else {}
 
     def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
-        q, k, v = ops.linears(x, p.q, p.k, p.v)
-        if self.qk_norm is not None:
-            q = self._per_head(ops, p.q_norm, q, self.heads)
-            k = self._per_head(ops, p.k_norm, k, self.kv_heads)
         y = ops.attend(
             step.slot(p) if self.mask.causal else None,
-            q,
-            k,
-            v,
+            ops.linears(x, p.q, p.k, p.v),
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
             value_dim=self.head_dim,
             scale=self.head_dim**-0.5 if self.scale is None else self.scale,
+            norms=None if self.qk_norm is None else (p.q_norm, p.k_norm),
             position=None if self.position is None else step.tables[self.position],
             mask=step.tables[self.mask],
             softcap=self.softcap,
             dropout=p.dropout if self.dropout else None,
         )
         return p.o(y)
-
-    def _per_head(self, ops: Any, norm: Any, x: Any, heads: int) -> Any:
-        x = norm(ops.reshape(x, (0, -1, heads, self.head_dim)))
-        return ops.reshape(x, (0, -1, heads * self.head_dim))

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgeformer.ops import Rotary
-from edgeformer.spec import Const, Declaration, Layer, Node
+from edgeformer.spec import Const, Declaration, Layer, Node, layers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,8 +89,11 @@ class Rope(Layer):
         frequencies = p.frequencies
         if self.scaling is not None and self.scaling.per_length:
             frequencies = ops.take(frequencies, self.scaling.row(ops, ops.largest(step.positions) + 1))
-        angles = ops.expand_dims(ops.cast(step.positions, frequencies), 2) * frequencies
-        cos, sin = ops.expand_dims(ops.cos(angles), 1), ops.expand_dims(ops.sin(angles), 1)
-        if (magnitude := self.magnitude()) != 1.0:
-            cos, sin = cos * magnitude, sin * magnitude
-        return Rotary(cos, sin, self)
+        return ops.rotary(self, step, frequencies)
+
+
+def length_dependent(model: Layer) -> bool:
+    """Whether a model's rotation depends on how long the sequence is: what is cached then keeps the rotation of its own step,
+    and a prompt taken in pieces is not what it is in one."""
+    schemes = [layer for _, layer, _ in layers(model) if isinstance(layer, Rope)]
+    return any(rope.scaling is not None and rope.scaling.per_length for rope in schemes)

@@ -16,7 +16,7 @@ from typing import Any
 
 from edgeformer.measure.process import WorkerFailed, WorkerProcess
 from edgeformer.measure.row import Plan, Row
-from edgeformer.parity import sample_ids
+from edgeformer.parity import FAIL, sample_ids
 from edgeformer.spec import Model
 
 SETTLE_S = 0.1
@@ -116,39 +116,56 @@ def _run_shape(rows: list[Row], bench: _Bench) -> None:
             worker.close()
 
 
-def _references(rows: list[Row], bench: _Bench) -> dict[str, tuple[Path, str]]:
-    """precision -> (file with what rows of that precision must answer, the runtime that made it)."""
-    files: dict[str, tuple[Path, str]] = {}
+@dataclass
+class _Reference:
+    """What rows must answer: the file, what made it, and for quantized weights whether they are the original's."""
+
+    file: Path
+    runtime: str
+    weights: dict[str, Any] | None
+
+
+def _judged_by(plan: Plan) -> tuple[str, str]:
+    """What rows share a reference: the precision of their weights. Quantized ones have bits of their own."""
+    return (plan.precision, plan.source if "bit" in plan.precision else "")
+
+
+def _references(rows: list[Row], bench: _Bench) -> dict[tuple[str, str], _Reference]:
+    """The references of rows that count, by `_judged_by`."""
+    made: dict[tuple[str, str], _Reference] = {}
     if bench.reference is None:
-        return files
-    source, load_options = bench.reference
-    for precision in dict.fromkeys(row.plan.precision for row in rows if row.plan.ranked):
+        return made
+    original, load_options = bench.reference
+    for key in dict.fromkeys(_judged_by(row.plan) for row in rows if row.plan.ranked):
+        precision, own = key
         bench.report(f"reference, weights as {precision}")
-        same = [row for row in rows if row.plan.precision == precision]
+        same = [row for row in rows if _judged_by(row.plan) == key]
         for row in same:
             row.reference = f"weights as {precision}"
         plan, worker = same[0].plan, WorkerProcess(bench.settings.threads)
-        file = bench.scratch / f"{precision}-{plan.batch}-{plan.prompt}.npz"
+        file = bench.scratch / f"{len(made)}-{plan.batch}-{plan.prompt}.npz"
+        judged = {"source": original, "load_options": load_options, "precision": precision}
+        if own:  # its own bits, dequantized; and are they the original's?
+            judged = {"source": own, "load_options": {}, "precision": "fp32"}
+            judged |= {"original": original, "original_options": load_options}
         try:
-            made = worker.ask(
+            found = worker.ask(
                 "reference",
                 bench.settings.limit_s,
-                source=source,
-                load_options=load_options,
-                precision=precision,
                 threads=bench.settings.threads,
                 file=str(file),
+                **judged,
                 **bench.request(plan),
             )
-            files[precision] = file, made["runtime"]
+            made[key] = _Reference(file, found["runtime"], found["weights"])
             for row in same:
-                row.reference = f"{made['runtime']} fp32, weights as {precision}"
+                row.reference = f"{found['runtime']} fp32, weights as {precision}"
         except WorkerFailed as e:
             for row in same:
                 row.checks = [{"name": "reference", "verdict": "unchecked", "note": f"no reference: {e}"}]
         finally:
             worker.close()
-    return files
+    return made
 
 
 def _guarded(row: Row, action: Callable[[], None]) -> None:
@@ -158,7 +175,7 @@ def _guarded(row: Row, action: Callable[[], None]) -> None:
         row.status, row.error = "failed", str(e)
 
 
-def _prepare(row: Row, worker: WorkerProcess, bench: _Bench, references: dict[str, tuple[Path, str]]) -> None:
+def _prepare(row: Row, worker: WorkerProcess, bench: _Bench, references: dict[tuple[str, str], _Reference]) -> None:
     plan, settings, request = row.plan, bench.settings, bench.request(row.plan)
     limit = settings.limit_s
     capacity = plan.prompt + settings.gen if bench.spec.task == "text-generation" else None
@@ -172,7 +189,7 @@ def _prepare(row: Row, worker: WorkerProcess, bench: _Bench, references: dict[st
         options={
             "threads": settings.threads,
             "capacity": capacity,
-            "precision": plan.precision,
+            "precision": plan.compute if "bit" in plan.precision else plan.precision,
             "provider": settings.provider,
         },
     )
@@ -181,10 +198,12 @@ def _prepare(row: Row, worker: WorkerProcess, bench: _Bench, references: dict[st
     row.discarded = worker.ask("warmup", limit, **request)["rounds"]
     memory = worker.ask("memory", limit)  # before the check, which holds more than the runtime does
     row.peak_rss_bytes, row.rss_source = memory["peak_rss_bytes"], memory["rss_source"]
-    if plan.ranked and plan.precision in references:
-        file, reference = references[plan.precision]
-        checked = worker.ask("check", limit, file=str(file), precision=plan.precision, reference=reference)
+    if plan.ranked and (judge := references.get(_judged_by(plan))) is not None:
+        checked = worker.ask("check", limit, file=str(judge.file), compute=plan.compute, reference=judge.runtime)
         row.verdict, row.checks = checked["verdict"], checked["checks"]
+        if judge.weights is not None:
+            row.checks = [judge.weights, *row.checks]
+            row.verdict = FAIL if judge.weights["verdict"] == FAIL else row.verdict
 
 
 def _round(row: Row, worker: WorkerProcess, bench: _Bench) -> None:

@@ -8,19 +8,21 @@ from typing import Any
 
 from edgeformer.inspection import parameters
 from edgeformer.measure.row import Plan
-from edgeformer.runtimes._protocol import Options, get, names, require
+from edgeformer.runtimes._protocol import FORMATS, Options, Runtime, get, names, require
 from edgeformer.spec import Model
 
 SLOW_REFERENCE = 50_000_000
-"""Above this many parameters the numpy runtime is left out unless it is asked for: it takes seconds per token."""
+"""Above this many parameters slow runtimes are left out unless they are asked for: they take seconds per token."""
 
 
 def artefact_plans(
     source: str, manifest: dict[str, Any], spec: Model, chosen: list[str] | None
 ) -> tuple[list[Plan], list[str]]:
-    """The rows of an ONNX artefact, and notes on the runtimes that get none."""
-    found, notes = _runtimes(chosen, "onnx", spec)
-    return [Plan(name, source, "onnx", manifest["precision"], name) for name in found], notes
+    """The rows of an artefact, and notes on the runtimes that get none."""
+    kind = manifest.get("format", "onnx")
+    found, notes = _runtimes(chosen, kind, spec)
+    plans = [Plan(n, source, kind, manifest["precision"], n, compute=manifest["compute"]) for n in found]
+    return plans, notes
 
 
 def checkpoint_plans(
@@ -28,9 +30,6 @@ def checkpoint_plans(
 ) -> tuple[list[Plan], list[str]]:
     """The rows of a checkpoint, in fp32, by the runtimes that build the spec themselves; and notes."""
     found, notes = _runtimes(chosen, "checkpoint", spec)
-    if chosen is None and "numpy" in found and parameters(spec) > SLOW_REFERENCE:
-        found.remove("numpy")
-        notes.append("the numpy runtime is left out for a model of this size; --runtime numpy asks for it")
     plans = [Plan(n, model, "checkpoint", "fp32", n, get(n)[0].ranked, load_options=load_options or {}) for n in found]
     return plans, notes
 
@@ -56,18 +55,33 @@ def _short_names(sources: set[str]) -> dict[str, str]:
     return {s: s for s in sources}
 
 
+def fitting_runtimes(spec: Model) -> list[Runtime]:
+    """Every runtime that a comparison without further wishes has rows of."""
+    found = [get(name)[0] for name in names()]
+    return [
+        r
+        for r in found
+        if r.ranked and r.unavailable() is None and r.refuses(spec, Options()) is None and not _too_slow(r, spec)
+    ]
+
+
+def _too_slow(runtime: Runtime, spec: Model) -> bool:
+    return runtime.slow and parameters(spec) > SLOW_REFERENCE
+
+
 def _runtimes(chosen: list[str] | None, opens: str, spec: Model) -> tuple[list[str], list[str]]:
-    what = {"onnx": "an ONNX artefact", "checkpoint": "a checkpoint"}
     found, notes = [], []
     for name in dict.fromkeys(chosen) if chosen is not None else names():
         runtime, _ = get(name) if chosen is None else require(name)
         if chosen is None and not runtime.ranked:
             continue
         reason = None
-        if runtime.opens != opens:
+        if not runtime.takes(opens):
             if chosen is None:
                 continue
-            reason = f"it opens {what[runtime.opens]}, this is {what[opens]}"
+            reason = f"it opens {FORMATS[runtime.opens]}, this is {FORMATS[opens]}"
+        elif chosen is None and _too_slow(runtime, spec):
+            reason = f"it is slow here for a model of this size; --runtime {name} asks for it"
         reason = reason or runtime.unavailable() or runtime.refuses(spec, Options())
         if reason is None:
             found.append(name)

@@ -15,7 +15,8 @@ from edgeformer.parity import NEAR_TIE, PASS, UNCHECKED
 class Plan:
     """A row to run: `runtime` (`name` or `name:variant`) on `source`, an artefact's folder or a MODEL.
 
-    `prompt` tokens of prefill (of each sequence, for an encoder) in batches of `batch`.
+    `precision` is of the weights, `compute` of the arithmetic. `prompt` tokens of prefill (of each sequence, for an encoder)
+    in batches of `batch`.
     """
 
     runtime: str
@@ -27,6 +28,7 @@ class Plan:
     prompt: int = 128
     batch: int = 1
     load_options: dict[str, Any] = field(default_factory=dict)
+    compute: str = "fp32"
 
 
 @dataclass

@@ -32,7 +32,7 @@ class Worker:
         """Load the model; how long that took, versions and facts."""
         made, variant = require(runtime)
         t0 = time.perf_counter()
-        target: Path | LoadedModel = Path(source) if opens == "onnx" else load(source, **load_options)
+        target: Path | LoadedModel = load(source, **load_options) if opens == "checkpoint" else Path(source)
         self.session = made.open(target, Options(**options, variant=variant))
         seconds = time.perf_counter() - t0
         if isinstance(target, LoadedModel):
@@ -53,12 +53,20 @@ class Worker:
         prompt: list[int],
         gen: int,
         batch: int,
+        original: str | None = None,
+        original_options: dict | None = None,
     ) -> dict[str, Any]:
-        """Compute what every row of this shape must answer, and save it for the other processes."""
+        """Compute what every row of this shape must answer, and save it for the other processes.
+
+        original: the model that a quantized `source` must have been made from; its weights are then compared.
+        """
         loaded = load(source, **load_options)
+        weights = None
+        if original is not None:
+            weights = asdict(parity.check_quantized(loaded, load(original, **(original_options or {}))))
         if loaded.spec.task == "text-generation":
             made = parity.continuation(loaded, np.array(prompt, np.int64), gen, precision=precision, threads=threads)
-            arrays = {k: v for k, v in vars(made).items() if k != "runtime"}
+            arrays = {k: v for k, v in vars(made).items() if k != "runtime" and v is not None}
             name = made.runtime
         else:
             name = parity.reference_runtime()
@@ -66,20 +74,21 @@ class Worker:
             session = require(name)[0].open(loaded, Options(threads=threads, precision=precision))
             arrays = {f"in.{k}": v for k, v in inputs.items()} | session.encode(inputs)
         np.savez(file, **arrays)  # type: ignore[arg-type]
-        return {"runtime": name}
+        return {"runtime": name, "weights": weights}
 
-    def check(self, file: str, precision: str, reference: str) -> dict[str, Any]:
+    def check(self, file: str, compute: str, reference: str) -> dict[str, Any]:
         """Compare this row's answers with the reference's."""
         with np.load(file) as data:
             arrays = dict(data)
+        compute = self.session.compute or compute
         if "logits" in arrays:
             fields: dict[str, Any] = {k: v if v.ndim else int(v) for k, v in arrays.items()}
             made = parity.Reference(reference, **fields)
-            checks = parity.check_decoder(self.session, made, precision)
+            checks = parity.check_decoder(self.session, made, compute)
         else:
             inputs = {k[3:]: v for k, v in arrays.items() if k.startswith("in.")}
             expected = {k: v for k, v in arrays.items() if not k.startswith("in.")}
-            checks = parity.check_encoder(self.session, inputs, expected, precision)
+            checks = parity.check_encoder(self.session, inputs, expected, compute)
         return {"verdict": parity.overall(checks), "checks": [asdict(c) for c in checks]}
 
     def _run(self, prompt: list[int], gen: int, batch: int) -> Round:

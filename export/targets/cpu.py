@@ -122,12 +122,16 @@ class Target(FunctionOps):
     def attention(self, q, k, v, mask, bias, **attributes):
         return super().attention(q, k, v, mask.full if isinstance(mask, _Mask) else mask, bias, **attributes)
 
-    def attend(self, slot, q, k, v, *, position=None, mask: Any = None, **shape):
+    def attend(self, slot, qkv, *, norms=None, position=None, mask: Any = None, **shape):
         refusal = None if slot is None else _refusal(position, shape)
         if slot is None or refusal:
             if refusal:
                 self.note(f"attention runs its reference body: {refusal}")
-            return super().attend(slot, q, k, v, position=position, mask=mask, **shape)
+            return super().attend(slot, qkv, norms=norms, position=position, mask=mask, **shape)
+        q, k, v = qkv
+        if norms is not None:
+            q = self.norm_heads(norms[0], q, shape["heads"], shape["head_dim"])
+            k = self.norm_heads(norms[1], k, shape["kv_heads"], shape["head_dim"])
         cos = sin = positions = None
         if isinstance(position, Rotary):
             table, reason = self.tables.get(position.layer), None

@@ -1,0 +1,241 @@
+"""How many kernels a decode step launches: a count from MLX's own record of the step, not a trace of a GPU.
+
+`mx.export_function` hands over every primitive of a function. On a machine without a GPU it would also expand `mx.fast` calls
+into their fallbacks, so those are replaced by placeholders while recording, one per call. Views launch nothing; a chain of
+elementwise operations counts once, as `mx.compile` would fuse it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from edgeformer.backends import metal
+from edgeformer.backends.mlx.decode import Decoder
+from edgeformer.backends.mlx.module import MlxModel
+from edgeformer.backends.mlx.ops import MlxOps
+from edgeformer.errors import InputError
+from edgeformer.layers.stack import BlockStack
+from edgeformer.sampling import Sampling
+from edgeformer.spec import Model
+
+VIEWS = frozenset((
+    "AsStrided", "Broadcast", "BroadcastAxes", "Contiguous", "Copy", "Depends", "ExpandDims", "Flatten", "Reshape", "Slice",
+    "Split", "Squeeze", "StopGradient", "Transpose", "Unflatten", "View",
+))  # fmt: skip
+"""Primitives that only describe the same memory anew. (A reshape that has to copy would launch; in a decode step none has.)"""
+ELEMENTWISE = frozenset((
+    "Abs", "Add", "AsType", "BitwiseBinary", "Cos", "Divide", "Equal", "Erf", "Exp", "Greater", "GreaterEqual", "Less",
+    "LessEqual", "Log", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum", "Minimum", "Multiply", "Negative", "NotEqual",
+    "Power", "Rsqrt", "Select", "Sigmoid", "Sign", "Sin", "Sqrt", "Square", "Subtract", "Tanh",
+))  # fmt: skip
+_FAST = ("dequantize", "rms_norm", "layer_norm", "rope", "scaled_dot_product_attention")
+Step = Callable[[mx.array, mx.array], Any]
+"""One decode step of a token, int32 [1, 1], at a position, an int32 scalar."""
+OFFSETS = "DynamicSliceUpdate"
+"""By MLX's source, this one launches a second, tiny kernel on Metal, which computes the offset. It is not counted."""
+_HISTORY = 8  # tokens in the cache before the recorded step
+
+
+@dataclass(frozen=True)
+class Count:
+    """Launches of one decode step by name: `per_layer`, what one more block adds, and `rest`, what is left of a step."""
+
+    per_layer: dict[str, int]
+    rest: dict[str, int]
+
+    def layer(self) -> int:
+        """Launches per layer."""
+        return sum(self.per_layer.values())
+
+    def step(self, layers: int) -> int:
+        """Launches per step of a model with this many layers."""
+        return layers * self.layer() + sum(self.rest.values())
+
+
+def count(build: Callable[[int], Step]) -> Count:
+    """Count from steps of models with one and with two blocks; `build(blocks)` gives the step."""
+    one, two = (_by_name(record(build(blocks))) for blocks in (1, 2))
+    per_layer = {name: n - one.get(name, 0) for name, n in two.items() if n != one.get(name, 0)}
+    rest = {name: n - per_layer.get(name, 0) for name, n in one.items() if n != per_layer.get(name, 0)}
+    return Count(per_layer, rest)
+
+
+def ours(spec: Model, *, kernels: dict[str, Any] | None = None, bits: int | None = None) -> Count:
+    """Our decode step: packed, compiled, greedy. bits: 4 or 8 for quantized weights (groups of 64 where they fit)."""
+    require_decoder(spec)
+
+    def build(blocks: int) -> Step:
+        model = MlxModel(_shortened(spec, blocks), MlxOps(kernels))
+        if bits is not None:
+            _quantize(model, bits)
+        model.pack(evaluate=False)
+        decoder = Decoder(model, 1, _HISTORY * 2, compiled=False)
+        function, arrays = decoder.step_function(_HISTORY * 2, Sampling()), list(decoder.store.arrays.values())
+
+        def step(token: mx.array, start: mx.array) -> Any:
+            token, key, written = function(token, start, None, mx.random.key(0), arrays)
+            return [token, key, *written]
+
+        return step
+
+    return count(build)
+
+
+def mlx_lms(config: dict[str, Any], *, bits: int | None = None) -> Count:
+    """The step of mlx-lm's own model of a config, greedy, on its own cache."""
+    from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.utils import _get_classes
+
+    key = "n_layer" if "n_layer" in config else "num_hidden_layers"
+
+    def build(blocks: int) -> Step:
+        data = {**config, key: blocks}
+        kind, arguments = _get_classes(data)
+        model: Any = kind(arguments.from_dict(data))
+        if bits is not None:
+            _quantize(model, bits)
+        cache = make_prompt_cache(model)
+        model(mx.zeros((1, _HISTORY), mx.int32), cache=cache)  # lazy: gives the cache's arrays their shapes
+        for c in cache:
+            c.keys, c.values = mx.zeros_like(c.keys), mx.zeros_like(c.values)
+
+        def step(token: mx.array, start: mx.array) -> Any:
+            logits = model(token, cache=cache)[:, -1]
+            return [mx.argmax(logits, -1), *(x for c in cache for x in (c.keys, c.values))]
+
+        return step
+
+    return count(build)
+
+
+def require_decoder(spec: Model) -> None:
+    """Refuse encoders.
+
+    Raises:
+        InputError: there is no decode step.
+    """
+    if spec.task != "text-generation":
+        raise InputError(f"a {spec.kind} has no decode step")
+
+
+def _shortened(spec: Model, blocks: int) -> Model:
+    assert isinstance(spec, BlockStack)
+    return replace(spec, blocks=(spec.blocks[0],) * blocks)
+
+
+def _quantize(model: nn.Module, bits: int) -> None:
+    def fits(_: str, module: Any) -> bool:
+        return hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0
+
+    nn.quantize(model, group_size=64, bits=bits, class_predicate=fits)
+
+
+def _by_name(launches: list[str]) -> dict[str, int]:
+    return {name: launches.count(name) for name in dict.fromkeys(launches)}
+
+
+def record(step: Step) -> list[str]:
+    """The launches of a step, in order, by name."""
+    events: list[dict[str, Any]] = []
+    with _placeholders():
+        mx.export_function(events.append, step, mx.zeros((1, 1), mx.int32), mx.array(_HISTORY, mx.int32))
+    inputs = next(e["inputs"] for e in events if e["type"] == "inputs")
+    # array -> the launch that made it; 0 is the step's input
+    made_by: dict[str, int] = {name: 0 for name, _, _ in inputs}
+    names, shapes, before = ["input"], [None], [0]  # before: a bit per launch that has to come first
+    for event in (e for e in events if e["type"] == "primitive"):
+        sources = [made_by[name] for name, _, _ in event["inputs"] if name in made_by]
+        if not sources:
+            continue  # weights and other constants: made before the step, whatever makes them here
+        name, out = event["name"], event["outputs"][0]
+        needed = 0
+        for s in sources:
+            needed |= before[s] | 1 << s
+        launch = None
+        if name in VIEWS:
+            launch = sources[0]
+        elif name in ELEMENTWISE:
+            # joins one of its shape that feeds it, unless something between needs that one's result
+            for s in sources:
+                between = any(before[other] >> s & 1 for other in sources)
+                if names[s] == "elementwise" and shapes[s] == out[1] and not between:
+                    launch, before[s] = s, before[s] | needed & ~(1 << s)
+                    break
+        if launch is None:
+            launch = len(names)
+            names.append("elementwise" if name in ELEMENTWISE else _custom(event) if name == "CustomKernel" else name)
+            shapes.append(out[1])
+            before.append(needed)
+        made_by |= {o[0]: launch for o in event["outputs"]}
+    return names[1:]
+
+
+def _custom(event: dict[str, Any]) -> str:
+    """A custom kernel's own name; MLX puts one prefix before it, and the types after it."""
+    full = event["arguments"][0].removeprefix("custom_kernel_")
+    known = sorted([*_FAST, *metal.names()], key=len, reverse=True)
+    return next((name for name in known if full.startswith(name)), full)
+
+
+@contextlib.contextmanager
+def _placeholders() -> Iterator[None]:
+    """`mx.fast` functions that record one custom kernel of their name."""
+
+    def kernel(name: str, inputs: int) -> Any:
+        return mx.fast.metal_kernel(
+            name=name, input_names=[f"a{i}" for i in range(inputs)], output_names=["y"], source=";"
+        )
+
+    def launch(made: Any, arrays: list[Any], shape: Any, dtype: Any) -> Any:
+        return made(
+            inputs=arrays, output_shapes=[tuple(shape)], output_dtypes=[dtype], grid=(1, 1, 1), threadgroup=(1, 1, 1)
+        )[0]
+
+    norm, layer, rope, attention = (
+        kernel("rms_norm", 1), kernel("layer_norm", 1), kernel("rope", 1), kernel("scaled_dot_product_attention", 3)
+    )  # fmt: skip
+
+    def sdpa(q: Any, k: Any, v: Any, **_: Any) -> Any:
+        return launch(attention, [q, k, v], (*q.shape[:-1], v.shape[-1]), q.dtype)
+
+    stand_ins = {
+        "rms_norm": lambda x, *_, **__: launch(norm, [x], x.shape, x.dtype),
+        "layer_norm": lambda x, *_, **__: launch(layer, [x], x.shape, x.dtype),
+        "rope": lambda x, *_, **__: launch(rope, [x], x.shape, x.dtype),
+        "scaled_dot_product_attention": sdpa,
+    }
+    originals = {name: getattr(mx.fast, name) for name in stand_ins}
+    custom, dequantize, made = mx.custom_function, mx.dequantize, kernel("dequantize", 2)
+
+    def dequantized(w: Any, scales: Any, *_: Any, group_size: int = 64, **__: Any) -> Any:
+        return launch(made, [w, scales], (*scales.shape[:-1], scales.shape[-1] * group_size), scales.dtype)
+
+    try:
+        mx.dequantize = dequantized  # type: ignore[assignment]
+        for name, function in stand_ins.items():
+            setattr(mx.fast, name, function)
+        mx.custom_function = _Undifferentiated  # type: ignore[misc] # can't be exported, and launches nothing of its own
+        yield
+    finally:
+        for name, function in originals.items():
+            setattr(mx.fast, name, function)
+        mx.custom_function, mx.dequantize = custom, dequantize  # type: ignore[misc]
+
+
+class _Undifferentiated:
+    """`mx.custom_function` without its gradient."""
+
+    def __init__(self, function: Callable[..., Any]):
+        self.function = function
+
+    def vjp(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
+        return gradient
+
+    def __call__(self, *arguments: Any) -> Any:
+        return self.function(*arguments)

@@ -1,0 +1,108 @@
+"""A checkpoint's tensors as MLX arrays, straight from its safetensors files, without torch and without a second copy.
+
+`mlx.core.load` maps names to arrays that read themselves when they are needed; bf16 stays bf16.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from edgeformer.affine import AffineTensor
+from edgeformer.backends.mlx.module import MlxModel
+from edgeformer.backends.mlx.ops import MlxOps
+from edgeformer.safetensors_file import StoredTensor
+from edgeformer.spec import Model
+from edgeformer.weights import Part, Source, Weights
+
+DTYPES = {"fp32": mx.float32, "fp16": mx.float16, "bf16": mx.bfloat16}
+"""precision -> what weights are stored and computed in. Norms, softmax and rotary angles are computed in float32 always."""
+
+
+class MlxWeights:
+    """A checkpoint's tensors by canonical name, lazy: nothing is read before it is evaluated, nothing kept once it was given
+    to everyone who needs it."""
+
+    def __init__(self, weights: Weights):
+        self.sources = weights.sources
+        self._files: dict[Path, dict[str, mx.array]] = {}
+        self._left = Counter((t.file, t.name) for s in self.sources.values() for t in s.stored.parts())
+
+    def _stored(self, tensor: StoredTensor, part: Part | None) -> mx.array:
+        if tensor.file not in self._files:
+            self._files[tensor.file] = mx.load(str(tensor.file), format="safetensors")  # type: ignore[assignment]
+        self._left[tensor.file, tensor.name] -= 1
+        file = self._files[tensor.file]
+        x = file[tensor.name] if self._left[tensor.file, tensor.name] else file.pop(tensor.name)
+        return x if part is None else mx.contiguous(part.take(x))
+
+    def tensor(self, name: str) -> mx.array:
+        """A tensor in its stored type; a quantized one dequantized to float32."""
+        source = self.sources[name]
+        if isinstance(source.stored, AffineTensor):
+            return mx.array(source.read())
+        return self._stored(source.stored, source.part)
+
+    def quantized(self, name: str) -> tuple[AffineTensor, dict[str, mx.array]] | None:
+        """What is stored of an affine weight, by the names of `nn.QuantizedLinear`; None of another, or one that is cut so
+        that its groups don't stay whole."""
+        stored, part = self.sources[name].stored, self.sources[name].part
+        if not isinstance(stored, AffineTensor) or (part is not None and (part.transposed or part.axis)):
+            return None
+        tensors = {"weight": stored, "scales": stored.scales, "biases": stored.biases}
+        return stored, {key: self._stored(t, part) for key, t in tensors.items()}
+
+
+def load_model(spec: Model, weights: Weights, precision: str = "fp32", ops: MlxOps | None = None) -> MlxModel:
+    """The model with its weights, unpacked. Linear maps and tables that are stored quantized stay so, bit for bit.
+
+    Args:
+        spec: the architecture.
+        weights: its tensors.
+        precision: fp32, fp16 or bf16: what plain weights and activations are held in (and scales of quantized ones).
+        ops: the vocabulary.
+    """
+    model, found, dtype = MlxModel(spec, ops), MlxWeights(weights), DTYPES[precision]
+    plain: list[tuple[str, mx.array]] = []
+    replaced: list[tuple[str, nn.Module]] = []
+    modules = dict(model.named_modules())
+    for name in found.sources:
+        path = name.removesuffix(".weight")
+        module, quantized = modules.get(path), found.quantized(name)
+        if quantized is None or not isinstance(module, (nn.Linear, nn.Embedding)):
+            plain.append((name, found.tensor(name).astype(dtype)))
+            mx.eval(plain[-1][1])  # one by one: a tensor in another type is not kept beside its copy
+            continue
+        stored, arrays = quantized
+        kind = nn.QuantizedLinear if isinstance(module, nn.Linear) else nn.QuantizedEmbedding
+        made = kind(stored.group_size, stored.group_size, group_size=stored.group_size, bits=stored.bits)
+        made["weight"] = arrays["weight"]
+        made["scales"], made["biases"] = arrays["scales"].astype(dtype), arrays["biases"].astype(dtype)
+        if "bias" in made:
+            del made["bias"]
+        if "bias" in module:
+            made["bias"] = module["bias"]
+        if isinstance(made, nn.QuantizedEmbedding):
+            made.num_embeddings, made.dims = stored.shape
+        replaced.append((path, made))
+    model.update_modules(tree_unflatten(replaced))
+    model.update(tree_unflatten(plain))
+    mx.eval(model.parameters())
+    return model.eval()  # type: ignore[return-value]
+
+
+def loaded_bytes(weights: Weights, precision: str) -> int:
+    """Bytes that the weights take once loaded."""
+    return sum(_bytes(source, DTYPES[precision].size) for source in weights.sources.values())
+
+
+def _bytes(source: Source, size: int) -> int:
+    stored = source.stored
+    if isinstance(stored, AffineTensor):
+        return (stored.nbytes + 2 * math.prod(stored.scales.shape) * size) // getattr(source.part, "of", 1)
+    return math.prod(source.shape) * size

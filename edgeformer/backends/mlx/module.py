@@ -1,0 +1,207 @@
+"""One generic `mlx.nn.Module` from a spec: to train, to quantize with `nn.quantize`, to run.
+
+Parameters have the spec's canonical names (`layers.0.attention.q.weight`), so `tree_flatten(model.parameters())` is a
+checkpoint's state.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+
+from edgeformer.backends.mlx.ops import MlxOps
+from edgeformer.backends.mlx.packing import pack
+from edgeformer.backends.mlx.store import MlxStore
+from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, leaves
+from edgeformer.step import Step, begin
+
+
+@dataclass(frozen=True)
+class MlxStep(Step):
+    """A step that may know that its new tokens follow one another from position `start`, int32 [B] or [1], on."""
+
+    start: Any = None
+
+
+class _Stacked(nn.Module):
+    """`count` linear maps in one array `[count, outputs, inputs]`."""
+
+    def __init__(self, count: int, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = mx.zeros((count, outputs, inputs))
+
+    def each(self, x: mx.array) -> mx.array:
+        """[B, count or 1, T, inputs] -> [B, count, T, outputs]."""
+        return x @ self.weight.swapaxes(-1, -2)
+
+
+class _Dropout(nn.Dropout):
+    def __init__(self, rate: float):
+        super().__init__(rate)
+        self.p = rate
+
+
+class Module(nn.Module):
+    """A layer with its parameters; children are attributes named as the layer declares them."""
+
+    layer: Any
+    ops: MlxOps
+    path: str
+
+    def __init__(self, layer: Layer, width: int, ops: MlxOps, path: str = ""):
+        super().__init__()
+        for name, value in (("layer", layer), ("ops", ops), ("path", path)):
+            object.__setattr__(self, name, value)
+        for name, declaration in layer.params(width).items():
+            child = f"{path}.{name}" if path else name
+            if isinstance(declaration, tuple):
+                setattr(self, name, [Module(s.layer, s.width, ops, f"{child}.{i}") for i, s in enumerate(declaration)])
+            elif isinstance(declaration, Const):  # not in the module's dict: no parameter
+                object.__setattr__(self, name, mx.array(declaration.make()))
+            else:
+                setattr(self, name, self._make(declaration, child))
+
+    def _make(self, declaration: Any, path: str) -> Any:
+        match declaration:
+            case Linear():
+                return nn.Linear(declaration.inputs, declaration.outputs, declaration.bias)
+            case Stacked():
+                return _Stacked(declaration.count, declaration.inputs, declaration.outputs)
+            case Table():
+                return nn.Embedding(declaration.rows, declaration.width)
+            case Vector():
+                return mx.full((declaration.size,), declaration.fill)
+            case Dropout():
+                return _Dropout(declaration.rate)
+            case Sub():
+                return Module(declaration.layer, declaration.width, self.ops, path)
+        raise TypeError(declaration)
+
+    def __call__(self, *inputs: Any) -> Any:
+        return self.layer.apply(self.ops, self, *inputs)
+
+    def add(self, x: mx.array, d: mx.array) -> tuple[mx.array, mx.array]:
+        """`Norm.add`."""
+        return self.layer.add(self.ops, self, x, d)
+
+    def remember(self, memory: mx.array) -> dict[str, mx.array]:
+        """`CrossAttention.remember`."""
+        return self.layer.remember(self.ops, self, memory)
+
+    def pack(self, *, evaluate: bool = True) -> None:
+        """Hold the maps that share an input as one matrix each. For inference: their parts are no modules any more.
+
+        evaluate: layer by layer, so that there are never two copies of all weights.
+        """
+        for group in self.layer.same_input:
+            maps = [self[name] for name in group if name in self]
+            if len(maps) < len(group) or (packed := pack(maps)) is None:
+                continue
+            parent, rows = packed
+            if evaluate:
+                mx.eval(parent.parameters())
+            for name, row in zip(group, rows, strict=True):
+                del self[name]
+                object.__setattr__(self, name, row)
+            self["_".join(group)] = parent
+        for child in self.children().values():
+            for module in child if isinstance(child, list) else [child]:
+                if isinstance(module, Module):
+                    module.pack(evaluate=evaluate)
+
+
+class MlxModel(Module):
+    """A whole model. Decoders return logits `[B, T, V]`, encoders a dict of their outputs.
+
+    Args:
+        spec: the model; freshly initialised by its `init`.
+        ops: the vocabulary, with kernels switched on or not.
+    """
+
+    layer: Model
+
+    def __init__(self, spec: Model, ops: MlxOps | None = None):
+        check(spec)
+        super().__init__(spec, 0, ops or MlxOps())
+        self.initialize(spec.init)
+
+    def initialize(self, init: Init) -> None:
+        """Fresh weights: normal with `init.std` (see `spec.Init`), biases 0, norms 1."""
+        scale = 1 / math.sqrt(2 * self.layer.depth()) if init.scale_residual else 1.0
+        residual = {path for path, leaf in leaves(self.layer) if getattr(leaf, "residual", False)}
+        for path, module in self.named_modules():
+            if isinstance(module, (nn.Linear, _Stacked, nn.Embedding)):
+                std = init.std * (scale if path in residual else 1.0)
+                module.weight = mx.random.normal(module.weight.shape) * std
+                if "bias" in module:
+                    module.bias = mx.zeros(module.bias.shape)  # pyright: ignore
+
+    def __call__(
+        self,
+        input_ids: mx.array,
+        attention_mask: mx.array | None = None,
+        position_ids: mx.array | None = None,
+        token_type_ids: mx.array | None = None,
+        store: MlxStore | None = None,
+        keep: int = 0,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            input_ids: integers [B, T].
+            attention_mask: integers [B, S] over past and new tokens (all columns a store shows); None when nothing is
+                padded.
+            position_ids: integers [B, T]; None counts the real tokens.
+            token_type_ids: integers [B, T], encoders with segment embeddings; None is all 0.
+            store: the cache, with its `start` (and `visible`) set, or None.
+            keep: give logits for the last `keep` positions only; 0 for all.
+        """
+        new, encoder = input_ids.shape[1], self.layer.task == "feature-extraction"
+        if attention_mask is None:
+            step = self._whole(new, position_ids, store, keep)
+        else:
+            places = None if store is None or store.visible is None else store.start + mx.arange(new)
+            made = begin(
+                self.ops, attention_mask, position_ids, new=new, places=places, slots=encoder, store=store, keep=keep
+            )
+            step = MlxStep(**vars(made), start=made.positions[:, 0] if new == 1 else None)
+        inputs = {"input_ids": input_ids}
+        if encoder:
+            inputs["attention_mask"] = mx.ones_like(input_ids) if attention_mask is None else attention_mask
+            inputs["token_type_ids"] = mx.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        outputs = self.layer.apply(self.ops, self, inputs, step)
+        return outputs if encoder else outputs["logits"]
+
+    def state_dict(self) -> dict[str, mx.array]:
+        """Canonical name -> array of every parameter: what `edgeformer.save` takes."""
+        return dict(_flat(self))
+
+    def cache_dtype(self) -> mx.Dtype:
+        """The type of activations, which is what the cache holds: that of the first norm or other plain vector."""
+        found = [x.dtype for _, x in _flat(self) if x.ndim == 1]
+        return found[0] if found else mx.float32
+
+    def _whole(self, new: int, position_ids: Any, store: MlxStore | None, keep: int) -> MlxStep:
+        """The step of sequences without padding."""
+        start = 0 if store is None else store.start
+        fresh = isinstance(start, int) and start == 0
+        if store is not None and store.visible is not None:
+            keys = mx.arange(store.visible)[None]
+            queries = (start + mx.arange(new))[None]
+        else:
+            keys = mx.arange(start + new)[None]
+            queries = keys if fresh else keys[:, start:]
+        first = mx.array([start], mx.int32) if isinstance(start, int) else start.reshape(1)
+        if position_ids is not None:
+            return MlxStep(self.ops, queries, keys, position_ids, store=store, keep=keep)
+        return MlxStep(self.ops, queries, keys, queries, store=store, keep=keep, start=first)
+
+
+def _flat(model: nn.Module) -> list[tuple[str, mx.array]]:
+    """Every parameter by name."""
+    return tree_flatten(model.parameters())  # type: ignore[return-value]

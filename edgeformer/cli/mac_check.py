@@ -1,0 +1,83 @@
+"""`edgeformer mac-check`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeformer.cli._common import allow_unread, as_json, load_model, print_json, status
+
+
+@click.command(
+    name="mac-check",
+    epilog="Example:  edgeformer mac-check models/stdlib-5m -o mac-check.json",
+)
+@click.argument("model")
+@click.option("-o", "--output", type=click.Path(), default="mac-check.json", show_default=True, help="The record.")
+@click.option(
+    "--parts",
+    default=None,
+    help="Separated by commas: kernels, fused_attention, tune, parity, generation, bench. [default: all]",
+)
+@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Of each measurement.")
+@click.option(
+    "--anywhere", is_flag=True, help="Run on a machine without an Apple GPU too: the parts that don't need one."
+)
+@allow_unread
+@as_json
+def command(
+    model: str, output: str, parts: str | None, rounds: int, anywhere: bool, allow_unread_config: bool, as_json: bool
+) -> None:
+    """Check and measure everything on a Mac, in one run: the Metal kernels against float64, which of them are worth it, parity
+    of all builds, generation beside mlx-lm, latency rows. Writes one file to share. Exit code 1 if anything is wrong."""
+    from edgeformer.errors import InputError
+    from edgeformer.mac import PARTS, failed, mac_check
+
+    chosen = PARTS if parts is None else tuple(dict.fromkeys(p.strip() for p in parts.split(",") if p.strip()))
+    if not chosen:
+        raise InputError(f"--parts names none; parts are {', '.join(PARTS)}")
+    if unknown := [p for p in chosen if p not in PARTS]:
+        raise InputError(f"--parts has {', '.join(unknown)}; parts are {', '.join(PARTS)}")
+    loaded = load_model(model, allow_unread_config)
+    loaded.require_weights()
+    file = Path(output)
+    with status("starting") as report:
+        record = mac_check(
+            loaded, parts=chosen, anywhere=anywhere, rounds=rounds, report=report, keep=lambda r: _write(file, r)
+        )
+    if as_json:
+        print_json(json.loads(file.read_text()))
+    else:
+        for name, part in record["parts"].items():
+            click.echo(f"{name}: {part['status']}{_why(part)}")
+        click.echo(f"written: {file}")
+    if failed(record):
+        sys.exit(1)
+
+
+def _write(file: Path, record: dict[str, Any]) -> None:
+    """Replace the record: after every part, so that a run that is cut off leaves what it found."""
+    from edgeformer.errors import InputError
+
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; -o names the file to write")
+    partial = file.with_name(file.name + ".partial")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        partial.write_text(json.dumps(record, indent=1, default=str) + "\n")
+        os.replace(partial, file)
+    except OSError as e:
+        raise InputError(f"can't write {file}: {e.strerror}; choose another place with -o") from e
+
+
+def _why(part: dict[str, Any]) -> str:
+    if "reason" in part:
+        return f" ({part['reason']})"
+    if part["status"] == "fail":
+        return " (see the record)"
+    return ""

@@ -1,0 +1,50 @@
+"""Generation as users have it: each runtime's own loop over its own tokens, in turns in one process.
+
+For runtimes that choose tokens on the device and work ahead (`Session.tokens`). Rows of `bench` feed tokens one by one and
+wait for each logits row, so that every runtime decodes the same ids; here the loop itself is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from edgeformer.runtimes._protocol import Session
+from edgeformer.sampling import Sampling
+
+
+@dataclass
+class Lap:
+    """One generation: tokens, seconds to the first, seconds from the first to the last."""
+
+    tokens: list[int] = field(default_factory=list)
+    first_s: float = 0.0
+    rest_s: float = 0.0
+
+    def decode_rate(self) -> float:
+        """Tokens per second after the first."""
+        return (len(self.tokens) - 1) / self.rest_s if self.rest_s else 0.0
+
+
+def race(sessions: dict[str, Session], prompt: list[int], count: int, rounds: int) -> dict[str, list[Lap]]:
+    """`rounds` generations of each session, greedy, in rotating order, after one that is not counted."""
+    laps: dict[str, list[Lap]] = {name: [] for name in sessions}
+    for session in sessions.values():
+        _lap(session, prompt, count)
+    names = list(sessions)
+    for i in range(rounds):
+        for name in names[i % len(names) :] + names[: i % len(names)]:
+            laps[name].append(_lap(sessions[name], prompt, count))
+    return laps
+
+
+def _lap(session: Session, prompt: list[int], count: int) -> Lap:
+    lap = Lap()
+    start = time.perf_counter()
+    first = start
+    for token in session.tokens(prompt, count, Sampling()):
+        if not lap.tokens:
+            first = time.perf_counter()
+        lap.tokens.append(token)
+    lap.first_s, lap.rest_s = first - start, time.perf_counter() - first
+    return lap

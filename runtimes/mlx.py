@@ -1,0 +1,174 @@
+"""MLX: the spec built natively, packed, decoded by one compiled step. Variants switch the custom Metal kernels on or off."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer import bundle
+from edgeformer.checkpoint import LoadedModel, load
+from edgeformer.errors import RuntimeUnavailable
+from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.sampling import Sampling
+from edgeformer.spec import digest
+
+
+def build_mlx(loaded: LoadedModel, *, precision: str = "fp32") -> Any:
+    """The model as an `edgeformer.backends.mlx.MlxModel` with its weights, to train, quantize or run.
+
+    precision: fp32, fp16 or bf16, of weights and activations.
+    """
+    from edgeformer.backends.mlx.load import load_model
+
+    return load_model(loaded.spec, loaded.require_weights(), precision)
+
+
+def back_end_missing() -> str | None:
+    """None, or what is missing: on Linux the package `mlx` alone can't compute."""
+    try:
+        import mlx.core  # noqa: F401
+    except ImportError as e:
+        return f'mlx has no back end here ({e}); pip install "mlx[cpu]", or "mlx[cuda13]" with an NVIDIA GPU'
+    return None
+
+
+def has_gpu() -> bool:
+    """Whether a build of MLX with GPU kernels is installed; nothing is imported for that."""
+    return any(_installed(f"mlx-{name}") for name in ("metal", "cuda-12", "cuda-13"))
+
+
+def _installed(package: str) -> bool:
+    try:
+        return bool(version(package))
+    except PackageNotFoundError:
+        return False
+
+
+# fp32 means fp32: on GPUs that have it, MLX would multiply float32 in TF32, three decimal digits, unless told otherwise
+os.environ.setdefault("MLX_ENABLE_TF32", "0")
+
+
+class MlxSession(Session):
+    """Weights and activations in the precision asked for. MLX takes no number of threads: its CPU work has its own."""
+
+    def __init__(self, loaded: LoadedModel, options: Options):
+        import mlx.core as mx
+
+        from edgeformer.backends.metal._choice import choose, subject
+        from edgeformer.backends.mlx.decode import Decoder
+        from edgeformer.backends.mlx.fit import check_fit, needed_bytes
+        from edgeformer.backends.mlx.load import load_model, loaded_bytes
+        from edgeformer.backends.mlx.ops import MlxOps
+
+        super().__init__(loaded.spec, options)
+        self.mx, weights = mx, loaded.require_weights()
+        size = loaded_bytes(weights, options.precision)
+        check_fit(needed_bytes(loaded.spec, size, options.batch, self.capacity, options.precision), loaded.name)
+        kernels = choose(options.variant, subject(digest(loaded.spec), weights.dtypes(), options.precision))
+        self.model = load_model(loaded.spec, weights, options.precision, MlxOps(kernels))
+        self.model.pack()
+        self.decoder = None
+        if loaded.spec.task == "text-generation":
+            compiled = options.variant == "compile" or (options.variant != "eager" and mx.default_device() == mx.gpu)
+            self.decoder = Decoder(self.model, options.batch, self.capacity, compiled=compiled)
+
+    def _reset(self):
+        assert self.decoder is not None
+        self.decoder.reset()
+
+    def _step(self, ids, mask, all_positions):
+        mx, decoder = self.mx, self.decoder
+        assert decoder is not None
+        padded = None if mask.all() else mx.array(mask.astype(np.int32))
+        tokens = mx.array(ids.astype(np.int32))
+        if ids.shape[1] == 1 and self.length:
+            logits = decoder.step(tokens[:, 0], padded)[:, None]
+        else:
+            logits = decoder.prefill(tokens, padded, keep=0 if all_positions else 1)
+        y = np.array(logits.astype(mx.float32))
+        return y if all_positions else y[:, -1]
+
+    def _tokens(self, prompt: list[int], count: int, sampling: Sampling) -> Iterator[int]:
+        assert self.decoder is not None
+        return self.decoder.stream(self.mx.array([prompt]), count, sampling)
+
+    def _encode(self, inputs):
+        mx = self.mx
+        arrays = {k: mx.array(v.astype(np.int32)) for k, v in inputs.items()}
+        outputs = self.model(arrays["input_ids"], arrays["attention_mask"], None, arrays.get("token_type_ids"))
+        return {k: np.array(v.astype(mx.float32)) for k, v in outputs.items()}
+
+    def facts(self):
+        device = self.mx.device_info().get("device_name", "")
+        compiled = self.decoder is not None and self.decoder.compiled
+        kernels = sorted(self.model.ops.kernels)
+        return {
+            "kernels": kernels,
+            "device": f"{self.mx.default_device().type.name} {device}".strip(),
+            "compiled": compiled,
+        }
+
+
+def tune_here(loaded: LoadedModel, precision: str, **options: Any) -> Any:
+    """Measure the Metal kernels on this model and machine, and remember which are worth it.
+
+    Returns:
+        An `edgeformer.backends.metal._tune.Tuning`. `options` are those of its `tune`.
+
+    Raises:
+        RuntimeUnavailable: there is no Metal.
+        InputError: an encoder.
+    """
+    import mlx.core as mx
+
+    from edgeformer.backends import metal
+    from edgeformer.backends.metal import _choice
+    from edgeformer.backends.metal._tune import tune
+    from edgeformer.backends.mlx.launches import require_decoder
+    from edgeformer.backends.mlx.load import load_model
+
+    require_decoder(loaded.spec)
+    if not mx.metal.is_available():
+        raise RuntimeUnavailable("tuning measures Metal kernels, and there is no Metal here: it needs an Apple GPU")
+    _choice.prepare()
+    weights = loaded.require_weights()
+    model = load_model(loaded.spec, weights, precision)
+    model.pack()
+    made = tune(model, {name: metal.get(name) for name in metal.names()}, **options)
+    _choice.save(_choice.subject(digest(loaded.spec), weights.dtypes(), precision), made.as_dict())
+    return made
+
+
+class Runtime(_protocol.Runtime):
+    """MLX on Apple silicon, CUDA or CPU."""
+
+    opens = "checkpoint"
+    also_opens = ("mlx",)
+    packages = ("mlx",)
+    extra = "mlx"
+    variants = ("compile", "eager", "kernels", "ops")
+
+    @property
+    def slow(self) -> bool:  # type: ignore[override]
+        """MLX without a GPU is a correctness oracle: on Linux its matrix products are a reference library's."""
+        return not has_gpu()
+
+    def unavailable(self) -> str | None:
+        return super().unavailable() or back_end_missing()
+
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        if isinstance(source, Path):  # an exported folder: a checkpoint, too
+            manifest = bundle.read_manifest(source)
+            bundle.check_files(source, manifest)
+            precision = manifest["compute"] if has_gpu() else "fp32"  # on CPU, MLX's half precision also sums in it
+            session = MlxSession(load(source), replace(options, precision=precision))
+            session.compute = precision
+            return session
+        return MlxSession(source, options)

@@ -1,0 +1,99 @@
+"""mlx-lm on a folder that edgeformer exported for it: its own model code, caches and generation loop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer import bundle
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.errors import ArtefactError, InputError
+from edgeformer.export.mlx import CODE_NAME, CODE_TARGET, MODEL_FILE
+from edgeformer.layers.rope import length_dependent
+from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.runtimes.mlx import back_end_missing, has_gpu
+from edgeformer.sampling import Sampling
+
+
+class MlxLmSession(Session):
+    """The model as `mlx_lm.load` builds it. MLX takes no number of threads.
+
+    Without a GPU the same bits are computed with in float32: MLX's half precision on CPU also sums in half precision.
+    """
+
+    def __init__(self, folder: Path, options: Options):
+        import mlx.core as mx
+        from mlx_lm.models.cache import make_prompt_cache
+        from mlx_lm.utils import load_model
+
+        manifest = bundle.read_manifest(folder)
+        bundle.check_files(folder, manifest)
+        options = replace(options, capacity=min(options.capacity or manifest["context"], manifest["context"]))
+        super().__init__(bundle.read_spec(folder), options)
+        brings_code = manifest["target"] == CODE_TARGET
+        if brings_code and (folder / CODE_NAME).read_text() != MODEL_FILE:
+            raise ArtefactError(
+                f"{folder / CODE_NAME} is not the code that edgeformer writes; it is not run. Export again"
+            )
+        self.model: Any = load_model(folder, trust_remote_code=brings_code)[0]
+        if mx.default_device() != mx.gpu:
+            self.compute = "fp32"
+            self.model.set_dtype(mx.float32)
+        self.mx, self._make_cache = mx, make_prompt_cache
+        self._reset()
+
+    def _reset(self):
+        self.cache = self._make_cache(self.model)
+
+    def _step(self, ids, mask, all_positions):
+        if not mask.all():
+            raise InputError("this adapter runs mlx-lm without padding; pad in the mlx runtime instead")
+        mx, tokens = self.mx, self.mx.array(ids.astype(np.int32))
+        # as its generate_step does: the head sees the last token alone
+        if not all_positions and ids.shape[1] > 1 and not length_dependent(self.spec):
+            self.model(tokens[:, :-1], cache=self.cache)
+            mx.eval([c.state for c in self.cache])
+            tokens = tokens[:, -1:]
+        y = np.array(self.model(tokens, cache=self.cache).astype(mx.float32))
+        return y if all_positions else y[:, -1]
+
+    def _tokens(self, prompt: list[int], count: int, sampling: Sampling) -> Iterator[int]:
+        from mlx_lm.generate import generate_step
+        from mlx_lm.sample_utils import make_sampler
+
+        if sampling.seed is not None:
+            self.mx.random.seed(sampling.seed)
+        sampler = make_sampler(sampling.temperature, sampling.top_p, sampling.min_p, top_k=sampling.top_k)
+        steps = generate_step(
+            self.mx.array(prompt), self.model, max_tokens=count, sampler=sampler, prompt_cache=self.cache
+        )
+        return (int(token) for token, _ in steps)
+
+    def facts(self):
+        return {"device": self.mx.default_device().type.name, "compute": self.compute}
+
+
+class Runtime(_protocol.Runtime):
+    """mlx-lm."""
+
+    opens = "mlx"
+    tasks = ("text-generation",)
+    packages = ("mlx-lm", "mlx")
+    extra = "mlx-lm"
+
+    @property
+    def slow(self) -> bool:  # type: ignore[override]
+        """As the runtime mlx."""
+        return not has_gpu()
+
+    def unavailable(self) -> str | None:
+        return super().unavailable() or back_end_missing()
+
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        assert isinstance(source, Path)
+        return MlxLmSession(source, options)
