@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgeformer import bundle, parity
 from edgeformer.checkpoint import LoadedModel, load, save
-from edgeformer.errors import InputError
+from edgeformer.errors import CheckpointError, InputError
 from edgeformer.export.mlx import export_mlx
 from edgeformer.export.onnx import Exported, export_onnx
 from edgeformer.measure.harness import Run, Settings, run
 from edgeformer.measure.plans import artefact_plans, checkpoint_plans, label
 from edgeformer.measure.row import Plan
+from edgeformer.rounding import stored_format
 from edgeformer.runtimes._protocol import get
 from edgeformer.spec import Model, digest
 
@@ -33,15 +34,19 @@ def _loaded(model: ModelLike) -> LoadedModel:
     return model if isinstance(model, LoadedModel) else load(model)
 
 
-def build_torch(model: ModelLike | Model, *, precision: str = "fp32", device: str = "cpu") -> TorchModel:
+def build_torch(
+    model: ModelLike | Model, *, precision: str = "fp32", device: str = "cpu", dequantize: bool = False
+) -> TorchModel:
     """The model as a `torch.nn.Module`, to train, compile or shard.
 
     Args:
         model: a MODEL with weights (they are loaded, float32), or a bare spec (freshly initialised by its `init`).
         precision: fp32, fp16 or bf16: what loaded weights are rounded to first.
         device: where the parameters live.
+        dequantize: build a quantized checkpoint's numbers, scale · (code − zero), instead of refusing it.
 
     Raises:
+        CheckpointError: the weights are quantized.
         RuntimeUnavailable: torch is not installed.
     """
     from edgeformer.runtimes._protocol import require
@@ -56,6 +61,11 @@ def build_torch(model: ModelLike | Model, *, precision: str = "fp32", device: st
     loaded = _loaded(model)
     if loaded.weights is None:
         return build_torch(loaded.spec, device=device)
+    if (has := stored_format(loaded.weights)) is not None and not dequantize:
+        raise CheckpointError(
+            f"{loaded.name} is quantized ({has}): training it would start from rounded weights, and saving it would not keep"
+            " its codes. Train the original, or give dequantize=True to build the rounded numbers in float32"
+        )
     return build(loaded, precision=precision, device=device)
 
 

@@ -39,7 +39,7 @@ def writing(folder: Path, *, force: bool = False, keep: Iterable[Path] = ()) -> 
         ExportError: the place is taken, or can't be written to.
     """
     folder = folder.absolute()
-    _check_place(folder, force, keep)
+    check_place(folder, force, keep)
     scratch = None
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -71,7 +71,17 @@ def _swap(new: Path, folder: Path) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def _check_place(folder: Path, force: bool, keep: Iterable[Path]) -> None:
+def has_own_bits(precision: str) -> bool:
+    """Whether weights of this precision are codes: a reference for them has to have the same ones."""
+    return precision not in ("fp32", "fp16", "bf16")
+
+
+def check_place(folder: Path, force: bool, keep: Iterable[Path]) -> None:
+    """Refuse to write where that would lose something; see `writing`.
+
+    Raises:
+        ExportError: what would be lost.
+    """
     real = folder.resolve()
     for what, kept in [("the current folder", Path.cwd()), *(("the model itself", file) for file in keep)]:
         # both as named and as resolved: a checkpoint's files may be links out of their folder

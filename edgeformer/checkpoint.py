@@ -19,11 +19,12 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from edgeformer import affine, discover
+from edgeformer import discover
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
 from edgeformer.models._config import HfConfig, read_json
-from edgeformer.safetensors_file import StoredTensor, checkpoint_files, read_checkpoint, read_header, read_metadata
+from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
 from edgeformer.spec import Model, from_json, tensors, to_json
+from edgeformer.stored_tensors import ONNX_FILE, config_beside, has_weights, is_mlx, split_quantization, stored_tensors
 from edgeformer.weights import NameMap, Weights, bind
 
 TOKENIZER_FILES = (
@@ -37,7 +38,8 @@ class LoadedModel:
     """A spec with its weights, and where they came from.
 
     `weights` is None when only the architecture is known (a spec file, a named spec, a lone config.json). `config` is the
-    Hugging Face config it was read from, if any; `notes` says what was left aside.
+    Hugging Face config it was read from, if any; `notes` says what was left aside; `quantization` says how an artefact's weights
+    were quantized (method, calibration, bits per weight).
     """
 
     spec: Model
@@ -46,6 +48,7 @@ class LoadedModel:
     folder: Path | None = None
     config: dict | None = None
     notes: list[str] = field(default_factory=list)
+    quantization: dict | None = None
 
     def require_weights(self) -> Weights:
         """The weights.
@@ -170,21 +173,25 @@ def _read_config(config: HfConfig, allow_unread: bool) -> tuple[Model, list[str]
 
 
 def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool) -> LoadedModel:
-    want_weights = not skip_weights and _has_weights(folder)
+    want_weights = not skip_weights and has_weights(folder)
     if (file := folder / "spec.json").exists():
-        spec, config, notes = _model(read_json(file), file), None, []
+        spec, notes = _model(read_json(file), file), []
+        config, quantization = config_beside(file)
+        config = config if config and discover.find("edgeformer.models", str(config.get("model_type"))) else None
         names: NameMap = {}
         prefixes: tuple[str, ...] = ("",)
         ignored: Mapping[str, str] = {}
         tied: Mapping[str, str] = {}
-        stored = _stored(folder, _quantization_beside(file)) if want_weights else None
+        stored = stored_tensors(folder, quantization) if want_weights else None
+        if stored and (folder / ONNX_FILE).exists():  # a graph has constants of its own
+            stored = {name: t for name, t in stored.items() if name in tensors(spec)}
     elif (file := folder / "config.json").exists():
-        config, quantization = _quantization(read_json(file))
-        stored = _renamed(_stored(folder, quantization), config) if want_weights else None
+        config, quantization = split_quantization(read_json(file))
+        stored = _renamed(stored_tensors(folder, quantization), config) if want_weights else None
         reader = HfConfig(config, str(file), stored)
         module = family(reader.model_type)
         spec, notes = _read_config(reader, allow_unread)
-        names = getattr(module, "MLX_NAMES", module.NAMES) if stored and _is_mlx(folder) else module.NAMES
+        names = getattr(module, "MLX_NAMES", module.NAMES) if stored and is_mlx(folder) else module.NAMES
         prefixes = getattr(module, "PREFIXES", ("",))
         ignored, tied = getattr(module, "IGNORED", {}), getattr(module, "TIED", {})
     else:
@@ -195,34 +202,14 @@ def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool
         where = str(folder)
         weights, left = bind(spec, stored, names, prefixes=prefixes, ignored=ignored, tied=tied, where=where)
         notes = notes + left
-    return LoadedModel(spec, weights, name, folder, config, notes)
+    return LoadedModel(spec, weights, name, folder, config, notes, _quantization_of(folder))
 
 
-def _stored(folder: Path, quantization: Any) -> dict[str, StoredTensor]:
-    """A folder's tensors by stored name, quantized ones put together."""
-    stored = read_checkpoint(folder)
-    return stored if quantization is None else affine.join(stored, quantization, str(folder))
-
-
-def _quantization_beside(spec_file: Path) -> Any:
-    """The quantization that a config.json beside a spec.json speaks of."""
-    config = spec_file.with_name("config.json")
-    return _quantization(read_json(config))[1] if config.exists() else None
-
-
-def _quantization(config: Any) -> tuple[Any, Any]:
-    """A config without MLX's `quantization`, and that. The weights, once dequantized, are those of the plain config."""
-    if not isinstance(config, dict) or "quantization" not in config:
-        return config, None
-    rest = {k: v for k, v in config.items() if k != "quantization"}
-    if rest.get("quantization_config") == config["quantization"]:  # mlx-lm writes it under both names
-        del rest["quantization_config"]
-    return rest, config["quantization"]
-
-
-def _is_mlx(folder: Path) -> bool:
-    """Whether MLX wrote the weights: it stores linear maps as [outputs, inputs] also where PyTorch didn't."""
-    return read_metadata(checkpoint_files(folder)[0]).get("format") == "mlx"
+def _quantization_of(folder: Path) -> dict | None:
+    """What an artefact's manifest says about how its weights were quantized."""
+    manifest = folder / "edgeformer.json"
+    data = read_json(manifest) if manifest.exists() else {}
+    return data.get("quantization") if isinstance(data, dict) else None
 
 
 def _renamed(stored: Mapping[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:
@@ -235,11 +222,6 @@ def _renamed(stored: Mapping[str, StoredTensor], config: Any) -> dict[str, Store
             name = re.sub(pattern, new, name)
         out[name] = tensor
     return out
-
-
-def _has_weights(folder: Path) -> bool:
-    patterns = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
-    return any(next(folder.glob(p), None) for p in patterns)
 
 
 def _with_pooling(spec: Model, folder: Path) -> Model:

@@ -9,57 +9,25 @@ For decoders: 1. `full`, logits of one pass over the whole sequence; 2. `cached`
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeformer import bundle
-from edgeformer.affine import AffineTensor
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import ArtefactError, InputError
 from edgeformer.layers.rope import length_dependent
 from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, get, require
 from edgeformer.spec import digest
+from edgeformer.verdict import FAIL, NEAR_TIE, PASS, UNCHECKED, Check, Verdict, overall
+from edgeformer.weight_checks import check_weights
 
 LIMITS = {"fp32": (1e-4, 1e-5), "fp16": (1e-2, 5e-3), "bf16": (8e-2, 4e-2)}
 """Largest |difference| allowed, by what an artefact *computes* in: absolute + relative · max |reference|. fp16 arithmetic
 rounds each step to 1e-3 of its size, five of those steps are allowed for; bf16 has three bits less. What weights are stored
 in is no excuse: the reference has the same bits."""
-
-PASS, NEAR_TIE, FAIL, UNCHECKED = "pass", "near-tie", "fail", "unchecked"
-
-
-@dataclass
-class Check:
-    """One rung of the ladder. `max_abs` over all compared values; `first_divergence` is a token's index, or None."""
-
-    name: str
-    verdict: str
-    max_abs: float | None = None
-    limit: float | None = None
-    top1: float | None = None
-    kl_mean: float | None = None
-    first_divergence: int | None = None
-    note: str = ""
-
-
-@dataclass
-class Verdict:
-    """What was compared with what, and how it came out."""
-
-    verdict: str
-    runtime: str
-    reference: str
-    precision: str
-    positions: int
-    checks: list[Check] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
-        return asdict(self)
 
 
 @dataclass
@@ -248,57 +216,6 @@ def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dic
     return checks
 
 
-def check_quantized(quantized: LoadedModel, original: LoadedModel) -> Check:
-    """Whether a quantized model's weights are the original's.
-
-    Those stored as codes: within one step of their scale (rounding is half of one, and MLX moves a group's range so that one end
-    is exact), and what rounding scale and bias to their type adds. The others: the original's, rounded to their type. `max_abs`
-    is the largest |difference| as a share of that.
-    """
-    worst, where, weights = 0.0, "", original.require_weights()
-    for name, source in quantized.require_weights().sources.items():
-        stored, ours, theirs = source.stored, source.read(), weights[name]
-        if isinstance(stored, AffineTensor):
-            allowed = _allowed(stored, source.part, theirs)
-            ratio = np.abs(ours - theirs.astype(np.float32)) / allowed
-        else:
-            ratio = (ours.astype(np.float32) != theirs.astype(ours.dtype).astype(np.float32)) * np.float32(_NOT_AT_ALL)
-        largest = float(np.nan_to_num(ratio, nan=_NOT_AT_ALL, posinf=_NOT_AT_ALL).max(initial=0.0))
-        if largest > worst:
-            worst, where = largest, name
-    note = "share of what quantizing may change" + (f"; {where} is not the original's" if worst > 1 else "")
-    return Check("weights", PASS if worst <= 1 else FAIL, max_abs=worst, limit=1.0, note=note)
-
-
-_NOT_AT_ALL = 1e9
-
-
-def _allowed(stored: AffineTensor, part: Any, original: np.ndarray) -> np.ndarray:
-    """The largest |difference| of each weight: 1.01 steps, (2ᵇ − 1) roundings of the scale, one of the bias.
-
-    The step is the stored scale, but no larger than the original's range calls for (MLX moves it by half a code at most): a
-    scale that is wrong must not grant itself room.
-    """
-    scales, biases = (np.abs(t.read().astype(np.float32)) for t in (stored.scales, stored.biases))
-    if part is not None:
-        scales, biases = part.take(scales), part.take(biases)
-    codes = 2**stored.bits - 1
-    grouped = original.astype(np.float32).reshape(*scales.shape, stored.group_size)
-    called_for = (grouped.max(-1) - grouped.min(-1)) / codes * (1 + 0.5 / max(codes // 2, 1))
-    unit = {"F32": 2.0**-24, "F16": 2.0**-11, "BF16": 2.0**-8}[stored.scales.dtype]
-    allowed = np.minimum(scales, called_for * (1 + unit)) * (1.01 + codes * unit) + biases * unit
-    return np.maximum(allowed, 1e-12).repeat(stored.group_size, -1)
-
-
-def overall(checks: list[Check]) -> str:
-    """fail if anything failed, near-tie if the worst is one, unchecked if nothing could be compared."""
-    verdicts = {c.verdict for c in checks}
-    for verdict in (FAIL, NEAR_TIE, PASS):
-        if verdict in verdicts:
-            return verdict
-    return UNCHECKED
-
-
 def verify(
     artefact: str | Path,
     against: LoadedModel,
@@ -343,10 +260,11 @@ def verify(
     if (refusal := made.refuses(against.spec, Options())) is not None:
         raise InputError(f"the runtime {runtime} can't run {against.name}: {refusal}")
     checks: list[Check] = []
-    if "bit" in precision:  # the reference has to have the same quantized bits, and those have to be the original's
+    opened: Path | LoadedModel = load(folder) if kind == "checkpoint" else folder
+    if bundle.has_own_bits(precision):  # the reference has to have the same bits, and those have to be the original's
         original, against, stored = against, load(folder), precision
         precision = "fp32"
-        checks.append(check_quantized(against, original))
+        checks.append(check_weights(against, original))
     else:
         stored = precision
     length = min(length if ids is None else len(ids), manifest["context"])
@@ -358,13 +276,13 @@ def verify(
         generate = min(generate, manifest["context"] - prompt)
         reference = make_reference(against, ids, precision=precision, threads=threads, prompt=prompt, generate=generate)
         capacity = max(length, prompt + generate)
-        session = made.open(folder, Options(threads=threads, capacity=capacity, variant=variant))
+        session = made.open(opened, Options(threads=threads, capacity=capacity, variant=variant))
         checks += check_decoder(session, reference, session.compute or compute)
         name = reference.runtime
     else:
         inputs, name = encoder_inputs(against.spec, length, seed=seed, ids=ids), reference_runtime()
         expected = require(name)[0].open(against, Options(threads=threads, precision=precision)).encode(inputs)
-        session = made.open(folder, Options(threads=threads, variant=variant))
+        session = made.open(opened, Options(threads=threads, variant=variant))
         checks += check_encoder(session, inputs, expected, session.compute or compute)
     notes = []
     if session.compute not in (None, compute):

@@ -23,8 +23,8 @@ _TYPES = {str: ir.AttributeType.STRING, float: ir.AttributeType.FLOAT, int: ir.A
 class FunctionOps(GraphOps):
     """Primitives as nodes, fused ops as function calls. `inline` writes the bodies in place instead."""
 
-    def __init__(self, compute: ir.DataType, *, inline: bool = False):
-        super().__init__(compute)
+    def __init__(self, compute: ir.DataType, *, inline: bool = False, accuracy_level: int = 0):
+        super().__init__(compute, accuracy_level)
         self.inline = inline
         self.functions: dict[tuple, tuple[ir.Function, list]] = {}
         """Signature -> the function, and the (dtype, dims) of its outputs."""
@@ -57,7 +57,7 @@ class FunctionOps(GraphOps):
         return made[0] if outputs == 1 else tuple(made)
 
     def _define(self, name, key, body, operands, flat, attributes):
-        inner = type(self)(self.compute, inline=True)
+        inner = type(self)(self.compute, inline=True, accuracy_level=self.accuracy_level)
         formals = [ir.Value(name=f"x{i}") for i in range(len(flat))]
         inputs = iter(
             None if t is None else GraphTensor(inner, f, t.dtype, t.dims) for t, f in zip(flat, formals, strict=True)

@@ -19,6 +19,7 @@ from edgeformer.errors import ExportError
 from edgeformer.export.functions import FunctionOps
 from edgeformer.export.graph_ops import CONTRIB, DOMAIN, FLOAT, INT64, IR_VERSION, OPSET, GraphTensor
 from edgeformer.export.handles import Initializers, LayerHandle
+from edgeformer.export.storage import Storage
 from edgeformer.layers.rope import Rope
 from edgeformer.spec import Model, layers
 from edgeformer.step import begin
@@ -31,11 +32,13 @@ LOGITS_TO_KEEP = "num_logits_to_keep"
 class BuiltGraph:
     """An ONNX model whose weights are named but not filled in.
 
-    `weights` lists the canonical names in use, `constants` the large build-time arrays, `notes` what the lowering says.
+    `weights` lists the canonical names in use, `codes` the initializers of each quantized one's codes, `constants` the large
+    build-time arrays, `notes` what the lowering says.
     """
 
     model: ir.Model
     weights: list[str]
+    codes: dict[str, list[str]]
     constants: dict[str, np.ndarray]
     notes: dict[str, int]
     cache: str | None
@@ -87,24 +90,26 @@ def cache_names(spec: Model) -> dict[tuple[str, str], str]:
 
 def build(
     spec: Model,
-    storage: dict[str, ir.DataType],
+    storage: dict[str, Storage],
     *,
     target: str = "cpu",
     compute: ir.DataType = FLOAT,
     context: int | None = None,
     inline: bool = False,
+    accuracy_level: int = 0,
 ) -> BuiltGraph:
     """Build the graph of a model.
 
     Args:
         spec: the model.
-        storage: canonical tensor name -> the type its initializer has.
+        storage: canonical tensor name -> how it is held.
         target: the lowering, a file in `export/targets/`.
         compute: FLOAT or FLOAT16, the type of activations and cache.
         context: positions that rotary tables cover; the model's own by default.
         inline: write the definitions of fused ops in place instead of as functions.
+        accuracy_level: of MatMulNBits: 0 multiplies dequantized weights; 4 rounds activations to int8 first.
     """
-    ops = target_class(target)(compute, inline=inline)
+    ops = target_class(target)(compute, inline=inline, accuracy_level=accuracy_level)
     weights = Initializers(ops, storage)
     inputs = {i.name: _input(ops, i.name, INT64, i.shape) for i in spec.inputs()}
     _tables(ops, weights, spec, context or spec.context)
@@ -148,9 +153,11 @@ def build(
     )
     _clean(model)
     used = {v.name for v in model.graph.initializers.values()}
+    codes = {n: [c for c in forms if c in used] for n, forms in weights.codes.items()}
     return BuiltGraph(
         model,
-        [n for n in weights.values if n in used and n not in weights.constants],
+        [n for n in storage if n in used or n in codes],
+        codes,
         {n: a for n, a in weights.constants.items() if n in used},
         ops.notes,
         None if store is None else "growing" if store.grows else "shared",

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeformer.errors import ExportError
+from edgeformer.formats import GROUP, Format
 from edgeformer.ops import Ops
 
 OPSET, IR_VERSION, DOMAIN, CONTRIB = 23, 10, "edgeformer", "com.microsoft"
@@ -82,8 +83,8 @@ def broadcast(a: Dims, b: Dims) -> Dims:
 class GraphOps(Ops):
     """Collects nodes. One instance builds one graph or one function body; `compute` is the float type of activations."""
 
-    def __init__(self, compute: ir.DataType = FLOAT):
-        self.compute = compute
+    def __init__(self, compute: ir.DataType = FLOAT, accuracy_level: int = 0):
+        self.compute, self.accuracy_level = compute, accuracy_level
         self.nodes: list[ir.Node] = []
         self.scopes: list[str] = []
         self._constants: dict[tuple, ir.Value] = {}
@@ -325,6 +326,26 @@ class GraphOps(Ops):
     def add_layer_norm(self, x, d, weight, bias, *, eps):
         total = x + d
         return total, self.layer_norm(total, weight, bias, eps=eps)
+
+    # ------------------------------------------------------------------------------------------- quantized weights
+
+    def codes_form(self, shape: tuple[int, ...], format: Format, *, table: bool) -> tuple[ir.DataType, Dims]:
+        """How codes of a weight are declared: signed here, so that DequantizeLinear needs no zero points."""
+        return (ir.DataType.INT4 if format.bits == 4 else ir.DataType.INT8), shape
+
+    def dequantized(self, codes: GraphTensor, scales: GraphTensor) -> GraphTensor:
+        """The weight, scale · (code − zero). Runtimes fold it when they load, or fuse it into the product."""
+        return self.node(
+            "DequantizeLinear", [codes, scales], dims=codes.dims, dtype=scales.dtype, axis=1, block_size=GROUP
+        )
+
+    def quantized_linear(self, x: GraphTensor, codes: GraphTensor, scales: GraphTensor, format: Format) -> GraphTensor:
+        """`x @ weight.T`."""
+        return self.linear(x, self.dequantized(codes, scales))
+
+    def quantized_take(self, codes: GraphTensor, scales: GraphTensor, ids: GraphTensor, format: Format) -> GraphTensor:
+        """Rows by id."""
+        return self.take(self.dequantized(codes, scales), ids)
 
     def linear(self, x: GraphTensor, weight: GraphTensor) -> GraphTensor:
         """`x @ weight.T` for a stored [outputs, inputs] weight. Runtimes fold the transposition when they load."""

@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeformer.export.graph_ops import GraphOps, GraphTensor
+from edgeformer.formats import SCALES, Format
 from edgeformer.spec import Const, Dropout, Layer, Linear, Stacked, Sub, Table, Vector, tensor_name
 
 
@@ -34,6 +35,22 @@ class LinearHandle:
     def _emit(self, x: GraphTensor) -> GraphTensor:
         y = self.ops.linear(x, self.tensors[0])
         return y + self.tensors[1] if len(self.tensors) > 1 else y
+
+
+class QuantizedHandle(LinearHandle):
+    """A linear map whose weight is codes and scales: as operands of a fused op those two, then the bias."""
+
+    def __init__(self, ops: GraphOps, tensors: list[Any], path: str, stored: Format):
+        super().__init__(ops, tensors, path)
+        self.stored = stored
+        self.format = stored.name.upper() + ("Bias" if len(tensors) > 2 else "")
+
+    def rebind(self, ops: GraphOps, tensors: list[Any]) -> QuantizedHandle:
+        return QuantizedHandle(ops, tensors, "", self.stored)
+
+    def _emit(self, x: GraphTensor) -> GraphTensor:
+        y = self.ops.quantized_linear(x, self.tensors[0], self.tensors[1], self.stored)
+        return y + self.tensors[2] if len(self.tensors) > 2 else y
 
 
 class StackedHandle:
@@ -68,24 +85,77 @@ class TableHandle:
             return self.ops.linear(x, self.weight)
 
 
+class QuantizedTable:
+    """A table of codes and scales."""
+
+    def __init__(self, weights: Initializers, name: str, shape: tuple[int, int], stored: Format):
+        self.weights, self.name, self.shape, self.stored = weights, name, shape, stored
+
+    def __call__(self, ids: GraphTensor) -> GraphTensor:
+        codes, scales = self.weights.quantized(self.name, self.shape, table=True)
+        return self.weights.ops.quantized_take(codes, scales, ids, self.stored)
+
+    def as_linear(self, x: GraphTensor) -> GraphTensor:
+        """[..., width] -> [..., rows]."""
+        codes, scales = self.weights.quantized(self.name, self.shape, alias=BLOCKS)
+        with self.weights.ops.scope("head"):
+            return self.weights.ops.quantized_linear(x, codes, scales, self.stored)
+
+
+BLOCKS = ".blocks"
+"""What the name of a table's codes ends with where they are operands of a product: the same bytes in another shape."""
+
+
 class Initializers:
     """The graph's weights: makes one initializer per canonical name, and the Cast after it where types differ.
 
+    A quantized weight is two, its codes under the canonical name (and, of a table that is also the head, once more under
+    another shape) and its scales.
+
     Args:
         ops: the graph being built.
-        storage: canonical name -> the ONNX type it is stored in.
+        storage: canonical name -> how it is held.
     """
 
-    def __init__(self, ops: GraphOps, storage: dict[str, ir.DataType]):
+    def __init__(self, ops: GraphOps, storage: dict[str, Any]):
         self.ops, self.storage = ops, storage
         self.values: dict[str, ir.Value] = {}
         self.constants: dict[str, Any] = {}
+        self.codes: dict[str, list[str]] = {}
+        """Canonical name -> the initializers that hold its codes."""
         self._casts: dict[str, GraphTensor] = {}
+
+    def linear(self, path: str, declaration: Linear, ops: GraphOps) -> LinearHandle:
+        """The handle of a linear map."""
+        shapes = {tensor_name(path, k): s for k, s in declaration.tensors().items()}
+        names = list(shapes)
+        rest = [self.weight(name, shapes[name]) for name in names[1:]]
+        stored = self.storage[names[0]]
+        if isinstance(stored, Format):
+            return QuantizedHandle(ops, [*self.quantized(names[0], shapes[names[0]]), *rest], path, stored)
+        return LinearHandle(ops, [self.weight(names[0], shapes[names[0]]), *rest], path)
+
+    def quantized(
+        self, name: str, shape: tuple[int, ...], *, table: bool = False, alias: str = ""
+    ) -> tuple[GraphTensor, GraphTensor]:
+        """Codes, in the form that the target's products (or its lookups, `table`) take, and scales in the compute type."""
+        stored = self.storage[name]
+        dtype, dims = self.ops.codes_form(shape, stored, table=table)
+        if alias and self.ops.codes_form(shape, stored, table=True) == (dtype, dims):
+            alias = ""  # lookups take the same form
+        full = name + alias
+        if full not in self.values:
+            self.values[full] = ir.Value(name=full, type=ir.TensorType(dtype), shape=ir.Shape(dims))
+            self.codes.setdefault(name, []).append(full)
+        scales = self._held(name + SCALES, ir.DataType.FLOAT16, stored.scales_shape(shape))
+        return GraphTensor(self.ops, self.values[full], dtype, dims), scales
 
     def weight(self, name: str, shape: tuple[int, ...]) -> GraphTensor:
         """The weight in the compute type."""
+        return self._held(name, self.storage[name], shape)
+
+    def _held(self, name: str, dtype: ir.DataType, shape: tuple[int, ...]) -> GraphTensor:
         if name not in self._casts:
-            dtype = self.storage[name]
             self.values[name] = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
             stored = GraphTensor(self.ops, self.values[name], dtype, shape)
             scopes, self.ops.scopes = self.ops.scopes, ["weights", name]
@@ -120,14 +190,15 @@ class LayerHandle:
     def _make(self, declaration: Any, path: str, weights: Initializers) -> Any:
         match declaration:
             case Linear():
-                tensors = [weights.weight(tensor_name(path, k), s) for k, s in declaration.tensors().items()]
-                return LinearHandle(self.ops, tensors, path)
+                return weights.linear(path, declaration, self.ops)
             case Stacked():
                 return StackedHandle(
                     self.ops, [weights.weight(tensor_name(path, k), s) for k, s in declaration.tensors().items()]
                 )
             case Table():
                 name, shape = tensor_name(path, "weight"), (declaration.rows, declaration.width)
+                if isinstance(stored := weights.storage[name], Format):
+                    return QuantizedTable(weights, name, shape, stored)
                 return TableHandle(self.ops, weights.weight(name, shape))
             case Vector():
                 return weights.weight(path, (declaration.size,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ import edgeformer
 from edgeformer import bundle
 from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel
 from edgeformer.errors import ExportError
+from edgeformer.export.filling import Progress, fill
 from edgeformer.export.genai import genai_config
 from edgeformer.export.graph import build
 from edgeformer.export.graph_ops import FLOAT
-from edgeformer.export.storage import DataWriter, link, planned_storage
+from edgeformer.export.storage import plan
+from edgeformer.rounding import bits_per_weight
 from edgeformer.spec import digest, to_json
-from edgeformer.weights import Source
+from edgeformer.weights import Weights
 
 MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
-Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,13 @@ def export_onnx(
     loaded: LoadedModel,
     output: str | os.PathLike,
     *,
-    precision: str = "fp32",
+    precision: str | None = None,
     target: str = "cpu",
     weights: str = "copy",
     context: int | None = None,
     inline: bool = False,
+    accuracy_level: int = 0,
+    keep: Sequence[str] = (),
     force: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -54,11 +56,16 @@ def export_onnx(
     Args:
         loaded: the model, from `edgeformer.load`.
         output: folder to write; it appears when complete. An artefact that is there is replaced.
-        precision: fp32, fp16 (weights and arithmetic) or bf16 (weights; arithmetic in float32).
+        precision: fp32, fp16 (weights and arithmetic), bf16 (weights; arithmetic in float32); q4 or q8 (weights in groups of
+            32; arithmetic in float32), q4f16 or q8f16 (the rest and the arithmetic in fp16). By default fp32, or what a
+            quantized checkpoint is stored in; weights that aren't quantized yet are rounded to nearest.
         target: the lowering (`cpu`, `portable`).
         weights: `copy` (self-contained) or `link` (points into the checkpoint's files).
         context: longest sequence; the model's own by default.
         inline: fused ops written out instead of as functions, for runtimes without functions.
+        accuracy_level: q4 and q8, 0: products of dequantized weights. 4: ONNX Runtime first rounds activations to int8, which is
+            faster on CPUs and changes the answers.
+        keep: patterns of tensors that q4 and q8 leave as they are.
         force: replace a folder that is no artefact.
         progress: called as bytes are written.
 
@@ -66,14 +73,17 @@ def export_onnx(
         ExportError: it can't be written as asked; nothing is left behind.
         CheckpointError: the weights are missing or damaged.
     """
-    spec, source = loaded.spec, loaded.require_weights()
+    spec = loaded.spec
     if weights not in ("copy", "link"):
         raise ExportError(f"--weights is copy or link, not {weights!r}")
     context = _context(loaded, context)
-    storage, compute = planned_storage(source, precision, weights == "link")
-    built = build(spec, storage, target=target, compute=compute, context=context, inline=inline)
+    if accuracy_level not in (0, 4):
+        raise ExportError(f"--accuracy-level is 0 (exact) or 4 (int8 activations), not {accuracy_level}")
+    made = plan(spec, loaded.require_weights(), precision, weights == "link", keep)
+    levels = {"accuracy_level": accuracy_level}
+    built = build(spec, made.storage, target=target, compute=made.compute, context=context, inline=inline, **levels)
     with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
-        linked = _fill(built, source.sources, storage, folder, weights == "link", progress)
+        linked = fill(built, made, folder, DATA_FILE, weights == "link", progress)
         ir.save(built.model, folder / MODEL_FILE)
         _companions(loaded, folder, context, [v.name or "" for v in built.model.graph.inputs])
         linked_names = {n for n, entry in linked.items() if entry["hard_link"]}
@@ -84,8 +94,9 @@ def export_onnx(
             "task": spec.task,
             "spec_digest": digest(spec),
             "weights_digest": loaded.weights_digest(),
-            "precision": precision,
-            "compute": "fp32" if compute == FLOAT else "fp16",
+            "precision": made.precision,
+            "compute": "fp32" if made.compute == FLOAT else "fp16",
+            "quantization": _quantization(loaded, made.weights, built.codes, accuracy_level),
             "target": target,
             "context": context,
             "lowering": built.notes,
@@ -102,6 +113,17 @@ def export_onnx(
             " tools will not; use --weights copy for those"
         )
     return Exported(Path(output), manifest, notes)
+
+
+def _quantization(loaded: LoadedModel, weights: Weights, codes: Collection[str], accuracy_level: int) -> dict | None:
+    """What the manifest says of quantized weights; None if there are none."""
+    if not codes:
+        return None
+    return {
+        **(loaded.quantization or {"method": "rtn"}),
+        "bits_per_weight": bits_per_weight(weights),
+        "accuracy_level": accuracy_level,
+    }
 
 
 def source_files(loaded: LoadedModel) -> set[Path]:
@@ -121,76 +143,6 @@ def _context(loaded: LoadedModel, context: int | None) -> int:
     if not 0 < context <= longest:
         raise ExportError(f"--context {context} is outside 1..{longest}, the positions this model has")
     return context
-
-
-def _fill(
-    built: Any,
-    sources: dict[str, Source],
-    storage: dict[str, ir.DataType],
-    folder: Path,
-    linking: bool,
-    progress: Progress | None,
-) -> dict[str, dict]:
-    """Give every initializer its data; the linked files."""
-    done, total = 0, sum(sources[n].stored.nbytes // getattr(sources[n].part, "of", 1) for n in built.weights)
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        if progress is not None:
-            progress(min(done, total), total)
-
-    initializers = built.model.graph.initializers
-    files = sorted({sources[n].stored.file for n in built.weights if linking and sources[n].part is None})
-    linked = _link_files(files, folder)
-    locations = dict(zip(files, linked, strict=True))
-    beside = all(entry["hard_link"] for entry in linked.values())
-    writer = DataWriter(folder, DATA_FILE, advance)
-    try:
-        for name in built.weights:
-            source, shape = sources[name], tuple(initializers[name].shape)  # type: ignore[arg-type]
-            if source.stored.file in locations and source.part is None:
-                initializers[name].const_value = link(source, name, folder, locations[source.stored.file])
-            elif beside:
-                initializers[name].const_value = writer.source(name, source, storage[name], shape)
-            else:
-                raise ExportError(
-                    f"{source.stored.file} is on another file system than {folder.parent}, and {name} is cut out of it, so"
-                    " it can't be linked; use --weights copy, or an output folder beside the checkpoint"
-                )
-        for name, array in built.constants.items():
-            initializers[name].const_value = writer.array(name, array) if beside else ir.tensor(array, name=name)
-    finally:
-        written = writer.close()
-    if not written:
-        (folder / DATA_FILE).unlink()
-    return linked
-
-
-def _link_files(files: list[Path], folder: Path) -> dict[str, dict]:
-    """Hard-link a checkpoint's files beside the ONNX file; runtimes refuse paths that leave the folder.
-
-    A hard link is no copy, survives a replaced original, and loads in every tool. Across file systems there is none: the
-    manifest then keeps the paths, all in one folder, which our runtime passes on.
-    """
-    linked: dict[str, dict] = {}
-    for file in files:
-        real = file.resolve()
-        entry = {"path": str(real), **bundle.fingerprint(real)}
-        try:
-            os.link(real, folder / file.name)
-            linked[file.name] = {**entry, "hard_link": True}
-        except OSError:
-            linked[real.name] = {**entry, "hard_link": False}
-    if (
-        len(
-            {e["hard_link"] for e in linked.values()}
-            | {str(Path(e["path"]).parent) for e in linked.values() if not e["hard_link"]}
-        )
-        > 2
-    ):
-        raise ExportError("the checkpoint's shards lie in several folders of another file system; use --weights copy")
-    return linked
 
 
 def _companions(loaded: LoadedModel, folder: Path, context: int, inputs: list[str]) -> None:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 
 from edgeformer.errors import ExportError
-from edgeformer.safetensors_file import DTYPES
+from edgeformer.formats import QUANTIZED, SCALES, Format, GroupTensor, QuantizedTensor, flip_sign
+from edgeformer.rounding import rounded, stored_format
+from edgeformer.safetensors_file import DTYPES, StoredTensor
+from edgeformer.spec import Model
 from edgeformer.weights import Source, Weights
 
 ONNX_DTYPES = {"F32": ir.DataType.FLOAT, "F16": ir.DataType.FLOAT16, "BF16": ir.DataType.BFLOAT16}
@@ -31,16 +35,77 @@ _ALIGN = 4096  # so that runtimes can map the data
 Progress = Callable[[int], None]
 
 
-def planned_storage(weights: Weights, precision: str, link: bool) -> tuple[dict[str, ir.DataType], ir.DataType]:
-    """Canonical name -> storage type, and the compute type.
+Storage = ir.DataType | Format
+"""How an exported tensor is held."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an export writes: the weights it reads, canonical name -> how each is held, and the type of activations."""
+
+    precision: str
+    weights: Weights
+    storage: dict[str, Storage]
+    compute: ir.DataType
+
+
+def plan(spec: Model, weights: Weights, precision: str | None, link: bool, keep: Sequence[str] = ()) -> Plan:
+    """Decide how every tensor is held.
+
+    Args:
+        spec: the model.
+        weights: as the checkpoint has them.
+        precision: one of `PRECISIONS`, or a group format (`q4`, `q8`; `mixed` for a checkpoint that mixes them), with `f16`
+            behind it if activations and scales are to be fp16. None: group formats as stored, anything else fp32.
+        link: whether tensors must be used where they lie.
+        keep: patterns of tensors that rounding to q4 or q8 leaves as they are.
 
     Raises:
-        ExportError: an unknown precision, or one that a link can't give because tensors would have to be converted.
+        ExportError: an unknown precision, or one that these weights or a link can't give.
+        CheckpointError: a weight that can't be held in groups.
     """
-    if precision not in PRECISIONS:
-        raise ExportError(f"precision {precision!r} is not known; it is one of {', '.join(PRECISIONS)}")
+    has = stored_format(weights)
+    has = has if has in (*QUANTIZED, "mixed") else None
+    precision = precision or has or "fp32"
+    if precision in PRECISIONS:
+        if keep:
+            raise ExportError(
+                f"--keep is for {' and '.join(QUANTIZED)}; --precision {precision} rounds nothing to groups"
+            )
+        storage, compute = _plain_storage(weights, precision, link)
+        return Plan(precision, weights, dict(storage), compute)
+    base = precision.removesuffix("f16")
+    if base not in QUANTIZED and base != (has or "q4"):
+        known = ", ".join((*PRECISIONS, *QUANTIZED, *(f"{q}f16" for q in QUANTIZED)))
+        raise ExportError(f"precision {precision!r} is not known; it is one of {known}")
+    if has is None:
+        if link:
+            raise ExportError(
+                f"--weights link uses tensors as they are stored, and these are not {base}: `edgeformer quantize` first, and"
+                " export what it writes; or use --weights copy"
+            )
+        weights = rounded(spec, weights, base, keep)
+    elif has != base:
+        raise ExportError(
+            f"the checkpoint is quantized already, to {has}, so --precision {precision} would round it twice; export it as"
+            f" {has}, or quantize the original"
+        )
+    elif keep:
+        raise ExportError("--keep chooses what is rounded, and this checkpoint is quantized already")
+    compute = ir.DataType.FLOAT16 if precision.endswith("f16") else ir.DataType.FLOAT
+    storage: dict[str, Storage] = {}
+    for name, source in weights.sources.items():
+        stored = source.stored
+        if isinstance(stored, QuantizedTensor):
+            storage[name] = stored.format
+        else:
+            storage[name] = ONNX_DTYPES.get(stored.dtype, compute) if link else compute
+    return Plan(precision, weights, storage, compute)
+
+
+def _plain_storage(weights: Weights, precision: str, link: bool) -> tuple[dict[str, ir.DataType], ir.DataType]:
     storage, compute = PRECISIONS[precision]
-    quantized = {d for d in weights.dtypes() if d.startswith("AFFINE")}
+    quantized = {d for d in weights.dtypes() if d.startswith(("AFFINE", "Q"))}
     if unknown := weights.dtypes() - set(DTYPES) - quantized:
         raise ExportError(
             f"weights of type {', '.join(sorted(unknown))} can't be exported; they must be {', '.join(DTYPES)}"
@@ -114,6 +179,21 @@ class DataWriter:
                     self.progress(_CHUNK if left else stored.nbytes % _CHUNK or _CHUNK)
         return self._tensor(name, offset, dtype, shape)
 
+    def quantized(
+        self, name: str, source: Source, dtype: ir.DataType, shape: tuple[int, ...]
+    ) -> tuple[ir.ExternalTensor, ir.ExternalTensor]:
+        """Write a weight's codes, declared as `dtype` and `shape`, and its fp16 scales."""
+        assert isinstance(source.stored, QuantizedTensor)
+        format, (codes, scales) = source.stored.format, source.stored.quantized()
+        if dtype in (ir.DataType.INT4, ir.DataType.INT8):
+            codes = flip_sign(codes, format)
+        offset = self._start(codes.nbytes)
+        self._file.write(_bytes(codes))
+        first = self._tensor(name, offset, dtype, shape)
+        second = self.array(name + SCALES, scales)
+        self.progress(source.stored.nbytes)
+        return first, second
+
     def close(self) -> int:
         """Flush to disk; the number of bytes written."""
         self._file.flush()
@@ -137,9 +217,29 @@ def _convert(x: np.ndarray, dtype: ir.DataType) -> np.ndarray:
     return x.astype(dtype.numpy())
 
 
-def link(source: Source, name: str, folder: Path, location: str) -> ir.ExternalTensor:
+def link(t: StoredTensor, name: str, folder: Path, location: str) -> ir.ExternalTensor:
     """An initializer that is a checkpoint's tensor where it lies; `location` is the file's name beside the ONNX file."""
-    t = source.stored
-    return ir.ExternalTensor(
-        location, t.offset, t.nbytes, ONNX_DTYPES[t.dtype], shape=ir.Shape(t.shape), name=name, base_dir=folder
+    return external(t, name, folder, location, ONNX_DTYPES[t.dtype], t.shape)
+
+
+def link_quantized(
+    t: GroupTensor, name: str, folder: Path, location: str, dtype: ir.DataType, shape: tuple[int, ...]
+) -> tuple[ir.ExternalTensor, ir.ExternalTensor]:
+    """Codes and scales where they lie.
+
+    Raises:
+        ExportError: the target wants the codes in another form.
+    """
+    if dtype != ir.DataType.UINT8:
+        raise ExportError("this target holds codes signed, so it can't point at the checkpoint's; use --weights copy")
+    return (
+        external(t, name, folder, location, dtype, shape),
+        external(t.scales, name + SCALES, folder, location, ir.DataType.FLOAT16, t.scales.shape),
     )
+
+
+def external(
+    t: StoredTensor, name: str, folder: Path, location: str, dtype: ir.DataType, shape: tuple[int, ...]
+) -> ir.ExternalTensor:
+    """The bytes of a stored tensor as an initializer of a type and shape."""
+    return ir.ExternalTensor(location, t.offset, t.nbytes, dtype, shape=ir.Shape(shape), name=name, base_dir=folder)

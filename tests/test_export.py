@@ -14,6 +14,7 @@ from support import STDLIB, TINY, load_tiny, open_session, random_ids, run_cache
 from edgeformer import bundle
 from edgeformer.checkpoint import load
 from edgeformer.errors import ArtefactError, ExportError, InputError
+from edgeformer.export import filling
 from edgeformer.export import onnx as exporter
 from edgeformer.export.onnx import export_onnx
 
@@ -118,7 +119,7 @@ def test_a_full_disk_leaves_nothing(checkpoint_copy, tmp_path, monkeypatch):
     def full(self, name, source, dtype, shape):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(exporter.DataWriter, "source", full)
+    monkeypatch.setattr(filling.DataWriter, "source", full)
     with pytest.raises(ExportError, match=r"No space left on device.*Nothing was left behind"):
         export_onnx(load(checkpoint_copy), place / "onnx")
     assert leftovers(place) == []

@@ -26,9 +26,10 @@ from edgeformer.export import safetensors  # noqa: E402
 from edgeformer.export.mlx import export_mlx, stock_config  # noqa: E402
 from edgeformer.export.onnx import export_onnx  # noqa: E402
 from edgeformer.layers.decoder import Decoder  # noqa: E402
-from edgeformer.parity import check_quantized, verify  # noqa: E402
+from edgeformer.parity import verify  # noqa: E402
 from edgeformer.runtimes._protocol import Options, require  # noqa: E402
 from edgeformer.spec import digest  # noqa: E402
+from edgeformer.weight_checks import check_affine  # noqa: E402
 
 STOCK = {  # which cases a model type of mlx-lm holds; the others bring their code
     "llama-groups-of-3": "llama",
@@ -257,7 +258,7 @@ def test_a_wrong_scale_grants_itself_no_room(damage, tmp_path):
         for part, value in (("weight", 0), ("scales", 1), ("biases", 0)):
             tensors[f"{path}.{part}"][:] = value
     save_file(tensors, tmp_path / "d" / "model.safetensors", {"format": "mlx"})
-    check = check_quantized(load(tmp_path / "d"), loaded)
+    check = check_affine(load(tmp_path / "d"), loaded)
     assert check.verdict == "fail" and "attention.o" in check.note
 
 

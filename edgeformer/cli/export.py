@@ -12,7 +12,7 @@ from edgeformer.cli._common import allow_unread, as_json, byte_progress, load_mo
 @click.command(
     name="export",
     epilog="Examples:  edgeformer export models/stdlib-5m -o build/m  ·  edgeformer export MODEL -o DIR --weights link  ·"
-    "  edgeformer export MODEL -o DIR --to mlx --precision 4bit",
+    "  edgeformer export MODEL -o DIR --to mlx --precision q4",
 )
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder to write; it appears when complete.")
@@ -20,9 +20,9 @@ from edgeformer.cli._common import allow_unread, as_json, byte_progress, load_mo
 @click.option(
     "--precision",
     default=None,
-    type=click.Choice(["fp32", "fp16", "bf16", "4bit", "8bit"]),
-    help="onnx: fp32 (default), fp16 (weights and arithmetic), bf16 (weights; arithmetic in fp32). mlx: weights and"
-    " arithmetic; 4bit and 8bit are MLX's affine quantization. [mlx default: as the checkpoint is stored]",
+    help="fp32, fp16, bf16; q4, q8: groups of 32, the same bits in every runtime (of a checkpoint that isn't quantized yet:"
+    " rounded to nearest). onnx: fp16 is weights and arithmetic, bf16 weights only; q4f16 and q8f16 compute in fp16. mlx:"
+    " 4bit, 8bit are MLX's own affine quantization. [default: onnx fp32, mlx as stored; a quantized checkpoint as it is]",
 )
 @click.option(
     "--group-size", type=click.Choice(["32", "64", "128"]), default=None, help="mlx: weights per scale. [default: 64]"
@@ -46,6 +46,16 @@ from edgeformer.cli._common import allow_unread, as_json, byte_progress, load_mo
 @click.option(
     "--context", type=click.IntRange(min=1), default=None, help="onnx: longest sequence. [default: the model's]"
 )
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    default=None,
+    help="onnx, q4 and q8: 0 multiplies dequantized weights; 4 first rounds activations to int8: faster on CPUs, other answers"
+    " (`edgeformer quality` shows how other). [default: 0]",
+)
+@click.option(
+    "--keep", multiple=True, metavar="PATTERN", help="q4, q8: tensors to leave as they are, such as 'head.*'."
+)
 @click.option("--inline", is_flag=True, help="onnx: write fused ops out, for runtimes without ONNX functions.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT even if it is no artefact.")
 @allow_unread
@@ -55,9 +65,9 @@ def command(model: str, output: str, kind: str, allow_unread_config: bool, as_js
     use. mlx: a folder that mlx-lm loads."""
     from edgeformer.api import export
 
-    options = {name: value for name, value in given.items() if value not in (None, False)}
-    if "group_size" in options:
-        options["group_size"] = int(options["group_size"])
+    options = {name: value for name, value in given.items() if value not in (None, False, ())}
+    for name in {"group_size", "accuracy_level"} & options.keys():
+        options[name] = int(options[name])
     loaded = load_model(model, allow_unread_config)
     with byte_progress("writing weights") as progress:
         made = export(loaded, output, to=kind, progress=progress, **options)

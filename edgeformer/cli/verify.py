@@ -41,7 +41,8 @@ def command(
 ) -> None:
     """Check that ARTEFACT says what the original says; the verdict goes into its manifest. Exit code 1 if it doesn't."""
     from edgeformer.errors import VerificationFailed
-    from edgeformer.parity import FAIL, verify
+    from edgeformer.parity import verify
+    from edgeformer.verdict import FAIL
 
     loaded = load_model(against, allow_unread_config)
     made = verify(

@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgeformer.bundle import has_own_bits
 from edgeformer.measure.process import WorkerFailed, WorkerProcess
 from edgeformer.measure.row import Plan, Row
-from edgeformer.parity import FAIL, sample_ids
+from edgeformer.parity import sample_ids
 from edgeformer.spec import Model
+from edgeformer.verdict import FAIL
 
 SETTLE_S = 0.1
 """Pause before a round: thread pools of the row before spin for a while after their last step."""
@@ -127,7 +129,7 @@ class _Reference:
 
 def _judged_by(plan: Plan) -> tuple[str, str]:
     """What rows share a reference: the precision of their weights. Quantized ones have bits of their own."""
-    return (plan.precision, plan.source if "bit" in plan.precision else "")
+    return (plan.precision, plan.source if has_own_bits(plan.precision) else "")
 
 
 def _references(rows: list[Row], bench: _Bench) -> dict[tuple[str, str], _Reference]:
@@ -189,7 +191,7 @@ def _prepare(row: Row, worker: WorkerProcess, bench: _Bench, references: dict[tu
         options={
             "threads": settings.threads,
             "capacity": capacity,
-            "precision": plan.compute if "bit" in plan.precision else plan.precision,
+            "precision": plan.compute if has_own_bits(plan.precision) else plan.precision,
             "provider": settings.provider,
         },
     )

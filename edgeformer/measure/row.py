@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer.parity import NEAR_TIE, PASS, UNCHECKED
+from edgeformer.verdict import NEAR_TIE, PASS, UNCHECKED
 
 
 @dataclass

@@ -21,6 +21,7 @@ from edgeformer.errors import EdgeformerError
 from edgeformer.measure.machine import peak_memory
 from edgeformer.measure.timed import Round, decoder_round, encoder_round, warm_up
 from edgeformer.runtimes._protocol import Options, Session, require
+from edgeformer.weight_checks import check_weights
 
 
 class Worker:
@@ -63,7 +64,7 @@ class Worker:
         loaded = load(source, **load_options)
         weights = None
         if original is not None:
-            weights = asdict(parity.check_quantized(loaded, load(original, **(original_options or {}))))
+            weights = asdict(check_weights(loaded, load(original, **(original_options or {}))))
         if loaded.spec.task == "text-generation":
             made = parity.continuation(loaded, np.array(prompt, np.int64), gen, precision=precision, threads=threads)
             arrays = {k: v for k, v in vars(made).items() if k != "runtime" and v is not None}

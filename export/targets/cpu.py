@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from edgeformer.export.functions import FunctionOps
 from edgeformer.export.graph_ops import CONTRIB, FLOAT, INT64, GraphOps, GraphTensor
-from edgeformer.export.handles import LinearHandle
+from edgeformer.formats import GROUP
 from edgeformer.ops import Bias, Rotary
 
 INT32 = ir.DataType.INT32
@@ -79,12 +79,44 @@ class Target(FunctionOps):
         dims = (*x.dims[:-1], weight.dims[0])
         return self.node("FusedMatMul", [x, weight], dims=dims, domain=CONTRIB, transB=1)
 
+    def codes_form(self, shape, format, *, table):
+        if table:  # GatherBlockQuantized: bytes by row
+            return ir.DataType.UINT8, format.packed_shape(shape)
+        return ir.DataType.UINT8, (shape[0], shape[1] // GROUP, GROUP * format.bits // 8)
+
+    def quantized_linear(self, x, codes, scales, format):
+        rows, groups, _ = codes.dims
+        return self.node(
+            "MatMulNBits",
+            [x, codes, scales],
+            dims=(*x.dims[:-1], rows),
+            domain=CONTRIB,
+            N=rows,
+            K=groups * GROUP,
+            bits=format.bits,
+            block_size=GROUP,
+            accuracy_level=self.accuracy_level,
+        )
+
+    def quantized_take(self, codes, scales, ids, format):
+        return self.node(
+            "GatherBlockQuantized",
+            [codes, ids, scales],
+            dims=(*ids.dims, scales.dims[1] * GROUP),
+            dtype=scales.dtype,
+            domain=CONTRIB,
+            bits=format.bits,
+            block_size=GROUP,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
     def linears(self, x, *handles):
         if len({h.format for h in handles}) > 1:
             return super().linears(x, *handles)
         with self.scope("qkv"):
             joined = [self.concat(list(ts), 0) for ts in zip(*(h.tensors for h in handles), strict=True)]
-            packed = _Packed(self, LinearHandle(self, joined, "")(x), [h.tensors[0].dims[0] for h in handles])
+            packed = _Packed(self, handles[0].rebind(self, joined)(x), [h.tensors[0].dims[0] for h in handles])
         return tuple(_Part(packed, i) for i in range(len(handles)))
 
     def rms_norm_body(self, x, weight, *, eps):

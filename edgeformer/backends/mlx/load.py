@@ -11,11 +11,13 @@ from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_unflatten
 
 from edgeformer.affine import AffineTensor
 from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.backends.mlx.ops import MlxOps
+from edgeformer.formats import GROUP, QuantizedTensor
 from edgeformer.safetensors_file import StoredTensor
 from edgeformer.spec import Model
 from edgeformer.weights import Part, Source, Weights
@@ -44,18 +46,30 @@ class MlxWeights:
     def tensor(self, name: str) -> mx.array:
         """A tensor in its stored type; a quantized one dequantized to float32."""
         source = self.sources[name]
-        if isinstance(source.stored, AffineTensor):
+        if isinstance(source.stored, (AffineTensor, QuantizedTensor)):
             return mx.array(source.read())
         return self._stored(source.stored, source.part)
 
-    def quantized(self, name: str) -> tuple[AffineTensor, dict[str, mx.array]] | None:
-        """What is stored of an affine weight, by the names of `nn.QuantizedLinear`; None of another, or one that is cut so
-        that its groups don't stay whole."""
+    def quantized(self, name: str) -> tuple[int, int, dict[str, mx.array]] | None:
+        """Bits, group size and what `nn.QuantizedLinear` holds of a quantized weight, by its names; None of a plain one, or one
+        that is cut so that its groups don't stay whole."""
         stored, part = self.sources[name].stored, self.sources[name].part
-        if not isinstance(stored, AffineTensor) or (part is not None and (part.transposed or part.axis)):
+        if part is not None and (part.transposed or part.axis):
+            return None
+        if isinstance(stored, QuantizedTensor):
+            codes, scales = (x if part is None else part.take(x) for x in stored.quantized())
+            numbers = mx.array(scales)
+            biases = numbers.astype(mx.float32) * -stored.format.zero
+            held = {
+                "weight": mx.array(np.ascontiguousarray(codes).view(np.uint32)),
+                "scales": numbers,
+                "biases": biases,
+            }
+            return stored.format.bits, GROUP, held
+        if not isinstance(stored, AffineTensor):
             return None
         tensors = {"weight": stored, "scales": stored.scales, "biases": stored.biases}
-        return stored, {key: self._stored(t, part) for key, t in tensors.items()}
+        return stored.bits, stored.group_size, {key: self._stored(t, part) for key, t in tensors.items()}
 
 
 def load_model(spec: Model, weights: Weights, precision: str = "fp32", ops: MlxOps | None = None) -> MlxModel:
@@ -78,9 +92,9 @@ def load_model(spec: Model, weights: Weights, precision: str = "fp32", ops: MlxO
             plain.append((name, found.tensor(name).astype(dtype)))
             mx.eval(plain[-1][1])  # one by one: a tensor in another type is not kept beside its copy
             continue
-        stored, arrays = quantized
+        bits, group_size, arrays = quantized
         kind = nn.QuantizedLinear if isinstance(module, nn.Linear) else nn.QuantizedEmbedding
-        made = kind(stored.group_size, stored.group_size, group_size=stored.group_size, bits=stored.bits)
+        made = kind(group_size, group_size, group_size=group_size, bits=bits)
         made["weight"] = arrays["weight"]
         made["scales"], made["biases"] = arrays["scales"].astype(dtype), arrays["biases"].astype(dtype)
         if "bias" in made:
@@ -88,7 +102,7 @@ def load_model(spec: Model, weights: Weights, precision: str = "fp32", ops: MlxO
         if "bias" in module:
             made["bias"] = module["bias"]
         if isinstance(made, nn.QuantizedEmbedding):
-            made.num_embeddings, made.dims = stored.shape
+            made.num_embeddings, made.dims = found.sources[name].shape
         replaced.append((path, made))
     model.update_modules(tree_unflatten(replaced))
     model.update(tree_unflatten(plain))
@@ -103,6 +117,8 @@ def loaded_bytes(weights: Weights, precision: str) -> int:
 
 def _bytes(source: Source, size: int) -> int:
     stored = source.stored
+    if isinstance(stored, QuantizedTensor):
+        return math.prod(stored.shape) * stored.format.bits // 8 + 2 * math.prod(stored.shape) // GROUP * size
     if isinstance(stored, AffineTensor):
         return (stored.nbytes + 2 * math.prod(stored.scales.shape) * size) // getattr(source.part, "of", 1)
     return math.prod(source.shape) * size

@@ -1,0 +1,199 @@
+"""`quantize`: a checkpoint in, a quantized checkpoint out: `spec.json`, codes and scales by canonical name, a manifest.
+
+Tensors are made one at a time and written to their place at once, so memory holds one of them (a calibrated method also
+holds the model), and a run that was stopped goes on where it was.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import edgeformer
+from edgeformer import bundle, discover
+from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, load
+from edgeformer.errors import CheckpointError, InputError
+from edgeformer.formats import QUANTIZED, SCALES, Format, widest
+from edgeformer.quantize.job import Job, Method
+from edgeformer.quantize.partial import JOURNAL, WEIGHTS, PartialFile
+from edgeformer.rounding import bits_per_weight, chosen, quantizable, stored_format
+from edgeformer.safetensors_file import DTYPES
+from edgeformer.spec import digest, to_json
+
+Progress = Callable[[int, int], None]
+"""Called with (weights done, weights in all)."""
+
+
+@dataclass(frozen=True)
+class QuantizedCheckpoint:
+    """What was written."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    notes: list[str]
+
+
+def method_named(name: str) -> Method:
+    """The method called so.
+
+    Raises:
+        InputError: there is none.
+    """
+    package = "edgeformer.quantize.methods"
+    module = discover.find(package, name)
+    if module is None:
+        raise InputError(f"there is no quantization method {name!r}; methods are {', '.join(discover.names(package))}")
+    return module.Method()
+
+
+def quantize(
+    loaded: LoadedModel,
+    output: str | os.PathLike,
+    *,
+    format: str = "q4",
+    method: str = "search",
+    ids: np.ndarray | None = None,
+    formats: dict[str, Format] | None = None,
+    keep: Sequence[str] = (),
+    options: dict[str, Any] | None = None,
+    about: dict[str, Any] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+    report: Callable[[str], None] = lambda _: None,
+) -> QuantizedCheckpoint:
+    """Quantize a model.
+
+    Args:
+        loaded: the model, from `edgeformer.load`.
+        output: folder to write; it appears when complete. While it is being made, `.NAME.quantizing` beside it holds what
+            there is, and the same command goes on from there.
+        format: q4 or q8, of every tensor.
+        method: a file in `edgeformer/quantize/methods`.
+        ids: calibration tokens int64 [n, T].
+        formats: canonical name -> format, instead of one for all.
+        keep: patterns of tensors that stay as they are.
+        options: of the method.
+        about: what the manifest says besides (the calibration text's name, the budget).
+        force: replace a folder that is no artefact.
+        progress: called as tensors are finished.
+        report: told what is happening.
+
+    Raises:
+        InputError: no such format or method, or a calibrated method without text.
+        CheckpointError: a weight that can't be held in groups; a checkpoint that is quantized already.
+    """
+    made, output = method_named(method), Path(output)
+    weights, spec = loaded.require_weights(), loaded.spec
+    if formats is None:
+        if format not in QUANTIZED:
+            raise InputError(f"there is no format {format!r}; formats are {', '.join(QUANTIZED)}")
+        formats = dict.fromkeys(chosen(spec, keep), QUANTIZED[format])
+    if has := stored_format(weights):
+        raise CheckpointError(f"{loaded.name} is quantized already ({has}); quantize the original, or lose twice")
+    if made.calibrated and ids is None:
+        raise InputError(f"the method {method} needs text to calibrate on: --calibration FILE")
+    scratch = output.absolute().with_name(f".{output.name}.quantizing")
+    bundle.check_place(output, force, _files(loaded))
+    settings = {
+        "version": edgeformer.__version__,
+        "spec": digest(spec),
+        "weights": loaded.weights_digest(),
+        "formats": {name: f.name for name, f in formats.items()},
+        "method": method,
+        "options": options or {},
+        "ids": None if ids is None else hashlib.sha256(ids.tobytes()).hexdigest(),
+    }
+    identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+    entries = _entries(loaded, formats, made.changed(loaded))
+    partial = PartialFile(scratch, entries, identity)
+    resumed = len(partial.done & weights.keys())
+    _fill(Job(loaded, formats, ids, partial, options or {}, report), made, progress)
+    with bundle.writing(output, force=force, keep=_files(loaded)) as folder:
+        os.replace(scratch / WEIGHTS, folder / WEIGHTS)
+        _companions(loaded, folder)
+        quantized = load(folder).require_weights()
+        left = sorted(set(quantizable(spec)) - set(formats))
+        manifest = {
+            "edgeformer": edgeformer.__version__,
+            "format": "checkpoint",
+            "name": Path(loaded.name).resolve().name,
+            "task": spec.task,
+            "spec_digest": digest(spec),
+            "weights_digest": loaded.weights_digest(),
+            "precision": widest(formats.values()),
+            "compute": "fp32",
+            "quantization": {
+                "method": method,
+                **(about or {}),
+                "bits_per_weight": bits_per_weight(quantized),
+                "kept": left,
+            },
+            "target": "any",
+            "context": spec.context,
+            "files": {f.name: f.stat().st_size for f in sorted(folder.iterdir())},
+            "linked": {},
+            "verdict": None,
+        }
+        bundle.write_manifest(folder, manifest)
+    (scratch / JOURNAL).unlink()
+    scratch.rmdir()
+    notes = [f"went on with {resumed} tensors that an earlier run had made"] if resumed else []
+    return QuantizedCheckpoint(output, manifest, notes)
+
+
+def _entries(loaded: LoadedModel, formats: dict[str, Format], changed: set[str]) -> dict[str, Any]:
+    """Stored name -> (dtype, shape)."""
+    entries: dict[str, Any] = {}
+    for name, source in loaded.require_weights().sources.items():
+        shape = source.shape
+        if (format := formats.get(name)) is not None:
+            entries[name] = (np.dtype(np.uint8), format.packed_shape(shape))
+            entries[name + SCALES] = (np.dtype(np.float16), format.scales_shape(shape))
+        else:
+            entries[name] = (DTYPES["F32" if name in changed else source.stored.dtype], shape)
+    return entries
+
+
+def _fill(job: Job, method: Method, progress: Progress | None) -> None:
+    weights, partial = job.loaded.require_weights(), job.partial
+    sizes = {name: math.prod(source.shape) for name, source in weights.sources.items()}
+    done, total = sum(sizes.get(name, 0) for name in partial.done), sum(sizes.values())
+
+    def write(name: str, tensors: dict[str, np.ndarray]) -> None:
+        nonlocal done
+        partial.write(tensors)
+        done += sizes[name]
+        if progress is not None:
+            progress(done, total)
+
+    for name, value in method.run(job):
+        if isinstance(value, tuple):
+            write(name, {name: value[0], name + SCALES: value[1]})
+        else:
+            write(name, {name: value.astype(partial.entries[name][0])})
+    for name in weights:
+        if name not in partial.done:
+            write(name, {name: np.asarray(weights[name]).astype(partial.entries[name][0], copy=False)})
+
+
+def _files(loaded: LoadedModel) -> set[Path]:
+    files = {t.file for source in loaded.require_weights().sources.values() for t in source.stored.parts()}
+    return files | ({loaded.folder} if loaded.folder is not None else set())
+
+
+def _companions(loaded: LoadedModel, folder: Path) -> None:
+    (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
+    if loaded.config is not None:
+        (folder / "config.json").write_text(json.dumps(loaded.config, indent=2) + "\n")
+    for name in TOKENIZER_FILES:
+        if loaded.folder is not None and (file := loaded.folder / name).exists():
+            shutil.copyfile(file, folder / name)

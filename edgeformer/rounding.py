@@ -1,0 +1,114 @@
+"""Weights quantized as they are read: what an exporter sees of a checkpoint that is to be rounded on the way out."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeformer.errors import CheckpointError, InputError
+from edgeformer.formats import QUANTIZED, Format, QuantizedTensor, check_divides, quantize
+from edgeformer.safetensors_file import StoredTensor
+from edgeformer.spec import Linear, Model, Table, leaves
+from edgeformer.weights import Source, Weights
+
+
+@dataclass(frozen=True)
+class Rounded(QuantizedTensor):
+    """A source rounded to nearest when it is asked for. Nothing is kept."""
+
+    source: Source
+
+    def parts(self) -> tuple[StoredTensor, ...]:
+        return self.source.stored.parts()
+
+    def quantized(self) -> tuple[np.ndarray, np.ndarray]:
+        return quantize(self.source.read(), self.format, name=self.name)
+
+
+def quantizable(spec: Model) -> dict[str, tuple[int, ...]]:
+    """Canonical name -> shape of what `q4` and `q8` quantize: weights of linear maps, and the table of token embeddings.
+
+    Position and segment tables, norms and biases are small and stay as they are; so do stacked maps (experts).
+    """
+    found = {}
+    for path, leaf in leaves(spec):
+        if isinstance(leaf, Linear):
+            found[f"{path}.weight"] = (leaf.outputs, leaf.inputs)
+        elif isinstance(leaf, Table) and leaf.rows == spec.vocab:
+            found[f"{path}.weight"] = (leaf.rows, leaf.width)
+    return found
+
+
+def chosen(spec: Model, keep: Sequence[str] = ()) -> list[str]:
+    """The names of `quantizable` that no pattern of `keep` (shell style, `head.weight`, `*.ffn.*`) matches.
+
+    Raises:
+        InputError: a pattern that matches nothing.
+        CheckpointError: a weight that can't be cut into groups.
+    """
+    every = quantizable(spec)
+    for pattern in keep:
+        if not fnmatch.filter(every, pattern):
+            raise InputError(
+                f"--keep {pattern!r} matches no quantizable tensor; they are called {', '.join(_some(every))}"
+            )
+    names = [n for n in every if not any(fnmatch.fnmatchcase(n, p) for p in keep)]
+    for name in names:
+        check_divides(every[name], name)
+    return names
+
+
+def _some(names: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    listed = list(names)
+    yield from listed[:8]
+    if len(listed) > 8:
+        yield "..."
+
+
+def rounded(spec: Model, weights: Weights, precision: str, keep: Sequence[str] = ()) -> Weights:
+    """The weights with what `chosen` names as `Rounded` tensors, each read and rounded when an exporter asks for it.
+
+    Raises:
+        CheckpointError: they are quantized already, or can't be.
+    """
+    format = QUANTIZED[precision]
+    if has := stored_format(weights):
+        raise CheckpointError(
+            f"the checkpoint is quantized already ({has}): rounding it again to {precision} would lose more. Quantize the"
+            " original, or export this one as it is"
+        )
+    sources = dict(weights.sources)
+    for name in chosen(spec, keep):
+        sources[name] = Source(_rounded(name, sources[name], format), None)
+    return Weights(sources)
+
+
+def _rounded(name: str, source: Source, format: Format) -> Rounded:
+    t = source.stored
+    return Rounded(name, t.file, t.offset, t.nbytes, format.name.upper(), source.shape, format, source)
+
+
+def stored_format(weights: Weights) -> str | None:
+    """`q4`, `q8` or `mixed` if the weights are stored so; MLX's own name (`AFFINE4G64`) if in that; None if in neither."""
+    found = {s.stored.format.name for s in weights.sources.values() if isinstance(s.stored, QuantizedTensor)}
+    affine = sorted(d for d in weights.dtypes() if d.startswith("AFFINE"))
+    if affine:
+        return ", ".join(affine)
+    return None if not found else found.pop() if len(found) == 1 else "mixed"
+
+
+def bits_per_weight(weights: Weights) -> float:
+    """Of all weights together, quantized or not, in this format: codes, scales, and the others in their stored types."""
+    bits = count = 0.0
+    for source in weights.sources.values():
+        stored, number = source.stored, math.prod(source.shape)
+        count += number
+        if isinstance(stored, QuantizedTensor):
+            bits += number * stored.format.bits_per_weight
+        else:
+            bits += 8 * sum(t.nbytes for t in stored.parts()) / getattr(source.part, "of", 1)
+    return round(bits / count, 3)

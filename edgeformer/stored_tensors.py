@@ -1,0 +1,58 @@
+"""Which tensors a folder holds, whatever wrote them: safetensors, MLX's affine codes, `q4` and `q8` groups, an ONNX artefact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeformer import affine, formats
+from edgeformer.models._config import read_json
+from edgeformer.onnx_file import read_initializers
+from edgeformer.safetensors_file import StoredTensor, checkpoint_files, read_checkpoint, read_metadata
+
+ONNX_FILE = "model.onnx"
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights of a kind that is known (if only to be refused)."""
+    patterns = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
+    return (folder / ONNX_FILE).exists() or any(next(folder.glob(p), None) for p in patterns)
+
+
+def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTensor]:
+    """A folder's tensors by stored name, quantized ones put together.
+
+    quantization: the `quantization` of an MLX folder's config.
+    """
+    if (file := folder / ONNX_FILE).exists():
+        return read_initializers(file, linked=_linked_elsewhere(folder))
+    stored = read_checkpoint(folder)
+    return formats.join(stored, str(folder)) if quantization is None else affine.join(stored, quantization, str(folder))
+
+
+def _linked_elsewhere(folder: Path) -> dict[str, str]:
+    """Location -> path of weights that an artefact points at outside of its folder."""
+    manifest = folder / "edgeformer.json"
+    linked = read_json(manifest).get("linked", {}) if manifest.exists() else {}
+    return {name: entry["path"] for name, entry in linked.items() if not entry["hard_link"]}
+
+
+def config_beside(spec_file: Path) -> tuple[Any, Any]:
+    """The config.json beside a spec.json, split by `split_quantization`."""
+    config = spec_file.with_name("config.json")
+    return split_quantization(read_json(config)) if config.exists() else (None, None)
+
+
+def split_quantization(config: Any) -> tuple[Any, Any]:
+    """A config without MLX's `quantization`, and that. The weights, once dequantized, are those of the plain config."""
+    if not isinstance(config, dict) or "quantization" not in config:
+        return config, None
+    rest = {k: v for k, v in config.items() if k != "quantization"}
+    if rest.get("quantization_config") == config["quantization"]:  # mlx-lm writes it under both names
+        del rest["quantization_config"]
+    return rest, config["quantization"]
+
+
+def is_mlx(folder: Path) -> bool:
+    """Whether MLX wrote the weights: it stores linear maps as [outputs, inputs] also where PyTorch didn't."""
+    return read_metadata(checkpoint_files(folder)[0]).get("format") == "mlx"
