@@ -5,6 +5,7 @@ MODEL arguments take what `load` takes, or what it returned.
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 from collections.abc import Callable, Sequence
@@ -14,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from edgeformer import bundle, parity
 from edgeformer.checkpoint import LoadedModel, load, save
 from edgeformer.errors import CheckpointError, InputError
-from edgeformer.export.mlx import export_mlx
-from edgeformer.export.onnx import Exported, export_onnx
+from edgeformer.export import FORMATS
+from edgeformer.export.onnx import Exported
 from edgeformer.measure.harness import Run, Settings, run
 from edgeformer.measure.plans import artefact_plans, checkpoint_plans, label
 from edgeformer.measure.row import Plan
@@ -70,21 +71,21 @@ def build_torch(
 
 
 def export(model: ModelLike, output: str | os.PathLike, *, to: str = "onnx", **options: Any) -> Exported:
-    """Write MODEL as an artefact. `options` are those of `edgeformer.export.onnx.export_onnx` or
-    `edgeformer.export.mlx.export_mlx`.
+    """Write MODEL as an artefact. `options` are those of `edgeformer.export.onnx.export_onnx`,
+    `edgeformer.export.mlx.export_mlx` and so on.
 
     Raises:
         ExportError: it can't be written as asked; nothing is left behind.
         InputError: there is no such format, or it has no such option.
     """
-    writers = {"onnx": export_onnx, "mlx": export_mlx}
-    if to not in writers:
-        raise InputError(f"there is no export to {to!r}; formats are: {', '.join(writers)}")
-    known = inspect.signature(writers[to]).parameters
+    if to not in FORMATS:
+        raise InputError(f"there is no export to {to!r}; formats are: {', '.join(FORMATS)}")
+    write = getattr(importlib.import_module(f"edgeformer.export.{to}"), f"export_{to}")
+    known = inspect.signature(write).parameters
     set_by_users = [name for name in list(known)[2:] if name != "progress"]
     if unknown := sorted(options.keys() - known.keys()):
         raise InputError(f"the export to {to} has no option {', '.join(unknown)}; it has {', '.join(set_by_users)}")
-    return writers[to](_loaded(model), output, **options)
+    return write(_loaded(model), output, **options)
 
 
 def build_mlx(model: ModelLike | Model, *, precision: str = "fp32") -> MlxModel:

@@ -1,7 +1,7 @@
 """From what a user calls MODEL to a spec and, where there are any, its weights.
 
-MODEL is a Hugging Face folder, an edgeformer folder (`spec.json` + `model.safetensors`), a spec file, a named spec or a
-Hugging Face Hub id.
+MODEL is a Hugging Face folder, an edgeformer folder (`spec.json` + `model.safetensors`), a GGUF file, an exported artefact, a
+spec file, a named spec or a Hugging Face Hub id.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 
 from edgeformer import discover
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
+from edgeformer.gguf_checkpoint import gguf_in, read_gguf
 from edgeformer.models._config import HfConfig, read_json
 from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
 from edgeformer.spec import Model, from_json, tensors, to_json
@@ -111,7 +112,7 @@ def load(
     """Read a spec, and bind its weights without reading a tensor.
 
     Args:
-        model: folder, spec file, named spec or hub id (see the module docstring).
+        model: folder, GGUF file, spec file, named spec or hub id (see the module docstring).
         weights: a safetensors file or folder for the spec, instead of the model's own.
         names: canonical tensor pattern -> name in your own state dict (`{i}` is the layer's number); names absent from
             the map are looked up as they are.
@@ -122,8 +123,12 @@ def load(
         ModelNotFound, ConfigError, SpecError, CheckpointError: see their docstrings.
     """
     path, name = Path(model), str(model)
-    if path.is_file():
+    if path.is_file() and path.suffix == ".gguf":
+        loaded = _from_gguf(path.resolve(), name, allow_unread_config)
+    elif path.is_file():
         loaded = _from_file(path, name, allow_unread_config)
+    elif path.is_dir() and (file := gguf_in(path)) is not None:
+        loaded = replace(_from_gguf(file.resolve(), name, allow_unread_config), folder=path.resolve())
     elif path.is_dir():
         loaded = _from_folder(path.resolve(), name, allow_unread_config, skip_weights=weights is not None)
     elif name in (known := named_specs()):
@@ -153,6 +158,15 @@ def _from_file(path: Path, name: str, allow_unread: bool) -> LoadedModel:
         raise SpecError(f"{path} is neither a spec nor a Hugging Face config: it holds no object")
     spec, notes = _read_config(HfConfig(data, str(path)), allow_unread)
     return LoadedModel(spec, None, name, config=data, notes=notes)
+
+
+def _from_gguf(file: Path, name: str, allow_unread: bool) -> LoadedModel:
+    config, stored, arch, notes = read_gguf(file, allow_unread)
+    reader = HfConfig(config, str(file), stored)
+    spec, more = _read_config(reader, allow_unread)
+    weights, left = bind(spec, stored, arch.NAMES, where=str(file))
+    folder = file.parent
+    return LoadedModel(spec, weights, name, folder, config, notes + more + left, _quantization_of(folder))
 
 
 def _model(data: dict, path: Path) -> Model:

@@ -24,9 +24,10 @@ from edgeformer.spec import digest
 from edgeformer.verdict import FAIL, NEAR_TIE, PASS, UNCHECKED, Check, Verdict, overall
 from edgeformer.weight_checks import check_weights
 
-LIMITS = {"fp32": (1e-4, 1e-5), "fp16": (1e-2, 5e-3), "bf16": (8e-2, 4e-2)}
+LIMITS = {"fp32": (1e-4, 1e-5), "fp16": (1e-2, 5e-3), "bf16": (8e-2, 4e-2), "int8": (8e-2, 4e-2)}
 """Largest |difference| allowed, by what an artefact *computes* in: absolute + relative · max |reference|. fp16 arithmetic
-rounds each step to 1e-3 of its size, five of those steps are allowed for; bf16 has three bits less. What weights are stored
+rounds each step to 1e-3 of its size, five of those steps are allowed for; bf16 has three bits less, and so have
+activations rounded to int8. What weights are stored
 in is no excuse: the reference has the same bits."""
 
 

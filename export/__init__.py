@@ -1,4 +1,4 @@
-"""Exporters: `onnx.py`, with one lowering per file in `targets/` and native kernels in `kernels/`.
+"""Exporters, a file each. `onnx.py` has one lowering per file in `targets/`, and native kernels in `kernels/`.
 
 The package is also the function: `edgeformer.export(model, folder)` is `edgeformer.api.export`. Importing any submodule
 binds the name `edgeformer.export` to this package, so it has to answer calls whichever came first.
@@ -9,6 +9,9 @@ from __future__ import annotations
 import sys
 from types import ModuleType
 from typing import Any
+
+FORMATS = ("onnx", "mlx", "gguf", "hf")
+"""What MODEL can be exported to; `x` is `export_x` in `x.py`."""
 
 
 class _CallablePackage(ModuleType):

@@ -20,12 +20,12 @@ from edgeformer import bundle, discover
 from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, family, special_ids
 from edgeformer.errors import ExportError
 from edgeformer.export.filling import Progress
-from edgeformer.export.mlx_types._common import Unmapped
 from edgeformer.export.mlx_weights import PRECISIONS, Made, Plan, make, plan
 from edgeformer.export.onnx import Exported, source_files
 from edgeformer.export.safetensors import Group, write_shards
 from edgeformer.formats import GROUP
 from edgeformer.layers.rope import length_dependent
+from edgeformer.models._shape import Unmapped
 from edgeformer.rounding import bits_per_weight
 from edgeformer.spec import Model, digest, tensors, to_json
 from edgeformer.weights import stored_part

@@ -51,6 +51,8 @@ ACTIVATIONS = {
     "tanh": "tanh",
 }
 """Hugging Face's activation names -> ours."""
+HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}
+"""Ours -> Hugging Face's, where they differ."""
 
 
 class HfConfig:

@@ -17,6 +17,7 @@ from edgeformer.layers.rope_llama3 import Llama3Scaling
 from edgeformer.layers.rope_longrope import LongRopeScaling
 from edgeformer.layers.rope_yarn import YarnScaling
 from edgeformer.models._config import HfConfig
+from edgeformer.models._shape import Unmapped
 
 
 def rope(
@@ -114,3 +115,48 @@ def _longrope(data: dict[str, Any], context: int, original: int, need: Any) -> R
         original_context=int(original),
         temperature=float(temperature),
     )
+
+
+def rope_config(rope: Rope) -> dict[str, Any]:
+    """The inverse of `rope`: `rope_theta` and, where there is a scaling, `rope_scaling` in transformers' spelling.
+
+    Raises:
+        Unmapped: a scaling that no config says.
+    """
+    out: dict[str, Any] = {"rope_theta": rope.theta}
+    match rope.scaling:
+        case None:
+            return out
+        case LinearScaling(factor=factor):
+            scaling: dict[str, Any] = {"rope_type": "linear", "factor": factor}
+        case DynamicScaling() as s:
+            scaling = {"rope_type": "dynamic", "factor": s.factor}
+        case Llama3Scaling() as s:
+            scaling = {
+                "rope_type": "llama3",
+                "factor": s.factor,
+                "low_freq_factor": s.low_freq_factor,
+                "high_freq_factor": s.high_freq_factor,
+                "original_max_position_embeddings": s.original_context,
+            }
+        case YarnScaling() as s:
+            scaling = {
+                "rope_type": "yarn",
+                "factor": s.factor,
+                "attention_factor": s.temperature,
+                "beta_fast": s.beta_fast,
+                "beta_slow": s.beta_slow,
+                "truncate": s.truncate,
+                "original_max_position_embeddings": s.original_context,
+            }
+        case LongRopeScaling() as s:
+            scaling = {
+                "rope_type": "longrope",
+                "short_factor": list(s.short_factor),
+                "long_factor": list(s.long_factor),
+                "attention_factor": s.temperature,
+                "original_max_position_embeddings": s.original_context,
+            }
+        case other:
+            raise Unmapped(f"transformers has no rope scaling of the kind {other.kind}")
+    return out | {"rope_scaling": scaling}

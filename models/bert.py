@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
@@ -9,8 +11,9 @@ from edgeformer.layers.learned import Learned
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
-from edgeformer.models._config import HfConfig
-from edgeformer.spec import Init
+from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
+from edgeformer.models._shape import need
+from edgeformer.spec import Init, Model
 
 NAMES = {
     "embed.weight": "embeddings.word_embeddings.weight",
@@ -87,3 +90,37 @@ def _has_pooler(config: HfConfig) -> bool:
         return any("pooler.dense." in name for name in config.stored)
     architecture = (config.data.get("architectures") or ["BertModel"])[0]
     return not architecture.endswith(("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"))
+
+
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: it is none of this family.
+    """
+    need(isinstance(spec, Encoder), f"it is a {spec.kind}, no encoder")
+    assert isinstance(spec, Encoder)
+    block = spec.blocks[0]
+    need(
+        all(b == block for b in spec.blocks) and isinstance(block, PostNormBlock), "blocks differ, or are not post-norm"
+    )
+    assert isinstance(block, PostNormBlock)
+    a, ffn, norm = block.attention, block.ffn, block.norm
+    need(isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm), "the parts are not BERT's")
+    assert isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm)
+    return {
+        "model_type": "bert",
+        "architectures": ["BertModel" if spec.pooler else "BertForMaskedLM"],
+        "hidden_size": spec.width,
+        "num_attention_heads": a.heads,
+        "num_hidden_layers": len(spec.blocks),
+        "intermediate_size": ffn.hidden,
+        "hidden_act": HF_ACTIVATIONS.get(ffn.act, ffn.act),
+        "layer_norm_eps": norm.eps,
+        "vocab_size": spec.vocab,
+        "max_position_embeddings": spec.context,
+        "type_vocab_size": spec.token_types,
+        "hidden_dropout_prob": block.dropout,
+        "attention_probs_dropout_prob": a.dropout,
+        "initializer_range": spec.init.std,
+    }

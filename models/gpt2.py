@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
+from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
-from edgeformer.models._config import HfConfig
-from edgeformer.spec import Init
+from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
+from edgeformer.models._shape import need
+from edgeformer.spec import Init, Model
 from edgeformer.weights import Part
 
 
@@ -84,3 +87,45 @@ def spec(config: HfConfig) -> Decoder:
         tied=config.flag("tie_word_embeddings", True),
         dropout=config.number("embd_pdrop", 0.1),
     )
+
+
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: it is none of this family.
+    """
+    need(isinstance(spec, Decoder), f"it is a {spec.kind}, no decoder")
+    assert isinstance(spec, Decoder)
+    block = spec.blocks[0]
+    need(all(b == block for b in spec.blocks) and isinstance(block, Block), "blocks differ or are of another kind")
+    assert isinstance(block, Block)
+    a, ffn, norm = block.attention, block.ffn, spec.norm
+    need(spec.positions is not None and not spec.head_bias, "positions are not learned, or the head has a bias")
+    need(isinstance(norm, LayerNorm) and norm.bias and block.norm == norm, "norms are not one LayerNorm with bias")
+    need(isinstance(a, GQA) and isinstance(ffn, MLP), "attention or feed-forward network are of another kind")
+    assert isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm) and spec.positions is not None
+    plain = GQA(
+        heads=a.heads, kv_heads=a.heads, head_dim=spec.width // a.heads, mask=Mask(), bias=True, output_bias=True,
+        dropout=a.dropout,
+    )  # fmt: skip
+    need(a == plain, "attention is not GPT-2's: as many key heads as query heads, biases, no window, no rotation")
+    need(ffn.bias and block.cross is None, "the feed-forward network has no biases, or there is cross-attention")
+    need(spec.positions.count == spec.context, "there are more positions than the context is long")
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        "n_embd": spec.width,
+        "n_head": a.heads,
+        "n_layer": len(spec.blocks),
+        "n_positions": spec.context,
+        "n_inner": ffn.hidden,
+        "layer_norm_epsilon": norm.eps,
+        "vocab_size": spec.vocab,
+        "activation_function": {"gelu_tanh": "gelu_new"}.get(ffn.act, HF_ACTIVATIONS.get(ffn.act, ffn.act)),
+        "resid_pdrop": block.dropout,
+        "attn_pdrop": a.dropout,
+        "embd_pdrop": spec.dropout,
+        "initializer_range": spec.init.std,
+        "tie_word_embeddings": spec.tied,
+    }

@@ -6,6 +6,7 @@ Touvron et al. 2023, arXiv 2302.13971; Grattafiori et al. 2024, arXiv 2407.21783
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from edgeformer.errors import ConfigError
 from edgeformer.layers.block import Block
@@ -14,9 +15,11 @@ from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.rms_norm import RMSNorm
-from edgeformer.models._config import HfConfig
-from edgeformer.models._rope import rope
-from edgeformer.spec import Init
+from edgeformer.layers.rope_dynamic import DynamicScaling
+from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
+from edgeformer.models._rope import rope, rope_config
+from edgeformer.models._shape import llama_shaped, need
+from edgeformer.spec import Init, Model
 
 NAMES = {
     "embed.weight": "embed_tokens.weight",
@@ -93,6 +96,52 @@ def layer_windows(config: HfConfig) -> list[int | None]:
     return [window if t == "sliding_attention" else None for t in types]
 
 
+def windows_config(attentions: list[GQA]) -> dict[str, Any]:
+    """The inverse of `layer_windows`.
+
+    Raises:
+        Unmapped: windows of several sizes.
+    """
+    windows = [a.mask.window for a in attentions]
+    sizes = set(windows) - {None}
+    if not sizes:
+        return {}
+    need(len(sizes) == 1, "there are sliding windows of several sizes")
+    kinds = ["full_attention" if w is None else "sliding_attention" for w in windows]
+    return {"use_sliding_window": True, "sliding_window": sizes.pop(), "layer_types": kinds}
+
+
 def windowed(attention: GQA, windows: list[int | None]) -> list[GQA]:
     """One attention per layer, differing only in the window."""
     return [replace(attention, mask=Mask(window=window)) for window in windows]
+
+
+def shared_config(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
+    """The config of Llama's descendants in transformers' spelling, each block's attention, the feed-forward network.
+
+    Raises:
+        Unmapped: the spec isn't Llama-shaped.
+    """
+    data, attentions, ffn = llama_shaped(spec)
+    position = attentions[0].position
+    need(position.dim == attentions[0].head_dim, "heads are rotated in part")  # type: ignore[union-attr]
+    data |= {"hidden_act": HF_ACTIVATIONS.get(ffn.act, ffn.act), **rope_config(position)}  # type: ignore[arg-type]
+    scaling = position.scaling  # type: ignore[union-attr]
+    if isinstance(scaling, DynamicScaling):  # transformers takes the original length from max_position_embeddings
+        data["max_position_embeddings"] = scaling.original_context
+    return data, attentions, ffn
+
+
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: it is none of this family.
+    """
+    data, attentions, ffn = shared_config(spec)
+    first = attentions[0]
+    need(first.qk_norm is None, "queries and keys are normalised")
+    need(all(a.mask.window is None for a in attentions), "there are sliding windows")
+    need(first.bias == first.output_bias, "q, k, v have biases and o has none, or the reverse")
+    bias = {"attention_bias": first.bias, "mlp_bias": ffn.bias}
+    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **bias, **data}

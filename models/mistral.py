@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
 from edgeformer.models._config import HfConfig
 from edgeformer.models._rope import rope
-from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, llama_like
+from edgeformer.models._shape import need
+from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, llama_like, shared_config
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -27,3 +31,18 @@ def spec(config: HfConfig) -> Decoder:
         dropout=config.number("attention_dropout", 0.0),
     )
     return llama_like(config, [attention] * config.size("num_hidden_layers"), context)
+
+
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: it is none of this family.
+    """
+    data, attentions, ffn = shared_config(spec)
+    first, windows = attentions[0], {a.mask.window for a in attentions}
+    need(first.qk_norm is None, "queries and keys are normalised")
+    need(not (first.bias or first.output_bias or ffn.bias), "there are biases")
+    need(len(windows) == 1, "windows differ from layer to layer")
+    shape = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": windows.pop()}
+    return {**shape, **data}

@@ -2,13 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.models._config import HfConfig
 from edgeformer.models._rope import rope
-from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, layer_windows, llama_like, windowed
+from edgeformer.models._shape import need
+from edgeformer.models.llama import (
+    IGNORED,
+    NAMES,
+    PREFIXES,
+    TIED,
+    layer_windows,
+    llama_like,
+    shared_config,
+    windowed,
+    windows_config,
+)
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -25,3 +39,16 @@ def spec(config: HfConfig) -> Decoder:
         dropout=config.number("attention_dropout", 0.0),
     )
     return llama_like(config, windowed(attention, layer_windows(config)), context)
+
+
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: it is none of this family.
+    """
+    data, attentions, ffn = shared_config(spec)
+    first = attentions[0]
+    need(first.qk_norm is None, "queries and keys are normalised")
+    need(first.bias and not first.output_bias and not ffn.bias, "biases are not on q, k and v alone")
+    return {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], **data, **windows_config(attentions)}

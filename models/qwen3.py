@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models._config import HfConfig
 from edgeformer.models._rope import rope
-from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, layer_windows, llama_like, windowed
+from edgeformer.models._shape import need
+from edgeformer.models.llama import (
+    IGNORED,
+    NAMES,
+    PREFIXES,
+    TIED,
+    layer_windows,
+    llama_like,
+    shared_config,
+    windowed,
+    windows_config,
+)
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -29,3 +43,17 @@ def spec(config: HfConfig) -> Decoder:
         dropout=config.number("attention_dropout", 0.0),
     )
     return llama_like(config, windowed(attention, layer_windows(config)), context)
+
+
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: it is none of this family.
+    """
+    data, attentions, ffn = shared_config(spec)
+    first = attentions[0]
+    need(first.qk_norm == RMSNorm(eps=data["rms_norm_eps"]), "queries and keys have no RMSNorm of the blocks' epsilon")
+    need(first.bias == first.output_bias and not ffn.bias, "biases are not on all of q, k, v and o, or on the FFN")
+    shape = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "attention_bias": first.bias}
+    return {**shape, **data, **windows_config(attentions)}

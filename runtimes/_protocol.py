@@ -21,7 +21,12 @@ from edgeformer.sampling import Sampling, choose
 from edgeformer.spec import Model
 
 PACKAGE = "edgeformer.runtimes"
-FORMATS = {"checkpoint": "a checkpoint", "onnx": "an ONNX artefact", "mlx": "an MLX artefact"}
+FORMATS = {
+    "checkpoint": "a checkpoint",
+    "onnx": "an ONNX artefact",
+    "mlx": "an MLX artefact",
+    "gguf": "a GGUF artefact",
+}
 """What runtimes open, in words."""
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from edgeformer.cli._common import allow_unread, as_json, byte_progress, load_model, notes, print_json, size
+from edgeformer.export import FORMATS
 
 
 @click.command(
@@ -16,7 +17,7 @@ from edgeformer.cli._common import allow_unread, as_json, byte_progress, load_mo
 )
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder to write; it appears when complete.")
-@click.option("--to", "kind", default="onnx", type=click.Choice(["onnx", "mlx"]), show_default=True, help="Format.")
+@click.option("--to", "kind", default="onnx", type=click.Choice(FORMATS), show_default=True, help="Format.")
 @click.option(
     "--precision",
     default=None,
@@ -56,6 +57,7 @@ from edgeformer.cli._common import allow_unread, as_json, byte_progress, load_mo
 @click.option(
     "--keep", multiple=True, metavar="PATTERN", help="q4, q8: tensors to leave as they are, such as 'head.*'."
 )
+@click.option("--no-tokenizer", is_flag=True, help="gguf: write the weights alone.")
 @click.option("--inline", is_flag=True, help="onnx: write fused ops out, for runtimes without ONNX functions.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT even if it is no artefact.")
 @allow_unread

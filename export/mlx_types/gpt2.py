@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeformer.export.mlx_types._common import need
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
+from edgeformer.models._shape import need
 from edgeformer.spec import Model
 
 

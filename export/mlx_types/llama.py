@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeformer.export.mlx_types._common import llama_shaped, need, no_windows
+from edgeformer.export.mlx_types._common import llama_shaped, no_windows
+from edgeformer.models._shape import need
 from edgeformer.spec import Model
 
 

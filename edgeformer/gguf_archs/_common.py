@@ -1,0 +1,163 @@
+"""What Llama-shaped architectures of llama.cpp have in common."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from edgeformer.errors import CheckpointError
+from edgeformer.layers.glu import GLU
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.rope import Rope, base_frequencies
+from edgeformer.layers.rope_linear import LinearScaling
+from edgeformer.layers.rope_llama3 import Llama3Scaling
+from edgeformer.layers.rope_yarn import YarnScaling
+from edgeformer.models._shape import Unmapped, llama_shaped, need
+from edgeformer.spec import Model
+
+ROPE_FACTORS = "rope_freqs.weight"
+LLAMA_NAMES = {
+    "embed.weight": "token_embd.weight",
+    "norm.weight": "output_norm.weight",
+    "head.weight": "output.weight",
+    "layers.{i}.attention_norm.weight": "blk.{i}.attn_norm.weight",
+    "layers.{i}.ffn_norm.weight": "blk.{i}.ffn_norm.weight",
+} | {
+    f"layers.{{i}}.{ours}.{kind}": f"blk.{{i}}.{theirs}.{kind}"
+    for ours, theirs in {
+        "attention.q": "attn_q",
+        "attention.k": "attn_k",
+        "attention.v": "attn_v",
+        "attention.o": "attn_output",
+        "attention.q_norm": "attn_q_norm",
+        "attention.k_norm": "attn_k_norm",
+        "ffn.gate": "ffn_gate",
+        "ffn.up": "ffn_up",
+        "ffn.down": "ffn_down",
+    }.items()
+    for kind in ("weight", "bias")
+}
+
+
+def llama_metadata(spec: Model) -> tuple[dict[str, Any], GQA, GLU]:
+    """The metadata that all of them share, the attention, and the feed-forward network.
+
+    Raises:
+        Unmapped: the spec isn't Llama-shaped, or says something that llama.cpp can't be told.
+    """
+    config, attentions, ffn = llama_shaped(spec)
+    first = attentions[0]
+    need(ffn.act == "silu", f"llama.cpp's gated network is SwiGLU here, this one's activation is {ffn.act}")
+    for window in {a.mask.window for a in attentions if a.mask.window is not None}:
+        need(window >= spec.context, f"there are sliding windows ({window}), which this architecture has not")
+    assert isinstance(first.position, Rope)
+    need(first.position.dim == first.head_dim, f"only {first.position.dim} of {first.head_dim} channels are rotated")
+    data = {
+        "block_count": config["num_hidden_layers"],
+        "context_length": spec.context,
+        "embedding_length": spec.width,
+        "feed_forward_length": ffn.hidden,
+        "attention.head_count": first.heads,
+        "attention.head_count_kv": first.kv_heads,
+        "attention.key_length": first.head_dim,
+        "attention.value_length": first.head_dim,
+        "attention.layer_norm_rms_epsilon": float(config["rms_norm_eps"]),
+        "rope.dimension_count": first.head_dim,
+        "rope.freq_base": float(first.position.theta),
+        "vocab_size": spec.vocab,
+        **_scaling(first.position),
+    }
+    return data, first, ffn
+
+
+def _scaling(rope: Rope) -> dict[str, Any]:
+    match rope.scaling:
+        case None | Llama3Scaling():  # the latter's factors are a tensor
+            return {}
+        case LinearScaling(factor=factor):
+            return {"rope.scaling.type": "linear", "rope.scaling.factor": float(factor)}
+        case YarnScaling() as s:
+            usual = 0.1 * math.log(s.factor) + 1 if s.factor > 1 else 1.0
+            need(
+                abs(s.temperature - usual) < 1e-6,
+                "llama.cpp computes YaRN's temperature from its factor, this one differs",
+            )
+            need((s.beta_fast, s.beta_slow) == (32.0, 1.0), "YaRN's ramp has other ends than llama.cpp's (32 and 1)")
+            need(s.truncate, "llama.cpp rounds YaRN's ramp to whole channels (truncate)")
+            return {
+                "rope.scaling.type": "yarn",
+                "rope.scaling.factor": float(s.factor),
+                "rope.scaling.original_context_length": s.original_context,
+            }
+        case other:
+            raise Unmapped(f"llama.cpp has no rope scaling like {other.kind.removeprefix('rope_')} here")
+
+
+def rope_factors(spec: Model) -> np.ndarray | None:
+    """What each rotary frequency is divided by, float32 `[head_dim / 2]`, for scalings that GGUF keeps as a tensor."""
+    position = llama_shaped(spec)[1][0].position
+    if not isinstance(position, Rope) or not isinstance(position.scaling, Llama3Scaling):
+        return None
+    plain = base_frequencies(position.dim, position.theta)
+    return (plain / position.scaling.frequencies(position.dim, position.theta)).astype(np.float32)
+
+
+def llama_config(reader: Any, model_type: str) -> dict[str, Any]:
+    """The Hugging Face config of a Llama-shaped GGUF. `reader` is a `gguf_file.Reader`.
+
+    Raises:
+        CheckpointError: rotary settings that no config says.
+    """
+    heads = reader.size("attention.head_count")
+    width = reader.size("embedding_length")
+    config = {
+        "model_type": model_type,
+        "hidden_size": width,
+        "num_hidden_layers": reader.size("block_count"),
+        "num_attention_heads": heads,
+        "num_key_value_heads": reader.size("attention.head_count_kv", heads),
+        "head_dim": reader.size("attention.key_length", width // heads),
+        "intermediate_size": reader.size("feed_forward_length"),
+        "rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
+        "vocab_size": reader.shape("token_embd.weight")[0],
+        "max_position_embeddings": reader.size("context_length"),
+        "rope_theta": reader.number("rope.freq_base", 10_000.0),
+        "tie_word_embeddings": not reader.has("output.weight"),
+        "hidden_act": "silu",
+    }
+    reader.ignore("rope.dimension_count", "attention.value_length", "vocab_size")
+    kind, factor = reader.text("rope.scaling.type", "none"), reader.number("rope.scaling.factor", 0.0)
+    if reader.has(ROPE_FACTORS):
+        config["rope_scaling"] = _llama3(reader, config)
+    elif kind == "yarn":
+        original = reader.size("rope.scaling.original_context_length", config["max_position_embeddings"])
+        scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
+        config["rope_scaling"] = scaling
+    elif factor not in (0.0, 1.0):
+        if kind not in ("linear", "none"):
+            raise CheckpointError(f"{reader.file}: rope scaling {kind!r} can't be read; linear, yarn and llama3 can")
+        config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+    return config
+
+
+def _llama3(reader: Any, config: dict[str, Any]) -> dict[str, Any]:
+    """Llama 3's rule from its factors: they are recomputed for the settings that models have, and must come out equal."""
+    found = reader.read(ROPE_FACTORS).astype(np.float32)
+    rotary = config["head_dim"], config["rope_theta"]
+    plain = base_frequencies(*rotary)
+    for original in (8192, *(2**n for n in range(5, 18))):
+        for low, high in ((1.0, 4.0), (1.0, 2.0), (2.0, 4.0), (1.0, 8.0)):
+            rule = Llama3Scaling(
+                factor=float(found.max()), low_freq_factor=low, high_freq_factor=high, original_context=original
+            )
+            if np.allclose(plain / rule.frequencies(*rotary), found, rtol=1e-5):
+                return {
+                    "rope_type": "llama3",
+                    "factor": rule.factor,
+                    "low_freq_factor": low,
+                    "high_freq_factor": high,
+                    "original_max_position_embeddings": original,
+                }
+    raise CheckpointError(f"{reader.file}: its {ROPE_FACTORS} are not those of Llama 3's rule for any usual setting")

@@ -1,0 +1,274 @@
+"""`export --to gguf`: a folder with `model.gguf`, for llama.cpp and everything built on it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import edgeformer
+from edgeformer import bundle, discover
+from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, special_ids
+from edgeformer.errors import ExportError
+from edgeformer.export.filling import Progress
+from edgeformer.export.gguf_tokenizer import tokenizer_metadata
+from edgeformer.export.onnx import Exported, source_files
+from edgeformer.formats import QUANTIZED, QuantizedTensor
+from edgeformer.gguf_archs._common import ROPE_FACTORS
+from edgeformer.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
+from edgeformer.models._shape import Unmapped
+from edgeformer.rounding import bits_per_weight, rounded, stored_format
+from edgeformer.safetensors_file import DTYPES
+from edgeformer.spec import Model, digest, tensors, to_json
+from edgeformer.weights import Source, Weights, stored_part
+
+MODEL_FILE = "model.gguf"
+PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+PRECISIONS = (*PLAIN, *QUANTIZED, "mixed")
+_FILE_TYPES = {"fp32": 0, "fp16": 1, "q4": 2, "q8": 7, "bf16": 32}
+_COMPUTE = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+"""What llama.cpp rounds activations to: the weights' type; for quantized weights int8."""
+
+
+def export_gguf(
+    loaded: LoadedModel,
+    output: str | os.PathLike,
+    *,
+    precision: str | None = None,
+    keep: Sequence[str] = (),
+    no_tokenizer: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a GGUF artefact.
+
+    Args:
+        loaded: the model, from `edgeformer.load`.
+        output: folder to write; it appears when complete.
+        precision: fp32, fp16, bf16; q4 (Q4_0) or q8 (Q8_0), embedding and head too. By default what the checkpoint is stored
+            in. Norms and biases are float32 always.
+        keep: patterns of tensors that q4 and q8 leave as they are.
+        no_tokenizer: write no tokenizer.
+        force: replace a folder that is no artefact.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        ExportError: llama.cpp has no architecture or tokenizer for it (the message says which part), or it can't be written.
+        RuntimeUnavailable: the package gguf is not installed.
+    """
+    gguf = require_gguf()
+    spec = loaded.spec
+    weights, precision = _planned(spec, loaded.require_weights(), precision, keep)
+    name, metadata, arch = architecture(spec)
+    tokenizer = {}
+    if not no_tokenizer:
+        if loaded.folder is None or not (loaded.folder / "tokenizer.json").exists():
+            raise ExportError(f"{loaded.name} has no tokenizer.json; --no-tokenizer writes the weights alone")
+        tokenizer = tokenizer_metadata(loaded.folder, spec.vocab, special_ids(loaded.folder, loaded.config))
+    written = list(
+        _tensors(spec, weights.sources, arch, precision, getattr(arch, "rope_factors", lambda _: None)(spec))
+    )
+    with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
+        writer = gguf.GGUFWriter(str(folder / MODEL_FILE), name)
+        _say(gguf, writer, {"general.name": Path(loaded.name).resolve().name})
+        _say(gguf, writer, {"general.file_type": _FILE_TYPES.get(precision, 0), "general.quantization_version": 2})
+        _say(gguf, writer, {f"{name}.{key}": value for key, value in metadata.items()})
+        _say(gguf, writer, tokenizer or {"tokenizer.ggml.model": "no_vocab"})
+        _write(gguf, writer, written, progress)
+        for file in TOKENIZER_FILES:
+            if loaded.folder is not None and (found := loaded.folder / file).exists():
+                shutil.copyfile(found, folder / file)
+        quantized = bundle.has_own_bits(precision)
+        manifest = {
+            "edgeformer": edgeformer.__version__,
+            "format": "gguf",
+            "name": Path(loaded.name).resolve().name,
+            "task": spec.task,
+            "spec": to_json(spec),
+            "spec_digest": digest(spec),
+            "weights_digest": loaded.weights_digest(),
+            "precision": precision,
+            "compute": _COMPUTE.get(precision, "int8"),
+            "quantization": {**(loaded.quantization or {"method": "rtn"}), "bits_per_weight": bits_per_weight(weights)}
+            if quantized
+            else None,
+            "target": name,
+            "context": spec.context,
+            "files": {f.name: f.stat().st_size for f in sorted(folder.iterdir())},
+            "linked": {},
+            "verdict": None,
+        }
+        bundle.write_manifest(folder, manifest)
+    notes = list(loaded.notes)
+    if quantized:
+        notes.append(
+            "llama.cpp rounds activations to int8 where weights are quantized: its logits differ from the others'"
+        )
+    return Exported(Path(output), manifest, notes)
+
+
+def architecture(spec: Model) -> tuple[str, dict[str, Any], ModuleType]:
+    """llama.cpp's first architecture that holds the spec: name, metadata, module.
+
+    Raises:
+        ExportError: there is none; why, one by one.
+    """
+    reasons = []
+    for name in discover.names("edgeformer.gguf_archs"):
+        module = discover.find("edgeformer.gguf_archs", name)
+        assert module is not None
+        try:
+            return name, module.metadata(spec), module
+        except Unmapped as e:
+            reasons.append(f"{name}: {e}")
+    raise ExportError(f"llama.cpp can't run this architecture: {'; '.join(reasons)}")
+
+
+def _planned(spec: Model, weights: Weights, precision: str | None, keep: Sequence[str]) -> tuple[Weights, str]:
+    has = stored_format(weights)
+    ours = has if has in (*QUANTIZED, "mixed") else None
+    if precision is None:
+        stored = {s.stored.dtype for s in weights.sources.values()}
+        precision = ours or next((p for p, t in PLAIN.items() if t in stored), "fp32")
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision {precision!r} is not known for GGUF; it is one of {', '.join(PRECISIONS)}")
+    if precision in PLAIN:
+        if keep:
+            raise ExportError(f"--keep is for {' and '.join(QUANTIZED)}")
+        return weights, precision
+    if ours is None:
+        if precision == "mixed":
+            raise ExportError(
+                "mixed is what a checkpoint of `edgeformer quantize --budget` is in; this one isn't quantized"
+            )
+        return rounded(spec, weights, precision, keep), precision
+    if ours != precision:
+        raise ExportError(
+            f"the checkpoint is quantized to {ours}; to {precision} it would be rounded twice. Quantize the original"
+        )
+    if keep:
+        raise ExportError("--keep chooses what is rounded, and this checkpoint is quantized already")
+    return weights, precision
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor of the file: type and shape are known before it is made."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    make: Any
+
+
+def _tensors(
+    spec: Model, sources: dict[str, Source], arch: ModuleType, precision: str, factors: np.ndarray | None
+) -> Iterator[_Tensor]:
+    """In the model's order; those that llama.cpp holds as one are joined along their rows."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name in tensors(spec):
+        part = stored_part(arch.NAMES, name)
+        if part.name == name:
+            raise ExportError(f"llama.cpp's {arch.__name__.rsplit('.', 1)[-1]} has no place for the tensor {name}")
+        found.setdefault(part.name, []).append((part.index, name))
+    heads = _interleaved_heads(spec, arch)
+    if factors is not None:
+        yield _Tensor(ROPE_FACTORS, factors.shape, "F32", lambda: factors)
+    for full, parts in found.items():
+        members = [sources[name] for _, name in sorted(parts)]
+        turned = [heads.get(name, 0) for _, name in sorted(parts)]
+        shape = (sum(s.shape[0] for s in members), *members[0].shape[1:])
+        formats = {s.stored.format if isinstance(s.stored, QuantizedTensor) else None for s in members}
+        if len(formats) > 1:
+            raise ExportError(
+                f"{full} holds several maps in one, and they are of different formats; quantize them alike"
+            )
+        format = formats.pop() if precision not in PLAIN else None
+        if format is not None:
+            kind = next(k for k, f in BLOCKS.items() if f == format)
+        else:
+            kind = "F32" if len(shape) == 1 else PLAIN.get(precision) or _unquantized(members)
+        make = lambda members=members, turned=turned, kind=kind: _made(members, turned, kind)  # noqa: E731
+        yield _Tensor(full, shape, kind, make)
+
+
+def _unquantized(members: list[Source]) -> str:
+    """The type of a matrix that stays plain among quantized ones: as stored (F32 of what is only readable so)."""
+    return members[0].stored.dtype if members[0].stored.dtype in DTYPES else "F32"
+
+
+def _interleaved_heads(spec: Model, arch: ModuleType) -> dict[str, int]:
+    """Canonical tensor name -> how many heads' rows have to be reordered."""
+    from edgeformer.layers.gqa import GQA
+    from edgeformer.spec import layers
+
+    counts = {}
+    for path, layer, _ in layers(spec):
+        for name in getattr(arch, "INTERLEAVED", ()):
+            leaf = name.rsplit(".", 1)[-1]
+            if isinstance(layer, GQA) and path.endswith(name.rsplit(".", 1)[0]):
+                for kind in ("weight", "bias"):
+                    counts[f"{path}.{leaf}.{kind}"] = layer.heads if leaf == "q" else layer.kv_heads
+    return counts
+
+
+def _made(members: list[Source], heads: list[int], kind: str) -> np.ndarray:
+    if kind in BLOCKS:
+        rows = []
+        for source, count in zip(members, heads, strict=True):
+            assert isinstance(source.stored, QuantizedTensor)
+            packed, scales = (interleaved(x, count) for x in source.stored.quantized())
+            rows.append(to_blocks(packed, scales, BLOCKS[kind]))
+        return np.concatenate(rows) if len(rows) > 1 else rows[0]
+    arrays = [interleaved(s.read(), count) for s, count in zip(members, heads, strict=True)]
+    x = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    if kind == "F16" and np.abs(x.astype(np.float32)).max(initial=0) > 65504:
+        raise ExportError("a weight is larger than fp16 can hold (65504); export with --precision fp32 or bf16")
+    return x.astype(DTYPES[kind], copy=False)
+
+
+def _say(gguf: Any, writer: Any, metadata: dict[str, Any]) -> None:
+    """Metadata values by their Python types."""
+    kinds = gguf.GGUFValueType
+    for key, value in metadata.items():
+        match value:
+            case bool():
+                writer.add_key_value(key, value, kinds.BOOL)
+            case int():
+                writer.add_key_value(key, value, kinds.UINT32)
+            case float():
+                writer.add_key_value(key, value, kinds.FLOAT32)
+            case str():
+                writer.add_key_value(key, value, kinds.STRING)
+            case _:
+                writer.add_array(key, value)
+
+
+def _write(gguf: Any, writer: Any, written: list[_Tensor], progress: Progress | None) -> None:
+    """Header first, then one tensor at a time."""
+    types = gguf.GGMLQuantizationType
+    sizes = []
+    for t in written:
+        block, size = gguf.GGML_QUANT_SIZES[types[t.kind]]
+        count = int(np.prod(t.shape))
+        sizes.append(count // block * size)
+        shape = t.shape if t.kind not in BLOCKS else (*t.shape[:-1], t.shape[-1] // block * size)
+        dtype = np.dtype(np.uint8) if t.kind in BLOCKS else np.dtype(np.float32 if t.kind == "F32" else np.float16)
+        raw = None if t.kind in ("F32", "F16") else types[t.kind]
+        writer.add_tensor_info(t.name, shape, dtype, sizes[-1], raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    done = 0
+    for t, size in zip(written, sizes, strict=True):
+        writer.write_tensor_data(np.ascontiguousarray(t.make()).reshape(-1).view(np.uint8))
+        done += size
+        if progress is not None:
+            progress(done, sum(sizes))
+    writer.close()

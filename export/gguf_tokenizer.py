@@ -1,0 +1,236 @@
+"""A `tokenizer.json` as GGUF metadata, so that llama.cpp makes the same ids of a text.
+
+llama.cpp knows pre-tokenizers by name only. The name is found by what the tokenizer's own rules say; rules that no name stands
+for are refused, because the ids would silently differ.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+from edgeformer.errors import ExportError
+
+NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
+"""llama.cpp's token types."""
+
+_QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_BY_PATTERN = {_QWEN2: "qwen2", _LLAMA3: "llama-bpe", _GPT2: "gpt-2"}
+
+
+def tokenizer_metadata(folder: Path, vocab: int, ids: dict[str, Any]) -> dict[str, Any]:
+    """`tokenizer.ggml.*` of the tokenizer in a folder.
+
+    Args:
+        folder: with tokenizer.json.
+        vocab: rows of the model's embedding; ids without a token become unused tokens.
+        ids: special ids (`bos`, `eos`, `pad`).
+
+    Raises:
+        ExportError: a tokenizer that llama.cpp has no equal of; the message says which rule.
+    """
+    data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    kind = data["model"].get("type")
+    makers = {"BPE": _bpe, "Unigram": _unigram, "WordPiece": _wordpiece}
+    if kind not in makers:
+        raise ExportError(_refusal(f"it is a {kind} model; llama.cpp has {', '.join(makers)}"))
+    tokens, types, more = makers[kind](data, vocab)
+    for added in data.get("added_tokens", ()):
+        if added["id"] < vocab:
+            tokens[added["id"]] = added["content"]
+            types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+    unknown = data["model"].get("unk_id") if kind == "Unigram" else _id(data, data["model"].get("unk_token"))
+    if unknown is not None:
+        types[unknown] = UNKNOWN
+    first, last = _template(folder)
+    found = {
+        "tokens": tokens,
+        "token_type": types,
+        "add_bos_token": first is not None,
+        "add_eos_token": last is not None,
+        **({"unknown_token_id": unknown} if unknown is not None else {}),
+        **more,
+    }
+    eos = ids["eos"][0] if isinstance(ids["eos"], list) else ids["eos"]
+    special = {
+        "bos_token_id": first if first is not None else ids["bos"],
+        "eos_token_id": eos if eos is not None else last,
+        "padding_token_id": ids["pad"],
+    }
+    found |= {k: v for k, v in special.items() if v is not None}
+    return {f"tokenizer.ggml.{k}": v for k, v in found.items()}
+
+
+def _refusal(reason: str) -> str:
+    return (
+        f"llama.cpp has no tokenizer like this model's: {reason}. --no-tokenizer writes the weights alone (token ids then have"
+        " to come from elsewhere)"
+    )
+
+
+def _id(data: dict[str, Any], token: str | None) -> int | None:
+    vocab = data["model"]["vocab"]
+    return vocab.get(token) if isinstance(vocab, dict) and token is not None else None
+
+
+def _template(folder: Path) -> tuple[int | None, int | None]:
+    """The ids that encoding puts before and after a text."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    plain = tokenizer.encode("a", add_special_tokens=False).ids
+    full = tokenizer.encode("a").ids
+    at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), None)
+    if at is None or at > 1 or len(full) - at - len(plain) > 1:
+        raise ExportError(_refusal(f"it puts several special tokens around a text ({full})"))
+    return (full[0] if at else None), (full[-1] if len(full) > at + len(plain) else None)
+
+
+def _listed(vocab: dict[str, int], count: int) -> tuple[list[str], list[int]]:
+    if vocab and max(vocab.values()) >= count:
+        raise ExportError(f"the tokenizer has ids up to {max(vocab.values())}, the model an embedding of {count} rows")
+    tokens, types = [f"[UNUSED{i}]" for i in range(count)], [UNUSED] * count
+    for token, i in vocab.items():
+        tokens[i], types[i] = token, NORMAL
+    return tokens, types
+
+
+def _bpe(data: dict[str, Any], count: int) -> tuple[list[str], list[int], dict[str, Any]]:
+    model = data["model"]
+    if model.get("byte_fallback"):
+        return _sentencepiece(data, count)
+    for rule in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(rule):
+            raise ExportError(_refusal(f"its BPE has {rule} = {model[rule]!r}"))
+    if data.get("normalizer") and data["normalizer"].get("type") != "NFC":
+        raise ExportError(_refusal(f"it normalises text ({data['normalizer'].get('type')})"))
+    tokens, types = _listed(model["vocab"], count)
+    merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
+    return tokens, types, {"model": "gpt2", "pre": pre_tokenizer_name(data), "merges": merges}
+
+
+def pre_tokenizer_name(data: dict[str, Any]) -> str:
+    """llama.cpp's name for a byte-level BPE's pre-tokenizer.
+
+    Raises:
+        ExportError: rules that no name stands for.
+    """
+    rules = data.get("pre_tokenizer") or {}
+    steps = rules["pretokenizers"] if rules.get("type") == "Sequence" else [rules]
+    kinds = [step.get("type") for step in steps]
+    bytes_last = bool(steps) and kinds[-1] == "ByteLevel" and not steps[-1].get("add_prefix_space")
+    own_pattern = bytes_last and steps[-1].get("use_regex", True)
+    ignores = data["model"].get("ignore_merges", False)
+    if bytes_last and kinds == ["ByteLevel"] and own_pattern and not ignores:
+        return "gpt-2"
+    if (
+        bytes_last
+        and kinds == ["Digits", "ByteLevel"]
+        and own_pattern
+        and steps[0].get("individual_digits")
+        and not ignores
+    ):
+        return "smollm"
+    if bytes_last and kinds == ["Split", "ByteLevel"] and not own_pattern:
+        pattern, split = steps[0].get("pattern", {}).get("Regex", ""), steps[0]
+        name = _BY_PATTERN.get(pattern) if split.get("behavior") == "Isolated" and not split.get("invert") else None
+        if name is not None and ignores == (name == "llama-bpe"):
+            return name
+    known = ", ".join(("smollm", *_BY_PATTERN.values()))
+    raise ExportError(_refusal(f"its pre-tokenizer ({json.dumps(rules)[:300]}) is none of the known ones ({known})"))
+
+
+def _sentencepiece(data: dict[str, Any], count: int) -> tuple[list[str], list[int], dict[str, Any]]:
+    """BPE with byte fallback, Llama 2's: llama.cpp joins by the score of the joined token, so scores are the merges' ranks."""
+    prefix = _prefix_space(data)
+    tokens, types = _listed(data["model"]["vocab"], count)
+    scores = [-1e6] * count
+    for rank, merge in enumerate(data["model"]["merges"]):
+        joined = merge.replace(" ", "") if isinstance(merge, str) else "".join(merge)
+        at = data["model"]["vocab"].get(joined)
+        if at is not None and scores[at] == -1e6:
+            scores[at] = -float(rank)
+    for i, token in enumerate(tokens):
+        if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+            types[i] = BYTE
+    return tokens, types, {"model": "llama", "pre": "default", "scores": scores, "add_space_prefix": prefix}
+
+
+def _prefix_space(data: dict[str, Any]) -> bool:
+    """Whether Llama 2's rules (spaces become ▁, nothing is split) put one before the text."""
+    normalizer, split = data.get("normalizer") or {}, data.get("pre_tokenizer") or {}
+    steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
+    kinds = [s["type"] for s in steps]
+    if not split and kinds in (["Prepend", "Replace"], ["Replace"]):
+        return kinds[0] == "Prepend"
+    if not steps and split.get("type") == "Metaspace" and not split.get("split", True):
+        if split.get("prepend_scheme") in ("always", "first"):
+            return True
+        if split.get("prepend_scheme") == "never":
+            return False
+    raise ExportError(_refusal("its BPE with byte fallback has other rules for spaces than Llama 2's"))
+
+
+def _unigram(data: dict[str, Any], count: int) -> tuple[list[str], list[int], dict[str, Any]]:
+    """SentencePiece's unigram model, T5's: llama.cpp needs the same normaliser tables."""
+    pieces = data["model"]["vocab"]
+    if len(pieces) > count:
+        raise ExportError(f"the tokenizer has {len(pieces)} ids, the model an embedding of {count} rows")
+    tokens, types = _listed({piece: i for i, (piece, _) in enumerate(pieces)}, count)
+    scores = [score for _, score in pieces] + [-1e6] * (count - len(pieces))
+    charsmap, merge_spaces = _unigram_normalizer(data)
+    split = data.get("pre_tokenizer") or {}
+    steps = split["pretokenizers"] if split.get("type") == "Sequence" else [split]
+    kinds = [s.get("type") for s in steps]
+    if kinds not in (["Metaspace"], ["WhitespaceSplit", "Metaspace"]):
+        raise ExportError(_refusal(f"its unigram model splits text by {kinds}"))
+    metaspace = steps[-1]
+    prefix = (
+        metaspace.get("prepend_scheme", "always" if metaspace.get("add_prefix_space", True) else "never") != "never"
+    )
+    merge_spaces = merge_spaces or kinds[0] == "WhitespaceSplit"
+    more = {"model": "t5", "pre": "default", "scores": scores, "add_space_prefix": prefix}
+    if charsmap:
+        more["precompiled_charsmap"] = charsmap
+    return tokens, types, more | {"remove_extra_whitespaces": merge_spaces}
+
+
+def _unigram_normalizer(data: dict[str, Any]) -> tuple[bytes, bool]:
+    normalizer = data.get("normalizer")
+    steps = [] if not normalizer else normalizer.get("normalizers", [normalizer])
+    charsmap, merges = b"", False
+    for step in steps:
+        match step:
+            case {"type": "Precompiled", "precompiled_charsmap": table}:
+                charsmap = base64.b64decode(table or "")
+            case {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " " | "▁"}:
+                merges = True
+            case {"type": "Strip", "strip_left": False, "strip_right": True}:
+                merges = True
+            case _:
+                raise ExportError(_refusal(f"its unigram model normalises text by {json.dumps(step)[:120]}"))
+    return charsmap, merges
+
+
+def _wordpiece(data: dict[str, Any], count: int) -> tuple[list[str], list[int], dict[str, Any]]:
+    """BERT's: llama.cpp marks the beginning of a word where WordPiece marks its continuation."""
+    model, normalizer = data["model"], data.get("normalizer") or {}
+    if model.get("continuing_subword_prefix") != "##" or normalizer.get("type") != "BertNormalizer":
+        raise ExportError(_refusal("its WordPiece is not BERT's (## and BertNormalizer)"))
+    if not normalizer.get("lowercase"):
+        raise ExportError(_refusal("it keeps upper case, which llama.cpp's WordPiece folds"))
+    tokens, types = _listed(model["vocab"], count)
+    special = {added["content"] for added in data.get("added_tokens", ())}
+    marked = [
+        t if t in special or types[i] == UNUSED else t[2:] if t.startswith("##") else "▁" + t
+        for i, t in enumerate(tokens)
+    ]
+    ids = {"cls_token_id": "[CLS]", "seperator_token_id": "[SEP]", "mask_token_id": "[MASK]"}
+    found = {key: model["vocab"][token] for key, token in ids.items() if token in model["vocab"]}
+    return marked, types, {"model": "bert", "pre": "default", **found}

@@ -1,0 +1,161 @@
+"""`export --to hf`: a folder that transformers loads, for any spec that one of the families can say."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import edgeformer
+from edgeformer import bundle, discover
+from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, special_ids
+from edgeformer.errors import ExportError
+from edgeformer.export.filling import Progress
+from edgeformer.export.onnx import Exported, source_files
+from edgeformer.export.safetensors import Group, write_shards
+from edgeformer.layers.encoder import Encoder
+from edgeformer.models._config import HfConfig
+from edgeformer.models._shape import Unmapped
+from edgeformer.rounding import stored_format
+from edgeformer.safetensors_file import DTYPES
+from edgeformer.spec import Model, digest, tensors, to_json
+from edgeformer.weights import Part, Source, stored_part
+
+TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+_TORCH = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def export_hf(
+    loaded: LoadedModel,
+    output: str | os.PathLike,
+    *,
+    precision: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a Hugging Face folder: `config.json`, `model.safetensors` under transformers' names, the tokenizer.
+
+    Args:
+        loaded: the model, from `edgeformer.load`.
+        output: folder to write; it appears when complete.
+        precision: fp32, fp16 or bf16; by default the widest type that is stored (quantized weights: fp32, which holds them
+            exactly).
+        force: replace a folder that is no artefact.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        ExportError: no family of transformers can hold the spec (the message says why for each), or it can't be written.
+    """
+    spec, weights = loaded.spec, loaded.require_weights()
+    if precision is None:
+        stored = {s.stored.dtype for s in weights.sources.values()}
+        precision = "fp32" if stored_format(weights) else next(p for p, t in TYPES.items() if t in stored)
+    if precision not in TYPES:
+        raise ExportError(f"precision {precision!r} is not known for transformers; it is one of {', '.join(TYPES)}")
+    config, family = family_config(spec)
+    config |= {f"{k}_token_id": v for k, v in special_ids(loaded.folder, loaded.config).items() if v is not None}
+    config["dtype"] = _TORCH[precision]
+    groups = _groups(spec, weights.sources, family, DTYPES[TYPES[precision]])
+    with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
+        write_shards(folder, groups, {"format": "pt"}, progress)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        for name in TOKENIZER_FILES:
+            if loaded.folder is not None and (file := loaded.folder / name).exists():
+                shutil.copyfile(file, folder / name)
+        manifest = {
+            "edgeformer": edgeformer.__version__,
+            "format": "checkpoint",
+            "name": Path(loaded.name).resolve().name,
+            "task": spec.task,
+            "spec": to_json(spec),
+            "spec_digest": digest(spec),
+            "weights_digest": loaded.weights_digest(),
+            "precision": precision,
+            "compute": "fp32",
+            "target": config["model_type"],
+            "context": spec.context,
+            "files": {f.name: f.stat().st_size for f in sorted(folder.iterdir())},
+            "linked": {},
+            "verdict": None,
+        }
+        bundle.write_manifest(folder, manifest)
+    notes = [*loaded.notes]
+    if isinstance(spec, Encoder) and spec.pooling is not None:
+        notes.append(
+            "transformers has no pooling; sentence-transformers reads it from modules.json, which is not written"
+        )
+    return Exported(Path(output), manifest, notes)
+
+
+def family_config(spec: Model) -> tuple[dict[str, Any], ModuleType]:
+    """The config.json of the first family that can say the spec, and the family.
+
+    It is read back before it is believed: the family's own reader has to make the same spec of it.
+
+    Raises:
+        ExportError: there is none; why, family by family.
+    """
+    reasons = []
+    for name in discover.names("edgeformer.models"):
+        family = discover.find("edgeformer.models", name)
+        say: Callable[[Model], dict[str, Any]] | None = getattr(family, "config", None)
+        if say is None or family is None:
+            continue
+        try:
+            config = say(spec)
+        except Unmapped as e:
+            reasons.append(f"{name}: {e}")
+            continue
+        again = family.spec(HfConfig(dict(config), f"the {name} config of this spec"))
+        if _comparable(again) == _comparable(spec):
+            return config, family
+        reasons.append(f"{name}: its config would say another architecture")
+    raise ExportError(f"no family of transformers can hold this architecture: {'; '.join(reasons)}")
+
+
+def _comparable(spec: Model) -> dict[str, Any]:
+    return {k: v for k, v in to_json(spec).items() if k != "pooling"}
+
+
+def _groups(spec: Model, sources: dict[str, Source], family: ModuleType, dtype: np.dtype) -> list[Group]:
+    """Tensors under the family's names: those of several parts are put together again."""
+    prefix = next(iter(getattr(family, "PREFIXES", ("",))))
+    if spec.task == "feature-extraction" and getattr(spec, "pooler", False):
+        prefix = ""  # the bare model's own names
+    found: dict[str, list[tuple[Part, str]]] = {}
+    for name in tensors(spec):
+        part = stored_part(family.NAMES, name)
+        full = part.name if part.name.startswith("lm_head.") else prefix + part.name
+        found.setdefault(full, []).append((part, name))
+    groups = []
+    for full, parts in found.items():
+        parts.sort(key=lambda entry: entry[0].index)
+        axis = parts[0][0].axis
+        shapes = [_stored_shape(part, sources[name].shape) for part, name in parts]
+        shape = list(shapes[0])
+        shape[axis] = sum(s[axis] for s in shapes)
+        make = lambda parts=parts, axis=axis: [_joined(parts, axis, sources, dtype)]  # noqa: E731
+        groups.append(Group({full: (dtype, tuple(shape))}, make))
+    return groups
+
+
+def _stored_shape(part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(reversed(shape)) if part.transposed else shape
+
+
+def _joined(parts: list[tuple[Part, str]], axis: int, sources: dict[str, Source], dtype: np.dtype) -> np.ndarray:
+    arrays = []
+    for part, name in parts:
+        x = sources[name].read()
+        if dtype == np.float16 and np.abs(x.astype(np.float32)).max(initial=0) > 65504:
+            raise ExportError(f"{name} holds a weight larger than fp16 can hold (65504); use --precision fp32 or bf16")
+        arrays.append(x.T if part.transposed else x)
+    return np.ascontiguousarray(np.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]).astype(
+        dtype, copy=False
+    )

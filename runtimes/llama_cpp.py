@@ -1,0 +1,139 @@
+"""llama.cpp on an exported GGUF file, through the C interface of llama-cpp-python. Its keys and values are float32 here, as
+those of other float32 rows; variant `kv-f16` keeps them in fp16, llama.cpp's own default."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer import bundle
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.errors import ArtefactError, InputError
+from edgeformer.export.gguf import MODEL_FILE
+from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.spec import Model, from_json
+
+_F32, _F16 = 0, 1  # ggml_type
+
+
+_ERROR = 4  # ggml_log_level
+_errors: list[str] = []
+
+
+def _keep_log(llama: Any) -> None:
+    """llama.cpp logs hundreds of lines: only errors are kept, for messages. The callback lives as long as the module."""
+    global _log
+
+    def keep(level: int, text: bytes, data: Any) -> None:
+        if level == _ERROR:
+            _errors.append(text.decode(errors="replace").strip())
+
+    _log = llama.llama_log_callback(keep)
+    llama.llama_log_set(_log, ctypes.c_void_p(0))
+    _errors.clear()
+
+
+class LlamaSession(Session):
+    """One sequence in one context."""
+
+    def __init__(self, folder: Path, options: Options):
+        import llama_cpp
+
+        manifest = bundle.read_manifest(folder)
+        bundle.check_files(folder, manifest)
+        spec = from_json(manifest["spec"])
+        assert isinstance(spec, Model)
+        super().__init__(spec, options)
+        self.llama: Any = llama_cpp
+        _keep_log(llama_cpp)
+        llama_cpp.llama_backend_init()
+        settings = llama_cpp.llama_model_default_params()
+        settings.n_gpu_layers = 0
+        self.model = llama_cpp.llama_model_load_from_file(str(folder / MODEL_FILE).encode(), settings)
+        if not self.model:
+            raise ArtefactError(f"llama.cpp can't load {folder / MODEL_FILE}: {'; '.join(_errors[:2])}")
+        context = llama_cpp.llama_context_default_params()
+        context.n_ctx = self.capacity
+        context.n_batch = context.n_ubatch = min(self.capacity, 512)
+        context.n_threads = context.n_threads_batch = options.threads
+        context.type_k = context.type_v = _F16 if options.variant == "kv-f16" else _F32
+        context.flash_attn_type = 0  # off: it rounds scores to fp16
+        context.n_seq_max = 1
+        self.context = llama_cpp.llama_init_from_model(self.model, context)
+        if not self.context:
+            raise ArtefactError(f"llama.cpp can't open a context of {self.capacity} tokens for {folder}")
+        self.chunk = int(context.n_batch)
+        self.batch = llama_cpp.llama_batch_init(self.chunk, 0, 1)
+
+    def _reset(self):
+        self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), True)
+
+    def _step(self, ids, mask, all_positions):
+        if not mask.all():
+            raise InputError("this adapter runs llama.cpp without padding; pad in the onnxruntime runtime instead")
+        parts = []
+        for start in range(0, ids.shape[1], self.chunk):
+            part = ids[0, start : start + self.chunk]
+            last = start + len(part) == ids.shape[1]
+            parts += self._decode(part, self.length + start, all_positions, last)
+        y = np.concatenate(parts)[None]
+        return y if all_positions else y[:, -1]
+
+    def _decode(self, ids: np.ndarray, position: int, every: bool, last: bool) -> list[np.ndarray]:
+        batch, count = self.batch, len(ids)
+        batch.n_tokens = count
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i] = int(token), position + i
+            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
+            batch.logits[i] = every or (last and i + 1 == count)
+        if (code := self.llama.llama_decode(self.context, batch)) != 0:
+            raise ArtefactError(f"llama.cpp's llama_decode failed with code {code}")
+        wanted = count if every else int(last)
+        if not wanted:
+            return []
+        logits = self.llama.llama_get_logits(self.context)
+        return [np.ctypeslib.as_array(logits, (wanted, self.spec.vocab)).copy()]
+
+    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
+        """llama.cpp's own ids of a text, with the model's special tokens around it."""
+        data = text.encode()
+        vocab = self.llama.llama_model_get_vocab(self.model)
+        ids = (self.llama.llama_token * (len(data) + 16))()
+        count = self.llama.llama_tokenize(vocab, data, len(data), ids, len(ids), special, False)
+        return list(ids[:count])
+
+    def facts(self):
+        return {"kv": "fp16" if self.options.variant == "kv-f16" else "fp32", "build": self._build()}
+
+    def _build(self) -> str:
+        return self.llama.llama_print_system_info().decode().strip()
+
+    def __del__(self):
+        with contextlib.suppress(Exception):
+            self.llama.llama_batch_free(self.batch)
+            self.llama.llama_free(self.context)
+            self.llama.llama_model_free(self.model)
+
+
+class Runtime(_protocol.Runtime):
+    """llama.cpp on the CPU."""
+
+    opens = "gguf"
+    tasks = ("text-generation",)
+    packages = ("llama-cpp-python",)
+    extra = "llama-cpp"
+    variants = ("kv-f16",)
+
+    def refuses(self, spec, options):
+        if options.batch > 1:
+            return "this adapter runs one sequence at a time"
+        return super().refuses(spec, options)
+
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        assert isinstance(source, Path)
+        return LlamaSession(source, options)
