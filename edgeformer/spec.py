@@ -107,6 +107,22 @@ class Sub:
 Leaf = Linear | Stacked | Vector | Table
 Declaration = Leaf | Const | Dropout | Sub | tuple[Sub, ...]
 
+
+@dataclass(frozen=True)
+class Fold:
+    """A place where channels can be rescaled without changing what a layer computes: `source` (a norm, or a linear map) gives its
+    outputs divided by s > 0, and the linear maps `consumers` take their inputs multiplied by s.
+
+    Names are paths below the layer. Where each head's channels of the source are used by `repeat` heads of the consumer, s
+    repeats so, in blocks of `block` channels.
+    """
+
+    source: str
+    consumers: tuple[str, ...]
+    repeat: int = 1
+    block: int = 0
+
+
 # names that a torch or MLX module already uses for itself
 RESERVED = frozenset(
     ("add", "apply", "buffers", "children", "eval", "forward", "items", "keys", "layer", "ops", "parameters", "path")
@@ -141,9 +157,16 @@ class Layer(Node):
     same_input: ClassVar[tuple[tuple[str, ...], ...]] = ()
     """Groups of `Linear` parameters that `apply` gives one and the same input: a back end may hold each as one matrix."""
 
+    reads: ClassVar[tuple[str, ...]] = ()
+    """The `Linear` parameters that `apply` gives its input, if nothing else in it uses that input."""
+
     def params(self, width: int) -> dict[str, Declaration]:
         """Parameter name -> declaration, for input vectors of `width`."""
         return {}
+
+    def folds(self) -> tuple[Fold, ...]:
+        """Where channels can be rescaled (quantization by AWQ uses it)."""
+        return ()
 
     def cache(self) -> dict[str, tuple[int, int]]:
         """What is remembered per token: name -> (heads, dim); tensors are `[B, heads, S, dim]`."""
@@ -165,6 +188,10 @@ class Norm(Layer):
     def add(self, ops: Any, p: Any, x: Any, d: Any) -> tuple[Any, Any]:
         """`(x + d, normalised x + d)`: the residual addition and the norm as one step."""
         raise NotImplementedError
+
+    def divided(self, tensors: dict[str, Any], scale: Any) -> dict[str, Any]:
+        """Its vectors such that the output comes divided by `scale`, one number per channel: of a norm that is linear in them."""
+        return {name: x / scale for name, x in tensors.items()}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,29 @@ def load_model(model: str, allow: bool = False) -> Any:
     return loaded
 
 
+def read_ids(loaded: Any, text: str, limit: int | None = None) -> Any:
+    """The token ids int64 [T] of a text file, by the model's own tokenizer; at most `limit`.
+
+    Raises:
+        InputError: it is no UTF-8 text, or an empty one.
+    """
+    from pathlib import Path
+
+    import numpy as np
+
+    from edgeformer.errors import InputError
+    from edgeformer.generate import load_tokenizer
+
+    try:
+        content = Path(text).read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{text} is not UTF-8 text: {e.reason} at byte {e.start}") from e
+    ids = load_tokenizer(loaded.folder).encode(content).ids
+    if not ids:
+        raise InputError(f"{text} holds no text")
+    return np.array(ids[:limit], np.int64)
+
+
 def notes(lines: list[str]) -> None:
     """Remarks for the user, on stderr."""
     for line in lines:
@@ -70,6 +93,20 @@ def byte_progress(text: str) -> Iterator[Callable[[int, int], None] | None]:
 
     columns = (TextColumn(text), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(text, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextlib.contextmanager
+def count_progress(text: str) -> Iterator[Callable[[int, int], None] | None]:
+    """A progress bar on stderr for callbacks (done, total) that count things; None where stderr is no terminal."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task(text, total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 

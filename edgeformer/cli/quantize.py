@@ -2,31 +2,61 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from typing import Any
+
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, byte_progress, load_model, notes, print_json, size
+from edgeformer.cli._common import (
+    allow_unread,
+    as_json,
+    byte_progress,
+    count_progress,
+    load_model,
+    notes,
+    print_json,
+    read_ids,
+    size,
+)
 
 
 @click.command(
     name="quantize",
-    epilog="Examples:  edgeformer quantize models/stdlib-5m -o build/q4  ·  edgeformer quantize MODEL -o DIR --format q8",
+    epilog="Examples:  edgeformer quantize models/stdlib-5m -o build/q4  ·  edgeformer quantize MODEL -o DIR --format q8  ·"
+    "  edgeformer quantize MODEL -o DIR --method gptq --calibration text.txt  ·"
+    "  edgeformer quantize MODEL -o DIR --budget 5.5 --calibration text.txt",
 )
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=click.Path(), help="Folder to write; it appears when complete.")
 @click.option(
     "--format",
     "format_",
-    default="q4",
+    default=None,
     type=click.Choice(["q4", "q8"]),
-    show_default=True,
-    help="Of linear maps and embeddings.",
+    help="Of linear maps and embeddings. [default: q4]",
 )
 @click.option(
     "--method",
-    default="search",
-    show_default=True,
-    help="rtn: round to nearest, the bits of llama.cpp's own Q4_0 and Q8_0. search: the scale that leaves the least error.",
+    default=None,
+    help="rtn: round to nearest, the bits of llama.cpp's own Q4_0 and Q8_0. search: the scales that leave the least error."
+    " gptq, awq: calibrated on text; they run the model in torch. [default: search; with --calibration gptq]",
 )
+@click.option(
+    "--calibration",
+    multiple=True,
+    type=click.Path(exists=True, dir_okay=False),
+    help="UTF-8 text like what the model will read; repeatable. Not the text that quality is measured on.",
+)
+@click.option("--samples", type=click.IntRange(min=1), default=128, show_default=True, help="Windows of that text.")
+@click.option("--window", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens in each.")
+@click.option(
+    "--budget",
+    type=float,
+    default=None,
+    help="Mix q4 and q8: this many bits per weight, scales included; what suffers most gets q8. Needs --calibration.",
+)
+@click.option("--powers-of-two", is_flag=True, help="awq: fold scales that change nothing, bit for bit.")
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Tensors to leave as they are, such as 'head.*'.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT even if it is no artefact.")
 @allow_unread
@@ -34,8 +64,13 @@ from edgeformer.cli._common import allow_unread, as_json, byte_progress, load_mo
 def command(
     model: str,
     output: str,
-    format_: str,
-    method: str,
+    format_: str | None,
+    method: str | None,
+    calibration: tuple[str, ...],
+    samples: int,
+    window: int,
+    budget: float | None,
+    powers_of_two: bool,
     keep: tuple[str, ...],
     force: bool,
     allow_unread_config: bool,
@@ -43,11 +78,38 @@ def command(
 ) -> None:
     """Quantize MODEL to q4 or q8: groups of 32 that ONNX Runtime, MLX, llama.cpp and PyTorch hold bit for bit. What is written is
     a MODEL, too: export it, verify against it, compare it. Stopped in the middle, the same command goes on."""
+    from edgeformer.errors import InputError
     from edgeformer.quantize.run import quantize
 
     loaded = load_model(model, allow_unread_config)
+    ids, about = None, {}
+    if calibration:
+        ids, about = _calibration(loaded, calibration, samples, window)
+    method = method or ("gptq" if calibration else "search")
+    if powers_of_two and method != "awq":
+        raise InputError("--powers-of-two is for --method awq")
+    formats: dict[str, Any] | None = None
+    if budget is not None:
+        if format_ is not None or ids is None:
+            raise InputError(
+                "--budget chooses q4 or q8 itself, from how --calibration text suffers: give that, and no --format"
+            )
+        formats, about["units"] = _mixed(loaded, ids, budget, keep, as_json)
+        about["budget"] = budget
     with byte_progress("quantizing") as progress:
-        made = quantize(loaded, output, format=format_, method=method, keep=keep, force=force, progress=progress)
+        made = quantize(
+            loaded,
+            output,
+            format=format_ or "q4",
+            method=method,
+            ids=ids,
+            formats=formats,
+            keep=keep,
+            options={"powers_of_two": True} if powers_of_two else {},
+            about=about,
+            force=force,
+            progress=progress,
+        )
     notes(made.notes)
     if as_json:
         print_json({"folder": str(made.folder), **made.manifest})
@@ -55,3 +117,38 @@ def command(
     written = sum(made.manifest["files"].values())
     bits = made.manifest["quantization"]["bits_per_weight"]
     click.echo(f"{made.folder}: {size(written)} written, {bits:.2f} bits per weight, by {method}")
+
+
+def _calibration(loaded: Any, files: tuple[str, ...], samples: int, window: int) -> tuple[Any, dict[str, Any]]:
+    """The windows of calibration text, and what the manifest says of it."""
+    import numpy as np
+
+    from edgeformer.quantize.calibration import calibration_windows
+
+    ids = np.concatenate([read_ids(loaded, file) for file in files])
+    chosen = calibration_windows(ids, window, samples, loaded.spec.context, loaded.spec.vocab)
+    return chosen, {"calibration": {"files": [Path(f).name for f in files], "windows": list(chosen.shape)}}
+
+
+def _mixed(loaded: Any, ids: Any, budget: float, keep: tuple[str, ...], quiet: bool) -> tuple[dict[str, Any], list]:
+    """The formats within a budget; the choice is printed."""
+    from dataclasses import asdict
+
+    from rich.console import Console
+    from rich.table import Table
+
+    from edgeformer.quantize.sensitivity import mixed
+
+    with count_progress("measuring what q4 does to each part") as progress:
+        formats, units = mixed(loaded, ids, budget, keep=keep, progress=progress)
+    if not quiet:
+        table = Table("tensors", "weights", "KL if q4", "format", title=f"{budget} bits per weight")
+        for unit in units:
+            table.add_row(
+                ", ".join(n.removesuffix(".weight") for n in unit.names),
+                f"{unit.weights:,}",
+                f"{unit.harm:.1e}",
+                unit.format,
+            )
+        (Console() if sys.stdout.isatty() else Console(width=120)).print(table)
+    return formats, [asdict(unit) for unit in units]

@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, default_threads, load_model, notes, print_json, threads_option
+from edgeformer.cli._common import (
+    allow_unread,
+    as_json,
+    default_threads,
+    load_model,
+    notes,
+    print_json,
+    read_ids,
+    threads_option,
+)
 
 
 @click.command(name="verify", epilog="Example:  edgeformer verify build/m --against models/stdlib-5m --text some.txt")
@@ -53,7 +62,7 @@ def command(
         generate=gen,
         threads=default_threads(threads),
         seed=seed,
-        ids=None if text is None else _ids(loaded, text, length),
+        ids=None if text is None else read_ids(loaded, text, length),
     )
     if as_json:
         print_json(made.as_dict())
@@ -61,21 +70,6 @@ def command(
         _show(made)
     if made.verdict == FAIL:
         raise VerificationFailed(f"{artefact} does not say what {against} says")
-
-
-def _ids(loaded: Any, text: str, length: int) -> Any:
-    from pathlib import Path
-
-    import numpy as np
-
-    from edgeformer.errors import InputError
-    from edgeformer.generate import load_tokenizer
-
-    try:
-        content = Path(text).read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise InputError(f"{text} is not UTF-8 text: {e.reason} at byte {e.start}") from e
-    return np.array(load_tokenizer(loaded.folder).encode(content).ids[:length], np.int64)
 
 
 def _show(made: Any) -> None:

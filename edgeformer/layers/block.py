@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.stack import add_norm
-from edgeformer.spec import Declaration, Dropout, Layer, Norm, Sub
+from edgeformer.spec import Declaration, Dropout, Fold, Layer, Norm, Sub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,16 @@ class Block(Layer):
             params |= {"cross_norm": Sub(self.norm, width), "cross": Sub(self.cross, width)}
         params |= {"ffn_norm": Sub(self.norm, width), "ffn": Sub(self.ffn, width)}
         return params | {"dropout": Dropout(self.dropout)} if self.dropout else params
+
+    def folds(self) -> tuple[Fold, ...]:
+        children = {"attention": self.attention, "ffn": self.ffn} | (
+            {} if self.cross is None else {"cross": self.cross}
+        )
+        return tuple(
+            Fold(f"{name}_norm", tuple(f"{name}.{n}" for n in layer.reads))
+            for name, layer in children.items()
+            if layer.reads
+        )
 
     def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
         drop = p.dropout if self.dropout else _identity

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.activation import require_activation
-from edgeformer.spec import Declaration, Layer, Linear
+from edgeformer.spec import Declaration, Fold, Layer, Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +15,7 @@ class GLU(Layer):
 
     kind: ClassVar[str] = "glu"
     same_input: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
+    reads: ClassVar[tuple[str, ...]] = ("gate", "up")
     hidden: int
     act: str = "silu"
     bias: bool = False
@@ -29,6 +30,9 @@ class GLU(Layer):
             "up": Linear(width, self.hidden, self.bias),
             "down": Linear(self.hidden, width, self.bias, residual=True),
         }
+
+    def folds(self) -> tuple[Fold, ...]:
+        return (Fold("up", ("down",)),)
 
     def apply(self, ops: Any, p: Any, x: Any) -> Any:
         return ops.glu_ffn(x, p.gate, p.up, p.down, act=self.act)

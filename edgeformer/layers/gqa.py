@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.mask import Mask
-from edgeformer.spec import Declaration, Dropout, Layer, Linear, Norm, Sub
+from edgeformer.spec import Declaration, Dropout, Fold, Layer, Linear, Norm, Sub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class GQA(Layer):
 
     kind: ClassVar[str] = "gqa"
     same_input: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
+    reads: ClassVar[tuple[str, ...]] = ("q", "k", "v")
     heads: int
     kv_heads: int
     head_dim: int
@@ -57,6 +58,9 @@ class GQA(Layer):
         if self.dropout:
             params |= {"dropout": Dropout(self.dropout)}
         return params
+
+    def folds(self) -> tuple[Fold, ...]:
+        return (Fold("v", ("o",), repeat=self.heads // self.kv_heads, block=self.head_dim),)
 
     def cache(self) -> dict[str, tuple[int, int]]:
         return {name: (self.kv_heads, self.head_dim) for name in ("k", "v")} if self.mask.causal else {}

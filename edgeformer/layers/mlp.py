@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.activation import require_activation
-from edgeformer.spec import Declaration, Layer, Linear
+from edgeformer.spec import Declaration, Fold, Layer, Linear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +14,7 @@ class MLP(Layer):
     """y = down(act(up(x))) (Vaswani et al. 2017, section 3.3)."""
 
     kind: ClassVar[str] = "mlp"
+    reads: ClassVar[tuple[str, ...]] = ("up",)
     hidden: int
     act: str = "gelu"
     bias: bool = True
@@ -27,6 +28,9 @@ class MLP(Layer):
             "up": Linear(width, self.hidden, self.bias),
             "down": Linear(self.hidden, width, self.bias, residual=True),
         }
+
+    def folds(self) -> tuple[Fold, ...]:
+        return (Fold("up", ("down",)),) if self.act == "relu" else ()  # the others are not linear in positive scales
 
     def apply(self, ops: Any, p: Any, x: Any) -> Any:
         return p.down(ops.activate(self.act, p.up(x)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.stack import add_norm
-from edgeformer.spec import Declaration, Layer, Norm, Sub
+from edgeformer.spec import Declaration, Fold, Layer, Norm, Sub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,15 @@ class ParallelBlock(Layer):
         if not self.shared_norm:
             params |= {"ffn_norm": Sub(self.norm, width)}
         return params | {"ffn": Sub(self.ffn, width)}
+
+    def folds(self) -> tuple[Fold, ...]:
+        fed = {"attention": self.attention.reads, "ffn": self.ffn.reads}
+        if not all(fed.values()):
+            return ()
+        maps = {name: tuple(f"{name}.{n}" for n in reads) for name, reads in fed.items()}
+        if self.shared_norm:
+            return (Fold("attention_norm", maps["attention"] + maps["ffn"]),)
+        return tuple(Fold(f"{name}_norm", consumers) for name, consumers in maps.items())
 
     def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
         x, h = add_norm(p.attention_norm, x, d)

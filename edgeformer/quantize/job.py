@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgeformer.checkpoint import LoadedModel
-from edgeformer.formats import Format
+from edgeformer.formats import SCALES, Format
 from edgeformer.quantize.partial import PartialFile
 
 Quantized = tuple[np.ndarray, np.ndarray]
@@ -31,6 +31,15 @@ class Job:
     partial: PartialFile
     options: dict[str, Any] = field(default_factory=dict)
     report: Callable[[str], None] = lambda _: None
+
+    def text(self) -> np.ndarray:
+        """The calibration tokens, of a method that has them."""
+        assert self.ids is not None
+        return self.ids
+
+    def read(self, name: str) -> Quantized:
+        """What an earlier run made of a tensor."""
+        return self.partial.read(name), self.partial.read(name + SCALES)
 
 
 class Method(ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgeformer.formats import Format, nearest
+from edgeformer.formats import GROUP, Format, Rounding, nearest
 
 _STEPS = {4: np.linspace(0.68, 1.16, 25), 8: np.linspace(0.985, 1.015, 7)}
 """Candidates as multiples of the scale that makes a group's largest element the last code. Clipping it is often better."""
@@ -32,6 +32,17 @@ def searched(groups: np.ndarray, format: Format, weights: np.ndarray | None = No
     for _ in range(2):
         best.refit()
     return best.codes, best.scales
+
+
+def by_channel(importance: np.ndarray) -> Rounding:
+    """`searched` with one importance per input, such as the mean square of what that input is on real text."""
+    shared = np.maximum(np.asarray(importance, np.float32), 1e-12).reshape(-1, GROUP)
+    shared = shared / shared.mean()
+
+    def rounding(groups: np.ndarray, format: Format) -> tuple[np.ndarray, np.ndarray]:
+        return searched(groups, format, np.tile(shared, (len(groups) // len(shared), 1)))
+
+    return rounding
 
 
 class _Best:
