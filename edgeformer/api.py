@@ -16,7 +16,7 @@ from edgeformer import bundle, parity
 from edgeformer.checkpoint import LoadedModel, load, save
 from edgeformer.errors import CheckpointError, InputError
 from edgeformer.export import FORMATS
-from edgeformer.export.onnx import Exported
+from edgeformer.export.artefact import Exported
 from edgeformer.measure.harness import Run, Settings, run
 from edgeformer.measure.plans import artefact_plans, checkpoint_plans, label
 from edgeformer.measure.row import Plan

@@ -102,12 +102,18 @@ def check_place(folder: Path, force: bool, keep: Iterable[Path]) -> None:
         manifest = read_manifest(folder)
     except ArtefactError as e:
         raise ExportError(f"{e}; choose another folder, or --force to replace this one") from e
-    ours = {MANIFEST, *manifest["files"], *manifest["linked"]}
+    ours = {MANIFEST, *(name.split("/")[0] for name in manifest["files"]), *manifest["linked"]}
     if others := sorted(p.name for p in folder.iterdir() if p.name not in ours):
         raise ExportError(
             f"{folder} is an artefact that also holds {', '.join(others[:5])}, which replacing it would delete;"
             " choose another folder, or --force to replace it"
         )
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """Path below the folder -> bytes, of every file in it."""
+    files = (f for f in sorted(folder.rglob("*")) if f.is_file())
+    return {f.relative_to(folder).as_posix(): f.stat().st_size for f in files}
 
 
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ from edgeformer.gguf_checkpoint import gguf_in, read_gguf
 from edgeformer.models._config import HfConfig, read_json
 from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
 from edgeformer.spec import Model, from_json, tensors, to_json
-from edgeformer.stored_tensors import ONNX_FILE, config_beside, has_weights, is_mlx, split_quantization, stored_tensors
+from edgeformer.stored_tensors import config_beside, has_weights, is_mlx, onnx_file, split_quantization, stored_tensors
 from edgeformer.weights import NameMap, Weights, bind
 
 TOKENIZER_FILES = (
@@ -197,7 +197,7 @@ def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool
         ignored: Mapping[str, str] = {}
         tied: Mapping[str, str] = {}
         stored = stored_tensors(folder, quantization) if want_weights else None
-        if stored and (folder / ONNX_FILE).exists():  # a graph has constants of its own
+        if stored and onnx_file(folder).exists():  # a graph has constants of its own
             stored = {name: t for name, t in stored.items() if name in tensors(spec)}
     elif (file := folder / "config.json").exists():
         config, quantization = split_quantization(read_json(file))

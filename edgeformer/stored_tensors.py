@@ -6,17 +6,16 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer import affine, formats
+from edgeformer.errors import ConfigError
 from edgeformer.models._config import read_json
 from edgeformer.onnx_file import read_initializers
 from edgeformer.safetensors_file import StoredTensor, checkpoint_files, read_checkpoint, read_metadata
-
-ONNX_FILE = "model.onnx"
 
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds weights of a kind that is known (if only to be refused)."""
     patterns = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
-    return (folder / ONNX_FILE).exists() or any(next(folder.glob(p), None) for p in patterns)
+    return onnx_file(folder).exists() or any(next(folder.glob(p), None) for p in patterns)
 
 
 def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTensor]:
@@ -24,16 +23,30 @@ def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTe
 
     quantization: the `quantization` of an MLX folder's config.
     """
-    if (file := folder / ONNX_FILE).exists():
+    if (file := onnx_file(folder)).exists():
         return read_initializers(file, linked=_linked_elsewhere(folder))
     stored = read_checkpoint(folder)
     return formats.join(stored, str(folder)) if quantization is None else affine.join(stored, quantization, str(folder))
 
 
+def onnx_file(folder: Path) -> Path:
+    """Where an ONNX artefact's graph lies (or would)."""
+    return folder / _manifest(folder).get("model_file", "model.onnx")
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """A folder's manifest; empty where there is none, or one that is damaged (others say that better)."""
+    manifest = folder / "edgeformer.json"
+    try:
+        data = read_json(manifest) if manifest.exists() else {}
+    except ConfigError:
+        return {}
+    return data if isinstance(data, dict) else {}
+
+
 def _linked_elsewhere(folder: Path) -> dict[str, str]:
     """Location -> path of weights that an artefact points at outside of its folder."""
-    manifest = folder / "edgeformer.json"
-    linked = read_json(manifest).get("linked", {}) if manifest.exists() else {}
+    linked = _manifest(folder).get("linked", {})
     return {name: entry["path"] for name, entry in linked.items() if not entry["hard_link"]}
 
 

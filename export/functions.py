@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import onnx_ir as ir
 
@@ -22,6 +22,26 @@ _TYPES = {str: ir.AttributeType.STRING, float: ir.AttributeType.FLOAT, int: ir.A
 
 class FunctionOps(GraphOps):
     """Primitives as nodes, fused ops as function calls. `inline` writes the bodies in place instead."""
+
+    precisions: ClassVar[tuple[str, ...] | None] = None
+    """What a target can hold; None: every precision."""
+    needs_config: ClassVar[bool] = False
+    """Whether the folder is of no use without a Hugging Face config."""
+
+    @classmethod
+    def files(cls, precision: str) -> tuple[str, str]:
+        """The ONNX file's path in the artefact, and the name of its data beside it."""
+        return "model.onnx", "model.onnx.data"
+
+    @classmethod
+    def config(cls, config: dict[str, Any], precision: str) -> dict[str, Any]:
+        """What config.json has to say."""
+        return config
+
+    @classmethod
+    def estimate(cls, model: ir.Model) -> dict[str, Any] | None:
+        """What can be said beforehand about how much of the graph the runtime takes."""
+        return None
 
     def __init__(self, compute: ir.DataType, *, inline: bool = False, accuracy_level: int = 0):
         super().__init__(compute, accuracy_level)

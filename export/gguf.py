@@ -16,9 +16,9 @@ import edgeformer
 from edgeformer import bundle, discover
 from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, special_ids
 from edgeformer.errors import ExportError
+from edgeformer.export.artefact import Exported, source_files
 from edgeformer.export.filling import Progress
 from edgeformer.export.gguf_tokenizer import tokenizer_metadata
-from edgeformer.export.onnx import Exported, source_files
 from edgeformer.formats import QUANTIZED, QuantizedTensor
 from edgeformer.gguf_archs._common import ROPE_FACTORS
 from edgeformer.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks

@@ -16,8 +16,8 @@ import edgeformer
 from edgeformer import bundle, discover
 from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, special_ids
 from edgeformer.errors import ExportError
+from edgeformer.export.artefact import Exported, source_files
 from edgeformer.export.filling import Progress
-from edgeformer.export.onnx import Exported, source_files
 from edgeformer.export.safetensors import Group, write_shards
 from edgeformer.layers.encoder import Encoder
 from edgeformer.models._config import HfConfig

@@ -19,9 +19,9 @@ import edgeformer
 from edgeformer import bundle, discover
 from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, family, special_ids
 from edgeformer.errors import ExportError
+from edgeformer.export.artefact import Exported, source_files
 from edgeformer.export.filling import Progress
 from edgeformer.export.mlx_weights import PRECISIONS, Made, Plan, make, plan
-from edgeformer.export.onnx import Exported, source_files
 from edgeformer.export.safetensors import Group, write_shards
 from edgeformer.formats import GROUP
 from edgeformer.layers.rope import length_dependent

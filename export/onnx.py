@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,25 +15,17 @@ import edgeformer
 from edgeformer import bundle
 from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel
 from edgeformer.errors import ExportError
+from edgeformer.export.artefact import Exported, source_files
 from edgeformer.export.filling import Progress, fill
+from edgeformer.export.functions import FunctionOps
 from edgeformer.export.genai import genai_config
-from edgeformer.export.graph import build
+from edgeformer.export.graph import build, target_class
 from edgeformer.export.graph_ops import FLOAT
+from edgeformer.export.hf import family_config
 from edgeformer.export.storage import plan
 from edgeformer.rounding import bits_per_weight
 from edgeformer.spec import digest, to_json
 from edgeformer.weights import Weights
-
-MODEL_FILE, DATA_FILE = "model.onnx", "model.onnx.data"
-
-
-@dataclass(frozen=True)
-class Exported:
-    """What an export wrote. Sizes in bytes; `notes` are for the user."""
-
-    folder: Path
-    manifest: dict[str, Any]
-    notes: list[str]
 
 
 def export_onnx(
@@ -59,7 +50,8 @@ def export_onnx(
         precision: fp32, fp16 (weights and arithmetic), bf16 (weights; arithmetic in float32); q4 or q8 (weights in groups of
             32; arithmetic in float32), q4f16 or q8f16 (the rest and the arithmetic in fp16). By default fp32, or what a
             quantized checkpoint is stored in; weights that aren't quantized yet are rounded to nearest.
-        target: the lowering (`cpu`, `portable`).
+        target: the lowering, a file in `export/targets`: `cpu`, `cuda`, `webgpu`, `coreml` (ONNX Runtime's providers), `web` (a
+            transformers.js folder), `portable` (plain ai.onnx).
         weights: `copy` (self-contained) or `link` (points into the checkpoint's files).
         context: longest sequence; the model's own by default.
         inline: fused ops written out instead of as functions, for runtimes without functions.
@@ -79,13 +71,24 @@ def export_onnx(
     context = _context(loaded, context)
     if accuracy_level not in (0, 4):
         raise ExportError(f"--accuracy-level is 0 (exact) or 4 (int8 activations), not {accuracy_level}")
+    kind = target_class(target)
     made = plan(spec, loaded.require_weights(), precision, weights == "link", keep)
+    if kind.precisions is not None and made.precision not in kind.precisions:
+        raise ExportError(f"the target {target} holds {', '.join(kind.precisions)}, not {made.precision}")
+    model_file, data_file = kind.files(made.precision)
+    if weights == "link" and "/" in model_file:
+        raise ExportError(f"the target {target} wants weights in a file of its own ({data_file}); use --weights copy")
+    config = _config(loaded, kind, made.precision)
     levels = {"accuracy_level": accuracy_level}
     built = build(spec, made.storage, target=target, compute=made.compute, context=context, inline=inline, **levels)
     with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
-        linked = fill(built, made, folder, DATA_FILE, weights == "link", progress)
-        ir.save(built.model, folder / MODEL_FILE)
-        _companions(loaded, folder, context, [v.name or "" for v in built.model.graph.inputs])
+        (folder / model_file).parent.mkdir(exist_ok=True)
+        linked = fill(built, made, (folder / model_file).parent, data_file, weights == "link", progress)
+        ir.save(built.model, folder / model_file)
+        _companions(loaded, folder, config)
+        inputs = [v.name or "" for v in built.model.graph.inputs]
+        if "/" not in model_file and (genai := genai_config(loaded, context, inputs)) is not None:
+            (folder / "genai_config.json").write_text(json.dumps(genai, indent=1) + "\n")
         linked_names = {n for n, entry in linked.items() if entry["hard_link"]}
         manifest = {
             "edgeformer": edgeformer.__version__,
@@ -98,10 +101,12 @@ def export_onnx(
             "compute": "fp32" if made.compute == FLOAT else "fp16",
             "quantization": _quantization(loaded, made.weights, built.codes, accuracy_level),
             "target": target,
+            "model_file": model_file,
+            "estimate": kind.estimate(built.model),
             "context": context,
             "lowering": built.notes,
             "cache": built.cache,
-            "files": {f.name: f.stat().st_size for f in sorted(folder.iterdir()) if f.name not in linked_names},
+            "files": {n: size for n, size in bundle.sizes(folder).items() if n not in linked_names},
             "linked": linked,
             "verdict": None,
         }
@@ -126,16 +131,6 @@ def _quantization(loaded: LoadedModel, weights: Weights, codes: Collection[str],
     }
 
 
-def source_files(loaded: LoadedModel) -> set[Path]:
-    """The files that the model is read from."""
-    files = {t.file for source in loaded.require_weights().sources.values() for t in source.stored.parts()}
-    if loaded.folder is not None:
-        files.add(loaded.folder)
-    elif Path(loaded.name).exists():
-        files.add(Path(loaded.name))
-    return files
-
-
 def _context(loaded: LoadedModel, context: int | None) -> int:
     longest = loaded.spec.context
     if context is None:
@@ -145,14 +140,24 @@ def _context(loaded: LoadedModel, context: int | None) -> int:
     return context
 
 
-def _companions(loaded: LoadedModel, folder: Path, context: int, inputs: list[str]) -> None:
+def _config(loaded: LoadedModel, kind: type[FunctionOps], precision: str) -> dict[str, Any] | None:
+    """What config.json says: the model's own, or of a spec without one what a family of transformers says of it.
+
+    Raises:
+        ExportError: the target needs a config, and no family can say the spec.
+    """
+    config = loaded.config
+    if config is None and kind.needs_config:
+        config = family_config(loaded.spec)[0]
+    return None if config is None else kind.config(config, precision)
+
+
+def _companions(loaded: LoadedModel, folder: Path, config: dict[str, Any] | None) -> None:
     """The spec, the tokenizer unchanged, and the configs of other tools."""
     (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
-    if loaded.config is not None:
-        (folder / "config.json").write_text(json.dumps(loaded.config, indent=2) + "\n")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if loaded.folder is not None:
         for name in TOKENIZER_FILES:
             if (file := loaded.folder / name).exists():
                 shutil.copyfile(file, folder / name)
-    if (config := genai_config(loaded, context, inputs)) is not None:
-        (folder / "genai_config.json").write_text(json.dumps(config, indent=1) + "\n")

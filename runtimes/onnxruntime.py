@@ -24,7 +24,7 @@ def open_onnx(folder: Path, manifest: dict[str, Any], options: Options) -> Any:
     """An `onnxruntime.InferenceSession` on an artefact, with explicit threads."""
     import onnxruntime
 
-    settings = onnxruntime.SessionOptions()
+    file, settings = folder / manifest.get("model_file", "model.onnx"), onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
     settings.log_severity_level = 3
     outside = {str(Path(e["path"]).parent) for e in manifest["linked"].values() if not e["hard_link"]}
@@ -42,9 +42,9 @@ def open_onnx(folder: Path, manifest: dict[str, Any], options: Options) -> Any:
         available = ", ".join(onnxruntime.get_available_providers())
         raise InputError(f"this onnxruntime has no {options.provider}; it has {available}")
     try:
-        return onnxruntime.InferenceSession(str(folder / "model.onnx"), settings, providers=[options.provider])
+        return onnxruntime.InferenceSession(str(file), settings, providers=[options.provider])
     except Exception as e:  # onnxruntime raises plain RuntimeErrors of many kinds
-        raise ArtefactError(f"ONNX Runtime can't load {folder / 'model.onnx'}: {str(e).splitlines()[0]}") from e
+        raise ArtefactError(f"ONNX Runtime can't load {file}: {str(e).splitlines()[0]}") from e
 
 
 class OnnxSession(Session):

@@ -37,7 +37,12 @@ from edgeformer.export import FORMATS
 @click.option(
     "--stock", is_flag=True, help="mlx: refuse what mlx-lm has no model type for, instead of shipping code for it."
 )
-@click.option("--target", default=None, help="onnx: cpu (ONNX Runtime) or portable (plain ai.onnx). [default: cpu]")
+@click.option(
+    "--target",
+    default=None,
+    help="onnx: cpu, cuda, webgpu, coreml (ONNX Runtime's providers), web (a transformers.js folder), portable (plain"
+    " ai.onnx, any runtime). [default: cpu]",
+)
 @click.option(
     "--weights",
     default=None,

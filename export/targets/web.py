@@ -1,0 +1,40 @@
+"""`web`: a folder for transformers.js, in browsers (WebAssembly or WebGPU) and under Node.
+
+It looks for `onnx/model<suffix>.onnx`, the suffix telling the precision, with weights in `<that name>_data`, and reads from
+config.json how many such files there are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeformer.errors import ExportError
+from edgeformer.export.targets import webgpu
+
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16", "q8": "_quantized"}
+DTYPES = {"fp32": "fp32", "fp16": "fp16", "q4": "q4", "q4f16": "q4f16", "q8": "q8"}
+
+
+class Target(webgpu.Target):
+    """WebGPU's operators, which onnxruntime-web's WebAssembly provider has too."""
+
+    needs_config = True
+
+    @classmethod
+    def files(cls, precision: str) -> tuple[str, str]:
+        """The ONNX file's path in the folder, and the name of its data.
+
+        Raises:
+            ExportError: a precision that transformers.js has no name for.
+        """
+        if precision not in SUFFIXES:
+            raise ExportError(f"transformers.js has no name for {precision}; it has {', '.join(SUFFIXES)}")
+        name = f"model{SUFFIXES[precision]}.onnx"
+        return f"onnx/{name}", f"{name}_data"
+
+    @classmethod
+    def config(cls, config: dict[str, Any], precision: str) -> dict[str, Any]:
+        """config.json with what transformers.js wants to be told."""
+        file = cls.files(precision)[0].rsplit("/", 1)[-1]
+        told = {"use_external_data_format": {file: 1}, "dtype": DTYPES[precision]}
+        return {**config, "transformers.js_config": told}
