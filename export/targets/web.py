@@ -10,6 +10,7 @@ from typing import Any
 
 from edgeformer.errors import ExportError
 from edgeformer.export.targets import webgpu
+from edgeformer.formats import GROUP
 
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16", "q8": "_quantized"}
 DTYPES = {"fp32": "fp32", "fp16": "fp16", "q4": "q4", "q4f16": "q4f16", "q8": "q8"}
@@ -19,6 +20,17 @@ class Target(webgpu.Target):
     """WebGPU's operators, which onnxruntime-web's WebAssembly provider has too."""
 
     needs_config = True
+
+    def quantized_take(self, codes, scales, ids, format):
+        """Rows of bytes, taken apart by arithmetic: onnxruntime-web's WebAssembly build has no GatherBlockQuantized."""
+        rows, steps = self.take(codes, ids), self.take(scales, ids)
+        x = self.cast_to(rows, scales.dtype)
+        if format.bits == 4:
+            high = self.unary("Floor", x * 0.0625)
+            pairs = [self.expand_dims(part, x.ndim) for part in (x - high * 16.0, high)]
+            x = self.concat(pairs, x.ndim)
+        grouped = self.reshape(x, (0, 0, scales.dims[-1], GROUP)) - float(format.zero)
+        return self.reshape(grouped * self.expand_dims(steps, steps.ndim), (0, 0, scales.dims[-1] * GROUP))
 
     @classmethod
     def files(cls, precision: str) -> tuple[str, str]:
