@@ -109,7 +109,8 @@ def build(
         inline: write the definitions of fused ops in place instead of as functions.
         accuracy_level: of MatMulNBits: 0 multiplies dequantized weights; 4 rounds activations to int8 first.
     """
-    ops = target_class(target)(compute, inline=inline, accuracy_level=accuracy_level)
+    kind = target_class(target)
+    ops = kind(compute, inline=inline or not kind.functions, accuracy_level=accuracy_level)
     weights = Initializers(ops, storage)
     inputs = {i.name: _input(ops, i.name, INT64, i.shape) for i in spec.inputs()}
     _tables(ops, weights, spec, context or spec.context)

@@ -167,7 +167,7 @@ def test_context_is_checked(checkpoint_copy, tmp_path):
 
 
 def test_unknown_target(checkpoint_copy, tmp_path):
-    with pytest.raises(ExportError, match="targets are cpu, portable"):
+    with pytest.raises(ExportError, match="targets are coreml, cpu, cuda, portable, web, webgpu"):
         export_onnx(load(checkpoint_copy), tmp_path / "onnx", target="toaster")
 
 

@@ -1,4 +1,4 @@
-"""`portable`: ai.onnx operators only, for any runtime that reads ONNX opset 23."""
+"""`portable`: ai.onnx operators of opset 23 and nothing else, for any runtime: OpenVINO, ONNX's own reference evaluator."""
 
 from __future__ import annotations
 
@@ -6,4 +6,6 @@ from edgeformer.export.functions import FunctionOps
 
 
 class Target(FunctionOps):
-    """Every fused op is a function whose body is its default definition."""
+    """Every fused op's default definition, written in place: not every runtime reads functions."""
+
+    functions = False
