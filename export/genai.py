@@ -9,8 +9,8 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.spec import layers
 
 
-def genai_config(loaded: LoadedModel, context: int, inputs: list[str]) -> dict[str, Any] | None:
-    """The config; `inputs` are the graph's.
+def genai_config(loaded: LoadedModel, context: int, inputs: list[str], shared: bool) -> dict[str, Any] | None:
+    """The config; `inputs` are the graph's; `shared`: whether its past and present may be one buffer.
 
     None for what GenAI's decoder type can't hold: a model that is no decoder, or one with caches of several sizes.
     """
@@ -57,7 +57,7 @@ def genai_config(loaded: LoadedModel, context: int, inputs: list[str]) -> dict[s
             "do_sample": False,
             "max_length": context,
             "num_beams": 1,
-            "past_present_share_buffer": True,
+            "past_present_share_buffer": shared,
             "temperature": 1.0,
             "top_k": 1,
             "top_p": 1.0,

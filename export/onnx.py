@@ -87,7 +87,10 @@ def export_onnx(
         ir.save(built.model, folder / model_file)
         _companions(loaded, folder, config)
         inputs = [v.name or "" for v in built.model.graph.inputs]
-        if "/" not in model_file and (genai := genai_config(loaded, context, inputs)) is not None:
+        if (
+            "/" not in model_file
+            and (genai := genai_config(loaded, context, inputs, built.cache == "shared")) is not None
+        ):
             (folder / "genai_config.json").write_text(json.dumps(genai, indent=1) + "\n")
         linked_names = {n for n, entry in linked.items() if entry["hard_link"]}
         manifest = {

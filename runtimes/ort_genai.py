@@ -32,7 +32,12 @@ class GenaiSession(Session):
             options = replace(options, capacity=min(options.capacity or manifest["context"], manifest["context"]))
         super().__init__(spec, options)
         if not (folder / "genai_config.json").exists():
-            raise ArtefactError(f"{folder} has no genai_config.json: GenAI's decoder type can't hold this architecture")
+            raise ArtefactError(
+                f"{folder} has no genai_config.json: it is a folder for transformers.js, or an architecture that"
+                " GenAI's decoder type can't hold"
+            )
+        search = json.loads((folder / "genai_config.json").read_text()).get("search", {})
+        self.shared = bool(search.get("past_present_share_buffer"))
         self.genai: Any = onnxruntime_genai  # its names come from a compiled module
         config = self.genai.Config(str(folder))
         # GenAI's default is half the machine's threads: comparing with that would measure threads
@@ -44,7 +49,10 @@ class GenaiSession(Session):
     def _reset(self):
         params = self.genai.GeneratorParams(self.model)
         params.set_search_options(
-            batch_size=self.options.batch, max_length=self.capacity, do_sample=False, past_present_share_buffer=True
+            batch_size=self.options.batch,
+            max_length=self.capacity,
+            do_sample=False,
+            past_present_share_buffer=self.shared,
         )
         self.generator = self.genai.Generator(self.model, params)
 

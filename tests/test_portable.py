@@ -97,7 +97,8 @@ def test_openvino(tmp_path, precision):
         return {name: np.array(result[output]) for name, output in names.items()}
 
     expected = own(tmp_path / "m", ids)
-    assert np.abs(run_cached(inputs, call, ids) - expected).max() <= 1e-3
+    limit = 2e-2 + 1e-2 * np.abs(expected).max() if precision == "fp16" else 1e-3  # keys and values are fp16 then
+    assert np.abs(run_cached(inputs, call, ids) - expected).max() <= limit
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -140,6 +141,13 @@ def test_genai(tmp_path, precision):
     export(load(STDLIB), tmp_path / "m", precision=precision)
     verdict = verify(tmp_path / "m", STDLIB, runtime="ort_genai", length=48, generate=32)
     assert verdict.verdict == "pass"
+
+
+def test_genai_with_a_growing_cache(tmp_path):
+    """Targets whose attention joins past and new itself can't share one buffer, and say so."""
+    pytest.importorskip("onnxruntime_genai")
+    export(load(STDLIB), tmp_path / "m", target="portable")
+    assert verify(tmp_path / "m", STDLIB, runtime="ort_genai", length=48, generate=32).verdict == "pass"
 
 
 def test_coreml_stays_within_the_published_list(tmp_path):

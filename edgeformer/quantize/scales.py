@@ -6,7 +6,7 @@ import numpy as np
 
 from edgeformer.formats import GROUP, Format, Rounding, nearest
 
-_STEPS = {4: np.linspace(0.68, 1.16, 25), 8: np.linspace(0.985, 1.015, 7)}
+_STEPS = {4: np.linspace(0.8, 1.1, 7), 8: np.linspace(0.99, 1.01, 3)}
 """Candidates as multiples of the scale that makes a group's largest element the last code. Clipping it is often better."""
 
 
@@ -21,17 +21,14 @@ def searched(groups: np.ndarray, format: Format, weights: np.ndarray | None = No
         format: q4 or q8.
         weights: importance of each element, `[n, 32]` or `[32]`; equal by default.
     """
-    importance = np.broadcast_to(np.float32(1) if weights is None else weights, groups.shape)
-    codes, scales = nearest(groups, format)
-    scales = _stored(scales)
-    best = _Best(groups, importance, format, codes, scales)
+    best = _Best(groups, weights, format)
     largest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[:, None], -1)[:, 0]
     for multiple in _STEPS[format.bits]:
         for sign in (-1, 1):
             best.offer(largest * np.float32(sign * multiple / format.zero))
     for _ in range(2):
         best.refit()
-    return best.codes, best.scales
+    return (best.centred + format.zero).astype(np.uint8), best.scales
 
 
 def by_channel(importance: np.ndarray) -> Rounding:
@@ -46,48 +43,42 @@ def by_channel(importance: np.ndarray) -> Rounding:
 
 
 class _Best:
-    """The best codes and scales so far, by weighted squared error."""
+    """The best codes (less the zero, as floats) and scales so far, by weighted squared error; rounding to nearest at first."""
 
-    def __init__(
-        self, groups: np.ndarray, importance: np.ndarray, format: Format, codes: np.ndarray, scales: np.ndarray
-    ):
+    def __init__(self, groups: np.ndarray, importance: np.ndarray | None, format: Format):
         self.groups, self.importance, self.format = groups, importance, format
-        self.codes, self.scales = codes, scales
-        self.error = self._error(codes, scales)
+        codes, scales = nearest(groups, format)
+        self.centred = codes.astype(np.float32) - format.zero
+        self.scales = _stored(scales)
+        self._scratch = np.empty_like(groups)
+        self.error = self._error(self.centred, self.scales)
 
-    def _error(self, codes: np.ndarray, scales: np.ndarray) -> np.ndarray:
-        difference = codes.astype(np.float32)
-        difference -= self.format.zero
-        difference *= scales[:, None]
+    def _error(self, centred: np.ndarray, scales: np.ndarray) -> np.ndarray:
+        difference = np.multiply(centred, scales[:, None], out=self._scratch)
         difference -= self.groups
-        difference *= difference
-        return np.einsum("ng,ng->n", difference, self.importance)
+        if self.importance is None:
+            return np.einsum("ng,ng->n", difference, difference)
+        return np.einsum("ng,ng,ng->n", difference, difference, self.importance)
 
     def offer(self, scales: np.ndarray) -> None:
         """Take a scale per group where it is better."""
         scales = _stored(scales)
-        codes = rounded(self.groups, scales, self.format)
-        error = self._error(codes, scales)
-        better = error < self.error
-        self.codes[better], self.scales[better], self.error[better] = codes[better], scales[better], error[better]
+        with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+            inverse = np.where(scales == 0, 0, 1 / scales).astype(np.float32)
+            centred = self.groups * inverse[:, None]
+        np.rint(centred, out=centred)
+        np.clip(centred, self.format.low - self.format.zero, self.format.high - self.format.zero, out=centred)
+        error = self._error(centred, scales)
+        better = np.flatnonzero(error < self.error)
+        self.centred[better], self.scales[better], self.error[better] = centred[better], scales[better], error[better]
 
     def refit(self) -> None:
         """Offer the least-squares scale of the codes chosen."""
-        q = self.codes.astype(np.float32) - self.format.zero
-        weighted = q * self.importance
+        q = self.centred
+        weighted = q if self.importance is None else q * self.importance
         squares = np.einsum("ng,ng->n", weighted, q)
         products = np.einsum("ng,ng->n", weighted, self.groups)
         self.offer(np.divide(products, squares, out=self.scales.copy(), where=squares > 0))
-
-
-def rounded(groups: np.ndarray, scales: np.ndarray, format: Format) -> np.ndarray:
-    """The nearest codes for given scales."""
-    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
-        inverse = np.where(scales == 0, 0, 1 / scales).astype(np.float32)
-        y = groups * inverse[:, None]
-    y += np.float32(format.zero)
-    np.rint(y, out=y)
-    return np.clip(y, format.low, format.high, out=y).astype(np.uint8)
 
 
 def _stored(scales: np.ndarray) -> np.ndarray:

@@ -1,0 +1,37 @@
+"""`edgeformer targets`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
+
+
+@click.command(
+    name="targets", epilog="Examples:  edgeformer targets models/stdlib-5m  ·  edgeformer targets smollm2-135m --json"
+)
+@click.argument("model")
+@allow_unread
+@as_json
+def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
+    """Which formats and runtimes can take MODEL, at which precision, and why not: from its architecture, before any work.
+    `checkpoint` is what runtimes open that build the spec themselves."""
+    from edgeformer.compatibility import answers
+
+    found = answers(load_model(model, allow_unread_config))
+    if as_json:
+        print_json([answer.as_dict() for answer in found])
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("format", "precisions", "runtimes (not installed)", "why not, and what to know", show_lines=True)
+    for answer in found:
+        runtimes = ", ".join(name if there else f"({name})" for name, there in answer.runtimes.items())
+        reasons = [f"{precision}: {why}" if precision else why for precision, why in answer.refused.items()]
+        table.add_row(
+            answer.name, " ".join(answer.precisions) or "-", runtimes or "-", "\n".join([*reasons, *answer.notes])
+        )
+    (Console() if sys.stdout.isatty() else Console(width=180)).print(table)
