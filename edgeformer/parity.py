@@ -217,6 +217,11 @@ def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dic
     return checks
 
 
+def rounds_to_int8(manifest: dict[str, Any]) -> bool:
+    """Whether an artefact was made to round activations, or keys and values, to int8."""
+    return manifest.get("kv") == "int8" or bool((manifest.get("quantization") or {}).get("accuracy_level"))
+
+
 def verify(
     artefact: str | Path,
     against: LoadedModel,
@@ -254,6 +259,7 @@ def verify(
             f" {against.name} (spec {digest(against.spec)})"
         )
     precision, compute, kind = manifest["precision"], manifest["compute"], manifest.get("format", "onnx")
+    compute = "int8" if rounds_to_int8(manifest) else compute
     runtime = runtime or first_that_opens(kind)
     made, variant = require(runtime)
     if not made.takes(kind):

@@ -136,7 +136,7 @@ def measure(
         for source, runtime in plans:
             manifest = bundle.read_manifest(source)
             loaded = load(source)
-            if bundle.has_own_bits(manifest["precision"]) and source not in bits:
+            if manifest["precision"] != "fp32" and source not in bits:
                 report(f"the bits of {source} in {reference}")
                 bits[source] = _Log(Path(scratch), f"bits-{len(bits)}", shape).array
                 _run(_open(reference, loaded, settings), text, bits[source], settings.cached)
@@ -144,7 +144,7 @@ def measure(
             found = _Log(Path(scratch), "row", shape).array
             session = _open_source(source, manifest, loaded, runtime, settings)
             _run(session, text, found, settings.cached)
-            own = bits.get(source)
+            own = bits.get(source, original)
             rows.append(
                 Row(
                     source,
@@ -152,8 +152,8 @@ def measure(
                     manifest["precision"],
                     bits_per_weight(loaded.require_weights()),
                     score(found, original, text),
-                    None if own is None else score(found, own, text),
-                    {"quantization": manifest.get("quantization"), **session.facts()},
+                    score(found, own, text),
+                    {"quantization": manifest.get("quantization"), "kv": manifest.get("kv"), **session.facts()},
                 )
             )
     return rows

@@ -7,6 +7,7 @@ Names follow Hugging Face Optimum and transformers.js: `input_ids attention_mask
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,8 @@ from edgeformer.layers.rope import Rope
 from edgeformer.spec import Model, layers
 from edgeformer.step import begin
 
+INT8 = ir.DataType.INT8
+CacheScales = Mapping[tuple[str, str], np.ndarray]
 CACHE_NAMES = {"k": "key", "v": "value"}
 LOGITS_TO_KEEP = "num_logits_to_keep"
 
@@ -54,9 +57,13 @@ class GraphStore:
         self.grows = False  # whether any layer joins past and new itself, so that no shared buffer can be bound
         self.shared: dict[str, Any] = {}
         """What a target computes once per step."""
+        self.scales: dict[tuple[str, str], GraphTensor] = {}
+        """What int8 caches are multiplied with, `[1, heads, 1, dim]`; empty for others."""
 
     def append(self, path: str, tensors: dict[str, GraphTensor]) -> tuple[GraphTensor, ...]:
         """Past and new joined along the sequence axis."""
+        if self.scales:
+            raise ExportError(f"an int8 cache needs GroupQueryAttention, and {path} can't be lowered to it here")
         self.grows = True
         for name, new in tensors.items():
             self.present[path, name] = self.ops.concat([self.past[path, name], new], 2)
@@ -97,6 +104,7 @@ def build(
     context: int | None = None,
     inline: bool = False,
     accuracy_level: int = 0,
+    cache_scales: CacheScales | None = None,
 ) -> BuiltGraph:
     """Build the graph of a model.
 
@@ -108,6 +116,10 @@ def build(
         context: positions that rotary tables cover; the model's own by default.
         inline: write the definitions of fused ops in place instead of as functions.
         accuracy_level: of MatMulNBits: 0 multiplies dequantized weights; 4 rounds activations to int8 first.
+        cache_scales: (layer path, k or v) -> float32 [heads, dim], to keep the cache in int8: value = scale · code.
+
+    Raises:
+        ExportError: a layer, or the target, that can't do it.
     """
     kind = target_class(target)
     ops = kind(compute, inline=inline or not kind.functions, accuracy_level=accuracy_level)
@@ -116,11 +128,15 @@ def build(
     _tables(ops, weights, spec, context or spec.context)
     names, store, keep, extra = cache_names(spec), None, 0, []
     if spec.task == "text-generation":
+        held = compute if cache_scales is None else INT8
         past = {
-            key: _input(ops, f"past_key_values.{names[key]}", compute, ("batch_size", h, "past_sequence_length", d))
+            key: _input(ops, f"past_key_values.{names[key]}", held, ("batch_size", h, "past_sequence_length", d))
             for key, (h, d) in _cache_sizes(spec).items()
         }
         store = GraphStore(ops, past, inputs)
+        for (path, name), scale in (cache_scales or {}).items():
+            array = scale.astype(np.float32)[None, :, None, :]
+            store.scales[path, name] = weights.constant(f"{path}.{name}.cache_scale", array)
         keep = _input(ops, LOGITS_TO_KEEP, INT64, (1,))
         keep.value.const_value = ir.tensor(np.zeros(1, np.int64), name=LOGITS_TO_KEEP)
         extra = [*(t.value for t in past.values()), keep.value]
@@ -139,7 +155,7 @@ def build(
                 raise ExportError(f"layer {key[0]} declares the cache {key[1]!r} but never fills it")
             heads, dim = _cache_sizes(spec)[key]
             shape = ("batch_size", heads, "total_sequence_length", dim)
-            values.append(_output(ops, store.present[key], f"present.{name}", shape, compute))
+            values.append(_output(ops, store.present[key], f"present.{name}", shape, store.past[key].dtype))
     initializers = [*weights.values.values()] + ([keep.value] if isinstance(keep, GraphTensor) else [])
     graph = ir.Graph(
         [*(t.value for t in inputs.values()), *extra],

@@ -19,7 +19,7 @@ from edgeformer.export.artefact import Exported, source_files
 from edgeformer.export.filling import Progress, fill
 from edgeformer.export.functions import FunctionOps
 from edgeformer.export.genai import genai_config
-from edgeformer.export.graph import build, target_class
+from edgeformer.export.graph import CacheScales, build, target_class
 from edgeformer.export.graph_ops import FLOAT
 from edgeformer.export.hf import family_config
 from edgeformer.export.storage import plan
@@ -39,6 +39,7 @@ def export_onnx(
     inline: bool = False,
     accuracy_level: int = 0,
     keep: Sequence[str] = (),
+    cache_scales: CacheScales | None = None,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -58,6 +59,8 @@ def export_onnx(
         accuracy_level: q4 and q8, 0: products of dequantized weights. 4: ONNX Runtime first rounds activations to int8, which is
             faster on CPUs and changes the answers.
         keep: patterns of tensors that q4 and q8 leave as they are.
+        cache_scales: of an int8 key/value cache, from `edgeformer.quantize.cache.cache_scales`; by default the cache is kept in
+            the type of the arithmetic.
         force: replace a folder that is no artefact.
         progress: called as bytes are written.
 
@@ -79,8 +82,16 @@ def export_onnx(
     if weights == "link" and "/" in model_file:
         raise ExportError(f"the target {target} wants weights in a file of its own ({data_file}); use --weights copy")
     config = _config(loaded, kind, made.precision)
-    levels = {"accuracy_level": accuracy_level}
-    built = build(spec, made.storage, target=target, compute=made.compute, context=context, inline=inline, **levels)
+    built = build(
+        spec,
+        made.storage,
+        target=target,
+        compute=made.compute,
+        context=context,
+        inline=inline,
+        accuracy_level=accuracy_level,
+        cache_scales=cache_scales,
+    )
     with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
         (folder / model_file).parent.mkdir(exist_ok=True)
         linked = fill(built, made, (folder / model_file).parent, data_file, weights == "link", progress)
@@ -109,6 +120,7 @@ def export_onnx(
             "context": context,
             "lowering": built.notes,
             "cache": built.cache,
+            "kv": made.compute.name.lower() if cache_scales is None else "int8",
             "files": {n: size for n, size in bundle.sizes(folder).items() if n not in linked_names},
             "linked": linked,
             "verdict": None,

@@ -1,4 +1,5 @@
-"""MLX: the spec built natively, packed, decoded by one compiled step. Variants switch the custom Metal kernels on or off."""
+"""MLX: the spec built natively, packed, decoded by one compiled step. Variants switch the custom Metal kernels on or off, and the
+cache to 8 bits."""
 
 from __future__ import annotations
 
@@ -66,8 +67,11 @@ class MlxSession(Session):
         from edgeformer.backends.mlx.fit import check_fit, needed_bytes
         from edgeformer.backends.mlx.load import load_model, loaded_bytes
         from edgeformer.backends.mlx.ops import MlxOps
+        from edgeformer.backends.mlx.store import Int8Store, MlxStore
 
         super().__init__(loaded.spec, options)
+        if options.variant == "kv-int8":
+            self.compute = "int8"
         self.mx, weights = mx, loaded.require_weights()
         size = loaded_bytes(weights, options.precision)
         check_fit(needed_bytes(loaded.spec, size, options.batch, self.capacity, options.precision), loaded.name)
@@ -77,7 +81,8 @@ class MlxSession(Session):
         self.decoder = None
         if loaded.spec.task == "text-generation":
             compiled = options.variant == "compile" or (options.variant != "eager" and mx.default_device() == mx.gpu)
-            self.decoder = Decoder(self.model, options.batch, self.capacity, compiled=compiled)
+            store = Int8Store if options.variant == "kv-int8" else MlxStore
+            self.decoder = Decoder(self.model, options.batch, self.capacity, compiled=compiled, store=store)
 
     def _reset(self):
         assert self.decoder is not None
@@ -113,6 +118,7 @@ class MlxSession(Session):
             "kernels": kernels,
             "device": f"{self.mx.default_device().type.name} {device}".strip(),
             "compiled": compiled,
+            "kv": "int8" if self.options.variant == "kv-int8" else self.options.precision,
         }
 
 
@@ -153,7 +159,7 @@ class Runtime(_protocol.Runtime):
     also_opens = ("mlx",)
     packages = ("mlx",)
     extra = "mlx"
-    variants = ("compile", "eager", "kernels", "ops")
+    variants = ("compile", "eager", "kernels", "ops", "kv-int8")
 
     @property
     def slow(self) -> bool:  # type: ignore[override]
@@ -169,6 +175,6 @@ class Runtime(_protocol.Runtime):
             bundle.check_files(source, manifest)
             precision = manifest["compute"] if has_gpu() else "fp32"  # on CPU, MLX's half precision also sums in it
             session = MlxSession(load(source), replace(options, precision=precision))
-            session.compute = precision
+            session.compute = session.compute or precision
             return session
         return MlxSession(source, options)

@@ -17,7 +17,7 @@ from edgeformer.errors import ArtefactError, InputError
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session, check_no_hole
 
-_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
 def open_onnx(folder: Path, manifest: dict[str, Any], options: Options) -> Any:

@@ -6,7 +6,16 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, byte_progress, load_model, notes, print_json, size
+from edgeformer.cli._common import (
+    allow_unread,
+    as_json,
+    byte_progress,
+    load_model,
+    notes,
+    print_json,
+    read_ids,
+    size,
+)
 from edgeformer.export import FORMATS
 
 
@@ -62,6 +71,15 @@ from edgeformer.export import FORMATS
 @click.option(
     "--keep", multiple=True, metavar="PATTERN", help="q4, q8: tensors to leave as they are, such as 'head.*'."
 )
+@click.option(
+    "--kv",
+    type=click.Choice(["int8"]),
+    default=None,
+    help="onnx: keep keys and values in int8, by how large they get on --calibration text. [default: as the arithmetic]",
+)
+@click.option(
+    "--calibration", type=click.Path(exists=True, dir_okay=False), default=None, help="UTF-8 text for --kv int8."
+)
 @click.option("--no-tokenizer", is_flag=True, help="gguf: write the weights alone.")
 @click.option("--inline", is_flag=True, help="onnx: write fused ops out, for runtimes without ONNX functions.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT even if it is no artefact.")
@@ -76,6 +94,7 @@ def command(model: str, output: str, kind: str, allow_unread_config: bool, as_js
     for name in {"group_size", "accuracy_level"} & options.keys():
         options[name] = int(options[name])
     loaded = load_model(model, allow_unread_config)
+    _cache(loaded, kind, options)
     with byte_progress("writing weights") as progress:
         made = export(loaded, output, to=kind, progress=progress, **options)
     notes(made.notes[len(loaded.notes) :])
@@ -86,3 +105,19 @@ def command(model: str, output: str, kind: str, allow_unread_config: bool, as_js
     linked = sum(entry["bytes"] for entry in made.manifest["linked"].values())
     click.echo(f"{made.folder}: {size(written)} written" + (f", {size(linked)} linked" if linked else ""))
     click.echo(f"check it: edgeformer verify {made.folder} --against {model}")
+
+
+def _cache(loaded: Any, kind: str, options: dict[str, Any]) -> None:
+    """Replace `kv` and `calibration` by the scales of an int8 cache."""
+    from edgeformer.errors import InputError
+
+    kv, text = options.pop("kv", None), options.pop("calibration", None)
+    if (kv is None) != (text is None) or (kv is not None and kind != "onnx"):
+        raise InputError("--kv int8 and --calibration FILE go together, with --to onnx")
+    if kv is None:
+        return
+    from edgeformer.quantize.cache import cache_scales
+    from edgeformer.quantize.calibration import calibration_windows
+
+    ids = calibration_windows(read_ids(loaded, text), 512, 32, loaded.spec.context, loaded.spec.vocab)
+    options["cache_scales"] = cache_scales(loaded, ids)

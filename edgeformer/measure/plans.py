@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeformer.inspection import parameters
 from edgeformer.measure.row import Plan
+from edgeformer.parity import rounds_to_int8
 from edgeformer.runtimes._protocol import FORMATS, Options, Runtime, get, names, require
 from edgeformer.spec import Model
 
@@ -21,7 +22,8 @@ def artefact_plans(
     """The rows of an artefact, and notes on the runtimes that get none."""
     kind = manifest.get("format", "onnx")
     found, notes = _runtimes(chosen, kind, spec)
-    plans = [Plan(n, source, kind, manifest["precision"], n, compute=manifest["compute"]) for n in found]
+    compute = "int8" if rounds_to_int8(manifest) else manifest["compute"]
+    plans = [Plan(n, source, kind, manifest["precision"], n, compute=compute) for n in found]
     return plans, notes
 
 

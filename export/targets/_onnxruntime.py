@@ -180,10 +180,11 @@ class OnnxRuntimeTarget(FunctionOps):
         if (packed := _whole_product(q, k, v)) is not None:
             q, k, v = packed, None, None
         past = [slot.store.past[slot.path, name] for name in ("k", "v")]
+        scales = [slot.store.scales[slot.path, name] for name in ("k", "v")] if slot.store.scales else []
         y, *present = self.fused(
-            "CachedAttention",
+            "CachedAttention" + ("Int8" if scales else ""),
             type(self).cached_attention_body,
-            [q, k, v, *past, *self._lengths(slot.store), cos, sin, positions, mask.extra],
+            [q, k, v, *past, *self._lengths(slot.store), cos, sin, positions, mask.extra, *scales],
             3,
             heads=shape["heads"],
             kv_heads=shape["kv_heads"],
@@ -194,7 +195,7 @@ class OnnxRuntimeTarget(FunctionOps):
         return y
 
     def cached_attention_body(
-        self, q, k, v, past_k, past_v, last, total, cos, sin, positions, bias, *, heads, kv_heads, scale, softcap
+        self, q, k, v, past_k, past_v, last, total, cos, sin, positions, bias, *scales, heads, kv_heads, scale, softcap
     ):
         attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
         if cos is not None:
@@ -202,8 +203,11 @@ class OnnxRuntimeTarget(FunctionOps):
         if softcap is not None:
             attributes["softcap"] = float(softcap)
         inputs = [q, k, v, past_k, past_v, last, total, cos, sin, positions, bias]
+        if scales:  # int8, one scale per head and channel
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+            inputs += [None, *scales]
         cache = (past_k.dims[0], past_k.dims[1], None, past_k.dims[3])
-        described = [(q.dtype, (*q.dims[:2], heads * past_k.dims[3])), (q.dtype, cache), (q.dtype, cache)]
+        described = [(q.dtype, (*q.dims[:2], heads * past_k.dims[3])), (past_k.dtype, cache), (past_v.dtype, cache)]
         return tuple(self.nodes_out("GroupQueryAttention", inputs, described, domain=CONTRIB, **attributes))
 
     def _lengths(self, store: Any) -> tuple[GraphTensor, GraphTensor]:

@@ -32,9 +32,13 @@ class Decoder:
         batch: sequences at once.
         capacity: longest sequence, prompt and new tokens.
         compiled: whether decode steps go through `mx.compile`. Without a GPU this means a C++ compiler at run time.
+        store: the kind of cache.
     """
 
-    def __init__(self, model: MlxModel, batch: int, capacity: int, *, compiled: bool = True):
+    def __init__(
+        self, model: MlxModel, batch: int, capacity: int, *, compiled: bool = True, store: type[MlxStore] = MlxStore
+    ):
+        self._store = store
         self.model, self.batch, self.capacity, self.compiled = model, batch, capacity, compiled
         self._steps: dict[Any, Callable] = {}
         self._weights: list[mx.array] = []
@@ -46,7 +50,7 @@ class Decoder:
         dtype, weights = self.model.cache_dtype(), list(self.model.state_dict().values())
         if len(weights) != len(self._weights) or any(a is not b for a, b in zip(weights, self._weights, strict=True)):
             self._steps, self._weights = {}, weights
-        self.store = MlxStore(self.model.layer, self.batch, self.capacity, dtype)
+        self.store = self._store(self.model.layer, self.batch, self.capacity, dtype)
         self.end = 0
 
     def prefill(self, ids: mx.array, mask: mx.array | None = None, *, keep: int = 1) -> mx.array:
@@ -128,7 +132,7 @@ class Decoder:
         names = list(self.store.arrays)
 
         def step(tokens: mx.array, start: mx.array, mask: mx.array | None, key: mx.array, arrays: list) -> tuple:
-            store = MlxStore.over(dict(zip(names, arrays, strict=True)), start, visible)
+            store = self._store.over(dict(zip(names, arrays, strict=True)), start, visible)
             logits = self.model(tokens, mask, store=store, keep=1)[:, -1]
             written = [store.arrays[name] for name in names]
             if sampling is None:

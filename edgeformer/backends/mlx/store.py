@@ -11,6 +11,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from edgeformer.errors import InputError
 from edgeformer.spec import Model, layers
 
 Key = tuple[str, tuple[int, int]]
@@ -68,7 +69,10 @@ class MlxStore:
         return k, v
 
     def _write(self, path: str, new: mx.array) -> mx.array:
-        key = path, (new.shape[2], new.shape[4])
+        return self._put((path, (new.shape[2], new.shape[4])), new)
+
+    def _put(self, key: Any, new: mx.array) -> mx.array:
+        """Write along the axis of tokens; the visible part."""
         old, count = self.arrays[key], new.shape[3]
         if isinstance(self.start, int):
             at = mx.array([self.start])
@@ -83,6 +87,35 @@ class MlxStore:
     def once(self, path: str, make: Callable) -> dict[str, Any]:
         """Encoder–decoder models are not run through this store."""
         raise NotImplementedError
+
+
+class Int8Store(MlxStore):
+    """The same in 8 bits: each token's channels in groups with a scale and an offset of their own (MLX's affine mode).
+
+    It halves the memory of an fp16 cache. Attention is given the dequantized part that it sees, so it saves no time.
+    """
+
+    def __init__(self, spec: Model, batch: int, capacity: int, dtype: mx.Dtype):
+        super().__init__(spec, batch, 1, dtype)
+        plain, self.arrays = self.arrays, {}
+        for key, x in plain.items():
+            count, batch, heads, _, dim = x.shape
+            if dim % INT8_GROUP:
+                raise InputError(
+                    f"an int8 cache has groups of {INT8_GROUP} channels, and the heads of {key[0]} have {dim}"
+                )
+            sizes = {"codes": (dim // 4, mx.uint32), **dict.fromkeys(("scales", "biases"), (dim // INT8_GROUP, dtype))}
+            for part, (size, kind) in sizes.items():
+                self.arrays[*key, part] = mx.zeros((count, batch, heads, capacity, size), kind)  # type: ignore[index]
+
+    def _write(self, path: str, new: mx.array) -> mx.array:
+        key = path, (new.shape[2], new.shape[4])
+        parts = zip(("codes", "scales", "biases"), mx.quantize(new, INT8_GROUP, 8), strict=True)
+        seen = [self._put((*key, part), x) for part, x in parts]
+        return mx.dequantize(*seen, group_size=INT8_GROUP, bits=8)
+
+
+INT8_GROUP = 32
 
 
 def _each(whole: mx.array) -> list[mx.array]:
