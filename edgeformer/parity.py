@@ -30,6 +30,10 @@ rounds each step to 1e-3 of its size, five of those steps are allowed for; bf16 
 activations rounded to int8. What weights are stored
 in is no excuse: the reference has the same bits."""
 
+KL_LIMITS = {"fp16": 1e-3, "bf16": 2e-2, "int8": 2e-2}
+"""Largest mean KL divergence of next-token distributions, in nats, besides: where single logits are allowed much, all of them
+together are not."""
+
 
 @dataclass
 class Reference:
@@ -143,6 +147,15 @@ def compare(name: str, ours: np.ndarray, reference: np.ndarray, compute: str) ->
     )
 
 
+def compare_logits(name: str, ours: np.ndarray, reference: np.ndarray, compute: str) -> Check:
+    """`compare`, and the distributions that the logits stand for have to agree, too (`KL_LIMITS`)."""
+    check = compare(name, ours, reference, compute)
+    allowed = KL_LIMITS.get(compute)
+    if allowed is not None and check.kl_mean is not None and check.kl_mean > allowed:
+        check.verdict, check.note = FAIL, f"mean KL {check.kl_mean:.1e} is above {allowed:.0e}"
+    return check
+
+
 def kl_divergence(reference: np.ndarray, ours: np.ndarray) -> float:
     """Mean over positions of KL(reference ‖ ours) in nats, both [T, V] logits."""
 
@@ -164,9 +177,9 @@ def check_decoder(session: Session, reference: Reference, compute: str) -> list[
     else:
         session.reset()
         full = session.forward(ids[None], all_positions=True)[0]
-        checks.append(compare("full", full, reference.logits, compute))
+        checks.append(compare_logits("full", full, reference.logits, compute))
     expected = reference.logits[prefill - 1 - reference.start :] if reference.cached is None else reference.cached
-    checks.append(compare("cached", _cached(session, ids, prefill), expected, compute))
+    checks.append(compare_logits("cached", _cached(session, ids, prefill), expected, compute))
     tokens, _ = greedy(session, ids[: reference.prompt], len(reference.tokens))
     checks.append(compare_tokens(tokens, reference, compute))
     return checks

@@ -22,7 +22,8 @@ def sources():
     for folder in FOLDERS:
         for pattern in CODE:
             for file in (ROOT / folder).rglob(pattern):
-                if not any(part in ("export", "runtimes", "models") for part in file.relative_to(ROOT).parts[1:-1]):
+                parts = file.relative_to(ROOT).parts[1:-1]
+                if not {"export", "runtimes", "models", "node_modules"}.intersection(parts):
                     yield file
 
 

@@ -58,10 +58,11 @@ def command(
     if as_json:
         print_json([row.as_dict() for row in rows])
     else:
-        _show(rows)
+        show(rows)
 
 
-def _show(rows: list) -> None:
+def show(rows: list) -> None:
+    """Print the table."""
     from rich.console import Console
     from rich.table import Table
 
