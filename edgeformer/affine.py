@@ -29,6 +29,11 @@ class AffineTensor(StoredTensor):
     bits: int
     group_size: int
 
+    @property
+    def raw(self) -> bool:
+        """Codes are no values."""
+        return False
+
     def parts(self) -> tuple[StoredTensor, ...]:
         return (self, self.scales, self.biases)
 

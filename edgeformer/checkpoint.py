@@ -25,7 +25,15 @@ from edgeformer.gguf_checkpoint import gguf_in, read_gguf
 from edgeformer.models._config import HfConfig, read_json
 from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
 from edgeformer.spec import Model, from_json, tensors, to_json
-from edgeformer.stored_tensors import config_beside, has_weights, is_mlx, onnx_file, split_quantization, stored_tensors
+from edgeformer.stored_tensors import (
+    config_beside,
+    has_weights,
+    holds_onnx,
+    is_mlx,
+    manifest_of,
+    split_quantization,
+    stored_tensors,
+)
 from edgeformer.weights import NameMap, Weights, bind
 
 TOKENIZER_FILES = (
@@ -165,8 +173,10 @@ def _from_gguf(file: Path, name: str, allow_unread: bool) -> LoadedModel:
     reader = HfConfig(config, str(file), stored)
     spec, more = _read_config(reader, allow_unread)
     weights, left = bind(spec, stored, arch.NAMES, where=str(file))
-    folder = file.parent
-    return LoadedModel(spec, weights, name, folder, config, notes + more + left, _quantization_of(folder))
+    # what lies beside it is its own only in a folder made for it
+    folder = file.parent if gguf_in(file.parent) == file else None
+    quantization = _quantization_of(file.parent, file.name)
+    return LoadedModel(spec, weights, name, folder, config, notes + more + left, quantization)
 
 
 def _model(data: dict, path: Path) -> Model:
@@ -197,7 +207,7 @@ def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool
         ignored: Mapping[str, str] = {}
         tied: Mapping[str, str] = {}
         stored = stored_tensors(folder, quantization) if want_weights else None
-        if stored and onnx_file(folder).exists():  # a graph has constants of its own
+        if stored and holds_onnx(folder):  # a graph has constants of its own
             stored = {name: t for name, t in stored.items() if name in tensors(spec)}
     elif (file := folder / "config.json").exists():
         config, quantization = split_quantization(read_json(file))
@@ -219,11 +229,10 @@ def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool
     return LoadedModel(spec, weights, name, folder, config, notes, _quantization_of(folder))
 
 
-def _quantization_of(folder: Path) -> dict | None:
-    """What an artefact's manifest says about how its weights were quantized."""
-    manifest = folder / "edgeformer.json"
-    data = read_json(manifest) if manifest.exists() else {}
-    return data.get("quantization") if isinstance(data, dict) else None
+def _quantization_of(folder: Path, file: str | None = None) -> dict | None:
+    """What an artefact's manifest says about how its weights were quantized; nothing if `file` is none of its files."""
+    data = manifest_of(folder)
+    return data.get("quantization") if file is None or file in data.get("files", {}) else None
 
 
 def _renamed(stored: Mapping[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:

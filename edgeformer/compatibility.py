@@ -126,7 +126,7 @@ def _gguf(loaded: LoadedModel) -> Answer:
         notes = [f"llama.cpp's architecture {name}"]
         if loaded.folder is not None and (loaded.folder / "tokenizer.json").exists():
             try:
-                tokenizer_metadata(loaded.folder, spec.vocab, special_ids(loaded.folder, loaded.config))
+                notes += tokenizer_metadata(loaded.folder, spec.vocab, special_ids(loaded.folder, loaded.config))[1]
             except EdgeformerError as e:
                 notes.append(str(e))
         return notes

@@ -67,6 +67,16 @@ class QuantizedTensor(StoredTensor):
 
     format: Format
 
+    @property
+    def raw(self) -> bool:
+        """Codes are no values."""
+        return False
+
+    @property
+    def grouped(self) -> bool:
+        """Whether codes and scales lie in the file as `quantized` gives them."""
+        return False
+
     def quantized(self) -> tuple[np.ndarray, np.ndarray]:
         """Packed codes, uint8 `[..., inputs · bits / 8]`, and scales, float16 `[..., inputs / 32]`."""
         raise NotImplementedError
@@ -83,6 +93,10 @@ class GroupTensor(QuantizedTensor):
 
     scales: StoredTensor
     signed: bool = False
+
+    @property
+    def grouped(self) -> bool:
+        return not self.signed
 
     def parts(self) -> tuple[StoredTensor, ...]:
         return (self, self.scales)

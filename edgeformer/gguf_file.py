@@ -35,6 +35,10 @@ class GgufPlain(StoredTensor):
 
     heads: int = 0
 
+    @property
+    def raw(self) -> bool:
+        return not self.heads
+
     def read(self) -> np.ndarray:
         return separated(read_raw(self, DTYPES[self.dtype], self.shape), self.heads)
 

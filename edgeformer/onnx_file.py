@@ -12,6 +12,7 @@ from edgeformer.safetensors_file import StoredTensor
 
 _TYPES = {1: "F32", 2: "U8", 3: "I8", 10: "F16", 16: "BF16", 22: "I4"}
 """onnx.TensorProto's numbers -> safetensors names; I4 (two codes a byte) is ONNX's own."""
+_BITS = {"F32": 32, "U8": 8, "I8": 8, "F16": 16, "BF16": 16, "I4": 4}
 
 
 def read_initializers(file: Path, *, linked: dict[str, str] | None = None) -> dict[str, StoredTensor]:
@@ -39,9 +40,8 @@ def read_initializers(file: Path, *, linked: dict[str, str] | None = None) -> di
         if not data.exists():
             raise CheckpointError(f"{file} keeps {tensor.name} in {data}, which does not exist")
         shape, dtype = tuple(tensor.dims), _TYPES[tensor.data_type]
-        found[tensor.name] = StoredTensor(
-            tensor.name, data, int(entry.get("offset", 0)), int(entry["length"]), dtype, shape
-        )
+        place = int(entry.get("offset", 0)), int(entry.get("length", math.prod(shape) * _BITS[dtype] // 8))
+        found[tensor.name] = StoredTensor(tensor.name, data, *place, dtype, shape)
     return join(_as_rows(found), str(file))
 
 

@@ -7,9 +7,11 @@ precision). Text is teacher-forced, so every position has one right next token a
 
 from __future__ import annotations
 
+import math
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +88,22 @@ def windows(ids: np.ndarray, settings: Settings, context: int) -> np.ndarray:
     return np.asarray(ids[: count * size], np.int64).reshape(count, size)
 
 
-class _Log:
-    """Logits of every window on disk: float32 [n, T, V] are too many to keep."""
+class _Logs:
+    """Logits of every window on disk: float32 [n, T, V] are too many to keep. Room is taken before anything is computed: a disk
+    that fills up under a memory map ends the process without a word."""
 
-    def __init__(self, folder: Path, name: str, shape: tuple[int, int, int]):
-        self.array = np.memmap(folder / name, np.float32, "w+", shape=shape)
+    def __init__(self, folder: Path, shape: tuple[int, int, int], count: int):
+        needed, free = 4 * math.prod(shape) * count, shutil.disk_usage(folder).free
+        if needed > 0.95 * free:
+            raise InputError(
+                f"logits of {shape[0] * shape[1]} positions and {shape[2]} tokens take {needed / 1e9:.1f} GB in"
+                f" {folder.parent}, where {free / 1e9:.1f} GB are free; use fewer --tokens, or point TMPDIR elsewhere"
+            )
+        self.folder, self.shape = folder, shape
+
+    def array(self, name: str) -> np.ndarray:
+        """A file's array; one of the same name is used again."""
+        return np.memmap(self.folder / name, np.float32, "w+", shape=self.shape)
 
 
 def measure(
@@ -123,54 +136,79 @@ def measure(
     spec = against.spec
     if spec.task != "text-generation":
         raise InputError("quality is measured on next tokens; this model has none")
-    plans = [(str(source), runtime) for source in sources for runtime in _runtimes(source, runtimes, against)]
-    text = windows(ids, settings, spec.context)
-    shape = (*text.shape, spec.vocab)
+    plans = {str(source): list(_runtimes(source, runtimes, against)) for source in sources}
+    manifests = {source: bundle.read_manifest(source) for source in plans}
+    text = windows(ids, settings, min([spec.context, *(m["context"] for m in manifests.values())]))
     reference = reference_runtime()
+    settings = replace(settings, window=text.shape[1])
     with tempfile.TemporaryDirectory(prefix="edgeformer-quality-") as scratch:
+        logs = _Logs(Path(scratch), (*text.shape, spec.vocab), 2)
+        original, bits = logs.array("original"), logs.array("bits")
         report(f"the original in {reference}, {text.size} positions")
-        original = _Log(Path(scratch), "original", shape).array
-        _run(_open(reference, against, settings), text, original, settings.cached)
-        rows = [Row(REFERENCE, reference, "fp32", None, score(original, original, text))]
-        bits: dict[str, np.ndarray] = {}
-        for source, runtime in plans:
-            manifest = bundle.read_manifest(source)
-            loaded = load(source)
-            if manifest["precision"] != "fp32" and source not in bits:
+        _fill(_open(reference, against, settings), text, original, settings.cached)
+        rows = [Row(REFERENCE, reference, "fp32", None, _Sums().over(original, original, text))]
+        for source, names in plans.items():
+            manifest, loaded = manifests[source], load(source)
+            own = original
+            if manifest["precision"] != "fp32":
                 report(f"the bits of {source} in {reference}")
-                bits[source] = _Log(Path(scratch), f"bits-{len(bits)}", shape).array
-                _run(_open(reference, loaded, settings), text, bits[source], settings.cached)
-            report(f"{source} in {runtime}")
-            found = _Log(Path(scratch), "row", shape).array
-            session = _open_source(source, manifest, loaded, runtime, settings)
-            _run(session, text, found, settings.cached)
-            own = bits.get(source, original)
-            rows.append(
-                Row(
-                    source,
-                    runtime,
-                    manifest["precision"],
-                    bits_per_weight(loaded.require_weights()),
-                    score(found, original, text),
-                    score(found, own, text),
-                    {"quantization": manifest.get("quantization"), "kv": manifest.get("kv"), **session.facts()},
-                )
-            )
+                _fill(_open(reference, loaded, settings), text, own := bits, settings.cached)
+            for runtime in names:
+                report(f"{source} in {runtime}")
+                kind = manifest.get("format", "onnx")
+                session = _open(runtime, loaded if kind == "checkpoint" else Path(source), settings)
+                costs, runtime_error = _Sums(), _Sums()
+                for i, logits in enumerate(_answers(session, text, settings.cached)):
+                    if not np.isfinite(logits).all():
+                        raise ArtefactError(f"{source} in {runtime} gives logits that are not finite (window {i})")
+                    costs.add(logits, original[i], text[i])
+                    runtime_error.add(logits, own[i], text[i])
+                facts = {"quantization": manifest.get("quantization"), "kv": manifest.get("kv"), **session.facts()}
+                bits_each = bits_per_weight(loaded.require_weights())
+                found = costs.scores(), runtime_error.scores()
+                rows.append(Row(source, runtime, manifest["precision"], bits_each, *found, facts))
     return rows
+
+
+class _Sums:
+    """What `Scores` are made of, added up window by window, some positions at a time."""
+
+    def __init__(self) -> None:
+        self.loss = self.total = self.worst = 0.0
+        self.flips = self.positions = self.predicted = 0
+
+    def add(self, ours: np.ndarray, theirs: np.ndarray, ids: np.ndarray) -> None:
+        """A window: logits float32 [T, V] of a row and of what it is compared with, its ids int64 [T]."""
+        for start in range(0, len(ids), _BLOCK):
+            end = min(start + _BLOCK, len(ids))
+            q, p = _log_softmax(ours[start:end]), _log_softmax(theirs[start:end])
+            following = ids[start + 1 : end + 1]
+            self.loss -= float(q[np.arange(len(following)), following].sum())
+            self.predicted += len(following)
+            kl = np.maximum((np.exp(p) * (p - q)).sum(-1), 0)
+            self.total, self.worst = self.total + float(kl.sum()), max(self.worst, float(kl.max()))
+            self.flips += int((q.argmax(-1) != p.argmax(-1)).sum())
+            self.positions += end - start
+
+    def over(self, rows: np.ndarray, reference: np.ndarray, text: np.ndarray) -> Scores:
+        """The scores of logits [n, T, V] of windows [n, T]."""
+        for ours, theirs, ids in zip(rows, reference, text, strict=True):
+            self.add(ours, theirs, ids)
+        return self.scores()
+
+    def scores(self) -> Scores:
+        """Of everything added."""
+        share = self.flips / self.positions
+        perplexity = float(np.exp(self.loss / self.predicted))
+        return Scores(perplexity, self.positions, self.total / self.positions, self.worst, 1 - share, self.flips)
+
+
+_BLOCK = 128
 
 
 def score(rows: np.ndarray, reference: np.ndarray, text: np.ndarray) -> Scores:
     """Compare logits float32 [n, T, V] of windows `text` int64 [n, T] with a reference's."""
-    loss, flips, total, worst, positions = 0.0, 0, 0.0, 0.0, 0
-    for ours, theirs, ids in zip(rows, reference, text, strict=True):
-        q, p = _log_softmax(ours), _log_softmax(theirs)
-        loss -= float(q[np.arange(len(ids) - 1), ids[1:]].sum())
-        kl = np.maximum((np.exp(p) * (p - q)).sum(-1), 0)
-        total, worst = total + float(kl.sum()), max(worst, float(kl.max()))
-        flips += int((ours.argmax(-1) != theirs.argmax(-1)).sum())
-        positions += len(ids)
-    perplexity = float(np.exp(loss / (positions - len(text))))
-    return Scores(perplexity, positions, total / positions, worst, 1 - flips / positions, flips)
+    return _Sums().over(rows, reference, text)
 
 
 def _log_softmax(x: np.ndarray) -> np.ndarray:
@@ -180,27 +218,24 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
     return y
 
 
-def _run(session: Session, text: np.ndarray, out: np.ndarray, cached: bool) -> None:
-    """Fill `out` [n, T, V] with the logits of every window."""
-    whole = session.all_positions and not cached
-    for i, ids in enumerate(text):
+def _answers(session: Session, text: np.ndarray, cached: bool) -> Iterator[np.ndarray]:
+    """Logits [T, V] of one window after another."""
+    for ids in text:
         session.reset()
-        if whole:
-            out[i] = session.forward(ids[None], all_positions=True)[0]
-            continue
-        for t in range(len(ids)):
-            out[i, t] = session.forward(ids[None, t : t + 1])[0]
+        if session.all_positions and not cached:
+            yield session.forward(ids[None], all_positions=True)[0]
+        else:
+            yield np.stack([session.forward(ids[None, t : t + 1])[0] for t in range(len(ids))])
+
+
+def _fill(session: Session, text: np.ndarray, out: np.ndarray, cached: bool) -> None:
+    for i, logits in enumerate(_answers(session, text, cached)):
+        out[i] = logits
 
 
 def _open(runtime: str, source: LoadedModel | Path, settings: Settings) -> Session:
     made, variant = require(runtime)
     return made.open(source, Options(threads=settings.threads, capacity=settings.window, variant=variant))
-
-
-def _open_source(
-    source: str, manifest: dict[str, Any], loaded: LoadedModel, runtime: str, settings: Settings
-) -> Session:
-    return _open(runtime, loaded if manifest.get("format") == "checkpoint" else Path(source), settings)
 
 
 def _runtimes(source: str | Path, chosen: Sequence[str], against: LoadedModel) -> Iterator[str]:

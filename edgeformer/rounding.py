@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,7 +38,7 @@ def quantizable(spec: Model) -> dict[str, tuple[int, ...]]:
     for path, leaf in leaves(spec):
         if isinstance(leaf, Linear):
             found[f"{path}.weight"] = (leaf.outputs, leaf.inputs)
-        elif isinstance(leaf, Table) and leaf.rows == spec.vocab:
+        elif isinstance(leaf, Table) and path.rsplit(".", 1)[-1] == "embed":
             found[f"{path}.weight"] = (leaf.rows, leaf.width)
     return found
 
@@ -57,6 +57,8 @@ def chosen(spec: Model, keep: Sequence[str] = ()) -> list[str]:
                 f"--keep {pattern!r} matches no quantizable tensor; they are called {', '.join(_some(every))}"
             )
     names = [n for n in every if not any(fnmatch.fnmatchcase(n, p) for p in keep)]
+    if not names:
+        raise InputError("--keep leaves nothing to quantize; export the model as it is")
     for name in names:
         check_divides(every[name], name)
     return names
@@ -101,14 +103,24 @@ def stored_format(weights: Weights) -> str | None:
     return None if not found else found.pop() if len(found) == 1 else "mixed"
 
 
-def bits_per_weight(weights: Weights) -> float:
-    """Of all weights together, quantized or not, in this format: codes, scales, and the others in their stored types."""
+def stored_precision(weights: Weights) -> str:
+    """fp32, bf16 or fp16: the widest type that is stored; fp32 for quantized weights, which only it holds exactly."""
+    types = weights.dtypes()
+    if types - {"F32", "F16", "BF16"} or "F32" in types or {"F16", "BF16"} <= types:
+        return "fp32"
+    return "bf16" if "BF16" in types else "fp16"
+
+
+def bits_per_weight(weights: Weights, plain: Mapping[str, int] | None = None) -> float:
+    """Of all weights together: codes and scales, and the others in their stored types, or `plain` bits each by canonical name."""
     bits = count = 0.0
-    for source in weights.sources.values():
+    for name, source in weights.sources.items():
         stored, number = source.stored, math.prod(source.shape)
         count += number
         if isinstance(stored, QuantizedTensor):
             bits += number * stored.format.bits_per_weight
+        elif plain is not None:
+            bits += number * plain[name]
         else:
             bits += 8 * sum(t.nbytes for t in stored.parts()) / getattr(source.part, "of", 1)
     return round(bits / count, 3)

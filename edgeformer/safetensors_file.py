@@ -39,6 +39,11 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def raw(self) -> bool:
+        """Whether its bytes in the file are its values, row by row: what may be copied or pointed at without reading it."""
+        return self.dtype in DTYPES
+
     def parts(self) -> tuple[StoredTensor, ...]:
         """The tensors of the file that make this one up: itself, unless it is quantized."""
         return (self,)

@@ -15,7 +15,7 @@ from edgeformer.safetensors_file import StoredTensor, checkpoint_files, read_che
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds weights of a kind that is known (if only to be refused)."""
     patterns = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
-    return onnx_file(folder).exists() or any(next(folder.glob(p), None) for p in patterns)
+    return holds_onnx(folder) or any(next(folder.glob(p), None) for p in patterns)
 
 
 def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTensor]:
@@ -23,18 +23,23 @@ def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTe
 
     quantization: the `quantization` of an MLX folder's config.
     """
-    if (file := onnx_file(folder)).exists():
-        return read_initializers(file, linked=_linked_elsewhere(folder))
+    if holds_onnx(folder):
+        return read_initializers(onnx_file(folder), linked=_linked_elsewhere(folder))
     stored = read_checkpoint(folder)
     return formats.join(stored, str(folder)) if quantization is None else affine.join(stored, quantization, str(folder))
 
 
 def onnx_file(folder: Path) -> Path:
     """Where an ONNX artefact's graph lies (or would)."""
-    return folder / _manifest(folder).get("model_file", "model.onnx")
+    return folder / manifest_of(folder).get("model_file", "model.onnx")
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
+def holds_onnx(folder: Path) -> bool:
+    """Whether a folder is an ONNX artefact of ours: a `model.onnx` beside a checkpoint is somebody else's."""
+    return manifest_of(folder).get("format") == "onnx" and onnx_file(folder).exists()
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
     """A folder's manifest; empty where there is none, or one that is damaged (others say that better)."""
     manifest = folder / "edgeformer.json"
     try:
@@ -46,8 +51,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
 
 def _linked_elsewhere(folder: Path) -> dict[str, str]:
     """Location -> path of weights that an artefact points at outside of its folder."""
-    linked = _manifest(folder).get("linked", {})
-    return {name: entry["path"] for name, entry in linked.items() if not entry["hard_link"]}
+    linked = manifest_of(folder).get("linked", {})
+    return {name: entry["path"] for name, entry in linked.items() if not entry.get("hard_link", True)}
 
 
 def config_beside(spec_file: Path) -> tuple[Any, Any]:

@@ -23,18 +23,27 @@ def check_weights(quantized: LoadedModel, original: LoadedModel) -> Check:
     Against a quantized original: the same codes and scales. Against the plain original: exactly what the method makes of it,
     where it needs nothing else; MLX's own affine mode within a step. Calibrated methods move weights on purpose: unchecked.
     """
-    if stored_format(original.require_weights()) is not None:
+    if stored_format(original.require_weights()) in (*QUANTIZED, "mixed") or _kept_affine(quantized, original):
         return _check_same_bits(quantized, original)
     affine = any(isinstance(s.stored, AffineTensor) for s in quantized.require_weights().sources.values())
     if affine and quantized.quantization is None:
         return check_affine(quantized, original)
-    method = (quantized.quantization or {}).get("method")
+    method = (quantized.quantization or {}).get("method", "rtn")
     if method not in _ROUNDINGS:
         note = (
             f"{method} moves weights on purpose: verify against the quantized checkpoint, or ask `edgeformer quality`"
         )
         return Check("weights", UNCHECKED, note=note)
     return _check_repeated(quantized, original, method)
+
+
+def _kept_affine(quantized: LoadedModel, original: LoadedModel) -> bool:
+    """Whether both are in MLX's own affine mode, of the same width, groups and type of scales."""
+    kinds = []
+    for model in (quantized, original):
+        stored = [s.stored for s in model.require_weights().sources.values()]
+        kinds.append({(t.dtype, t.scales.dtype) for t in stored if isinstance(t, AffineTensor)})
+    return kinds[0] == kinds[1] != set()
 
 
 def _check_same_bits(quantized: LoadedModel, original: LoadedModel) -> Check:

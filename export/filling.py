@@ -44,6 +44,8 @@ def fill(
     linked = _link_files(files, folder)
     locations = dict(zip(files, linked, strict=True))
     beside = all(entry["hard_link"] for entry in linked.values())
+    while data_file in linked:  # the checkpoint is an ONNX artefact itself
+        data_file += ".more"
     writer = DataWriter(folder, data_file, advance)
     try:
         for name in built.weights:
@@ -71,10 +73,9 @@ def fill(
 
 
 def _as_it_lies(source: Source) -> bool:
-    """Whether the graph can use the stored bytes: no slice, nothing to be rounded first."""
-    return source.part is None and (
-        not isinstance(source.stored, QuantizedTensor) or isinstance(source.stored, GroupTensor)
-    )
+    """Whether the graph can use the stored bytes: no slice, no other order, nothing to be rounded first."""
+    stored = source.stored
+    return source.part is None and (stored.grouped if isinstance(stored, QuantizedTensor) else stored.raw)
 
 
 def _fill_quantized(
@@ -83,7 +84,7 @@ def _fill_quantized(
     """Codes once, under every shape that the graph declares them in, and scales."""
     first = initializers[forms[0]]
     dtype, shape = first.dtype, tuple(first.shape)
-    if here is not None and isinstance(source.stored, GroupTensor) and not source.stored.signed:
+    if here is not None and isinstance(source.stored, GroupTensor):
         codes, scales = link_quantized(source.stored, name, folder, here, dtype, shape)
     else:
         codes, scales = writer.quantized(name, source, dtype, shape)
@@ -102,6 +103,10 @@ def _link_files(files: list[Path], folder: Path) -> dict[str, dict]:
     manifest then keeps the paths, all in one folder, which our runtime passes on.
     """
     linked: dict[str, dict] = {}
+    if len({file.name for file in files}) < len(files):
+        raise ExportError(
+            "files of the checkpoint in several folders have one name, so they can't be linked; use --weights copy"
+        )
     for file in files:
         real = file.resolve()
         entry = {"path": str(real), **bundle.fingerprint(real)}

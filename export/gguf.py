@@ -23,7 +23,7 @@ from edgeformer.formats import QUANTIZED, QuantizedTensor
 from edgeformer.gguf_archs._common import ROPE_FACTORS
 from edgeformer.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
 from edgeformer.models._shape import Unmapped
-from edgeformer.rounding import bits_per_weight, rounded, stored_format
+from edgeformer.rounding import bits_per_weight, rounded, stored_format, stored_precision
 from edgeformer.safetensors_file import DTYPES
 from edgeformer.spec import Model, digest, tensors, to_json
 from edgeformer.weights import Source, Weights, stored_part
@@ -31,7 +31,7 @@ from edgeformer.weights import Source, Weights, stored_part
 MODEL_FILE = "model.gguf"
 PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 PRECISIONS = (*PLAIN, *QUANTIZED, "mixed")
-_FILE_TYPES = {"fp32": 0, "fp16": 1, "q4": 2, "q8": 7, "bf16": 32}
+_FILE_TYPES = {"fp32": 0, "fp16": 1, "q4": 2, "q8": 7, "bf16": 32, "mixed": 1024}
 _COMPUTE = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 """What llama.cpp rounds activations to: the weights' type; for quantized weights int8."""
 
@@ -66,18 +66,19 @@ def export_gguf(
     spec = loaded.spec
     weights, precision = _planned(spec, loaded.require_weights(), precision, keep)
     name, metadata, arch = architecture(spec)
-    tokenizer = {}
+    tokenizer, remarks = {}, []
     if not no_tokenizer:
         if loaded.folder is None or not (loaded.folder / "tokenizer.json").exists():
             raise ExportError(f"{loaded.name} has no tokenizer.json; --no-tokenizer writes the weights alone")
-        tokenizer = tokenizer_metadata(loaded.folder, spec.vocab, special_ids(loaded.folder, loaded.config))
+        ids = special_ids(loaded.folder, loaded.config)
+        tokenizer, remarks = tokenizer_metadata(loaded.folder, spec.vocab, ids)
     written = list(
         _tensors(spec, weights.sources, arch, precision, getattr(arch, "rope_factors", lambda _: None)(spec))
     )
     with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
         writer = gguf.GGUFWriter(str(folder / MODEL_FILE), name)
         _say(gguf, writer, {"general.name": Path(loaded.name).resolve().name})
-        _say(gguf, writer, {"general.file_type": _FILE_TYPES.get(precision, 0), "general.quantization_version": 2})
+        _say(gguf, writer, {"general.file_type": _FILE_TYPES[precision], "general.quantization_version": 2})
         _say(gguf, writer, {f"{name}.{key}": value for key, value in metadata.items()})
         _say(gguf, writer, tokenizer or {"tokenizer.ggml.model": "no_vocab"})
         _write(gguf, writer, written, progress)
@@ -85,6 +86,8 @@ def export_gguf(
             if loaded.folder is not None and (found := loaded.folder / file).exists():
                 shutil.copyfile(found, folder / file)
         quantized = bundle.has_own_bits(precision)
+        coarse = getattr(arch, "COMPUTE", {})
+        bits = {name: _plain_bits(source, precision) for name, source in weights.sources.items()}
         manifest = {
             "edgeformer": edgeformer.__version__,
             "format": "gguf",
@@ -94,8 +97,11 @@ def export_gguf(
             "spec_digest": digest(spec),
             "weights_digest": loaded.weights_digest(),
             "precision": precision,
-            "compute": _COMPUTE.get(precision, "int8"),
-            "quantization": {**(loaded.quantization or {"method": "rtn"}), "bits_per_weight": bits_per_weight(weights)}
+            "compute": _COMPUTE.get(precision, "int8") if precision not in coarse else coarse[precision],
+            "quantization": {
+                **(loaded.quantization or {"method": "rtn"}),
+                "bits_per_weight": bits_per_weight(weights, bits),
+            }
             if quantized
             else None,
             "target": name,
@@ -105,7 +111,11 @@ def export_gguf(
             "verdict": None,
         }
         bundle.write_manifest(folder, manifest)
-    notes = list(loaded.notes)
+    notes = [*loaded.notes, *remarks]
+    if precision in coarse:
+        notes.append(
+            f"llama.cpp's {name} computes its activation from a table of fp16 values: verdicts use fp16's limit"
+        )
     if quantized:
         notes.append(
             "llama.cpp rounds activations to int8 where weights are quantized: its logits differ from the others'"
@@ -134,8 +144,7 @@ def _planned(spec: Model, weights: Weights, precision: str | None, keep: Sequenc
     has = stored_format(weights)
     ours = has if has in (*QUANTIZED, "mixed") else None
     if precision is None:
-        stored = {s.stored.dtype for s in weights.sources.values()}
-        precision = ours or next((p for p, t in PLAIN.items() if t in stored), "fp32")
+        precision = ours or stored_precision(weights)
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is not known for GGUF; it is one of {', '.join(PRECISIONS)}")
     if precision in PLAIN:
@@ -196,6 +205,12 @@ def _tensors(
             kind = "F32" if len(shape) == 1 else PLAIN.get(precision) or _unquantized(members)
         make = lambda members=members, turned=turned, kind=kind: _made(members, turned, kind)  # noqa: E731
         yield _Tensor(full, shape, kind, make)
+
+
+def _plain_bits(source: Source, precision: str) -> int:
+    """Bits of a weight that isn't quantized."""
+    kind = "F32" if len(source.shape) == 1 else PLAIN.get(precision) or _unquantized([source])
+    return 8 * DTYPES[kind].itemsize
 
 
 def _unquantized(members: list[Source]) -> str:

@@ -1,7 +1,7 @@
 """A `tokenizer.json` as GGUF metadata, so that llama.cpp makes the same ids of a text.
 
 llama.cpp knows pre-tokenizers by name only. The name is found by what the tokenizer's own rules say; rules that no name stands
-for are refused, because the ids would silently differ.
+for are refused, because the ids would silently differ. One difference is told instead: llama.cpp never composes characters (NFC).
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)
 _BY_PATTERN = {_QWEN2: "qwen2", _LLAMA3: "llama-bpe", _GPT2: "gpt-2"}
 
 
-def tokenizer_metadata(folder: Path, vocab: int, ids: dict[str, Any]) -> dict[str, Any]:
-    """`tokenizer.ggml.*` of the tokenizer in a folder.
+def tokenizer_metadata(folder: Path, vocab: int, ids: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """`tokenizer.ggml.*` of the tokenizer in a folder, and what the user should know about it.
 
     Args:
         folder: with tokenizer.json.
@@ -35,20 +35,43 @@ def tokenizer_metadata(folder: Path, vocab: int, ids: dict[str, Any]) -> dict[st
     Raises:
         ExportError: a tokenizer that llama.cpp has no equal of; the message says which rule.
     """
-    data = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    file = folder / "tokenizer.json"
+    try:
+        return _metadata(folder, json.loads(file.read_text(encoding="utf-8")), vocab, ids)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
+        reason = f"{type(e).__name__}: {e}"
+        raise ExportError(
+            f"{file} can't be read as a tokenizer ({reason}); --no-tokenizer writes the weights alone"
+        ) from e
+
+
+def _metadata(folder: Path, data: dict[str, Any], vocab: int, ids: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     kind = data["model"].get("type")
     makers = {"BPE": _bpe, "Unigram": _unigram, "WordPiece": _wordpiece}
     if kind not in makers:
         raise ExportError(_refusal(f"it is a {kind} model; llama.cpp has {', '.join(makers)}"))
     tokens, types, more = makers[kind](data, vocab)
     for added in data.get("added_tokens", ()):
-        if added["id"] < vocab:
-            tokens[added["id"]] = added["content"]
-            types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
+        if added["id"] >= vocab:
+            raise ExportError(
+                f"the added token {added['content']!r} has id {added['id']}, the model an embedding of {vocab} rows"
+            )
+        tokens[added["id"]] = added["content"]
+        types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
     unknown = data["model"].get("unk_id") if kind == "Unigram" else _id(data, data["model"].get("unk_token"))
     if unknown is not None:
         types[unknown] = UNKNOWN
     first, last = _template(folder)
+    notes = []
+    if kind == "BPE" and (data.get("normalizer") or {}).get("type") == "NFC":
+        notes.append(
+            "the tokenizer composes characters (NFC) and llama.cpp doesn't: text in decomposed form gets other ids there"
+        )
+    stripping = [
+        t["content"] for t in data.get("added_tokens", ()) if t.get("lstrip") or t.get("rstrip") or t.get("single_word")
+    ]
+    if stripping:
+        notes.append(f"{', '.join(stripping[:5])} take spaces beside them with them, which llama.cpp may not do")
     found = {
         "tokens": tokens,
         "token_type": types,
@@ -57,14 +80,14 @@ def tokenizer_metadata(folder: Path, vocab: int, ids: dict[str, Any]) -> dict[st
         **({"unknown_token_id": unknown} if unknown is not None else {}),
         **more,
     }
-    eos = ids["eos"][0] if isinstance(ids["eos"], list) else ids["eos"]
+    eos = next(iter(ids["eos"]), None) if isinstance(ids["eos"], list) else ids["eos"]
     special = {
         "bos_token_id": first if first is not None else ids["bos"],
         "eos_token_id": eos if eos is not None else last,
         "padding_token_id": ids["pad"],
     }
-    found |= {k: v for k, v in special.items() if v is not None}
-    return {f"tokenizer.ggml.{k}": v for k, v in found.items()}
+    found |= {k: v for k, v in special.items() if isinstance(v, int) and 0 <= v < vocab}
+    return {f"tokenizer.ggml.{k}": v for k, v in found.items()}, notes
 
 
 def _refusal(reason: str) -> str:
@@ -223,6 +246,10 @@ def _wordpiece(data: dict[str, Any], count: int) -> tuple[list[str], list[int], 
     model, normalizer = data["model"], data.get("normalizer") or {}
     if model.get("continuing_subword_prefix") != "##" or normalizer.get("type") != "BertNormalizer":
         raise ExportError(_refusal("its WordPiece is not BERT's (## and BertNormalizer)"))
+    if normalizer.get("strip_accents") is False or not normalizer.get("handle_chinese_chars", True):
+        raise ExportError(
+            _refusal("it keeps accents, or doesn't split Chinese characters, as llama.cpp's WordPiece does")
+        )
     if not normalizer.get("lowercase"):
         raise ExportError(_refusal("it keeps upper case, which llama.cpp's WordPiece folds"))
     tokens, types = _listed(model["vocab"], count)

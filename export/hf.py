@@ -22,7 +22,7 @@ from edgeformer.export.safetensors import Group, write_shards
 from edgeformer.layers.encoder import Encoder
 from edgeformer.models._config import HfConfig
 from edgeformer.models._shape import Unmapped
-from edgeformer.rounding import stored_format
+from edgeformer.rounding import stored_precision
 from edgeformer.safetensors_file import DTYPES
 from edgeformer.spec import Model, digest, tensors, to_json
 from edgeformer.weights import Part, Source, stored_part
@@ -54,8 +54,7 @@ def export_hf(
     """
     spec, weights = loaded.spec, loaded.require_weights()
     if precision is None:
-        stored = {s.stored.dtype for s in weights.sources.values()}
-        precision = "fp32" if stored_format(weights) else next(p for p, t in TYPES.items() if t in stored)
+        precision = stored_precision(weights)
     if precision not in TYPES:
         raise ExportError(f"precision {precision!r} is not known for transformers; it is one of {', '.join(TYPES)}")
     config, family = family_config(spec)
@@ -119,8 +118,15 @@ def family_config(spec: Model) -> tuple[dict[str, Any], ModuleType]:
     raise ExportError(f"no family of transformers can hold this architecture: {'; '.join(reasons)}")
 
 
-def _comparable(spec: Model) -> dict[str, Any]:
-    return {k: v for k, v in to_json(spec).items() if k != "pooling"}
+def _comparable(spec: Model) -> Any:
+    """The spec's JSON without what changes no answer of a trained model, or isn't transformers' business."""
+
+    def stripped(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: stripped(v) for k, v in value.items() if k not in ("init", "dropout", "pooling")}
+        return [stripped(v) for v in value] if isinstance(value, list) else value
+
+    return stripped(to_json(spec))
 
 
 def _groups(spec: Model, sources: dict[str, Source], family: ModuleType, dtype: np.dtype) -> list[Group]:

@@ -22,10 +22,9 @@ from edgeformer.export.genai import genai_config
 from edgeformer.export.graph import CacheScales, build, target_class
 from edgeformer.export.graph_ops import FLOAT
 from edgeformer.export.hf import family_config
-from edgeformer.export.storage import plan
+from edgeformer.export.storage import Plan, plan
 from edgeformer.rounding import bits_per_weight
 from edgeformer.spec import digest, to_json
-from edgeformer.weights import Weights
 
 
 def export_onnx(
@@ -113,7 +112,7 @@ def export_onnx(
             "weights_digest": loaded.weights_digest(),
             "precision": made.precision,
             "compute": "fp32" if made.compute == FLOAT else "fp16",
-            "quantization": _quantization(loaded, made.weights, built.codes, accuracy_level),
+            "quantization": _quantization(loaded, made, built.codes, accuracy_level),
             "target": target,
             "model_file": model_file,
             "estimate": kind.estimate(built.model),
@@ -135,15 +134,13 @@ def export_onnx(
     return Exported(Path(output), manifest, notes)
 
 
-def _quantization(loaded: LoadedModel, weights: Weights, codes: Collection[str], accuracy_level: int) -> dict | None:
+def _quantization(loaded: LoadedModel, made: Plan, codes: Collection[str], accuracy_level: int) -> dict | None:
     """What the manifest says of quantized weights; None if there are none."""
     if not codes:
         return None
-    return {
-        **(loaded.quantization or {"method": "rtn"}),
-        "bits_per_weight": bits_per_weight(weights),
-        "accuracy_level": accuracy_level,
-    }
+    plain = {name: held.itemsize * 8 for name, held in made.storage.items() if isinstance(held, ir.DataType)}
+    bits = bits_per_weight(made.weights, {name: int(size) for name, size in plain.items()})
+    return {**(loaded.quantization or {"method": "rtn"}), "bits_per_weight": bits, "accuracy_level": accuracy_level}
 
 
 def _context(loaded: LoadedModel, context: int | None) -> int:

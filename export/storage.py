@@ -133,7 +133,7 @@ class DataWriter:
 
     def __init__(self, folder: Path, name: str, progress: Progress):
         self.folder, self.name, self.progress, self.end = folder, name, progress, 0
-        self._file = (folder / name).open("wb")
+        self._file = (folder / name).open("xb")  # never over a file that was linked there
 
     def _start(self, nbytes: int) -> int:
         if nbytes >= _ALIGN:
@@ -159,9 +159,7 @@ class DataWriter:
         stored = source.stored
         same = ONNX_DTYPES.get(stored.dtype) == dtype
         offset = self._start(int(math.prod(stored.shape) * dtype.itemsize))
-        if (
-            source.part is not None or stored.dtype not in DTYPES
-        ):  # cut, transposed or quantized: it has to be in memory
+        if source.part is not None or not stored.raw:  # cut, transposed, reordered or quantized: it has to be in memory
             self._file.write(_bytes(_convert(source.read(), dtype)))
             self.progress(stored.nbytes // getattr(source.part, "of", 1))
         else:

@@ -86,8 +86,8 @@ from edgeformer.export import FORMATS
 @allow_unread
 @as_json
 def command(model: str, output: str, kind: str, allow_unread_config: bool, as_json: bool, **given: Any) -> None:
-    """Export MODEL. onnx: a folder for ONNX Runtime and ONNX Runtime GenAI, with the names that Optimum and transformers.js
-    use. mlx: a folder that mlx-lm loads."""
+    """Export MODEL. onnx: a folder for ONNX Runtime, ONNX Runtime GenAI and Optimum, or by --target for transformers.js and
+    others. mlx: a folder that mlx-lm loads. gguf: a file for llama.cpp. hf: a folder that transformers loads."""
     from edgeformer.api import export
 
     options = {name: value for name, value in given.items() if value not in (None, False, ())}

@@ -127,17 +127,26 @@ def llama_config(reader: Any, model_type: str) -> dict[str, Any]:
         "tie_word_embeddings": not reader.has("output.weight"),
         "hidden_act": "silu",
     }
-    reader.ignore("rope.dimension_count", "attention.value_length", "vocab_size")
+    reader.ignore("vocab_size")
+    for key in ("rope.dimension_count", "attention.value_length"):
+        if (found := reader.size(key, config["head_dim"])) != config["head_dim"]:
+            raise CheckpointError(
+                f"{reader.file}: {key} is {found}, heads have {config['head_dim']} channels: that can't be read"
+            )
     kind, factor = reader.text("rope.scaling.type", "none"), reader.number("rope.scaling.factor", 0.0)
+    if kind not in ("none", "linear", "yarn"):
+        raise CheckpointError(f"{reader.file}: rope scaling {kind!r} can't be read; linear, yarn and llama3 can")
     if reader.has(ROPE_FACTORS):
+        if factor not in (0.0, 1.0):
+            raise CheckpointError(
+                f"{reader.file} has both {ROPE_FACTORS} and rope scaling by {factor}: that can't be read"
+            )
         config["rope_scaling"] = _llama3(reader, config)
     elif kind == "yarn":
         original = reader.size("rope.scaling.original_context_length", config["max_position_embeddings"])
         scaling = {"rope_type": "yarn", "factor": factor, "original_max_position_embeddings": original}
         config["rope_scaling"] = scaling
     elif factor not in (0.0, 1.0):
-        if kind not in ("linear", "none"):
-            raise CheckpointError(f"{reader.file}: rope scaling {kind!r} can't be read; linear, yarn and llama3 can")
         config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
     return config
 

@@ -32,6 +32,9 @@ for _kind in ("weight", "bias"):
         for index, n in enumerate("qkv")
     }
 
+COMPUTE = {"fp32": "fp16", "bf16": "bf16"}
+"""ggml looks GELU up in a table of fp16 values, whatever the weights are."""
+
 
 def metadata(spec: Model) -> dict[str, Any]:
     """The metadata of a spec.

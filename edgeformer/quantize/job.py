@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -53,5 +53,6 @@ class Method(ABC):
         return set()
 
     @abstractmethod
-    def run(self, job: Job) -> Iterator[tuple[str, Quantized | np.ndarray]]:
-        """Every tensor it quantizes or changes, one after the other; those that `job.partial` has are left out."""
+    def run(self, job: Job) -> Iterator[Mapping[str, Quantized | np.ndarray]]:
+        """Every tensor it quantizes or changes, by canonical name, in pieces that are written as one; those that `job.partial`
+        has are left out."""

@@ -34,6 +34,7 @@ class PartialFile:
         folder.mkdir(parents=True, exist_ok=True)
         self.file, self._journal, self.entries = folder / WEIGHTS, folder / JOURNAL, entries
         header, self.offsets = _header(entries)
+        self._identity = identity
         self.done = self._resumed(identity) if self.file.exists() else set()
         if not self.done:
             self._journal.write_text(identity + "\n")
@@ -57,6 +58,10 @@ class PartialFile:
         with self._journal.open("a") as journal:
             journal.writelines(name + "\n" for name in tensors)
         self.done |= tensors.keys()
+
+    def complete(self) -> set[str]:
+        """The tensors that the journal, as it now is, says are complete."""
+        return self._resumed(self._identity)
 
     def read(self, name: str) -> np.ndarray:
         """A tensor that is complete."""

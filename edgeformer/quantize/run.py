@@ -6,25 +6,27 @@ holds the model), and a run that was stopped goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 
 import edgeformer
 from edgeformer import bundle, discover
 from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, load
-from edgeformer.errors import CheckpointError, InputError
+from edgeformer.errors import CheckpointError, ExportError, InputError
 from edgeformer.formats import QUANTIZED, SCALES, Format, widest
-from edgeformer.quantize.job import Job, Method
-from edgeformer.quantize.partial import JOURNAL, WEIGHTS, PartialFile
+from edgeformer.quantize.job import Job, Method, Quantized
+from edgeformer.quantize.partial import WEIGHTS, PartialFile
 from edgeformer.rounding import bits_per_weight, chosen, quantizable, stored_format
 from edgeformer.safetensors_file import DTYPES
 from edgeformer.spec import digest, to_json
@@ -101,7 +103,6 @@ def quantize(
         raise CheckpointError(f"{loaded.name} is quantized already ({has}); quantize the original, or lose twice")
     if made.calibrated and ids is None:
         raise InputError(f"the method {method} needs text to calibrate on: --calibration FILE")
-    scratch = output.absolute().with_name(f".{output.name}.quantizing")
     bundle.check_place(output, force, _files(loaded))
     settings = {
         "version": edgeformer.__version__,
@@ -114,11 +115,64 @@ def quantize(
     }
     identity = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
     entries = _entries(loaded, formats, made.changed(loaded))
-    partial = PartialFile(scratch, entries, identity)
-    resumed = len(partial.done & weights.keys())
-    _fill(Job(loaded, formats, ids, partial, options or {}, report), made, progress)
+    with _scratch(output) as scratch:
+        partial = PartialFile(scratch, entries, identity)
+        resumed = len(partial.done & weights.keys())
+        _fill(Job(loaded, formats, ids, partial, options or {}, report), made, progress)
+        manifest = _assemble(loaded, partial, output, force, method, formats, about or {})
+    notes = [f"went on with {resumed} tensors that an earlier run had made"] if resumed else []
+    return QuantizedCheckpoint(output, manifest, notes)
+
+
+@contextlib.contextmanager
+def _scratch(output: Path) -> Iterator[Path]:
+    """The folder that a run works in and a later one goes on with, for one run at a time. It goes when the run has succeeded,
+    or can never succeed."""
+    folder = output.absolute().with_name(f".{output.name}.quantizing")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ExportError(f"can't write {folder}: {e.strerror}") from e
+    lock = filelock.FileLock(folder / "lock")
+    try:
+        lock.acquire(blocking=False)
+    except filelock.Timeout:
+        raise InputError(
+            f"another run is quantizing to {output} right now; wait for it, or choose another folder"
+        ) from None
+    try:
+        yield folder
+    except CheckpointError:
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    except OSError as e:
+        raise ExportError(f"can't write {output}: {e.strerror or e}. Run the same command again to go on") from e
+    else:
+        lock.release()
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        lock.release()
+
+
+def _assemble(
+    loaded: LoadedModel,
+    partial: PartialFile,
+    output: Path,
+    force: bool,
+    method: str,
+    formats: dict[str, Format],
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """Put the finished file into its folder; the manifest. Until that is complete, the file stays where it was, too."""
+    if missing := sorted(partial.entries.keys() - partial.complete()):
+        raise CheckpointError(f"{partial.file} lacks {len(missing)} tensors ({missing[0]}, ...); run the command again")
+    spec = loaded.spec
     with bundle.writing(output, force=force, keep=_files(loaded)) as folder:
-        os.replace(scratch / WEIGHTS, folder / WEIGHTS)
+        try:
+            os.link(partial.file, folder / WEIGHTS)
+        except OSError:
+            shutil.copyfile(partial.file, folder / WEIGHTS)
         _companions(loaded, folder)
         quantized = load(folder).require_weights()
         left = sorted(set(quantizable(spec)) - set(formats))
@@ -133,7 +187,7 @@ def quantize(
             "compute": "fp32",
             "quantization": {
                 "method": method,
-                **(about or {}),
+                **about,
                 "bits_per_weight": bits_per_weight(quantized),
                 "kept": left,
             },
@@ -144,10 +198,7 @@ def quantize(
             "verdict": None,
         }
         bundle.write_manifest(folder, manifest)
-    (scratch / JOURNAL).unlink()
-    scratch.rmdir()
-    notes = [f"went on with {resumed} tensors that an earlier run had made"] if resumed else []
-    return QuantizedCheckpoint(output, manifest, notes)
+    return manifest
 
 
 def _entries(loaded: LoadedModel, formats: dict[str, Format], changed: set[str]) -> dict[str, Any]:
@@ -168,21 +219,24 @@ def _fill(job: Job, method: Method, progress: Progress | None) -> None:
     sizes = {name: math.prod(source.shape) for name, source in weights.sources.items()}
     done, total = sum(sizes.get(name, 0) for name in partial.done), sum(sizes.values())
 
-    def write(name: str, tensors: dict[str, np.ndarray]) -> None:
+    def write(made: Mapping[str, Quantized | np.ndarray]) -> None:
         nonlocal done
+        tensors: dict[str, np.ndarray] = {}
+        for name, value in made.items():
+            if isinstance(value, tuple):
+                tensors |= {name: value[0], name + SCALES: value[1]}
+            else:
+                tensors[name] = value.astype(partial.entries[name][0], copy=False)
         partial.write(tensors)
-        done += sizes[name]
+        done += sum(sizes[name] for name in made)
         if progress is not None:
             progress(done, total)
 
-    for name, value in method.run(job):
-        if isinstance(value, tuple):
-            write(name, {name: value[0], name + SCALES: value[1]})
-        else:
-            write(name, {name: value.astype(partial.entries[name][0])})
+    for made in method.run(job):
+        write(made)
     for name in weights:
         if name not in partial.done:
-            write(name, {name: np.asarray(weights[name]).astype(partial.entries[name][0], copy=False)})
+            write({name: np.asarray(weights[name])})
 
 
 def _files(loaded: LoadedModel) -> set[Path]:

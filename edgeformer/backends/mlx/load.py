@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from pathlib import Path
 
+import ml_dtypes
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
@@ -46,8 +47,9 @@ class MlxWeights:
     def tensor(self, name: str) -> mx.array:
         """A tensor in its stored type; a quantized one dequantized to float32."""
         source = self.sources[name]
-        if isinstance(source.stored, (AffineTensor, QuantizedTensor)):
-            return mx.array(source.read())
+        if not source.stored.raw or source.stored.file.suffix != ".safetensors":  # mx.load reads those, as they lie
+            x = source.read()
+            return mx.array(x.view(np.uint16)).view(mx.bfloat16) if x.dtype == ml_dtypes.bfloat16 else mx.array(x)
         return self._stored(source.stored, source.part)
 
     def quantized(self, name: str) -> tuple[int, int, dict[str, mx.array]] | None:

@@ -49,19 +49,17 @@ class Method(job.Method):
             for site in found:
                 if site.layer.startswith(path) and _usable(site, formats, state):
                     _fold(site, state, formats, exact)
-            for name in mine:
-                if name not in done:
-                    yield name, state.quantized(name, formats[name])
-            for name, tensor in state.tensors.items():
-                if name not in formats and name not in done:
-                    yield name, tensor
+            plain = {name: tensor for name, tensor in state.tensors.items() if name not in formats}
+            yield {
+                name: state.quantized(name, formats[name]) for name in mine
+            } | plain  # scales of one block belong together
         for name in formats:
             if name not in done and not name.startswith("layers."):
                 importance = None
                 if name == "head.weight" or (name == "embed.weight" and getattr(job.loaded.spec, "tied", False)):
                     importance = calibration.head_second_moments().diagonal().numpy()
                 rounding = searched if importance is None else by_channel(importance)
-                yield name, quantize(weights[name], formats[name], rounding, name=name)
+                yield {name: quantize(weights[name], formats[name], rounding, name=name)}
 
 
 class _State:

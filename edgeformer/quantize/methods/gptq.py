@@ -40,13 +40,13 @@ class Method(job.Method):
                         found = job.read(name)
                     else:
                         found = _quantized(weights[name], moments.get(below[name]), formats[name], name)
-                        yield name, found
+                        yield {name: found}
                     calibration.set(name, dequantize(*found, formats[name]))
         for name in formats:
             if name in blocks or name in done:
                 continue
             assert calibration is not None
-            yield name, _outside(job, name, weights[name], formats[name], calibration)
+            yield {name: _outside(job, name, weights[name], formats[name], calibration)}
 
 
 def _outside(job: Any, name: str, weight: np.ndarray, format: Format, calibration: Calibration) -> job.Quantized:

@@ -15,4 +15,4 @@ class Method(job.Method):
         weights = job.loaded.require_weights()
         for name, format in job.formats.items():
             if name not in job.partial.done:
-                yield name, quantize(weights[name], format, self.rounding, name=name)
+                yield {name: quantize(weights[name], format, self.rounding, name=name)}
