@@ -12,11 +12,13 @@ __version__ = "0.1.0"
 _HOMES = {
     "EdgeformerError": "edgeformer.errors",
     "LoadedModel": "edgeformer.checkpoint",
-    **dict.fromkeys(("bench", "build_mlx", "build_torch", "export", "load", "save", "verify"), "edgeformer.api"),
+    **dict.fromkeys(
+        ("bench", "build_mlx", "build_torch", "export", "load", "quantize", "save", "verify"), "edgeformer.api"
+    ),
 }
 
 if TYPE_CHECKING:
-    from edgeformer.api import bench, build_mlx, build_torch, export, load, save, verify
+    from edgeformer.api import bench, build_mlx, build_torch, export, load, quantize, save, verify
     from edgeformer.checkpoint import LoadedModel
     from edgeformer.errors import EdgeformerError
 
@@ -29,6 +31,7 @@ __all__ = [
     "build_torch",
     "export",
     "load",
+    "quantize",
     "save",
     "verify",
 ]

@@ -27,6 +27,7 @@ from edgeformer.spec import Model, digest
 if TYPE_CHECKING:
     from edgeformer.backends.mlx import MlxModel
     from edgeformer.backends.torch import TorchModel
+    from edgeformer.quantize.run import QuantizedCheckpoint
 
 ModelLike = str | os.PathLike | LoadedModel
 
@@ -86,6 +87,17 @@ def export(model: ModelLike, output: str | os.PathLike, *, to: str = "onnx", **o
     if unknown := sorted(options.keys() - known.keys()):
         raise InputError(f"the export to {to} has no option {', '.join(unknown)}; it has {', '.join(set_by_users)}")
     return write(_loaded(model), output, **options)
+
+
+def quantize(model: ModelLike, output: str | os.PathLike, **options: Any) -> QuantizedCheckpoint:
+    """Write MODEL as a quantized checkpoint. `options` are those of `edgeformer.quantize.run.quantize`.
+
+    Raises:
+        InputError, CheckpointError: see there.
+    """
+    from edgeformer.quantize.run import quantize as run_quantize
+
+    return run_quantize(_loaded(model), output, **options)
 
 
 def build_mlx(model: ModelLike | Model, *, precision: str = "fp32") -> MlxModel:
@@ -200,4 +212,4 @@ def _is_artefact(path: Path) -> bool:
     return path.is_dir() and not (path / "config.json").exists() and next(path.glob("*.onnx"), None) is not None
 
 
-__all__ = ["bench", "build_mlx", "build_torch", "export", "load", "save", "verify"]
+__all__ = ["bench", "build_mlx", "build_torch", "export", "load", "quantize", "save", "verify"]

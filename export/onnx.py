@@ -126,6 +126,10 @@ def export_onnx(
         }
         bundle.write_manifest(folder, manifest)
     notes = [*loaded.notes, *(f"{text} ({count} layers)" for text, count in built.notes.items())]
+    if made.precision == "bf16":
+        notes.append(
+            "weights are stored in bf16; arithmetic is float32, since ONNX Runtime's CPU provider has none in bf16"
+        )
     if any(not entry["hard_link"] for entry in linked.values()):
         notes.append(
             "the checkpoint is on another file system, so it could not be hard-linked: edgeformer finds it by path, other"

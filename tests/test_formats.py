@@ -142,6 +142,13 @@ def test_the_same_bits_in_every_file(checkpoints, tmp_path, format, method):
         assert seen == len(ours)
 
 
+def test_the_package_is_the_function(tmp_path):
+    import edgeformer
+
+    made = edgeformer.quantize(STDLIB, tmp_path / "q", format="q8", method="rtn")
+    assert made.manifest["precision"] == "q8"
+
+
 def test_a_tied_table_is_stored_once(checkpoints, tmp_path):
     made = export(load(checkpoints["q4-rtn"]), tmp_path / "o")
     model = onnx.load(str(tmp_path / "o" / "model.onnx"), load_external_data=False)

@@ -144,7 +144,7 @@ def formats_for(options: dict[str, Any], spec: Any, precision: str) -> list[str]
         made_for = [get(name)[0] for name in names()]  # an encoder has no folder for mlx-lm
         can_be = {runtime.opens for runtime in made_for if runtime.refuses(spec, Options()) is None}
         formats |= {kind for runtime in runtimes for kind in runtime.also_opens} & can_be
-    formats -= {"checkpoint"} | ({"onnx"} if "bit" in precision else set())
+    formats = formats & {"mlx"} if precision in ("4bit", "8bit") else formats - {"checkpoint"}
     if precision != "fp32" and not formats:
         raise InputError(
             f"none of the runtimes asked for runs a {precision} export of this model; leave the precision out"

@@ -15,14 +15,14 @@ from edgeformer.cli._common import byte_progress, load_model, notes
 
 @click.command(
     name="compare",
-    epilog="Examples:  edgeformer compare models/stdlib-5m  ·  edgeformer compare MODEL --precisions fp32,bf16 --json rows.jsonl",
+    epilog="Examples:  edgeformer compare models/stdlib-5m  ·  edgeformer compare MODEL --precisions q8,q4 --json rows.jsonl",
 )
 @click.argument("model")
 @click.option(
     "--precisions",
     default="fp32",
     show_default=True,
-    help="Of the exports, separated by commas: fp32, bf16, fp16; for MLX also 4bit, 8bit.",
+    help="Of the exports, separated by commas: fp32, bf16, fp16; q4, q8; for MLX also 4bit, 8bit.",
 )
 @click.option("-o", "--output", type=click.Path(), default=None, help="Keep the artefacts in this folder.")
 @click.option(
@@ -36,7 +36,7 @@ from edgeformer.cli._common import byte_progress, load_model, notes
 def command(model: str, precisions: str, output: str | None, weights: str, **options: Any) -> None:
     """Export MODEL, check every build against the original, measure all of them: one table."""
     from edgeformer import api
-    from edgeformer.errors import InputError
+    from edgeformer.errors import ExportError, InputError
 
     loaded = load_model(model, options["allow_unread_config"])
     loaded.require_weights()
@@ -51,9 +51,15 @@ def command(model: str, precisions: str, output: str | None, weights: str, **opt
         for precision in wanted:
             for kind in formats_for(options, loaded.spec, precision):
                 folder = base / f"{name}-{kind}-{precision}"
-                given = {"weights": weights} if kind == "onnx" else {}
-                with byte_progress(f"exporting {kind} {precision}") as progress:
-                    made = api.export(loaded, folder, to=kind, precision=precision, progress=progress, **given)
+                given = {"onnx": {"weights": weights}, "gguf": {"no_tokenizer": True}}.get(kind, {})
+                try:
+                    with byte_progress(f"exporting {kind} {precision}") as progress:
+                        made = api.export(loaded, folder, to=kind, precision=precision, progress=progress, **given)
+                except ExportError as e:
+                    if kind != "gguf" or options["runtimes"] is not None:
+                        raise
+                    notes([f"no {kind} rows: {e}"])  # llama.cpp has some architectures, and this is none of them
+                    continue
                 notes(made.notes[len(loaded.notes) :])
                 folders.append(str(folder))
         execute(sources_for(options, folders, model), model, options)
