@@ -67,6 +67,10 @@ def _metadata(folder: Path, data: dict[str, Any], vocab: int, ids: dict[str, Any
         notes.append(
             "the tokenizer composes characters (NFC) and llama.cpp doesn't: text in decomposed form gets other ids there"
         )
+    if kind == "WordPiece":
+        notes.append(
+            "llama.cpp takes accents off by rules of its own: Hangul, kana or Arabic text may get other ids there"
+        )
     stripping = [
         t["content"] for t in data.get("added_tokens", ()) if t.get("lstrip") or t.get("rstrip") or t.get("single_word")
     ]

@@ -234,6 +234,24 @@ def test_unigram_and_sentencepiece_bpe_give_the_same_ids(tmp_path):
             assert session.tokenize(text) == tokenizer.encode(text).ids, (name, text)
 
 
+@runs
+def test_wordpiece_gives_the_same_ids(tmp_path):
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(TEXTS * 3, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    export(with_tokenizer(tokenizer, tmp_path / "m"), tmp_path / "g", to="gguf")
+    session = require("llama_cpp")[0].open(tmp_path / "g", Options(capacity=16))
+    for text in [*TEXTS[:3], "naïve café Ünïcödé ß", "東京 is Tokyo", "Привет", "x" * 70, ""]:
+        assert session.tokenize(text) == tokenizer.encode(text).ids, text
+
+
 def refused(expected: str, function, *arguments, kind: type = EdgeformerError, **options):
     with pytest.raises(kind) as caught:
         function(*arguments, **options)

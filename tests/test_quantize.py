@@ -66,6 +66,23 @@ def test_calibrated_methods_are_better(text, made):
     assert {round(r.bits_per_weight, 1) for r in rows[1:5]} == {4.5}
 
 
+@pytest.mark.parametrize("method", ["rtn", "search", "gptq", "awq"])
+def test_every_method_keeps_its_bits(made, tmp_path, method):
+    """Exports don't know how codes were chosen: what each file holds is the checkpoint's, bit for bit."""
+    from edgeformer.api import export
+    from edgeformer.weight_checks import check_weights
+
+    for name, options in {
+        "onnx": {},
+        "portable": {"target": "portable"},
+        "gguf": {"to": "gguf"},
+        "mlx": {"to": "mlx"},
+    }.items():
+        export(load(made[method]), tmp_path / name, **options)
+        check = check_weights(load(tmp_path / name), load(made[method]))
+        assert (check.verdict, check.note) == ("pass", "the same codes and scales"), name
+
+
 def test_runtime_error_is_told_apart(text, made, tmp_path):
     """ONNX Runtime multiplying dequantized weights adds nothing; with activations rounded to int8 it does, and that is shown."""
     from edgeformer.api import export
