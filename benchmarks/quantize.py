@@ -1,8 +1,9 @@
 """Quantization as whole processes: `python benchmarks/quantize.py FOLDER [ROUNDS]` after make_checkpoints.py.
 
-Wall time and peak resident memory (wait4's ru_maxrss), interleaved: a 135M checkpoint to a q4 ONNX folder in one step (rounded on
-the way), in two (`quantize`, then `export --weights link`), and by ONNX Runtime GenAI's builder at int4; ratios are against the
-builder. Then a 7B-shaped bf16 checkpoint quantized to q4, with its peak beside 2 × its largest tensor + 300 MB.
+Wall time and peak resident memory (wait4's ru_maxrss), interleaved: a 135M checkpoint to a q4 ONNX folder in one step (rounded
+on the way), in two (`quantize`, then `export --weights link`), quantized with a scale search, and by ONNX Runtime GenAI's builder
+at int4; ratios are against the builder. Then a 7B-shaped bf16 checkpoint quantized to q4, with its peak beside 2 × its largest
+tensor + 300 MB.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ def main() -> None:
     q4 = str(out / "q4")
     commands = {
         "export --precision q4": [[*edgeformer, "export", str(model), "-o", str(out / "direct"), "--precision", "q4"]],
-        "quantize + export": [
-            [*edgeformer, "quantize", str(model), "-o", q4],
+        "quantize rtn + export": [
+            [*edgeformer, "quantize", str(model), "-o", q4, "--method", "rtn"],
             [*edgeformer, "export", q4, "-o", str(out / "linked"), "--weights", "link"],
         ],
+        "quantize search": [[*edgeformer, "quantize", str(model), "-o", str(out / "search")]],
         "genai builder int4": [[*builder, "-i", str(model), "-o", str(out / "int4"), "-c", str(out / "cache")]],
     }
     results: dict[str, list[tuple[float, float]]] = {name: [] for name in commands}
