@@ -100,6 +100,26 @@ def test_quantized_bits_travel(tmp_path_factory, tmp_path, source, to):
     assert check.verdict == "pass", check.note
 
 
+@pytest.mark.parametrize("runtime", [None, "numpy", "torch", "onnxruntime", "mlx", "llama_cpp"])
+def test_generate_takes_them_all(tmp_path, runtime):
+    """A quantized checkpoint, and artefacts for another runtime than the one asked for."""
+    from click.testing import CliRunner
+
+    from edgeformer.cli import cli
+
+    if runtime is not None and get(runtime)[0].unavailable() is not None:
+        pytest.skip(f"{runtime} is not installed")
+    quantize(load(STDLIB), tmp_path / "q8", format="q8")
+    export(load(tmp_path / "q8"), tmp_path / "onnx")
+    texts = set()
+    for model in ("q8", "onnx"):
+        arguments = ["generate", str(tmp_path / model), "-p", "def main(", "-n", "8"]
+        result = CliRunner().invoke(cli, [*arguments, *(["--runtime", runtime] if runtime else [])])
+        assert result.exit_code == 0, result.exception
+        texts.add(result.stdout)
+    assert len(texts) == 1
+
+
 def test_a_foreign_onnx_file_beside_a_checkpoint(tmp_path):
     """Hub folders hold both; ours is the checkpoint."""
     shutil.copytree(STDLIB, tmp_path / "both")

@@ -113,35 +113,27 @@ def _open(
 ) -> tuple[Any, Path | None]:
     """The session, and the folder with the tokenizer. `needed(folder)` is how many tokens the cache must hold: a cache of a
     128k model's whole context would take gigabytes."""
+    from edgeformer import api
     from edgeformer.bundle import MANIFEST, read_manifest
     from edgeformer.cli._common import load_model
-    from edgeformer.errors import InputError
-    from edgeformer.export.mlx import export_mlx
-    from edgeformer.export.onnx import export_onnx
-    from edgeformer.runtimes._protocol import FORMATS, Options, first_that_opens, require
+    from edgeformer.runtimes._protocol import Options, first_that_opens, require
 
     artefact = (Path(model) / MANIFEST).exists()
     kind = read_manifest(model).get("format", "onnx") if artefact else "checkpoint"
-    runtime = runtime or (first_that_opens(kind) if artefact else "onnxruntime")
+    runtime = runtime or ("onnxruntime" if kind == "checkpoint" else first_that_opens(kind))
     made, variant = require(runtime)
 
     def options(folder: Path | None) -> Options:
         return Options(threads=threads, variant=variant, precision=precision, capacity=needed(folder))
 
-    if artefact and not (
-        kind == "mlx" and made.opens == "checkpoint" and not made.takes(kind)
-    ):  # that one is a MODEL, too
-        if not made.takes(kind):
-            raise InputError(f"{model} is {FORMATS[kind]}; the runtime {runtime} opens {FORMATS[made.opens]}")
+    if kind != "checkpoint" and made.takes(kind):
         return made.open(Path(model), options(Path(model))), Path(model)
-    loaded = load_model(model, allow)
+    loaded = load_model(model, allow)  # an artefact for another runtime is a MODEL, too
     if made.opens == "checkpoint":
         return made.open(loaded, options(loaded.folder)), loaded.folder
     folder = Path(scratch) / "model"
-    if made.opens == "mlx":
-        export_mlx(loaded, folder)
-    else:
-        export_onnx(loaded, folder)
+    given = {"no_tokenizer": True} if made.opens == "gguf" else {}
+    api.export(loaded, folder, to=made.opens, **given)
     return made.open(folder, options(loaded.folder)), loaded.folder
 
 

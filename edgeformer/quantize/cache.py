@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 
 from edgeformer.checkpoint import LoadedModel
-from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.errors import InputError
+from edgeformer.quantize.calibration import require_torch
 
 
 def cache_scales(loaded: LoadedModel, ids: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
@@ -22,10 +23,7 @@ def cache_scales(loaded: LoadedModel, ids: np.ndarray) -> dict[tuple[str, str], 
         InputError: a model without a cache.
         RuntimeUnavailable: torch is not installed.
     """
-    try:
-        import torch
-    except ImportError as e:
-        raise RuntimeUnavailable('calibration runs the model in torch; pip install "edgeformer[torch]"') from e
+    torch = require_torch()
     from edgeformer.runtimes.torch import build_torch
     from edgeformer.step import GrowingStore
 

@@ -35,6 +35,19 @@ def calibration_windows(ids: np.ndarray, window: int, count: int, context: int, 
     return np.stack([ids[i * size : (i + 1) * size] for i in chosen]).astype(np.int64)
 
 
+def require_torch() -> Any:
+    """The package torch.
+
+    Raises:
+        RuntimeUnavailable: it is not installed; the message has the install line.
+    """
+    try:
+        import torch
+    except ImportError as e:
+        raise RuntimeUnavailable('calibration runs the model in torch; pip install "edgeformer[torch]"') from e
+    return torch
+
+
 class _Reached(Exception):
     """The first block was reached."""
 
@@ -43,10 +56,7 @@ class Calibration:
     """A model's blocks, and the inputs that text gives the next one."""
 
     def __init__(self, loaded: LoadedModel, ids: np.ndarray):
-        try:
-            import torch
-        except ImportError as e:
-            raise RuntimeUnavailable('calibration runs the model in torch; pip install "edgeformer[torch]"') from e
+        torch = require_torch()
         from edgeformer.runtimes.torch import build_torch
 
         spec = loaded.spec

@@ -25,6 +25,7 @@ from edgeformer import bundle, discover
 from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, load
 from edgeformer.errors import CheckpointError, ExportError, InputError
 from edgeformer.formats import QUANTIZED, SCALES, Format, widest
+from edgeformer.quantize.calibration import require_torch
 from edgeformer.quantize.job import Job, Method, Quantized
 from edgeformer.quantize.partial import WEIGHTS, PartialFile
 from edgeformer.rounding import bits_per_weight, chosen, quantizable, stored_format
@@ -103,6 +104,8 @@ def quantize(
         raise CheckpointError(f"{loaded.name} is quantized already ({has}); quantize the original, or lose twice")
     if made.calibrated and ids is None:
         raise InputError(f"the method {method} needs text to calibrate on: --calibration FILE")
+    if made.calibrated:
+        require_torch()
     bundle.check_place(output, force, _files(loaded))
     settings = {
         "version": edgeformer.__version__,
