@@ -15,6 +15,9 @@ from edgeformer.safetensors_file import StoredTensor
 from edgeformer.spec import Linear, Model, Table, leaves
 from edgeformer.weights import Source, Weights
 
+GROUP_PRECISIONS = (*QUANTIZED, "mixed")
+"""What a model in our groups is called."""
+
 
 @dataclass(frozen=True)
 class Rounded(QuantizedTensor):
@@ -92,6 +95,36 @@ def rounded(spec: Model, weights: Weights, precision: str, keep: Sequence[str] =
 def _rounded(name: str, source: Source, format: Format) -> Rounded:
     t = source.stored
     return Rounded(name, t.file, t.offset, t.nbytes, format.name.upper(), source.shape, format, source)
+
+
+def in_groups(spec: Model, weights: Weights, precision: str, keep: Sequence[str] = ()) -> Weights:
+    """The weights as an export in q4, q8 or mixed reads them: those of a quantized checkpoint as they are, plain ones rounded.
+
+    Raises:
+        CheckpointError: a checkpoint of another format, which would be rounded twice; a weight that can't be held in groups.
+        InputError: `mixed` of a plain checkpoint; `keep` of one whose tensors were chosen already.
+    """
+    has = group_format(weights)
+    if has is None:
+        if precision not in QUANTIZED:
+            raise InputError(
+                f"{precision} is what a checkpoint of `edgeformer quantize --budget` is in; this one isn't quantized"
+            )
+        return rounded(spec, weights, precision, keep)
+    if has != precision:
+        raise CheckpointError(
+            f"the checkpoint is quantized already, to {has}; to {precision} it would be rounded twice. Export it as {has}, or"
+            " quantize the original"
+        )
+    if keep:
+        raise InputError("--keep chooses what is rounded, and this checkpoint is quantized already")
+    return weights
+
+
+def group_format(weights: Weights) -> str | None:
+    """`q4`, `q8` or `mixed` if the weights are stored so; None for plain weights and MLX's own codes."""
+    has = stored_format(weights)
+    return has if has in GROUP_PRECISIONS else None
 
 
 def stored_format(weights: Weights) -> str | None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeformer.checkpoint import LoadedModel
+from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel
 
 
 @dataclass(frozen=True)
@@ -26,3 +27,10 @@ def source_files(loaded: LoadedModel) -> set[Path]:
     elif Path(loaded.name).exists():
         files.add(Path(loaded.name))
     return files
+
+
+def copy_tokenizer(loaded: LoadedModel, folder: Path) -> None:
+    """The model's tokenizer files, unchanged."""
+    for name in TOKENIZER_FILES:
+        if loaded.folder is not None and (file := loaded.folder / name).exists():
+            shutil.copyfile(file, folder / name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +13,23 @@ import numpy as np
 
 import edgeformer
 from edgeformer import bundle, discover
-from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, special_ids
+from edgeformer.checkpoint import LoadedModel, special_ids
 from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, source_files
+from edgeformer.export.artefact import Exported, copy_tokenizer, source_files
 from edgeformer.export.filling import Progress
 from edgeformer.export.gguf_tokenizer import tokenizer_metadata
 from edgeformer.formats import QUANTIZED, QuantizedTensor
 from edgeformer.gguf_archs._common import ROPE_FACTORS
 from edgeformer.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
 from edgeformer.models._shape import Unmapped
-from edgeformer.rounding import bits_per_weight, rounded, stored_format, stored_precision
+from edgeformer.rounding import GROUP_PRECISIONS, bits_per_weight, group_format, in_groups, stored_precision
 from edgeformer.safetensors_file import DTYPES
 from edgeformer.spec import Model, digest, tensors, to_json
 from edgeformer.weights import Source, Weights, stored_part
 
 MODEL_FILE = "model.gguf"
 PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-PRECISIONS = (*PLAIN, *QUANTIZED, "mixed")
+PRECISIONS = (*PLAIN, *GROUP_PRECISIONS)
 _FILE_TYPES = {"fp32": 0, "fp16": 1, "q4": 2, "q8": 7, "bf16": 32, "mixed": 1024}
 _COMPUTE = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 """What llama.cpp rounds activations to: the weights' type; for quantized weights int8."""
@@ -82,9 +81,7 @@ def export_gguf(
         _say(gguf, writer, {f"{name}.{key}": value for key, value in metadata.items()})
         _say(gguf, writer, tokenizer or {"tokenizer.ggml.model": "no_vocab"})
         _write(gguf, writer, written, progress)
-        for file in TOKENIZER_FILES:
-            if loaded.folder is not None and (found := loaded.folder / file).exists():
-                shutil.copyfile(found, folder / file)
+        copy_tokenizer(loaded, folder)
         quantized = bundle.has_own_bits(precision)
         coarse = getattr(arch, "COMPUTE", {})
         bits = {name: _plain_bits(source, precision) for name, source in weights.sources.items()}
@@ -141,28 +138,14 @@ def architecture(spec: Model) -> tuple[str, dict[str, Any], ModuleType]:
 
 
 def _planned(spec: Model, weights: Weights, precision: str | None, keep: Sequence[str]) -> tuple[Weights, str]:
-    has = stored_format(weights)
-    ours = has if has in (*QUANTIZED, "mixed") else None
     if precision is None:
-        precision = ours or stored_precision(weights)
+        precision = group_format(weights) or stored_precision(weights)
     if precision not in PRECISIONS:
         raise ExportError(f"precision {precision!r} is not known for GGUF; it is one of {', '.join(PRECISIONS)}")
-    if precision in PLAIN:
-        if keep:
-            raise ExportError(f"--keep is for {' and '.join(QUANTIZED)}")
-        return weights, precision
-    if ours is None:
-        if precision == "mixed":
-            raise ExportError(
-                "mixed is what a checkpoint of `edgeformer quantize --budget` is in; this one isn't quantized"
-            )
-        return rounded(spec, weights, precision, keep), precision
-    if ours != precision:
-        raise ExportError(
-            f"the checkpoint is quantized to {ours}; to {precision} it would be rounded twice. Quantize the original"
-        )
+    if precision not in PLAIN:
+        return in_groups(spec, weights, precision, keep), precision
     if keep:
-        raise ExportError("--keep chooses what is rounded, and this checkpoint is quantized already")
+        raise ExportError(f"--keep is for {' and '.join(QUANTIZED)}")
     return weights, precision
 
 

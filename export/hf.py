@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,9 +13,9 @@ import numpy as np
 
 import edgeformer
 from edgeformer import bundle, discover
-from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, special_ids
+from edgeformer.checkpoint import LoadedModel, special_ids
 from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, source_files
+from edgeformer.export.artefact import Exported, copy_tokenizer, source_files
 from edgeformer.export.filling import Progress
 from edgeformer.export.safetensors import Group, write_shards
 from edgeformer.layers.encoder import Encoder
@@ -64,9 +63,7 @@ def export_hf(
     with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
         write_shards(folder, groups, {"format": "pt"}, progress)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        for name in TOKENIZER_FILES:
-            if loaded.folder is not None and (file := loaded.folder / name).exists():
-                shutil.copyfile(file, folder / name)
+        copy_tokenizer(loaded, folder)
         manifest = {
             "edgeformer": edgeformer.__version__,
             "format": "checkpoint",

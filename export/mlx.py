@@ -10,16 +10,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import edgeformer
 from edgeformer import bundle, discover
-from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, family, special_ids
+from edgeformer.checkpoint import LoadedModel, family, special_ids
 from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, source_files
+from edgeformer.export.artefact import Exported, copy_tokenizer, source_files
 from edgeformer.export.filling import Progress
 from edgeformer.export.mlx_weights import PRECISIONS, Made, Plan, make, plan
 from edgeformer.export.safetensors import Group, write_shards
@@ -187,10 +186,7 @@ def _companions(loaded: LoadedModel, folder: Path, config: dict[str, Any]) -> No
     if "model_file" in config:
         (folder / config["model_file"]).write_text(MODEL_FILE)
         (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
-    if loaded.folder is not None:
-        for name in TOKENIZER_FILES:
-            if (file := loaded.folder / name).exists():
-                shutil.copyfile(file, folder / name)
+    copy_tokenizer(loaded, folder)
 
 
 __all__ = ["PRECISIONS", "export_mlx", "stock_config"]

@@ -14,13 +14,13 @@ from edgeformer.checkpoint import as_numpy
 from edgeformer.errors import ExportError, RuntimeUnavailable
 from edgeformer.export.safetensors import Group
 from edgeformer.formats import GROUP, QUANTIZED, Format, QuantizedTensor
-from edgeformer.rounding import rounded, stored_format
+from edgeformer.rounding import GROUP_PRECISIONS, group_format, in_groups
 from edgeformer.safetensors_file import DTYPES
 from edgeformer.spec import Linear, Model, Stacked, Table, leaves
 from edgeformer.weights import Source, Weights
 
 PLAIN = {"fp32": DTYPES["F32"], "fp16": DTYPES["F16"], "bf16": DTYPES["BF16"]}
-PRECISIONS = (*PLAIN, "4bit", "8bit", *QUANTIZED, "mixed")
+PRECISIONS = (*PLAIN, "4bit", "8bit", *GROUP_PRECISIONS)
 
 
 @dataclass(frozen=True)
@@ -70,12 +70,11 @@ def plan(
         ExportError: an unknown precision, type or group size, or one that these weights can't give.
         RuntimeUnavailable: quantizing MLX's way needs MLX.
     """
-    has = stored_format(weights)
-    ours = has if has in (*QUANTIZED, "mixed") else None
+    ours = group_format(weights)
     if dtype is not None and dtype not in PLAIN:
         raise ExportError(f"dtype {dtype!r} is not known; it is one of {', '.join(PLAIN)}")
-    if (precision or ours) in (*QUANTIZED, "mixed"):
-        return _same_bits(spec, weights, precision or str(ours), ours, group_size, dtype, keep)
+    if (precision or ours) in GROUP_PRECISIONS:
+        return _same_bits(spec, weights, precision or str(ours), group_size, dtype, keep)
     if keep:
         raise ExportError(f"--keep is for {' and '.join(QUANTIZED)}")
     precision, group_size = _defaults(weights.sources, precision, group_size)
@@ -94,7 +93,6 @@ def _same_bits(
     spec: Model,
     weights: Weights,
     precision: str,
-    has: str | None,
     group_size: int | None,
     dtype: str | None,
     keep: Sequence[str],
@@ -107,19 +105,7 @@ def _same_bits(
         raise ExportError(
             f"bf16 can't hold {precision}'s fp16 scales, so the bits would differ; use --dtype fp16 or fp32"
         )
-    if has is None:
-        if precision == "mixed":
-            raise ExportError(
-                "mixed is what a checkpoint of `edgeformer quantize --budget` is in; this one isn't quantized"
-            )
-        weights = rounded(spec, weights, precision, keep)
-    elif has != precision:
-        raise ExportError(
-            f"the checkpoint is quantized to {has}; to {precision} it would be rounded twice. Quantize the original"
-        )
-    elif keep:
-        raise ExportError("--keep chooses what is rounded, and this checkpoint is quantized already")
-    return Plan(precision, weights, dtype or "fp16", None, same_bits=True)
+    return Plan(precision, in_groups(spec, weights, precision, keep), dtype or "fp16", None, same_bits=True)
 
 
 def _defaults(sources: dict[str, Source], precision: str | None, group_size: int | None) -> tuple[str, int]:

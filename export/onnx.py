@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ import onnx_ir as ir
 
 import edgeformer
 from edgeformer import bundle
-from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel
+from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, source_files
+from edgeformer.export.artefact import Exported, copy_tokenizer, source_files
 from edgeformer.export.filling import Progress, fill
 from edgeformer.export.functions import FunctionOps
 from edgeformer.export.genai import genai_config
@@ -173,7 +172,4 @@ def _companions(loaded: LoadedModel, folder: Path, config: dict[str, Any] | None
     (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if loaded.folder is not None:
-        for name in TOKENIZER_FILES:
-            if (file := loaded.folder / name).exists():
-                shutil.copyfile(file, folder / name)
+    copy_tokenizer(loaded, folder)

@@ -17,7 +17,7 @@ import onnx_ir as ir
 
 from edgeformer.errors import ExportError
 from edgeformer.formats import QUANTIZED, SCALES, Format, GroupTensor, QuantizedTensor, flip_sign
-from edgeformer.rounding import rounded, stored_format
+from edgeformer.rounding import group_format, in_groups
 from edgeformer.safetensors_file import DTYPES, StoredTensor
 from edgeformer.spec import Model
 from edgeformer.weights import Source, Weights
@@ -64,8 +64,7 @@ def plan(spec: Model, weights: Weights, precision: str | None, link: bool, keep:
         ExportError: an unknown precision, or one that these weights or a link can't give.
         CheckpointError: a weight that can't be held in groups.
     """
-    has = stored_format(weights)
-    has = has if has in (*QUANTIZED, "mixed") else None
+    has = group_format(weights)
     precision = precision or has or "fp32"
     if precision in PRECISIONS:
         if keep:
@@ -78,20 +77,12 @@ def plan(spec: Model, weights: Weights, precision: str | None, link: bool, keep:
     if base not in QUANTIZED and base != (has or "q4"):
         known = ", ".join((*PRECISIONS, *QUANTIZED, *(f"{q}f16" for q in QUANTIZED)))
         raise ExportError(f"precision {precision!r} is not known; it is one of {known}")
-    if has is None:
-        if link:
-            raise ExportError(
-                f"--weights link uses tensors as they are stored, and these are not {base}: `edgeformer quantize` first, and"
-                " export what it writes; or use --weights copy"
-            )
-        weights = rounded(spec, weights, base, keep)
-    elif has != base:
+    if has is None and link:
         raise ExportError(
-            f"the checkpoint is quantized already, to {has}, so --precision {precision} would round it twice; export it as"
-            f" {has}, or quantize the original"
+            f"--weights link uses tensors as they are stored, and these are not {base}: `edgeformer quantize` first, and"
+            " export what it writes; or use --weights copy"
         )
-    elif keep:
-        raise ExportError("--keep chooses what is rounded, and this checkpoint is quantized already")
+    weights = in_groups(spec, weights, base, keep)
     compute = ir.DataType.FLOAT16 if precision.endswith("f16") else ir.DataType.FLOAT
     storage: dict[str, Storage] = {}
     for name, source in weights.sources.items():

@@ -6,7 +6,6 @@ import pytest
 from click.testing import CliRunner
 from support import STDLIB, saved, small_spec
 
-from edgeformer import load
 from edgeformer.api import export
 from edgeformer.cli import cli
 from edgeformer.compatibility import answers
@@ -60,4 +59,3 @@ def test_command():
     data = {a["name"]: a for a in json.loads(listed.output)}
     assert data["onnx cpu"]["precisions"] == ["fp32", "fp16", "bf16", "q4", "q8", "q4f16", "q8f16"]
     assert data["gguf"]["precisions"] == ["fp32", "fp16", "bf16", "q4", "q8"]
-    assert load(STDLIB).spec is not None

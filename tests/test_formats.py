@@ -261,8 +261,8 @@ def refused(expected: str, function, *arguments, kind: type = EdgeformerError, *
 def test_refusals(checkpoints, tmp_path):
     q4, plain = load(checkpoints["q4-rtn"]), load(STDLIB)
     refused("quantized already (q4)", quantize, q4, tmp_path / "a", kind=CheckpointError)
-    refused("round it twice", export, q4, tmp_path / "a", precision="q8", kind=ExportError)
-    refused("rounded twice", export, q4, tmp_path / "a", to="mlx", precision="q8", kind=ExportError)
+    refused("rounded twice", export, q4, tmp_path / "a", precision="q8", kind=CheckpointError)
+    refused("rounded twice", export, q4, tmp_path / "a", to="mlx", precision="q8", kind=CheckpointError)
     refused("round it twice", export, q4, tmp_path / "a", to="mlx", precision="4bit", kind=ExportError)
     refused("bf16 can't hold", export, q4, tmp_path / "a", to="mlx", dtype="bf16", kind=ExportError)
     refused("groups of 32", export, q4, tmp_path / "a", to="mlx", group_size=64, kind=ExportError)

@@ -16,7 +16,6 @@ from edgeformer.errors import CheckpointError, ConfigError, EdgeformerError, Exp
 from edgeformer.formats import QUANTIZED, QuantizedTensor
 from edgeformer.quantize.run import quantize
 from edgeformer.runtimes._protocol import Options, get, require
-from edgeformer.spec import digest
 
 gguf = pytest.importorskip("gguf")
 runs = pytest.mark.skipif(get("llama_cpp")[0].unavailable() is not None, reason="llama-cpp-python is not installed")
@@ -95,8 +94,6 @@ def test_llama_cpp_runs_every_family(tmp_path, case):
     session = require("llama_cpp")[0].open(tmp_path / "g", Options(capacity=160))
     expected = hf_logits(model, ids)
     allowed = 1e-2 + 5e-3 * np.abs(expected).max() if family == "gpt2" else 1e-4 + 1e-5 * np.abs(expected).max()
-    if case == "llama-yarn":
-        allowed *= 5  # llama.cpp computes the ramp in float32, theta to a high power
     assert np.abs(session.forward(ids[None], all_positions=True)[0] - expected).max() <= allowed
     session.reset()
     steps = [session.forward(ids[None, :100])[0]]
@@ -121,7 +118,6 @@ def test_the_same_bits(tmp_path, name):
     table = next(t for t in reader.tensors if t.name == "token_embd.weight")
     assert np.array_equal(gguf.quants.dequantize(table.data, table.tensor_type), checkpoint["embed.weight"])
     assert {t.tensor_type.name for t in reader.tensors} == {"F32", {"q4": "Q4_0", "q8": "Q8_0"}[name]}
-    assert digest(load(tmp_path / "g").spec) != ""
 
 
 @runs

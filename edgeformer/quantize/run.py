@@ -22,8 +22,9 @@ import numpy as np
 
 import edgeformer
 from edgeformer import bundle, discover
-from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel, load
+from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import CheckpointError, ExportError, InputError
+from edgeformer.export.artefact import copy_tokenizer, source_files
 from edgeformer.formats import QUANTIZED, SCALES, Format, widest
 from edgeformer.quantize.calibration import require_torch
 from edgeformer.quantize.job import Job, Method, Quantized
@@ -106,7 +107,7 @@ def quantize(
         raise InputError(f"the method {method} needs text to calibrate on: --calibration FILE")
     if made.calibrated:
         require_torch()
-    bundle.check_place(output, force, _files(loaded))
+    bundle.check_place(output, force, source_files(loaded))
     settings = {
         "version": edgeformer.__version__,
         "spec": digest(spec),
@@ -171,7 +172,7 @@ def _assemble(
     if missing := sorted(partial.entries.keys() - partial.complete()):
         raise CheckpointError(f"{partial.file} lacks {len(missing)} tensors ({missing[0]}, ...); run the command again")
     spec = loaded.spec
-    with bundle.writing(output, force=force, keep=_files(loaded)) as folder:
+    with bundle.writing(output, force=force, keep=source_files(loaded)) as folder:
         try:
             os.link(partial.file, folder / WEIGHTS)
         except OSError:
@@ -242,15 +243,8 @@ def _fill(job: Job, method: Method, progress: Progress | None) -> None:
             write({name: np.asarray(weights[name])})
 
 
-def _files(loaded: LoadedModel) -> set[Path]:
-    files = {t.file for source in loaded.require_weights().sources.values() for t in source.stored.parts()}
-    return files | ({loaded.folder} if loaded.folder is not None else set())
-
-
 def _companions(loaded: LoadedModel, folder: Path) -> None:
     (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
     if loaded.config is not None:
         (folder / "config.json").write_text(json.dumps(loaded.config, indent=2) + "\n")
-    for name in TOKENIZER_FILES:
-        if loaded.folder is not None and (file := loaded.folder / name).exists():
-            shutil.copyfile(file, folder / name)
+    copy_tokenizer(loaded, folder)
