@@ -13,7 +13,7 @@ from pathlib import Path
 
 from edgeformer import export, load
 from edgeformer.measure.race import race
-from edgeformer.parity import sample_ids
+from edgeformer.reference import sample_ids
 from edgeformer.runtimes._protocol import Options, require
 
 

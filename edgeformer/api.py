@@ -12,14 +12,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import edgeformer
 from edgeformer import bundle, parity
 from edgeformer.checkpoint import LoadedModel, load, save
 from edgeformer.errors import CheckpointError, InputError
 from edgeformer.export import FORMATS
 from edgeformer.export.artefact import Exported
-from edgeformer.measure.harness import Run, Settings, run
+from edgeformer.measure.harness import Run, run
+from edgeformer.measure.journal import Journal, key_of
 from edgeformer.measure.plans import artefact_plans, checkpoint_plans, label
 from edgeformer.measure.row import Plan
+from edgeformer.measure.settings import Settings
 from edgeformer.rounding import stored_format
 from edgeformer.runtimes._protocol import get
 from edgeformer.spec import Model, digest
@@ -135,19 +138,24 @@ def bench(
     against: str | None = None,
     settings: Settings | None = None,
     load_options: dict[str, Any] | None = None,
+    resume: bool | None = None,
     report: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
+    measured: Callable[[Model, Run], None] = lambda *_: None,
 ) -> tuple[Model, Run]:
     """Measure artefacts and checkpoints of one architecture, one process per row, outputs checked in the same run.
 
     Args:
         sources: artefact folders and MODELs.
-        runtimes: names (`onnxruntime`, `torch:compile`); every installed one that fits by default.
+        runtimes: names (`onnxruntime`, `torch:compile`, `http://localhost:8080/v1`); every installed one that fits by default.
         against: the MODEL that outputs are checked against; a checkpoint among the sources by default.
         settings: lengths, rounds, threads; see `Settings`.
         load_options: keyword arguments of `load` for MODELs.
+        resume: keep a journal in the cache folder, and go on with the one of an unfinished run (True) or start anew (False);
+            None keeps none.
         report: told what is happening.
         note: told what the user should know.
+        measured: given the spec and the run after every shape.
 
     Returns:
         The spec, and the run: a row per (runtime, source, shape).
@@ -162,14 +170,14 @@ def bench(
     specs: dict[str, Model] = {}
     remarks: list[str] = []
     for source in given:
-        if _is_artefact(Path(source)):
+        if is_artefact(Path(source)):
             manifest, spec = bundle.read_manifest(source), bundle.read_spec(source)
             found, notes = artefact_plans(source, manifest, spec, chosen)
             context = manifest["context"]
         else:
             loaded = load(source, **(load_options or {}))
             spec, against, context = loaded.spec, against or source, loaded.spec.context
-            found, notes = checkpoint_plans(source, spec, chosen, load_options=load_options)
+            found, notes = checkpoint_plans(source, loaded, chosen, load_options=load_options)
         check_lengths(settings, spec, context, source)
         remarks += notes
         plans += found
@@ -185,7 +193,51 @@ def bench(
     # an MLX folder is a checkpoint too: not the same row twice
     plans = [p for p in plans if p.opens == get(p.runtime)[0].opens or (p.runtime, p.precision) not in native]
     reference = None if against is None else (against, load_options or {})
-    return spec, run(label(plans), spec, settings, reference=reference, report=report)
+    return spec, measure(
+        plans, spec, settings, reference=reference, resume=resume, report=report, note=note, measured=measured
+    )
+
+
+def measure(
+    plans: list[Plan],
+    spec: Model,
+    settings: Settings,
+    *,
+    reference: tuple[str, dict[str, Any]] | None,
+    resume: bool | None = None,
+    report: Callable[[str], None] = lambda _: None,
+    note: Callable[[str], None] = lambda _: None,
+    measured: Callable[[Model, Run], None] = lambda *_: None,
+) -> Run:
+    """Run plans of one spec; arguments as those of `bench`. reference: (MODEL, options of `load`)."""
+    journal, plans = None, label(plans)
+    if resume is not None:
+        models = {
+            source: _identity(source) for source in {p.source for p in plans} | ({reference[0]} if reference else set())
+        }
+        versions = {p.runtime: get(p.runtime)[0].versions() for p in plans}
+        identity = {"models": models, "versions": versions, "spec": digest(spec), "edgeformer": edgeformer.__version__}
+        journal, remark = Journal.begin(key_of(plans, settings, identity), resume=resume)
+        if remark is not None:
+            note(remark)
+    return run(
+        plans,
+        spec,
+        settings,
+        reference=reference,
+        report=report,
+        journal=journal,
+        measured=lambda so_far: measured(spec, so_far),
+    )
+
+
+def _identity(source: str) -> str:
+    """A digest of what a source holds."""
+    if is_artefact(Path(source)):
+        manifest = bundle.read_manifest(source)
+        return f"{manifest['weights_digest']} {manifest['precision']} {manifest['target']}"
+    loaded = load(source, allow_unread_config=True)
+    return loaded.weights_digest() if loaded.weights is not None else digest(loaded.spec)
 
 
 def check_lengths(settings: Settings, spec: Model, context: int, what: str) -> None:
@@ -194,9 +246,12 @@ def check_lengths(settings: Settings, spec: Model, context: int, what: str) -> N
     Raises:
         InputError: prompt and generated tokens exceed the positions there are.
     """
-    needed = max(settings.prompts) + (settings.gen if spec.task == "text-generation" else 0)
+    needed = settings.longest(spec)
     if needed > context:
-        raise InputError(f"{needed} tokens (prompt and generated) exceed the {context} positions of {what}")
+        raise InputError(
+            f"{needed} tokens (depth, prompt and generated) exceed the {context} positions of {what}; give a smaller --prompt,"
+            " --gen or --depth"
+        )
 
 
 def _check_chosen(chosen: list[str] | None, plans: list[Plan], remarks: list[str]) -> None:
@@ -206,7 +261,8 @@ def _check_chosen(chosen: list[str] | None, plans: list[Plan], remarks: list[str
         raise InputError("; ".join(dict.fromkeys(reasons)) or "no runtime is installed; see `edgeformer runtimes`")
 
 
-def _is_artefact(path: Path) -> bool:
+def is_artefact(path: Path) -> bool:
+    """Whether this is a folder that `export` wrote, or an ONNX file of somebody else's, and no MODEL."""
     if (path / bundle.MANIFEST).exists() or path.suffix == ".onnx":
         return True
     return path.is_dir() and not (path / "config.json").exists() and next(path.glob("*.onnx"), None) is not None

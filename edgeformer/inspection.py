@@ -58,6 +58,11 @@ def _flops(spec: Model) -> int:
     return total
 
 
+def multiplied(spec: Model) -> int:
+    """Weights that one step of one token multiplies with: all maps, of experts the chosen ones, and the head; no tables."""
+    return _flops(spec) // 2
+
+
 def attention_flops(spec: Model, context: int) -> int:
     """Scores and weighted values of one new token against `context` keys (a window sees fewer)."""
     total = 0

@@ -22,8 +22,9 @@ from edgeformer import api, parity
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import EdgeformerError, RuntimeUnavailable
 from edgeformer.measure import machine
-from edgeformer.measure.harness import Settings
 from edgeformer.measure.record import records
+from edgeformer.measure.settings import Settings
+from edgeformer.reference import sample_ids
 from edgeformer.runtimes._protocol import Options, get, require
 
 SCHEMA = 1
@@ -210,7 +211,7 @@ def generation(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, An
     require("mlx_lm")
     results: dict[str, Any] = {}
     length = min(256, loaded.spec.context)
-    prompt = parity.sample_ids(loaded.spec.vocab, length // 2).tolist()
+    prompt = sample_ids(loaded.spec.vocab, length // 2).tolist()
     count = length - len(prompt)
     with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
         for precision in ("bf16", "4bit"):
@@ -262,6 +263,6 @@ def bench(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
         sources = [*(folders if "mlx_lm" in names else folders[:1]), loaded.name]
         spec, run = api.bench(sources, runtimes=names, against=loaded.name, settings=settings, report=report)
         facts = machine.facts()
-        rows = records(run.rows, spec, machine=facts, name=loaded.name, settings=settings, run_id="mac-check")
+        rows = records(run, spec, machine=facts, name=Path(loaded.name).resolve().name, settings=settings)
     bad = [r for r in run.rows if r.status != "ok" or r.verdict == parity.FAIL]
     return {"status": "fail" if bad else "ok", "rows": rows, "missing": missing}

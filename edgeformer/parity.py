@@ -1,15 +1,11 @@
 """Does an artefact say what the original says? The parity ladder, and the verdict that travels with the artefact.
 
-The reference is the same spec and weights in float32 (torch, or numpy where torch is not installed), with weights rounded
-to what the artefact stores, so that a verdict judges the runtime and the export, not the choice of precision.
-
 For decoders: 1. `full`, logits of one pass over the whole sequence; 2. `cached`, a prefill and then single steps; 3.
 `greedy`, tokens generated freely. For encoders: every output, on padded batches.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +14,16 @@ import numpy as np
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import ArtefactError, InputError
-from edgeformer.layers.rope import length_dependent
-from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, get, require
+from edgeformer.reference import (
+    LONGEST_PASS,
+    Reference,
+    greedy,
+    make_reference,
+    reference_runtime,
+    run_cached,
+    sample_ids,
+)
+from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, require
 from edgeformer.spec import digest
 from edgeformer.verdict import FAIL, NEAR_TIE, PASS, UNCHECKED, Check, Verdict, overall
 from edgeformer.weight_checks import check_weights
@@ -33,92 +37,6 @@ in is no excuse: the reference has the same bits."""
 KL_LIMITS = {"fp16": 1e-3, "bf16": 2e-2, "int8": 2e-2}
 """Largest mean KL divergence of next-token distributions, in nats, besides: where single logits are allowed much, all of them
 together are not."""
-
-
-@dataclass
-class Reference:
-    """A decoder's answers. ids: int64 [T]; logits: float32 [T - start, V], of the positions from `start` on, by one pass.
-
-    `prefill` says where a cached run is split. tokens: the greedy continuation of the first `prompt` ids; margins: how far
-    each token's logit was above the second best. cached: logits [T - prefill + 1, V] by a prefill and single steps, where
-    rotation depends on the length and one pass is not what they come to.
-    """
-
-    runtime: str
-    ids: np.ndarray
-    logits: np.ndarray
-    start: int
-    prefill: int
-    prompt: int
-    tokens: np.ndarray
-    margins: np.ndarray
-    cached: np.ndarray | None = None
-
-
-def reference_runtime() -> str:
-    """`torch` if it is installed, else `numpy`."""
-    return "torch" if get("torch")[0].unavailable() is None else "numpy"
-
-
-def sample_ids(vocab: int, count: int, seed: int = 0) -> np.ndarray:
-    """Token ids int64 [count] from a seed."""
-    return np.random.default_rng(seed).integers(0, vocab, count)
-
-
-LONGEST_PASS = 512
-"""Longer sequences are compared through the cache only: logits of every position are too many to keep."""
-
-
-def make_reference(
-    loaded: LoadedModel, ids: np.ndarray, *, precision: str, threads: int, prompt: int, generate: int
-) -> Reference:
-    """One pass over `ids`, and `generate` greedy tokens after its first `prompt` ids."""
-    name = reference_runtime()
-    capacity = max(len(ids), prompt + generate)
-    session = require(name)[0].open(loaded, Options(threads=threads, capacity=capacity, precision=precision))
-    logits = session.forward(ids[None], all_positions=True)[0]
-    tokens, margins = greedy(session, ids[:prompt], generate)
-    prefill = max(len(ids) // 2, 1)
-    cached = _cached(session, ids, prefill) if length_dependent(loaded.spec) else None
-    return Reference(name, ids, logits, 0, prefill, prompt, tokens, margins, cached)
-
-
-def continuation(loaded: LoadedModel, prompt: np.ndarray, generate: int, *, precision: str, threads: int) -> Reference:
-    """A prompt int64 [P] and its own greedy continuation: exactly what a benchmark's row runs."""
-    name = reference_runtime()
-    capacity = len(prompt) + generate
-    session = require(name)[0].open(loaded, Options(threads=threads, capacity=capacity, precision=precision))
-    tokens, margins = greedy(session, prompt, generate)
-    ids = np.concatenate([prompt, tokens])
-    session.reset()
-    start = 0 if len(ids) <= LONGEST_PASS else len(prompt) - 1
-    if start == 0:
-        logits = session.forward(ids[None], all_positions=True)[0]
-    else:
-        logits = _cached(session, ids, len(prompt))
-    cached = _cached(session, ids, len(prompt)) if length_dependent(loaded.spec) else None
-    return Reference(name, ids, logits, start, len(prompt), len(prompt), tokens, margins, cached)
-
-
-def _cached(session: Session, ids: np.ndarray, prefill: int) -> np.ndarray:
-    """Logits [T - prefill + 1, V] of a prefill's last token and single steps."""
-    session.reset()
-    rows = [session.forward(ids[None, :prefill])[0]]
-    return np.stack(rows + [session.forward(ids[None, i : i + 1])[0] for i in range(prefill, len(ids))])
-
-
-def greedy(session: Session, prompt: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """`count` greedy tokens after a prompt [T], and each one's margin over the second best."""
-    session.reset()
-    logits = session.forward(prompt[None])[0]
-    tokens, margins = [], []
-    for i in range(count):
-        second, first = np.partition(logits, -2)[-2:]
-        tokens.append(int(logits.argmax()))
-        margins.append(float(first - second))
-        if i + 1 < count:
-            logits = session.forward(np.array([[tokens[-1]]]))[0]
-    return np.array(tokens, np.int64), np.array(margins)
 
 
 def limit_for(compute: str, reference: np.ndarray) -> float:
@@ -168,37 +86,72 @@ def kl_divergence(reference: np.ndarray, ours: np.ndarray) -> float:
 
 
 def check_decoder(session: Session, reference: Reference, compute: str) -> list[Check]:
-    """The three rungs for a decoder's session (batch 1)."""
-    ids, prefill, checks = reference.ids, reference.prefill, []
+    """The three rungs for a decoder's session, of the reference's batch."""
+    ids, prefill, depth, checks = reference.ids, reference.prefill, reference.depth, []
     if not session.all_positions:
         checks.append(Check("full", UNCHECKED, note="this runtime gives the last position's logits only"))
     elif reference.start:
         checks.append(Check("full", UNCHECKED, note=f"longer than {LONGEST_PASS} tokens: compared through the cache"))
     else:
         session.reset()
-        full = session.forward(ids[None], all_positions=True)[0]
-        checks.append(compare_logits("full", full, reference.logits, compute))
-    expected = reference.logits[prefill - 1 - reference.start :] if reference.cached is None else reference.cached
-    checks.append(compare_logits("cached", _cached(session, ids, prefill), expected, compute))
-    tokens, _ = greedy(session, ids[: reference.prompt], len(reference.tokens))
+        full = session.forward(ids, all_positions=True)
+        checks.append(compare_logits("full", _flat(full), _flat(reference.logits), compute))
+    cached, expected = run_cached(session, ids, prefill, depth), reference.expected_cached()
+    checks.append(compare_logits("cached", _flat(cached), _flat(expected), compute))
+    tokens, _ = greedy(session, ids[:, : reference.prompt], reference.tokens.shape[1], depth)
     checks.append(compare_tokens(tokens, reference, compute))
     return checks
 
 
+def _flat(logits: np.ndarray) -> np.ndarray:
+    """[B, T, V] -> [B · T, V]."""
+    return logits.reshape(-1, logits.shape[-1])
+
+
 def compare_tokens(tokens: np.ndarray, reference: Reference, compute: str) -> Check:
-    """Judge greedy tokens: a difference is a near-tie when the reference's margin there is within twice the limit."""
-    different = np.flatnonzero(tokens != reference.tokens[: len(tokens)])
-    if not len(different):
+    """Judge greedy tokens [B, G]: a difference is a near-tie when the reference's margin there is within twice the limit."""
+    different = tokens != reference.tokens[:, : tokens.shape[1]]
+    if not different.any():
         return Check("greedy", PASS, top1=1.0)
-    first = int(different[0])
-    margin, limit = float(reference.margins[first]), 2 * limit_for(compute, reference.logits)
+    limit = 2 * limit_for(compute, reference.logits)
+    # of rows that differ, the one whose first difference had the widest margin
+    firsts = {row: int(np.flatnonzero(different[row])[0]) for row in np.flatnonzero(different.any(1))}
+    row = max(firsts, key=lambda r: reference.margins[r, firsts[r]])
+    first, margin = firsts[row], float(reference.margins[row, firsts[row]])
+    right = reference.tokens[row, first]
     return Check(
         "greedy",
         NEAR_TIE if margin <= limit else FAIL,
         limit=limit,
         first_divergence=first,
-        note=f"token {first}: {tokens[first]} instead of {reference.tokens[first]}, whose margin was {margin:.2e}",
+        note=f"token {first}: {tokens[row, first]} instead of {right}, whose margin was {margin:.2e}",
     )
+
+
+def check_server(session: Session, reference: Reference, compute: str) -> list[Check]:
+    """The text that a server gives for each of the reference's prompts, against the text of the reference's own tokens.
+
+    Where they differ first, the token that the reference chose there must have been a near-tie: nothing more is known of what
+    a server computes.
+    """
+    checks = []
+    limit = 2 * limit_for(compute, reference.logits)
+    for row, prompt in enumerate(reference.ids[:, : reference.prompt].tolist()):
+        tokens = reference.tokens[row].tolist()
+        given, expected = session.serve(prompt, len(tokens)).text, session.text(prompt, tokens)
+        if given == expected:
+            checks.append(Check("served", PASS, top1=1.0))
+            continue
+        pairs = enumerate(zip(given, expected, strict=False))
+        same = next((i for i, (a, b) in pairs if a != b), min(len(given), len(expected)))
+        lengths = [len(session.text(prompt, tokens[: n + 1])) for n in range(len(tokens))]
+        first = next((n for n, length in enumerate(lengths) if length > same), len(tokens) - 1)
+        margin = float(reference.margins[row, first])
+        verdict = NEAR_TIE if margin <= limit else FAIL
+        got, right = given[same : same + 20], expected[same : same + 20]
+        note = f"token {first}: {got!r} instead of {right!r}, whose margin was {margin:.2e}"
+        checks.append(Check("served", verdict, limit=limit, first_divergence=first, note=note))
+    return checks
 
 
 def encoder_inputs(

@@ -20,7 +20,7 @@ import numpy as np
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import ArtefactError, InputError
-from edgeformer.parity import reference_runtime
+from edgeformer.reference import reference_runtime
 from edgeformer.rounding import bits_per_weight
 from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, require
 from edgeformer.spec import digest

@@ -7,7 +7,7 @@ within the cache) live here, so adapters hold nothing but their runtime's calls.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +17,7 @@ import numpy as np
 from edgeformer import discover
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.runtimes._profile import Operation
 from edgeformer.sampling import Sampling, choose
 from edgeformer.spec import Model
 
@@ -36,7 +37,7 @@ class Options:
 
     threads: compute threads, set explicitly in every runtime; capacity: longest sequence (prompt + generated) the cache
     must hold, the model's context by default; batch: sequences at once; variant: see `Runtime.variants`; precision: of the
-    weights, for runtimes that open a checkpoint; provider: ONNX Runtime's execution provider; device: torch's device.
+    weights, for runtimes that open a checkpoint; device: torch's device.
     """
 
     threads: int = 1
@@ -44,8 +45,16 @@ class Options:
     batch: int = 1
     variant: str = ""
     precision: str = "fp32"
-    provider: str = "CPUExecutionProvider"
     device: str = "cpu"
+
+
+@dataclass
+class Served:
+    """A server's answer: its text, and by `time.perf_counter_ns` when it was asked for and when each token arrived."""
+
+    text: str
+    asked_ns: int
+    arrivals_ns: list[int]
 
 
 class Session:
@@ -56,6 +65,12 @@ class Session:
 
     compute: str | None = None
     """What it computes in where that is not what the artefact says: fp32, fp16 or bf16."""
+
+    took_ns: int | None = None
+    """How long the last `forward` or `encode` took by the clock of whoever did the work, where that is another process."""
+
+    served: ClassVar[bool] = False
+    """Whether this is a server's client: it has `serve` and no `forward`."""
 
     def __init__(self, spec: Model, options: Options):
         self.spec, self.options = spec, options
@@ -135,6 +150,14 @@ class Session:
             if i + 1 < count:
                 logits = self.forward(np.array([[token]], np.int64))[0]
 
+    def serve(self, prompt: list[int], gen: int) -> Served:
+        """Ask a server for `gen` greedy tokens after a prompt. Called from several threads at once."""
+        raise NotImplementedError
+
+    def text(self, prompt: list[int], tokens: list[int]) -> str:
+        """What a server's text would be if it generated these tokens after the prompt."""
+        raise NotImplementedError
+
     def _step(self, ids: np.ndarray, mask: np.ndarray, all_positions: bool) -> np.ndarray:
         raise NotImplementedError
 
@@ -143,6 +166,18 @@ class Session:
 
     def _encode(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise NotImplementedError
+
+    def profile(self, call: Callable[[], None], before: Callable[[], None] | None = None) -> list[Operation] | None:
+        """Where the time of a call that uses this session goes, operation by operation; None if it can't be told here.
+
+        before: what brings the session into the state that the call starts from; it is not counted.
+        Measuring disturbs: shares of the sum mean something, absolute times less.
+        """
+        return None
+
+    def peak_gpu_bytes(self) -> int | None:
+        """Peak bytes on an accelerator by the runtime's own counter, or None where there is none."""
+        return None
 
     def facts(self) -> dict[str, Any]:
         """What a benchmark row should say about this session (provider, nodes claimed, kernels)."""
@@ -161,8 +196,10 @@ class Runtime(ABC):
     """Distributions it needs, the first being the runtime itself."""
     extra: ClassVar[str] = ""
     """The extra of edgeformer that installs them."""
-    variants: ClassVar[tuple[str, ...]] = ()
+    variants: tuple[str, ...] = ()
     """Other ways to run it, chosen as `name:variant`."""
+    served: ClassVar[bool] = False
+    """Whether its sessions are a server's clients."""
     slow: bool = False
     """Whether it takes seconds per token for a model of real size, and is left out there unless it is asked for."""
     ranked: ClassVar[bool] = True
@@ -171,6 +208,18 @@ class Runtime(ABC):
     def takes(self, kind: str) -> bool:
         """Whether it opens this format."""
         return kind == self.opens or kind in self.also_opens
+
+    def has(self, variant: str) -> bool:
+        """Whether `name:variant` means something."""
+        return variant in self.variants
+
+    def target(self, variant: str) -> str:
+        """The target of `edgeformer export` that is made for it, of ONNX artefacts."""
+        return "cpu"
+
+    def declines(self, manifest: dict[str, Any], variant: str) -> str | None:
+        """None, or why it can't open an artefact although it is of a format that it opens."""
+        return None
 
     def unavailable(self) -> str | None:
         """None, or what is missing and the exact line that installs it."""
@@ -196,6 +245,10 @@ class Runtime(ABC):
             return f"it does not run {spec.task} models"
         return None
 
+    def declines_checkpoint(self, loaded: LoadedModel) -> str | None:
+        """None, or why it can't open this MODEL although it opens checkpoints."""
+        return None
+
     @abstractmethod
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         """Load a model; a Path for runtimes that open artefacts, a LoadedModel for those that open checkpoints."""
@@ -217,7 +270,7 @@ def get(name: str) -> tuple[Runtime, str]:
     if module is None:
         raise RuntimeUnavailable(f"there is no runtime {base!r}; runtimes are {', '.join(names())}")
     runtime = module.Runtime()
-    if variant and variant not in runtime.variants:
+    if variant and not runtime.has(variant):
         known = ", ".join(f"{base}:{v}" for v in runtime.variants) or "none"
         raise RuntimeUnavailable(f"the runtime {base} has no variant {variant!r}; its variants are: {known}")
     return runtime, variant

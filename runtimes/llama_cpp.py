@@ -108,7 +108,12 @@ class LlamaSession(Session):
         return list(ids[:count])
 
     def facts(self):
-        return {"kv": "fp16" if self.options.variant == "kv-f16" else "fp32", "build": self._build()}
+        return {
+            "device": "cpu",
+            "weights_mmap": True,
+            "kv": "fp16" if self.options.variant == "kv-f16" else "fp32",
+            "build": self._build(),
+        }
 
     def _build(self) -> str:
         return self.llama.llama_print_system_info().decode().strip()

@@ -16,6 +16,7 @@ from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import RuntimeUnavailable
 from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._profile import layer_clock
 from edgeformer.runtimes._protocol import Options, Session
 from edgeformer.sampling import Sampling
 from edgeformer.spec import digest
@@ -109,6 +110,31 @@ class MlxSession(Session):
         arrays = {k: mx.array(v.astype(np.int32)) for k, v in inputs.items()}
         outputs = self.model(arrays["input_ids"], arrays["attention_mask"], None, arrays.get("token_type_ids"))
         return {k: np.array(v.astype(mx.float32)) for k, v in outputs.items()}
+
+    def profile(self, call, before=None):
+        """None when compiled: then it is one function of everything."""
+        from edgeformer.backends.mlx.ops import MlxOps
+
+        if self.decoder is not None and self.decoder.compiled:
+            return None
+        if before is not None:
+            before()
+        with layer_clock(self.spec, MlxOps, self._wait) as found:
+            call()
+        return list(found.values())
+
+    def _wait(self, values: Any) -> None:
+        mx = self.mx
+        flat = (
+            values.values() if isinstance(values, dict) else values if isinstance(values, (tuple, list)) else (values,)
+        )
+        mx.eval([v for v in flat if isinstance(v, mx.array)])
+        for inner in flat:
+            if isinstance(inner, (tuple, list, dict)):
+                self._wait(inner)
+
+    def peak_gpu_bytes(self):
+        return self.mx.get_peak_memory() if self.mx.default_device() == self.mx.gpu else None
 
     def facts(self):
         device = self.mx.device_info().get("device_name", "")

@@ -35,6 +35,7 @@ class MlxLmSession(Session):
         bundle.check_files(folder, manifest)
         options = replace(options, capacity=min(options.capacity or manifest["context"], manifest["context"]))
         super().__init__(bundle.read_spec(folder), options)
+        self.folder = folder
         brings_code = manifest["target"] == CODE_TARGET
         if brings_code and (folder / CODE_NAME).read_text() != MODEL_FILE:
             raise ArtefactError(
@@ -75,7 +76,11 @@ class MlxLmSession(Session):
         return (int(token) for token, _ in steps)
 
     def facts(self):
-        return {"device": self.mx.default_device().type.name, "compute": self.compute}
+        kv = self.compute or bundle.read_manifest(self.folder)["compute"]
+        return {"device": self.mx.default_device().type.name, "compute": self.compute, "kv": kv}
+
+    def peak_gpu_bytes(self):
+        return self.mx.get_peak_memory() if self.mx.default_device() == self.mx.gpu else None
 
 
 class Runtime(_protocol.Runtime):

@@ -6,10 +6,11 @@ from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
-from edgeformer.backends.numpy import NumpyModel
+from edgeformer.backends.numpy import NumpyModel, NumpyOps
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._precision import rounded
+from edgeformer.runtimes._profile import layer_clock
 from edgeformer.runtimes._protocol import Options, Session
 
 
@@ -28,6 +29,16 @@ class NumpySession(Session):
 
     def _reset(self):
         self.past = {}
+
+    def profile(self, call, before=None):
+        if before is not None:
+            before()
+        with layer_clock(self.spec, NumpyOps, lambda _: None) as found:
+            call()
+        return list(found.values())
+
+    def facts(self):
+        return {"device": "cpu", "kv": "fp32", "weights_mmap": False}
 
     def _encode(self, inputs):
         outputs, _ = self.model(inputs["input_ids"], inputs["attention_mask"], None, inputs.get("token_type_ids"))

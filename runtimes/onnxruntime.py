@@ -1,4 +1,5 @@
-"""ONNX Runtime on an exported artefact. Variant `kernels` loads edgeformer's native kernel library.
+"""ONNX Runtime on an exported artefact. Variants name another execution provider;
+`kernels` loads edgeformer's native kernel library.
 
 Decoders whose attention appends in place (manifest: `"cache": "shared"`) run through one IOBinding with a single
 max-length buffer per key and per value, bound as past and present. Others feed each step's outputs to the next.
@@ -6,6 +7,7 @@ max-length buffer per key and per value, bound as past and present. Others feed 
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +15,16 @@ import numpy as np
 
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel
-from edgeformer.errors import ArtefactError, InputError
+from edgeformer.errors import ArtefactError
 from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._onnx_providers import CPU, KNOWN, TARGETS, built_in, claims, missing, operations, plugins, use
 from edgeformer.runtimes._protocol import Options, Session, check_no_hole
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
-def open_onnx(folder: Path, manifest: dict[str, Any], options: Options) -> Any:
-    """An `onnxruntime.InferenceSession` on an artefact, with explicit threads."""
+def open_onnx(folder: Path, manifest: dict[str, Any], options: Options, profile: Path | None = None) -> Any:
+    """An `onnxruntime.InferenceSession` on an artefact, with explicit threads; profiling into `profile` if it is given."""
     import onnxruntime
 
     file, settings = folder / manifest.get("model_file", "model.onnx"), onnxruntime.SessionOptions()
@@ -30,6 +33,9 @@ def open_onnx(folder: Path, manifest: dict[str, Any], options: Options) -> Any:
     outside = {str(Path(e["path"]).parent) for e in manifest["linked"].values() if not e["hard_link"]}
     if outside:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", outside.pop())
+    settings.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if profile is not None:
+        settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
     if options.variant == "kernels":
         if manifest["compute"] != "fp32":
             raise ArtefactError(
@@ -38,11 +44,9 @@ def open_onnx(folder: Path, manifest: dict[str, Any], options: Options) -> Any:
         from edgeformer.export.kernels import library_path
 
         settings.register_custom_ops_library(str(library_path()))
-    if options.provider not in onnxruntime.get_available_providers():
-        available = ", ".join(onnxruntime.get_available_providers())
-        raise InputError(f"this onnxruntime has no {options.provider}; it has {available}")
+    providers = use(options.variant, settings)
     try:
-        return onnxruntime.InferenceSession(str(file), settings, providers=[options.provider])
+        return onnxruntime.InferenceSession(str(file), settings, providers=providers or None)
     except Exception as e:  # onnxruntime raises plain RuntimeErrors of many kinds
         raise ArtefactError(f"ONNX Runtime can't load {file}: {str(e).splitlines()[0]}") from e
 
@@ -57,7 +61,11 @@ class OnnxSession(Session):
         bundle.check_files(folder, manifest)
         super().__init__(bundle.read_spec(folder), options)
         self.capacity = min(self.capacity, manifest["context"] or self.capacity)
+        self.folder, self.manifest, self.runs = folder, manifest, 0
         self.onnxruntime, self.session = onnxruntime, open_onnx(folder, manifest, options)
+        provider = self.session.get_providers()[0]
+        # an accelerator's cache is held there where we know how to; else it is copied to and fro at every step
+        self.device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.past = [n for n in self.inputs if n.startswith("past_key_values.")]
@@ -80,7 +88,7 @@ class OnnxSession(Session):
             node = self.inputs[name]
             length = self.capacity if self.shared else 0
             shape = (self.options.batch, node.shape[1], length, node.shape[3])
-            cache = self.value(np.zeros(shape, _FLOATS[node.type]))
+            cache = self.value(np.zeros(shape, _FLOATS[node.type]), self.device, 0)
             self.caches[name] = cache
             self.binding.bind_ortvalue_input(name, cache)
             if self.shared:
@@ -119,7 +127,8 @@ class OnnxSession(Session):
             self.bound = single, all_positions
         if not self.shared:
             for name in self.outputs[1:]:
-                binding.bind_output(name)
+                binding.bind_output(name, self.device)
+        self.runs += 1
         self.session.run_with_iobinding(binding)
         # `numpy()` is a view of a buffer that the next step overwrites or frees, so logits are copied out.
         # Outputs come back in the order they were bound: shared caches before the logits, growing ones after.
@@ -140,18 +149,68 @@ class OnnxSession(Session):
         feed = {k: np.ascontiguousarray(v, np.int64) for k, v in inputs.items() if k in self.inputs}
         if "token_type_ids" in self.inputs and "token_type_ids" not in feed:
             feed["token_type_ids"] = np.zeros_like(feed["input_ids"])
+        self.runs += 1
         return dict(zip(self.outputs, self.session.run(None, feed), strict=True))
 
+    @property
+    def file(self) -> Path:
+        """The ONNX file."""
+        return self.folder / self.manifest.get("model_file", "model.onnx")
+
+    def profile(self, call, before=None):
+        """By ONNX Runtime's own profiler, in a second session."""
+        plain = self.session
+        with tempfile.TemporaryDirectory() as scratch:
+            self.session = open_onnx(self.folder, self.manifest, self.options, Path(scratch) / "profile")
+            if self.past:
+                self._bind()
+            start = self.runs
+            if before is not None:
+                before()
+            skip = self.runs - start
+            call()
+            made = operations(Path(self.session.end_profiling()), self.file, skip)
+        self.session = plain
+        if self.past:
+            self._bind()
+            self.reset()
+        return made
+
     def facts(self):
-        return {"provider": self.session.get_providers()[0], "cache": "shared" if self.shared else "growing"}
+        provider = self.session.get_providers()[0]
+        past = self.inputs[self.past[0]].type if self.past else ""
+        return {
+            "provider": provider,
+            "device": "cpu" if provider == CPU else "gpu",
+            "cache": "shared" if self.shared else "growing",
+            "cache_device": self.device,
+            "kv": {"tensor(float)": "fp32", "tensor(float16)": "fp16", "tensor(int8)": "int8"}.get(past),
+            "weights_mmap": False,
+            **claims(self.file, self.session, self.spec),
+        }
 
 
 class Runtime(_protocol.Runtime):
-    """ONNX Runtime, CPU execution provider by default."""
+    """ONNX Runtime, CPU execution provider by default. Variants are the other providers of the installation, and `kernels`."""
 
     opens = "onnx"
     packages = ("onnxruntime",)
-    variants = ("kernels",)
+
+    @property
+    def variants(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Our native kernels, and the providers that are installed."""
+        return ("kernels", *sorted({*built_in(), *plugins()}))
+
+    def has(self, variant):
+        return variant in (*self.variants, *KNOWN)
+
+    def target(self, variant):
+        return TARGETS.get(variant, "cpu")
+
+    def refuses(self, spec, options):
+        if options.variant not in ("", "kernels") and (reason := missing(options.variant)) is not None:
+            return reason
+        return super().refuses(spec, options)
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, Path)

@@ -36,6 +36,8 @@ class GenaiSession(Session):
                 f"{folder} has no genai_config.json: it is a folder for transformers.js, or an architecture that"
                 " GenAI's decoder type can't hold"
             )
+        manifest = bundle.read_manifest(folder) if (folder / bundle.MANIFEST).exists() else {}
+        self.kv = "int8" if manifest.get("kv") == "int8" else manifest.get("compute")
         search = json.loads((folder / "genai_config.json").read_text()).get("search", {})
         self.shared = bool(search.get("past_present_share_buffer"))
         self.genai: Any = onnxruntime_genai  # its names come from a compiled module
@@ -66,7 +68,12 @@ class GenaiSession(Session):
         return logits.reshape(ids.shape[0], -1, self.spec.vocab)[:, -1]
 
     def facts(self):
-        return {"prefill_logits": "all"}  # it does not feed num_logits_to_keep
+        return {
+            "device": "cpu",
+            "provider": "CPUExecutionProvider",
+            "kv": self.kv,
+            "prefill_logits": "all",
+        }  # it does not feed num_logits_to_keep
 
 
 class Runtime(_protocol.Runtime):
@@ -76,6 +83,9 @@ class Runtime(_protocol.Runtime):
     tasks = ("text-generation",)
     packages = ("onnxruntime-genai",)
     extra = "ort-genai"
+
+    def declines(self, manifest, variant):
+        return None if "genai_config.json" in manifest["files"] else "the folder has no genai_config.json"
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, Path)

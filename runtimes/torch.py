@@ -1,4 +1,4 @@
-"""PyTorch, eager or through `torch.compile` (variant `compile`), on CPU, CUDA or an Apple GPU (variant `mps`)."""
+"""PyTorch, eager or through `torch.compile` (variant `compile`), on the CPU, CUDA or an Apple GPU (variants `cuda`, `mps`)."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import RuntimeUnavailable
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._precision import rounded
+from edgeformer.runtimes._profile import layer_clock
 from edgeformer.runtimes._protocol import Options, Session
 
 
@@ -46,9 +47,11 @@ class TorchSession(Session):
         if torch.get_num_interop_threads() != 1:
             with contextlib.suppress(RuntimeError):  # it can be set once, before anything ran in parallel
                 torch.set_num_interop_threads(1)
-        device = "mps" if options.variant == "mps" else options.device
+        device = options.variant if options.variant in ("mps", "cuda") else options.device
         if device == "mps" and not torch.backends.mps.is_available():
             raise RuntimeUnavailable("torch finds no Apple GPU here (mps); use the runtime torch without :mps")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RuntimeUnavailable("torch finds no NVIDIA GPU here; use the runtime torch without :cuda")
         self.torch, self.device = torch, torch.device(device)
         self.model = build_torch(loaded, precision=options.precision, device=device)
         self.call = self.model
@@ -82,6 +85,34 @@ class TorchSession(Session):
             y = y.float().cpu().numpy()
         return y if all_positions else y[:, -1]
 
+    def profile(self, call, before=None):
+        """None when compiled: there are no layers to clock any more."""
+        from edgeformer.backends.torch import TorchOps
+
+        if self.call is not self.model:
+            return None
+        if before is not None:
+            before()
+        with layer_clock(self.spec, TorchOps, self._wait) as found:
+            call()
+        return list(found.values())
+
+    def _wait(self, _: Any) -> None:
+        if self.device.type == "cuda":
+            self.torch.cuda.synchronize()
+        elif self.device.type == "mps":
+            self.torch.mps.synchronize()
+
+    def peak_gpu_bytes(self):
+        """By torch's own counters; MPS has none of the peak, so what its driver holds now."""
+        if self.device.type == "cuda":
+            return self.torch.cuda.max_memory_allocated()
+        return self.torch.mps.driver_allocated_memory() if self.device.type == "mps" else None
+
+    def facts(self):
+        name = self.torch.cuda.get_device_name() if self.device.type == "cuda" else ""
+        return {"device": f"{self.device.type} {name}".strip(), "kv": "fp32", "weights_mmap": False}
+
     def _encode(self, inputs):
         torch = self.torch
         with torch.inference_mode():
@@ -96,7 +127,7 @@ class Runtime(_protocol.Runtime):
     opens = "checkpoint"
     packages = ("torch",)
     extra = "torch"
-    variants = ("compile", "mps")
+    variants = ("compile", "cuda", "mps")
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, LoadedModel)

@@ -150,7 +150,7 @@ def test_runtimes():
         (("generate", STDLIB, "-p", "x", "--temperature", 1, "--top-p", 0), "top_p must lie in"),
         (("bench", STDLIB, "--runtime", "onnxruntime"), "it opens an ONNX artefact, this is a checkpoint"),
         (("compare", STDLIB, "--json", "/no/such/folder/x.jsonl"), "can't write records to"),
-        (("compare", STDLIB, "--runtime", ","), "--runtime names none"),
+        (("compare", STDLIB, "--runtime", ","), "--runtimes names none"),
         (("compare", STDLIB, "--prompt", 5000), "exceed the 1024 positions of"),
         (("compare", STDLIB, "--precisions", ","), "--precisions names none"),
         (("export", STDLIB, "-o", STDLIB, "--force"), "would replace the model itself"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import psutil
 import pytest
 from support import STDLIB
 
@@ -12,12 +13,13 @@ from edgeformer.checkpoint import load
 from edgeformer.errors import InputError
 from edgeformer.export.onnx import export_onnx
 from edgeformer.measure import machine, table
-from edgeformer.measure.harness import Settings, run
+from edgeformer.measure.harness import run
 from edgeformer.measure.record import records, write_jsonl
-from edgeformer.measure.row import Plan, Row, quantile
+from edgeformer.measure.row import Plan, Row, Shape, quantile
+from edgeformer.measure.settings import Settings
 from edgeformer.measure.timed import Round, warm_up
 
-SMALL = Settings(prompts=(12,), gen=6, rounds=2, threads=1)
+SMALL = Settings(prompts=(12,), gens=(6,), rounds=2, threads=1, twice=False)
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +30,7 @@ def artefact(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def rows(artefact):
+def done(artefact):
     spec = load(STDLIB).spec
     plans = [
         Plan("onnxruntime", artefact, "onnx", "fp32", "ort"),
@@ -36,40 +38,45 @@ def rows(artefact):
         Plan("null", str(STDLIB), "checkpoint", "fp32", "null", ranked=False),
         Plan("onnxruntime", artefact + "-gone", "onnx", "fp32", "gone"),
     ]
-    return run(plans, spec, SMALL, reference=(str(STDLIB), {})).rows
+    return run(plans, spec, SMALL, reference=(str(STDLIB), {}))
+
+
+@pytest.fixture(scope="module")
+def rows(done):
+    return done.rows
 
 
 def test_every_sample_is_kept(rows):
     for row in rows[:3]:
         assert row.status == "ok" and len(row.rounds) == SMALL.rounds
-        assert all(len(r["decode_ns"]) == SMALL.gen and len(r["prefill_ns"]) == 1 for r in row.rounds)
-        assert row.discarded and row.first and row.load_s and row.peak_rss_bytes > 10e6
+        assert all(len(r["decode_ns"]) == 6 and len(r["prefill_ns"]) == 1 for r in row.rounds)
+        assert row.discarded and row.first and row.load_s and row.memory["peak_rss_bytes"] > 10e6
 
 
 def test_all_rows_decode_the_same_tokens(rows):
-    tokens = {tuple(r["tokens"]) for row in rows[:2] for r in row.rounds}
+    tokens = {tuple(r["tokens"][0]) for row in rows[:2] for r in row.rounds}
     assert len(tokens) == 1
 
 
-def test_only_verified_rows_are_ranked(rows):
-    verified, rest = table.ordered(rows)
-    assert {r.plan.label for _, r in verified} == {"ort", "numpy"} and [n for n, _ in verified] == [1, 2]
+def test_only_verified_rows_are_ranked(done):
+    verified, rest = table.ordered(done)
+    assert {r.plan.label for _, r in verified} == {"ort", "numpy"} and [n for n, _ in verified] == ["1", "2"]
     assert {r.plan.label for r in rest} == {"null", "gone"}
     assert table.speed(verified[0][1]) <= table.speed(verified[1][1])
 
 
 def test_ranks_are_within_a_shape(artefact):
     plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
-    settings = Settings(prompts=(8, 16), gen=4, rounds=1)
-    made = run(plans, load(STDLIB).spec, settings, reference=(str(STDLIB), {})).rows
+    settings = Settings(prompts=(8, 16), gens=(4,), rounds=1)
+    made = run(plans, load(STDLIB).spec, settings, reference=(str(STDLIB), {}))
     body = table.lines(made, "text-generation")[1]
-    assert [line[0] for line in body] == ["1", "1"] and [line[3] for line in body] == ["8", "16"]
+    assert [line[0] for line in body] == ["1", "1"] and [line[3] for line in body] == ["8+4", "16+4"]
 
 
-def test_a_failed_row_is_a_row(rows):
-    gone = rows[3]
+def test_a_failed_row_is_a_row(done):
+    gone = done.rows[3]
     assert gone.status == "failed" and "does not exist" in gone.error
-    text = table.markdown(rows, "text-generation")
+    text = table.markdown(done, "text-generation")
     assert "does not exist" in text and text.count("\n") == 5
 
 
@@ -82,9 +89,10 @@ def test_a_wrong_row_is_listed_not_ranked(artefact, tmp_path):
     shutil.copytree(artefact, wrong)
     corrupt(wrong, "layers.1.attention.v.weight", lambda w: w.fill(0))
     plans = [Plan("onnxruntime", str(wrong), "onnx", "fp32", "wrong")]
-    (row,) = run(plans, load(STDLIB).spec, SMALL, reference=(str(STDLIB), {})).rows
-    assert row.verdict == "fail" and row.rounds and not row.verified
-    assert table.lines([row], "text-generation")[1][0][0] == "-"
+    made = run(plans, load(STDLIB).spec, SMALL, reference=(str(STDLIB), {}))
+    (row,) = made.rows
+    assert row.verdict == "fail" and row.rounds and not row.ranked
+    assert table.lines(made, "text-generation")[1][0][0] == "-"
 
 
 def test_unchecked_rows_are_not_ranked(artefact):
@@ -115,13 +123,16 @@ def test_a_crash_is_a_row_with_its_last_words(artefact, monkeypatch, tmp_path):
 
 def test_a_silent_row_ends(artefact):
     plans = [Plan("numpy", str(STDLIB), "checkpoint", "fp32", "slow")]
-    (row,) = run(plans, load(STDLIB).spec, Settings(prompts=(12,), gen=6, rounds=1, limit_s=0.01), reference=None).rows
-    assert row.status == "failed" and "no answer" in row.error
+    (row,) = run(
+        plans, load(STDLIB).spec, Settings(prompts=(12,), gens=(6,), rounds=1, limit_s=0.01), reference=None
+    ).rows
+    assert row.status == "failed" and "took longer than its 0.01 s" in row.error
 
 
-def test_records_start_with_llama_benchs_columns(rows, tmp_path):
+def test_records_start_with_llama_benchs_columns(done, tmp_path):
     spec = load(STDLIB).spec
-    made = records(rows, spec, machine=machine.facts(), name="stdlib-5m", settings=SMALL, run_id="x")
+    rows = done.rows
+    made = records(done, spec, machine=machine.facts(), name="stdlib-5m", settings=SMALL)
     assert len(made) == 2 * len(rows)
     first = list(made[0])
     assert first[:6] == ["build_commit", "build_number", "cpu_info", "gpu_info", "backends", "model_filename"]
@@ -132,10 +143,14 @@ def test_records_start_with_llama_benchs_columns(rows, tmp_path):
     assert (prefill["n_prompt"], prefill["n_gen"], decode["n_prompt"], decode["n_gen"]) == (12, 0, 0, 6)
     assert abs(prefill["avg_ts"] - sum(12e9 / ns for ns in prefill["samples_ns"]) / 2) < 1e-6
     assert decode["parity_verdict"] == "pass" and decode["spec_digest"] and decode["cpu_per_wall"] > 0
-    write_jsonl(made, tmp_path / "rows.jsonl")
-    write_jsonl(made, tmp_path / "rows.jsonl")
-    lines = (tmp_path / "rows.jsonl").read_text().splitlines()
-    assert len(lines) == 4 * len(rows) and json.loads(lines[0]) == json.loads(json.dumps(made[0]))
+    file = tmp_path / "rows.jsonl"
+    file.write_text("what others wrote\n")
+    write_jsonl(made, file)
+    write_jsonl([{**r, "run_id": "another"} for r in made], file)
+    write_jsonl(made, file)  # the same run again takes its own place
+    lines = file.read_text().splitlines()
+    assert lines[0] == "what others wrote" and len(lines) == 1 + 4 * len(rows)
+    assert json.loads(lines[-len(made)]) == json.loads(json.dumps(made[0]))
 
 
 def test_quantiles():
@@ -144,13 +159,17 @@ def test_quantiles():
 
 def test_warm_up_ends_when_rounds_agree():
     times = iter([100, 50, 49, 48, 47])
-    assert [r.prefill_ns for r in warm_up(lambda: Round(prefill_ns=[next(times)]))] == [[100], [50], [49]]
-    wild = iter([1, 10, 100, 1000, 10000])
-    assert len(warm_up(lambda: Round(prefill_ns=[next(wild)]))) == 4
+    rounds, settled = warm_up(lambda: Round(prefill_ns=[next(times)]))
+    assert settled and [r.prefill_ns for r in rounds] == [[100], [50], [49], [48]]
+    wild = iter(10**n for n in range(20))
+    rounds, settled = warm_up(lambda: Round(prefill_ns=[next(wild)]))
+    assert len(rounds) == 10 and not settled
+    slow = iter([25 * 10**9, 30 * 10**9, 40 * 10**9, 1])
+    assert len(warm_up(lambda: Round(prefill_ns=[next(slow)]))[0]) == 3  # a minute is enough
 
 
 def test_cpu_per_wall():
-    row = Row(Plan("x", "x", "onnx", "fp32"), threads=2)
+    row = Row(Plan("x", "x", "onnx", "fp32"), Shape(), threads=2)
     row.rounds = [{"prefill_ns": [10], "decode_ns": [5, 5], "cpu_ns": 38, "tokens": []}]
     assert row.cpu_per_wall() == 1.9
 
@@ -161,7 +180,7 @@ def test_threads_are_what_was_asked_for(artefact):
         Plan("onnxruntime", artefact, "onnx", "fp32", "ort"),
         Plan("numpy", str(STDLIB), "checkpoint", "fp32", "numpy"),
     ]
-    settings = Settings(prompts=(64,), gen=16, rounds=2, threads=1)
+    settings = Settings(prompts=(64,), gens=(16,), rounds=2, threads=1)
     for row in run(plans, load(STDLIB).spec, settings, reference=None).rows:
         assert row.cpu_per_wall() < 1.2, row.plan.label
 
@@ -170,7 +189,7 @@ def test_api_refuses_what_cannot_be_compared(artefact):
     with pytest.raises(InputError, match="one architecture"):
         api.bench([artefact, "smollm2-135m"], runtimes=["onnxruntime", "null"])
     with pytest.raises(InputError, match=r"exceed the 1024 positions of"):
-        api.bench(artefact, settings=Settings(prompts=(1000,), gen=100))
+        api.bench(artefact, settings=Settings(prompts=(1000,), gens=(100,)))
     with pytest.raises(InputError, match="numpy: it opens a checkpoint, this is an ONNX artefact"):
         api.bench(artefact, runtimes=["numpy"])
 
@@ -181,12 +200,12 @@ def test_a_row_that_dies_between_rounds(artefact, monkeypatch):
 
     real, victims = harness._round, []
 
-    def kill_first(row, worker, bench):
+    def kill_first(row, ask, bench):
         if row.plan.label == "dies" and not victims:
-            victims.append(worker)
-            worker._process.kill()
-            worker._process.wait()
-        real(row, worker, bench)
+            victims.append(row)
+            first = min(psutil.Process().children(), key=lambda child: child.create_time())  # rows start in order
+            first.kill()
+        real(row, ask, bench)
 
     monkeypatch.setattr(harness, "_round", kill_first)
     plans = [
@@ -203,17 +222,17 @@ def test_an_interrupted_run_keeps_what_was_measured(artefact, monkeypatch):
 
     real, calls = harness._round, []
 
-    def interrupt(row, worker, bench):
+    def interrupt(row, ask, bench):
         calls.append(row)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        real(row, worker, bench)
+        real(row, ask, bench)
 
     monkeypatch.setattr(harness, "_round", interrupt)
     done = run(
         [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")],
         load(STDLIB).spec,
-        Settings(prompts=(12,), gen=6, rounds=5, threads=1),
+        Settings(prompts=(12,), gens=(6,), rounds=5, threads=1),
         reference=(str(STDLIB), {}),
     )
     assert done.interrupted and len(done.rows[0].rounds) == 1 and done.rows[0].verified
@@ -222,7 +241,7 @@ def test_an_interrupted_run_keeps_what_was_measured(artefact, monkeypatch):
 def test_each_row_is_checked_on_what_it_ran(artefact):
     """The prompt and its own continuation, at the row's own length."""
     plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
-    settings = Settings(prompts=(4, 600), gen=3, rounds=1)
+    settings = Settings(prompts=(4, 600), gens=(3,), rounds=1)
     short, long = run(plans, load(STDLIB).spec, settings, reference=(str(STDLIB), {})).rows
     assert [c["name"] for c in short.checks] == ["full", "cached", "greedy"] and short.verified
     assert long.checks[0]["verdict"] == "unchecked" and long.checks[1]["verdict"] == "pass" and long.verified
@@ -230,9 +249,10 @@ def test_each_row_is_checked_on_what_it_ran(artefact):
 
 def test_peak_memory_is_the_runtimes_not_the_checks(artefact):
     plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
-    settings = Settings(prompts=(400,), gen=8, rounds=1)
+    settings = Settings(prompts=(400,), gens=(8,), rounds=1)
     with_check, without = (
-        run(plans, load(STDLIB).spec, settings, reference=r).rows[0].peak_rss_bytes for r in ((str(STDLIB), {}), None)
+        run(plans, load(STDLIB).spec, settings, reference=r).rows[0].memory["peak_rss_bytes"]
+        for r in ((str(STDLIB), {}), None)
     )
     assert abs(with_check - without) < 15e6
 
@@ -240,7 +260,7 @@ def test_peak_memory_is_the_runtimes_not_the_checks(artefact):
 def test_unchecked_evidence_claims_nothing(artefact):
     plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
     rows = run(plans, load(STDLIB).spec, SMALL, reference=None).rows
-    assert table.explanation(rows[0]) == "no reference: give --against MODEL"
+    assert table.explanation(rows[0]).split("; ")[0] == "no reference: give --against MODEL"
 
 
 def test_labels_tell_rows_apart():

@@ -277,7 +277,7 @@ def test_right_weights_pass_in_every_type(precision, dtype, tmp_path):
 def test_bench_compares_quantized_weights_with_the_original(tmp_path):
     """Two quantized folders of one precision have a reference each; one of another model is no row that counts."""
     from edgeformer.api import bench
-    from edgeformer.measure.harness import Settings
+    from edgeformer.measure.settings import Settings
 
     spec = small_spec()
     _, weights = saved(spec, tmp_path / "a")
@@ -287,7 +287,7 @@ def test_bench_compares_quantized_weights_with_the_original(tmp_path):
     for name, dtype in (("a", "fp32"), ("a", "bf16"), ("b", "fp32")):
         export_mlx(load(tmp_path / name), tmp_path / f"q-{name}-{dtype}", precision="8bit", group_size=32, dtype=dtype)
     folders = [str(tmp_path / f"q-{n}") for n in ("a-fp32", "a-bf16", "b-fp32")]
-    settings = Settings(prompts=(8,), gen=4, rounds=1, threads=1)
+    settings = Settings(prompts=(8,), gens=(4,), rounds=1, threads=1)
     _, run = bench(folders, runtimes=["mlx"], against=str(tmp_path / "a"), settings=settings)
     assert [r.verdict for r in run.rows] == ["pass", "pass", "fail"]
     assert run.rows[2].checks[0]["name"] == "weights" and not run.rows[2].verified

@@ -13,7 +13,7 @@ from support import ROOT, STDLIB, TINY, hf_logits, load_tiny, random_ids
 from edgeformer import load
 from edgeformer.api import export, verify
 from edgeformer.generate import load_tokenizer
-from edgeformer.parity import greedy
+from edgeformer.reference import greedy
 from edgeformer.runtimes._protocol import Options, require
 
 OPTIMUM = os.environ.get("EDGEFORMER_OPTIMUM_PYTHON")
@@ -131,7 +131,7 @@ def test_optimum(tmp_path, precision):
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
     session = require("numpy")[0].open(load(tmp_path / "m"), Options())
-    assert json.loads(run.stdout.splitlines()[-1]) == greedy(session, np.array(ids), 24)[0].tolist()
+    assert json.loads(run.stdout.splitlines()[-1]) == greedy(session, np.array([ids]), 24)[0][0].tolist()
 
 
 @pytest.mark.parametrize("precision", ["q4", "q8"])

@@ -12,7 +12,7 @@ from support import STDLIB, run_cached, sessions
 from edgeformer.checkpoint import load
 from edgeformer.export.onnx import export_onnx
 from edgeformer.generate import load_tokenizer
-from edgeformer.parity import greedy
+from edgeformer.reference import greedy
 from edgeformer.runtimes._protocol import Options, require
 
 transformers = pytest.importorskip("transformers")
@@ -46,7 +46,7 @@ def test_stdlib_logits_and_200_greedy_tokens(stdlib, tmp_path):
         whole = session.forward(ids[None], all_positions=True)
         assert np.abs(whole - expected).max() <= tolerances.REAL_WEIGHTS, name
         assert np.abs(run_cached(session, ids[None], None, 150) - expected).max() <= tolerances.REAL_WEIGHTS, name
-        assert (greedy(session, ids[:40], 200)[0] == tokens).all(), name
+        assert (greedy(session, ids[None, :40], 200)[0][0] == tokens).all(), name
 
 
 @pytest.mark.parametrize("options", [{"weights": "link"}, {"precision": "bf16"}, {"inline": True}])

@@ -12,6 +12,7 @@ from edgeformer.checkpoint import load
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.export.onnx import export_onnx
 from edgeformer.generate import load_tokenizer, stream_ids, stream_text
+from edgeformer.reference import Reference, greedy
 from edgeformer.runtimes._protocol import Options, check_no_hole, get, require
 from edgeformer.runtimes.numpy import NumpySession
 from edgeformer.sampling import Sampling, choose
@@ -70,8 +71,10 @@ def test_a_missing_package_gives_the_install_line(monkeypatch):
 
 
 def test_an_unknown_provider(artefact):
-    with pytest.raises(InputError, match="no AbacusExecutionProvider"):
-        require("onnxruntime")[0].open(artefact, Options(provider="AbacusExecutionProvider"))
+    with pytest.raises(RuntimeUnavailable, match="no variant 'abacus'"):
+        require("onnxruntime:abacus")
+    with pytest.raises(RuntimeUnavailable, match="this onnxruntime has no cuda provider"):
+        require("onnxruntime")[0].open(artefact, Options(variant="cuda"))
 
 
 @pytest.mark.parametrize(
@@ -155,12 +158,12 @@ def test_another_architecture_is_refused(artefact):
 
 
 def test_near_ties():
-    logits = np.zeros((5, 4), np.float32)
-    tokens, margins = np.array([1, 2, 3]), np.array([1.0, 1e-6, 1.0])
-    reference = parity.Reference("numpy", np.arange(5), logits, 0, 2, 2, tokens, margins)
-    assert parity.compare_tokens(np.array([1, 2, 3]), reference, "fp32").verdict == parity.PASS
-    assert parity.compare_tokens(np.array([1, 0, 0]), reference, "fp32").verdict == parity.NEAR_TIE
-    check = parity.compare_tokens(np.array([0, 2, 3]), reference, "fp32")
+    logits = np.zeros((1, 5, 4), np.float32)
+    tokens, margins = np.array([[1, 2, 3]]), np.array([[1.0, 1e-6, 1.0]])
+    reference = Reference("numpy", np.arange(5)[None], logits, 0, 2, 2, tokens, margins)
+    assert parity.compare_tokens(np.array([[1, 2, 3]]), reference, "fp32").verdict == parity.PASS
+    assert parity.compare_tokens(np.array([[1, 0, 0]]), reference, "fp32").verdict == parity.NEAR_TIE
+    check = parity.compare_tokens(np.array([[0, 2, 3]]), reference, "fp32")
     assert check.verdict == parity.FAIL and check.first_divergence == 0
 
 
@@ -195,7 +198,7 @@ def test_sampling_follows_its_rules():
 def test_generation_is_the_models_greedy_sequence(loaded, session):
     prompt = load_tokenizer(STDLIB).encode("def main(").ids
     ours = list(stream_ids(session, prompt, 20, Sampling()))
-    expected = parity.greedy(NumpySession(loaded, Options(capacity=64)), np.array(prompt), 20)[0]
+    expected = greedy(NumpySession(loaded, Options(capacity=64)), np.array([prompt]), 20)[0][0]
     assert ours == list(expected)
     stop = ours[7]
     assert list(stream_ids(session, prompt, 20, Sampling(), frozenset([stop]))) == ours[: ours.index(stop)]

@@ -13,9 +13,12 @@ from edgeformer.cli._common import allow_unread, default_threads, notes, status,
 
 
 class Sizes(click.ParamType):
-    """Positive integers separated by commas."""
+    """Integers separated by commas, none below `least`."""
 
     name = "n[,n...]"
+
+    def __init__(self, least: int = 1):
+        self.least = least
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
         """The integers."""
@@ -23,9 +26,14 @@ class Sizes(click.ParamType):
             sizes = tuple(int(v) for v in str(value).split(",")) if not isinstance(value, tuple) else value
         except ValueError:
             sizes = ()
-        if not sizes or min(sizes) < 1:
-            self.fail(f"{value!r} is not a list of positive integers such as 1 or 1,8", param, ctx)
+        if not sizes or min(sizes) < self.least:
+            kind = "positive integers" if self.least else "integers, zero or more,"
+            self.fail(f"{value!r} is not a list of {kind} such as {self.least} or {self.least},8", param, ctx)
         return tuple(dict.fromkeys(sizes))
+
+
+def _sizes(name: str, key: str, default: str, help: str, least: int = 1) -> Callable:
+    return click.option(name, key, type=Sizes(least), default=default, show_default=True, help=help)
 
 
 def bench_options(function: Callable) -> Callable:
@@ -34,46 +42,49 @@ def bench_options(function: Callable) -> Callable:
     for option in reversed(
         [
             click.option(
-                "--runtime", "runtimes", default=None, help="Names, separated by commas. [default: all that fit]"
+                "--runtimes",
+                "--runtime",
+                "runtimes",
+                default=None,
+                help="Names, separated by commas; name:variant; the URL of a server. [default: all that fit]",
             ),
-            click.option(
-                "--prompt",
-                "prompts",
-                type=Sizes(),
-                default="128",
-                show_default=True,
-                help="Tokens of prefill; 32,128: a row each.",
-            ),
-            click.option("--gen", type=positive, default=64, show_default=True, help="Tokens of decode."),
+            _sizes("--prompt", "prompts", "128", "Tokens of prefill; 32,128: a row each."),
+            _sizes("--gen", "gens", "64", "Tokens of decode; 64,256: a row each."),
+            _sizes("--depth", "depths", "0", "Tokens in the cache before the prompt; 0,1024: a row each.", 0),
+            _sizes("--batch", "batches", "1", "Sequences at once; 1,8: a row each."),
+            _sizes("--concurrency", "concurrency", "1", "Servers: clients at once; 1,4: a row each."),
             click.option("--rounds", type=positive, default=5, show_default=True, help="Measured rounds."),
-            click.option(
-                "--batch",
-                "batches",
-                type=Sizes(),
-                default="1",
-                show_default=True,
-                help="Encoders: sequences at once; 1,8: a row each.",
-            ),
-            click.option(
-                "--provider",
-                default="CPUExecutionProvider",
-                show_default=True,
-                help="ONNX Runtime's execution provider.",
-            ),
             click.option(
                 "--limit",
                 type=click.FloatRange(min=0, min_open=True),
                 default=900.0,
                 show_default=True,
-                help="Seconds before a silent row ends.",
+                help="Seconds that a row of one shape may take.",
             ),
             click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the token ids."),
+            click.option("--profile", is_flag=True, help="Also say where the time goes: attention, FFN, norms, head."),
+            click.option("--no-twin", is_flag=True, help="Don't run a row twice: no noise interval, no ties."),
+            click.option("--no-roofline", is_flag=True, help="Don't measure what this machine can do at most."),
+            click.option("--resume", is_flag=True, help="Go on with the same measurement where it was interrupted."),
             click.option(
                 "--json", "json_file", default=None, metavar="FILE", help="Append JSONL records; - for stdout."
             ),
+            click.option("--report", "report_file", default=None, metavar="FILE", help="Write an HTML report of them."),
             click.option("--markdown", is_flag=True, help="Print a Markdown table."),
             threads_option,
             allow_unread,
+            click.option(
+                "--host",
+                default=None,
+                metavar="USER@HOST",
+                help="Run there over ssh, where edgeformer is installed, and bring the records back.",
+            ),
+            click.option(
+                "--host-command",
+                default="edgeformer",
+                show_default=True,
+                help="How edgeformer is called there.",
+            ),
         ]
     ):
         function = option(function)
@@ -84,26 +95,28 @@ def settings_of(options: dict[str, Any]) -> Any:
     """The settings that the options ask for; also checks that records can be written.
 
     Raises:
-        InputError: the JSON file can't be written, or this onnxruntime lacks the provider.
+        InputError: the JSON file can't be written.
     """
     from edgeformer.errors import InputError
-    from edgeformer.measure.harness import Settings
+    from edgeformer.measure.settings import Settings
 
-    file = options["json_file"]
-    if file not in (None, "-"):
-        try:
-            Path(file).open("a").close()
-        except OSError as e:
-            raise InputError(f"can't write records to {file}: {e.strerror}") from e
+    for file in (options["json_file"], options["report_file"]):
+        if file in (None, "-") or Path(file).exists():
+            continue
+        if not Path(file).absolute().parent.is_dir():
+            raise InputError(f"can't write records to {file}: there is no folder {Path(file).absolute().parent}")
     return Settings(
         prompts=options["prompts"],
-        gen=options["gen"],
+        gens=options["gens"],
         rounds=options["rounds"],
         threads=default_threads(options["threads"]),
         batches=options["batches"],
-        provider=options["provider"],
+        depths=options["depths"],
+        concurrency=options["concurrency"],
         seed=options["seed"],
         limit_s=options["limit"],
+        twice=not options["no_twin"],
+        profile=options["profile"],
     )
 
 
@@ -115,87 +128,95 @@ def chosen_runtimes(options: dict[str, Any]) -> list[str] | None:
         return None
     chosen = [r.strip() for r in names.split(",") if r.strip()]
     if not chosen:
-        raise InputError("--runtime names none; leave it out for all, or give names separated by commas")
+        raise InputError("--runtimes names none; leave it out for all, or give names separated by commas")
     return chosen
 
 
-def sources_for(options: dict[str, Any], folders: list[str], model: str) -> list[str]:
-    """Artefacts for runtimes that open them and MODEL for those that open it, of the runtimes asked for."""
-    from edgeformer.runtimes._protocol import require
-
-    chosen = chosen_runtimes(options)
-    if chosen is None:
-        return [*folders, model]
-    opens = {require(name)[0].opens for name in chosen}
-    return folders + ([model] if "checkpoint" in opens else [])
-
-
-def formats_for(options: dict[str, Any], spec: Any, precision: str) -> list[str]:
-    """The artefact formats to export in a precision: those that the runtimes asked for open, by default all that can run this
-    spec here. A runtime that opens checkpoints as they are needs one for any other precision."""
-    from edgeformer.errors import InputError
-    from edgeformer.measure.plans import fitting_runtimes
-    from edgeformer.runtimes._protocol import Options, get, names, require
-
-    chosen = chosen_runtimes(options)
-    runtimes = fitting_runtimes(spec) if chosen is None else [require(name)[0] for name in chosen]
-    formats = {runtime.opens for runtime in runtimes}
-    if precision != "fp32":
-        made_for = [get(name)[0] for name in names()]  # an encoder has no folder for mlx-lm
-        can_be = {runtime.opens for runtime in made_for if runtime.refuses(spec, Options()) is None}
-        formats |= {kind for runtime in runtimes for kind in runtime.also_opens} & can_be
-    formats = formats & {"mlx"} if precision in ("4bit", "8bit") else formats - {"checkpoint"}
-    if precision != "fp32" and not formats:
-        raise InputError(
-            f"none of the runtimes asked for runs a {precision} export of this model; leave the precision out"
-        )
-    return sorted(formats)
-
-
-def execute(sources: list[str], original: str | None, options: dict[str, Any]) -> None:
+def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[str, Any]) -> None:
     """Run the rows, print the table, write the records.
 
     Exit code 1 if a row failed or says something else, 130 if Ctrl-C ended it: what was measured is shown and written.
-    """
-    import uuid
 
-    from edgeformer import api, parity
+    Args:
+        measure: `edgeformer.bench` or `edgeformer.compare` with all but the arguments below.
+        model: what records call it.
+        options: of the command line.
+    """
+    from edgeformer import parity
+    from edgeformer.errors import InputError
     from edgeformer.measure import machine
     from edgeformer.measure.record import records, write_jsonl
 
     settings, facts = settings_of(options), machine.facts()
+    file = options["json_file"]
+    rates: dict[str, Any] = {}
+    made: list[dict[str, Any]] = []
+    problems: list[str] = []
+
+    def keep(spec: Any, run: Any) -> None:
+        made[:] = records(run, spec, machine=facts, name=model, settings=settings, rates=rates)
+        if file not in (None, "-"):
+            try:
+                write_jsonl(made, file)
+            except InputError as e:
+                problems[:] = [str(e)]
+
     with status("starting") as report:
-        spec, run = api.bench(
-            sources,
-            runtimes=chosen_runtimes(options),
-            against=original,
+        spec, run = measure(
             settings=settings,
+            resume=options["resume"],
             load_options={"allow_unread_config": options["allow_unread_config"]},
             report=report,
             note=lambda line: notes([line]),
+            measured=keep,
         )
-    _show(run.rows, spec, settings, facts, options)
-    if (file := options["json_file"]) is not None:
-        name = Path(original or sources[0]).resolve().name
-        made = records(run.rows, spec, machine=facts, name=name, settings=settings, run_id=uuid.uuid4().hex)
-        write_jsonl(made, None if file == "-" else file)
+        if not options["no_roofline"] and any(row.rounds for row in run.rows):
+            report("what this machine can do at most")
+            rates |= _rates(run, settings, made)
+    _show(run, spec, settings, facts, options)
+    keep(spec, run)
+    if file == "-":
+        write_jsonl(made, None)
+    if (page := options["report_file"]) is not None:
+        from edgeformer.report import write_html
+
+        write_html(made, page)
+    if problems:
+        raise InputError(problems[0])
     if run.interrupted:
-        click.echo("interrupted: these are the rounds measured before", err=True)
+        click.echo("interrupted: these are the rounds measured before; --resume goes on", err=True)
         sys.exit(130)
     if any(row.status != "ok" or (row.plan.ranked and row.verdict == parity.FAIL) for row in run.rows):
         sys.exit(1)
 
 
-def _show(rows: list[Any], spec: Any, settings: Any, facts: dict[str, Any], options: dict[str, Any]) -> None:
+def _rates(run: Any, settings: Any, made: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the machine can do, measured by a process of its own; nothing if that fails."""
+    from edgeformer.measure.process import WorkerFailed, WorkerProcess
+
+    sizes = sorted({r["weight_bytes"] for r in made if r["weight_bytes"]})
+    worker = WorkerProcess(settings.threads)
+    try:
+        return worker.ask("rates", 120, 120, threads=settings.threads, sizes=sizes)
+    except WorkerFailed as e:
+        notes([f"no roofline: {e}"])
+        return {}
+    finally:
+        worker.close()
+
+
+def _show(run: Any, spec: Any, settings: Any, facts: dict[str, Any], options: dict[str, Any]) -> None:
     from rich.console import Console
 
     from edgeformer.measure import table
 
-    shape = f"prompt + {settings.gen} generated tokens, " if spec.task == "text-generation" else ""
     threads = f"{settings.threads} thread" + ("s" if settings.threads > 1 else "")
-    title = f"{shape}{threads}, {settings.rounds} rounds, median ± half range · {facts['cpu_info']}"
+    title = f"{threads}, {settings.rounds} rounds, median ± half range · {facts['cpu_info']}"
+    remarks = table.remarks(run, spec.task)
     if options["markdown"]:
-        click.echo(f"{title}\n\n{table.markdown(rows, spec.task)}")
+        click.echo("\n\n".join([title, table.markdown(run, spec.task), *remarks]))
     elif options["json_file"] != "-":
         console = Console() if sys.stdout.isatty() else Console(width=200)
-        console.print(table.rich_table(rows, spec.task, title))
+        console.print(table.rich_table(run, spec.task, title))
+        for remark in remarks:
+            console.print(remark, highlight=False, markup=False)

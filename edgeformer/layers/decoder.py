@@ -54,4 +54,8 @@ class Decoder(BlockStack):
         if self.dropout:
             x = p.dropout(x)
         x = ops.last(self.run_stack(p, x, step), step.keep)
-        return {"logits": p.embed.as_linear(x) if self.tied else p.head(x)}
+        return {"logits": self.logits(p, x)}
+
+    def logits(self, p: Any, x: Any) -> Any:
+        """[B, T, width] -> [B, T, vocab], by the head or the embedding's transpose."""
+        return p.embed.as_linear(x) if self.tied else p.head(x)

@@ -1,56 +1,70 @@
 """Runs rows: reference first, then each row's process (load, warm up, check), then rounds in turn (A B C A B C ...).
 
-Rounds are interleaved so that drift of the machine hits all rows alike. Every row gets the same token ids, exact counts,
-greedy decoding, the same threads and the same cache capacity. Shapes (prompt lengths, batches) run one after another: rows
-are ranked within a shape, and only one shape's processes hold the model at a time.
+Rounds are interleaved so that drift of the machine hits all rows alike, and one row is run twice so that noise is known. Every
+row gets the same token ids, exact counts, greedy decoding, the same threads and the same cache capacity. Shapes run one after
+another: rows are ranked within a shape, and only one shape's processes hold the model at a time.
 """
 
 from __future__ import annotations
 
 import tempfile
 import time
+import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from edgeformer.bundle import has_own_bits
+from edgeformer.measure.conditions import Conditions, Watch, state
+from edgeformer.measure.journal import Journal
+from edgeformer.measure.memory_groups import groups_that_fit
+from edgeformer.measure.noise import Noise, of_twins
 from edgeformer.measure.process import WorkerFailed, WorkerProcess
-from edgeformer.measure.row import Plan, Row
-from edgeformer.parity import sample_ids
+from edgeformer.measure.references import Judge, JudgeKey, make_references
+from edgeformer.measure.row import Plan, Row, Shape
+from edgeformer.measure.row_flags import row_flags
+from edgeformer.measure.settings import Settings
+from edgeformer.reference import sample_batch
+from edgeformer.runtimes._protocol import get
 from edgeformer.spec import Model
 from edgeformer.verdict import FAIL
 
 SETTLE_S = 0.1
 """Pause before a round: thread pools of the row before spin for a while after their last step."""
+ENERGY_WINDOW_S = 10.0
 
 Report = Callable[[str], None]
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What every row runs: `gen` decode steps after its prompt, `rounds` times, with `threads` threads.
+@dataclass
+class ShapeResult:
+    """The rows of one shape; how much a row differs from itself, by what rows are ranked by and by prefill; and the machine."""
 
-    Each of `prompts` (tokens) and, for encoders, `batches` makes a row. `provider` is ONNX Runtime's execution provider.
-    `limit_s` ends a row that doesn't answer.
-    """
-
-    prompts: tuple[int, ...] = (128,)
-    gen: int = 64
-    rounds: int = 5
-    threads: int = 1
-    batches: tuple[int, ...] = (1,)
-    provider: str = "CPUExecutionProvider"
-    seed: int = 0
-    limit_s: float = 900.0
+    shape: Shape
+    rows: list[Row]
+    noise: Noise | None = None
+    prefill_noise: Noise | None = None
+    conditions: dict[str, Any] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Run:
-    """The rows of a run; `interrupted` if Ctrl-C ended it: they then hold what was measured before."""
+    """What was measured, shape by shape; `interrupted` if Ctrl-C ended it: it then holds what was measured before.
 
-    rows: list[Row]
+    `run_id` is the same for a run and what resumes it. `notes` is what the user should know besides.
+    """
+
+    shapes: list[ShapeResult]
+    run_id: str = ""
     interrupted: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def rows(self) -> list[Row]:
+        """All rows."""
+        return [row for shape in self.shapes for row in shape.rows]
 
 
 @dataclass
@@ -60,10 +74,14 @@ class _Bench:
     reference: tuple[str, dict[str, Any]] | None
     scratch: Path
     report: Report
+    journal: Journal | None
+    number: int = 0
 
-    def request(self, plan: Plan) -> dict[str, Any]:
-        prompt = [int(i) for i in sample_ids(self.spec.vocab, plan.prompt, self.settings.seed)]
-        return {"prompt": prompt, "gen": self.settings.gen, "batch": plan.batch}
+    def request(self, shape: Shape, served: bool = False) -> dict[str, Any]:
+        """What a worker is asked to run. A server's clients have prompts of their own, as the rows of a batch have."""
+        count = shape.concurrency if served else shape.batch
+        ids = sample_batch(self.spec.vocab, count, shape.depth + shape.prompt, self.settings.seed)
+        return {"prompt": ids.tolist(), "gen": shape.gen, "depth": shape.depth}
 
 
 def run(
@@ -73,6 +91,8 @@ def run(
     *,
     reference: tuple[str, dict[str, Any]] | None,
     report: Report = lambda _: None,
+    journal: Journal | None = None,
+    measured: Callable[[Run], None] = lambda _: None,
 ) -> Run:
     """Measure every plan, once per shape of the settings.
 
@@ -82,131 +102,205 @@ def run(
         settings: lengths, rounds, threads.
         reference: (MODEL, load options) of the original to check against, or None: every row is then unchecked.
         report: told what is happening.
+        journal: where events go as they happen, and what was measured before comes from.
+        measured: given the run after every shape.
     """
-    batches = settings.batches if spec.task != "text-generation" else (1,)
-    done = Run([])
-    with tempfile.TemporaryDirectory(prefix="edgeformer-bench-") as scratch:
-        bench = _Bench(spec, settings, reference, Path(scratch), report)
-        for batch in batches:
-            for prompt in settings.prompts:
-                shape = [Row(replace(plan, prompt=prompt, batch=batch), settings.threads) for plan in plans]
-                done.rows += shape
+    done = Run([], journal.run_id if journal else uuid.uuid4().hex)
+    finished = False
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgeformer-bench-") as scratch:
+            bench = _Bench(spec, settings, reference, Path(scratch), report, journal)
+            for bench.number, shape in enumerate(settings.shapes(spec)):
+                rows = [
+                    Row(plan, shape, settings.threads) for plan in _with_twin(plans, settings) if _fits(plan, shape)
+                ]
+                if not rows:
+                    done.notes.append(f"no rows of {shape}: no runtime here takes it")
+                    continue
+                result = ShapeResult(shape, rows)
+                done.shapes.append(result)
                 try:
-                    _run_shape(shape, bench)
+                    _run_shape(result, bench)
                 except KeyboardInterrupt:
                     done.interrupted = True
                     return done
+                finally:
+                    _judge(result)
+                measured(done)
+        finished = True
+    finally:
+        if journal is not None:
+            journal.close(finished=finished)
     return done
 
 
-def _run_shape(rows: list[Row], bench: _Bench) -> None:
-    settings, workers = bench.settings, {}
+def _with_twin(plans: list[Plan], settings: Settings) -> list[Plan]:
+    """The plans, and the first that counts once more, at the other end of a round."""
+    first = next((p for p in plans if p.ranked), None)
+    if not settings.twice or settings.rounds < 2 or first is None:
+        return plans
+    return [*plans, replace(first, again=True, label=f"{first.label or first.runtime} again")]
+
+
+def _fits(plan: Plan, shape: Shape) -> bool:
+    """Servers answer several clients, other rows take batches and filled caches."""
+    if get(plan.runtime)[0].served:
+        return shape.batch == 1 and shape.depth == 0
+    return shape.concurrency == 1
+
+
+def _run_shape(result: ShapeResult, bench: _Bench) -> None:
+    rows, shape, journal = result.rows, result.shape, bench.journal
+    if journal is not None:
+        for n, row in enumerate(rows):
+            journal.restore((bench.number, n), row)
+        if (known := journal.finished(bench.number)) is not None:
+            result.conditions, result.flags = known["state"], known["flags"]
+            return
+    watch, conditions = Watch(), Conditions(before=state())
+    groups = groups_that_fit(rows)
+    if len(groups) > 1:
+        result.flags.append(
+            f"not interleaved: {len(rows)} rows at once would not fit into memory, so they ran in {len(groups)} groups"
+        )
+    for group in groups:
+        _run_group([(n, rows[n]) for n in group], bench, watch)
+    conditions.after = state()
+    conditions.other_cpus, conditions.elapsed_s, conditions.steal_s = watch.other_cpus(), watch.elapsed, watch.steal
+    result.conditions = conditions.as_dict()
+    result.flags += conditions.flags()
+    if journal is not None:
+        journal.add("shape", (bench.number, 0), conditions={"state": result.conditions, "flags": result.flags})
+    bench.report(f"measured {shape}")
+
+
+def _run_group(rows: list[tuple[int, Row]], bench: _Bench, watch: Watch) -> None:
+    """Rows whose models are in memory at once: prepare all, then rounds in turn."""
+    settings = bench.settings
+    todo = [(n, row) for n, row in rows if row.status == "ok" and len(row.rounds) < settings.rounds]
+    if not todo:
+        return
+    workers: dict[int, WorkerProcess] = {}
+    spent: dict[int, float] = dict.fromkeys((n for n, _ in todo), 0.0)
     try:
-        references = _references(rows, bench)
-        for row in rows:
+        judges = make_references(
+            [row for _, row in todo], settings, bench.reference, bench.scratch, bench.request, bench.report
+        )
+        for n, row in todo:
             bench.report(f"{row.plan.label}: load, warm up, check")
-            worker = workers[id(row)] = WorkerProcess(settings.threads)
-            _guarded(row, lambda row=row, worker=worker: _prepare(row, worker, bench, references))
-        for n in range(settings.rounds):
-            for row in rows:
-                if row.status == "ok":
-                    bench.report(f"round {n + 1}/{settings.rounds}: {row.plan.label}")
-                    time.sleep(SETTLE_S)
-                    _guarded(row, lambda row=row: _round(row, workers[id(row)], bench))
+            workers[n] = WorkerProcess(settings.threads)
+            _guarded(row, settings, workers[n], spent, n, lambda row, ask: _prepare(row, ask, bench, judges))
+            _keep(bench, n, row)
+        for turn in range(settings.rounds):
+            for n, row in todo:
+                if row.status != "ok" or len(row.rounds) > turn:
+                    continue
+                if row.rounds and spent[n] > settings.limit_s:
+                    if not any(flag.startswith("time limit") for flag in row.flags):
+                        row.flags.append(
+                            f"time limit: {len(row.rounds)} of {settings.rounds} rounds in {settings.limit_s:.0f} s"
+                        )
+                    continue
+                bench.report(f"round {turn + 1}/{settings.rounds}: {row.plan.label}")
+                time.sleep(SETTLE_S)
+                watch.start([w.pid for w in workers.values()])
+                _guarded(row, settings, workers[n], spent, n, lambda row, ask: _round(row, ask, bench))
+                watch.stop()
+                _keep(bench, n, row, latest=row.status == "ok")
+        for n, row in todo:
+            if row.status == "ok" and row.rounds and row.plan.ranked and not row.plan.again:
+                _guarded(row, settings, workers[n], spent, n, lambda row, ask: _afterwards(row, ask, bench))
+            _keep(bench, n, row)
     finally:
         for worker in workers.values():
             worker.close()
 
 
-@dataclass
-class _Reference:
-    """What rows must answer: the file, what made it, and for quantized weights whether they are the original's."""
-
-    file: Path
-    runtime: str
-    weights: dict[str, Any] | None
-
-
-def _judged_by(plan: Plan) -> tuple[str, str]:
-    """What rows share a reference: the precision of their weights. Quantized ones have bits of their own."""
-    return (plan.precision, plan.source if has_own_bits(plan.precision) else "")
+def _keep(bench: _Bench, n: int, row: Row, *, latest: bool = False) -> None:
+    """Have on disk what is known about a row: its latest round, or all the rest."""
+    if bench.journal is None:
+        return
+    if latest:
+        bench.journal.add("round", (bench.number, n), round=row.rounds[-1])
+    else:
+        bench.journal.save((bench.number, n), row)
 
 
-def _references(rows: list[Row], bench: _Bench) -> dict[tuple[str, str], _Reference]:
-    """The references of rows that count, by `_judged_by`."""
-    made: dict[tuple[str, str], _Reference] = {}
-    if bench.reference is None:
-        return made
-    original, load_options = bench.reference
-    for key in dict.fromkeys(_judged_by(row.plan) for row in rows if row.plan.ranked):
-        precision, own = key
-        bench.report(f"reference, weights as {precision}")
-        same = [row for row in rows if _judged_by(row.plan) == key]
-        for row in same:
-            row.reference = f"weights as {precision}"
-        plan, worker = same[0].plan, WorkerProcess(bench.settings.threads)
-        file = bench.scratch / f"{len(made)}-{plan.batch}-{plan.prompt}.npz"
-        judged = {"source": original, "load_options": load_options, "precision": precision}
-        if own:  # its own bits, dequantized; and are they the original's?
-            judged = {"source": own, "load_options": {}, "precision": "fp32"}
-            judged |= {"original": original, "original_options": load_options}
-        try:
-            found = worker.ask(
-                "reference",
-                bench.settings.limit_s,
-                threads=bench.settings.threads,
-                file=str(file),
-                **judged,
-                **bench.request(plan),
-            )
-            made[key] = _Reference(file, found["runtime"], found["weights"])
-            for row in same:
-                row.reference = f"{found['runtime']} fp32, weights as {precision}"
-        except WorkerFailed as e:
-            for row in same:
-                row.checks = [{"name": "reference", "verdict": "unchecked", "note": f"no reference: {e}"}]
-        finally:
-            worker.close()
-    return made
+Ask = Callable[..., Any]
 
 
-def _guarded(row: Row, action: Callable[[], None]) -> None:
+def _guarded(
+    row: Row,
+    settings: Settings,
+    worker: WorkerProcess,
+    spent: dict[int, float],
+    n: int,
+    action: Callable[[Row, Ask], None],
+) -> None:
+    """Run an action of a row; what goes wrong is the row's error, and what it takes counts against its limit."""
+    started = time.perf_counter()
+
+    def ask(do: str, **arguments: Any) -> Any:
+        left = settings.limit_s - spent[n] - (time.perf_counter() - started)
+        return worker.ask(do, max(left, 0.001), settings.limit_s, **arguments)
+
     try:
-        action()
+        action(row, ask)
     except WorkerFailed as e:
         row.status, row.error = "failed", str(e)
+    spent[n] += time.perf_counter() - started
 
 
-def _prepare(row: Row, worker: WorkerProcess, bench: _Bench, references: dict[tuple[str, str], _Reference]) -> None:
-    plan, settings, request = row.plan, bench.settings, bench.request(row.plan)
-    limit = settings.limit_s
-    capacity = plan.prompt + settings.gen if bench.spec.task == "text-generation" else None
-    opened = worker.ask(
+def _prepare(row: Row, ask: Ask, bench: _Bench, judges: dict[JudgeKey, Judge]) -> None:
+    plan, shape, settings = row.plan, row.shape, bench.settings
+    served = get(plan.runtime)[0].served
+    request = bench.request(shape, served)
+    opened = ask(
         "open",
-        limit,
         runtime=plan.runtime,
         source=plan.source,
         opens=plan.opens,
         load_options=plan.load_options,
         options={
             "threads": settings.threads,
-            "capacity": capacity,
+            "capacity": shape.capacity if bench.spec.task == "text-generation" else None,
             "precision": plan.compute if has_own_bits(plan.precision) else plan.precision,
-            "provider": settings.provider,
+            "batch": shape.batch,
         },
     )
     row.load_s, row.versions, row.facts = opened["load_s"], opened["versions"], opened["facts"]
-    row.first = worker.ask("round", limit, **request)
-    row.discarded = worker.ask("warmup", limit, **request)["rounds"]
-    memory = worker.ask("memory", limit)  # before the check, which holds more than the runtime does
-    row.peak_rss_bytes, row.rss_source = memory["peak_rss_bytes"], memory["rss_source"]
-    if plan.ranked and (judge := references.get(_judged_by(plan))) is not None:
-        checked = worker.ask("check", limit, file=str(judge.file), compute=plan.compute, reference=judge.runtime)
+    row.processes += 1
+    row.first = ask("round", **request)
+    warm = ask("warmup", **request)
+    row.discarded, row.settled = row.discarded + warm["rounds"], warm["settled"]
+    row.memory = ask("memory")  # before the check, which holds more than the runtime does
+    if plan.ranked and (judge := judges.get(Judge.key(plan))) is not None:
+        checked = ask("check", file=str(judge.file), compute=plan.compute, reference=judge.runtime)
         row.verdict, row.checks = checked["verdict"], checked["checks"]
         if judge.weights is not None:
             row.checks = [judge.weights, *row.checks]
             row.verdict = FAIL if judge.weights["verdict"] == FAIL else row.verdict
 
 
-def _round(row: Row, worker: WorkerProcess, bench: _Bench) -> None:
-    row.rounds.append(worker.ask("round", bench.settings.limit_s, **bench.request(row.plan)))
+def _round(row: Row, ask: Ask, bench: _Bench) -> None:
+    made = ask("round", **bench.request(row.shape, get(row.plan.runtime)[0].served))
+    row.rounds.append(made | {"process": row.processes - 1})
+
+
+def _afterwards(row: Row, ask: Ask, bench: _Bench) -> None:
+    """What is measured apart, since it disturbs what it measures or takes long: energy, and where the time goes."""
+    request = bench.request(row.shape, get(row.plan.runtime)[0].served)
+    if bench.settings.energy:
+        row.energy = ask("energy", window_s=ENERGY_WINDOW_S, **request)
+    if bench.settings.profile and not get(row.plan.runtime)[0].served:
+        row.blocks = ask("blocks", **request)
+
+
+def _judge(result: ShapeResult) -> None:
+    """How far the shape's numbers can be trusted."""
+    result.noise, result.prefill_noise = of_twins(result.rows), of_twins(result.rows, prefill=True)
+    if result.noise is not None and result.noise.noisy:
+        text = f"noisy: the same row twice differs by {result.noise.text()}"
+        result.flags = [f for f in result.flags if not f.startswith("noisy:")] + [text]
+    for row in result.rows:
+        row.flags = list(dict.fromkeys(row.flags + row_flags(row, result.rows)))

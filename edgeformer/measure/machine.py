@@ -52,19 +52,3 @@ def facts() -> dict[str, Any]:
         "load_average_before": load,
         "power_source": None if battery is None else "mains" if battery.power_plugged else "battery",
     }
-
-
-def peak_memory() -> tuple[int, str]:
-    """This process's peak resident bytes, and where the number comes from.
-
-    Not `ru_maxrss` on Linux: it survives exec, so a child starts with its parent's peak.
-    """
-    status = Path("/proc/self/status")
-    if status.exists():
-        for line in status.read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024, "VmHWM"
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return (peak if sys.platform == "darwin" else peak * 1024), "ru_maxrss"

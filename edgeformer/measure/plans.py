@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from edgeformer.checkpoint import LoadedModel
 from edgeformer.inspection import parameters
 from edgeformer.measure.row import Plan
 from edgeformer.parity import rounds_to_int8
@@ -21,29 +22,37 @@ def artefact_plans(
 ) -> tuple[list[Plan], list[str]]:
     """The rows of an artefact, and notes on the runtimes that get none."""
     kind = manifest.get("format", "onnx")
-    found, notes = _runtimes(chosen, kind, spec)
+    found, notes = fitting(chosen, kind, spec, manifest)
     compute = "int8" if rounds_to_int8(manifest) else manifest["compute"]
     plans = [Plan(n, source, kind, manifest["precision"], n, compute=compute) for n in found]
     return plans, notes
 
 
 def checkpoint_plans(
-    model: str, spec: Model, chosen: list[str] | None, *, load_options: dict[str, Any] | None = None
+    model: str, loaded: LoadedModel, chosen: list[str] | None, *, load_options: dict[str, Any] | None = None
 ) -> tuple[list[Plan], list[str]]:
     """The rows of a checkpoint, in fp32, by the runtimes that build the spec themselves; and notes."""
-    found, notes = _runtimes(chosen, "checkpoint", spec)
-    plans = [Plan(n, model, "checkpoint", "fp32", n, get(n)[0].ranked, load_options=load_options or {}) for n in found]
+    found, notes = fitting(chosen, "checkpoint", loaded.spec, loaded)
+    plans = []
+    for name in found:
+        runtime, _ = get(name)
+        # nobody knows what a server computes in: its answers are text, judged with the widest of our limits
+        compute = "bf16" if runtime.served else "fp32"
+        options = load_options or {}
+        plans.append(
+            Plan(name, model, "checkpoint", "fp32", name, runtime.ranked, load_options=options, compute=compute)
+        )
     return plans, notes
 
 
 def label(plans: list[Plan]) -> list[Plan]:
-    """The same plans with labels that tell them apart: the source is added where one runtime runs several."""
-    sources: dict[str, set[str]] = {}
+    """The same plans with labels that tell them apart: the source is added where one runtime runs several in one precision."""
+    sources: dict[tuple[str, str], set[str]] = {}
     for plan in plans:
-        sources.setdefault(plan.runtime, set()).add(plan.source)
+        sources.setdefault((plan.runtime, plan.precision), set()).add(plan.source)
     names = _short_names({s for several in sources.values() if len(several) > 1 for s in several})
     return [
-        replace(p, label=f"{p.runtime} ({names[p.source]})" if len(sources[p.runtime]) > 1 else p.runtime)
+        replace(p, label=f"{p.runtime} ({names[p.source]})" if len(sources[p.runtime, p.precision]) > 1 else p.runtime)
         for p in plans
     ]
 
@@ -57,34 +66,35 @@ def _short_names(sources: set[str]) -> dict[str, str]:
     return {s: s for s in sources}
 
 
-def fitting_runtimes(spec: Model) -> list[Runtime]:
-    """Every runtime that a comparison without further wishes has rows of."""
-    found = [get(name)[0] for name in names()]
-    return [
-        r
-        for r in found
-        if r.ranked and r.unavailable() is None and r.refuses(spec, Options()) is None and not _too_slow(r, spec)
-    ]
-
-
-def _too_slow(runtime: Runtime, spec: Model) -> bool:
+def too_slow(runtime: Runtime, spec: Model) -> bool:
+    """Whether it is left out of comparisons of a model of this size, unless it is asked for."""
     return runtime.slow and parameters(spec) > SLOW_REFERENCE
 
 
-def _runtimes(chosen: list[str] | None, opens: str, spec: Model) -> tuple[list[str], list[str]]:
+def fitting(
+    chosen: list[str] | None, opens: str, spec: Model, source: dict[str, Any] | LoadedModel
+) -> tuple[list[str], list[str]]:
+    """The names of the runtimes that run this, of those chosen or of all; and notes on those that don't.
+
+    opens: the format; source: an artefact's manifest, or the checkpoint.
+    """
     found, notes = [], []
     for name in dict.fromkeys(chosen) if chosen is not None else names():
-        runtime, _ = get(name) if chosen is None else require(name)
-        if chosen is None and not runtime.ranked:
+        runtime, variant = get(name) if chosen is None else require(name)
+        if chosen is None and (not runtime.ranked or runtime.served):
             continue
         reason = None
         if not runtime.takes(opens):
             if chosen is None:
                 continue
             reason = f"it opens {FORMATS[runtime.opens]}, this is {FORMATS[opens]}"
-        elif chosen is None and _too_slow(runtime, spec):
-            reason = f"it is slow here for a model of this size; --runtime {name} asks for it"
-        reason = reason or runtime.unavailable() or runtime.refuses(spec, Options())
+        elif chosen is None and too_slow(runtime, spec):
+            reason = f"it is slow here for a model of this size; --runtimes {name} asks for it"
+        reason = reason or runtime.unavailable() or runtime.refuses(spec, Options(variant=variant))
+        if reason is None and isinstance(source, LoadedModel):
+            reason = runtime.declines_checkpoint(source)
+        elif reason is None:
+            reason = runtime.declines(source, variant)
         if reason is None:
             found.append(name)
         else:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -15,6 +16,13 @@ from typing import Any
 
 class WorkerFailed(Exception):
     """The worker answered with an error, died, or took too long."""
+
+
+def _meaning(status: int) -> str:
+    """What a signal says about a process that died."""
+    if status == -9:
+        return " (killed from outside, as Linux does when memory runs out)"
+    return f" ({signal.Signals(-status).name})" if status < 0 else ""
 
 
 class WorkerProcess:
@@ -45,8 +53,13 @@ class WorkerProcess:
             self._answers.put(line)
         self._answers.put("")
 
-    def ask(self, do: str, timeout: float, **arguments: Any) -> Any:
-        """Run one command of the worker.
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def ask(self, do: str, timeout: float, limit: float, **arguments: Any) -> Any:
+        """Run one command of the worker, for `timeout` seconds at most: what is left of its row's `limit`.
 
         Raises:
             WorkerFailed: with the worker's error, its exit status and last words, or the time limit.
@@ -58,12 +71,12 @@ class WorkerProcess:
             line = self._answers.get(timeout=timeout)
         except queue.Empty:
             self.close(kill=True)
-            raise WorkerFailed(f"no answer to {do!r} within {timeout:.0f} s") from None
+            raise WorkerFailed(f"no answer to {do!r}: the row took longer than its {limit:g} s") from None
         except BrokenPipeError:
             line = ""
         if not line:
             status = self._process.wait()
-            raise WorkerFailed(f"the process ended with status {status}: {self.last_words()}")
+            raise WorkerFailed(f"the process ended with status {status}{_meaning(status)}: {self.last_words()}")
         answer = json.loads(line)
         if "error" in answer:
             raise WorkerFailed(answer["error"])
@@ -78,12 +91,20 @@ class WorkerProcess:
     def close(self, *, kill: bool = False) -> None:
         """End the process."""
         if kill:
-            self._process.kill()
+            self._kill()
         elif self._process.stdin is not None:
             with contextlib.suppress(OSError):  # a process that died leaves a broken pipe to flush into
                 self._process.stdin.close()
         try:
             self._process.wait(timeout=10)
         except subprocess.TimeoutExpired:
-            self._process.kill()
+            self._kill()
             self._process.wait()
+
+    def _kill(self) -> None:
+        """The process, and those that it started: a browser, for one."""
+        if hasattr(os, "killpg"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+        else:
+            self._process.kill()

@@ -1,7 +1,8 @@
 """Records: one JSON line per row and test, llama-bench's stable columns first, so that rows of many tools pool.
 
 llama-bench reports prompt processing (`n_gen` 0) and text generation (`n_prompt` 0) as separate tests; so do we. `avg_ts` is
-the mean of the rounds' tokens per second, as in llama-bench, not tokens / mean time.
+the mean of the rounds' tokens per second, as in llama-bench, not tokens / mean time. `record.schema.json` describes every
+field; what is unknown is null, never zero.
 """
 
 from __future__ import annotations
@@ -11,84 +12,189 @@ import json
 import os
 import statistics
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
+import edgeformer
+from edgeformer import bundle
+from edgeformer.errors import ArtefactError, InputError
 from edgeformer.inspection import costs
-from edgeformer.measure.harness import Settings
+from edgeformer.measure.harness import Run, ShapeResult
+from edgeformer.measure.noise import Noise
+from edgeformer.measure.ranking import ranks
+from edgeformer.measure.roofline import bound
 from edgeformer.measure.row import Row, quantile
+from edgeformer.measure.settings import Settings
+from edgeformer.reference import sample_batch
 from edgeformer.spec import Model, digest
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def records(
-    rows: list[Row],
+    run: Run,
     spec: Model,
     *,
     machine: dict[str, Any],
     name: str,
     settings: Settings,
-    run_id: str,
+    rates: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """The records of a run. Times in ns, rates in tokens (encoders: tokens of the batch) per second."""
+    """The records of a run. Times in ns, rates in tokens (encoders: tokens of the batch) per second.
+
+    rates: what the machine can do, from `measure_rates`.
+    """
     out: list[dict[str, Any]] = []
-    for row in rows:
-        tests = [(row.plan.prompt, 0)] + ([(0, settings.gen)] if spec.task == "text-generation" else [])
-        for n_prompt, n_gen in tests:
-            record = _record(row, spec, machine, name, n_prompt, n_gen)
-            out.append(record | {"run_id": run_id, "seed": settings.seed})
+    for result in run.shapes:
+        places = ranks(result.rows, result.noise)
+        for row in result.rows:
+            tests = [True] + ([False] if result.shape.gen else [])
+            for prefill in tests:
+                record = _record(row, spec, machine, name, prefill, rates or {})
+                record |= _of_the_run(run, result, settings, spec, prefill)
+                out.append(record | {"rank": places.get(id(row)), "twin": row.plan.again})
     return out
 
 
-def _record(row: Row, spec: Model, machine: dict, name: str, n_prompt: int, n_gen: int) -> dict[str, Any]:
-    counted = costs(spec)
-    tokens = (n_prompt or n_gen) * row.plan.batch
-    samples = row.prefill_ns() if n_prompt else [sum(r["decode_ns"]) for r in row.rounds if r["decode_ns"]]
+def _of_the_run(run: Run, result: ShapeResult, settings: Settings, spec: Model, prefill: bool) -> dict[str, Any]:
+    noise: Noise | None = result.prefill_noise if prefill else result.noise
+    ids = sample_batch(spec.vocab, 1, result.shape.depth + result.shape.prompt, settings.seed)
+    return {
+        "run_id": run.run_id,
+        "seed": settings.seed,
+        "prompt_sha256": _sha256(ids.tobytes()),
+        "noise_low": noise and noise.low,
+        "noise_high": noise and noise.high,
+        "run_flags": result.flags,
+        "conditions": result.conditions,
+    }
+
+
+def _sha256(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
+
+
+def artefact_facts(row: Row, spec: Model) -> dict[str, Any]:
+    """Bytes of an artefact's files, what quantized it, and the bytes that its weights take."""
+    counted, plan = costs(spec), row.plan
+    weight_bytes = counted.weight_bytes.get(plan.precision)
+    facts: dict[str, Any] = {"artifact_bytes": None, "quant_scheme": None, "bits_per_weight": None, "target": None}
+    if plan.opens != "checkpoint":
+        try:
+            manifest = bundle.read_manifest(plan.source)
+        except ArtefactError:
+            return facts | {"weight_bytes": weight_bytes}
+        linked = sum(entry["bytes"] for entry in manifest["linked"].values())
+        facts["artifact_bytes"] = sum(manifest["files"].values()) + linked
+        quantization = manifest.get("quantization") or {}
+        facts["quant_scheme"] = quantization.get("method") or quantization.get("format")
+        facts["bits_per_weight"] = quantization.get("bits_per_weight")
+        facts["target"] = manifest["target"]
+        if facts["bits_per_weight"]:
+            weight_bytes = int(counted.parameters * facts["bits_per_weight"] / 8)
+    if facts["bits_per_weight"] is None and weight_bytes is not None:
+        facts["bits_per_weight"] = 8 * weight_bytes / counted.parameters
+    return facts | {"weight_bytes": weight_bytes}
+
+
+def _roofline(
+    row: Row, spec: Model, facts: dict[str, Any], median_ns: float | None, prefill: bool, rates: dict
+) -> dict[str, Any]:
+    device = "cpu" if str(row.facts.get("device", "cpu")).startswith("cpu") else "gpu"
+    found = None
+    if facts["weight_bytes"] and device in rates and row.plan.ranked:
+        found = bound(
+            spec,
+            row.shape,
+            rates[device],
+            weight_bytes=facts["weight_bytes"],
+            kv=row.facts.get("kv") or "fp32",
+            int8=row.plan.compute == "int8",
+            prefill=prefill,
+        )
+    return {
+        "bytes_per_call": found and found.bytes,
+        "flops_per_call": found and found.flops,
+        "bound_ns": found and found.ns,
+        "bound_by": found and found.by,
+        "roofline_frac": found.ns / median_ns if found and median_ns else None,
+    }
+
+
+def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rates: dict[str, Any]) -> dict[str, Any]:
+    counted, plan, shape, first = costs(spec), row.plan, row.shape, row.first or {}
+    n_prompt, n_gen = (shape.prompt, 0) if prefill else (0, shape.gen)
+    clients = shape.concurrency
+    tokens = (n_prompt or n_gen) * shape.batch
+    samples = row.prefill_ns() if prefill else [sum(r["decode_ns"]) // clients for r in row.rounds if r["decode_ns"]]
     many = len(samples) > 1
-    rates = [tokens * 1e9 / ns for ns in samples]
+    per_sample = [tokens * 1e9 / ns for ns in samples]
     steps = row.decode_ns()
-    plan, first = row.plan, row.first or {}
+    medians = row.prefill_medians_ns() if prefill else row.decode_medians_ns()
+    median_ns = statistics.median(medians) if medians else None
+    worst = [c for c in row.checks if c.get("max_abs") is not None]
+    facts = artefact_facts(row, spec)
+    joules = row.energy.get("energy_j_prefill" if prefill else "energy_j_decode")
     return {
         # llama-bench's columns
-        "build_commit": next(iter(row.versions.values()), None),  # the runtime's version: most have no commit to name
+        "build_commit": next(iter(row.versions.values()), ""),  # the runtime's version: most have no commit to name
         "build_number": 0,
         "cpu_info": machine["cpu_info"],
-        "gpu_info": "",
-        "backends": plan.runtime,
+        "gpu_info": machine.get("gpu_info") or "",
+        "backends": row.facts.get("provider") or plan.runtime,
         "model_filename": plan.source,
         "model_type": f"{name} {plan.precision}",
-        "model_size": counted.weight_bytes.get(plan.precision),
+        "model_size": facts["weight_bytes"],
         "model_n_params": counted.parameters,
-        "n_batch": row.plan.batch,
+        "n_batch": shape.batch,
         "n_threads": row.threads,
-        "n_gpu_layers": 0,
+        "type_k": row.facts.get("kv"),
+        "type_v": row.facts.get("kv"),
+        "n_gpu_layers": row.facts.get("gpu_layers", 0),
         "main_gpu": 0,
         "tensor_split": "",
         "n_prompt": n_prompt,
         "n_gen": n_gen,
-        "n_depth": row.plan.prompt if n_gen else 0,
+        "n_depth": shape.depth if prefill else shape.depth + shape.prompt,
         "test_time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "avg_ns": round(statistics.mean(samples)) if samples else None,
         "stddev_ns": round(statistics.stdev(samples)) if many else None,
-        "avg_ts": statistics.mean(rates) if rates else None,
-        "stddev_ts": statistics.stdev(rates) if many else None,
+        "avg_ts": statistics.mean(per_sample) if per_sample else None,
+        "stddev_ts": statistics.stdev(per_sample) if many else None,
         "samples_ns": samples,
-        "samples_ts": rates,
+        "samples_ts": per_sample,
         # ours
         "schema_version": SCHEMA_VERSION,
         "suite": "edgeformer",
+        "suite_version": edgeformer.__version__,
+        "model": name,
         "runtime": plan.runtime,
+        "label": plan.label,
         "runtime_versions": row.versions,
         "weights_digest": row.facts.get("weights_digest"),
         "facts": {k: v for k, v in row.facts.items() if k != "weights_digest"},
         "precision": plan.precision,
+        "act_dtype": plan.compute,
+        "kv_dtype": row.facts.get("kv"),
+        "ctx_capacity": shape.capacity,
+        "batch": shape.batch,
+        "concurrency": clients,
+        "prompt": shape.prompt,
+        "gen": shape.gen,
+        "depth": shape.depth,
         "task": spec.task,
         "spec_digest": digest(spec),
+        **facts,
         "status": row.status,
         "error": row.error,
-        "median_ts": statistics.median(rates) if rates else None,
+        "median_ns": median_ns,
+        "median_ts": statistics.median(per_sample) if per_sample else None,
+        "round_medians_ns": medians,
         "step_samples_ns": [r["decode_ns"] for r in row.rounds] if n_gen else None,
+        "round_wall_ns": [r["wall_ns"] for r in row.rounds] if clients > 1 else None,
         "itl_ms_p50": quantile(steps, 0.5) / 1e6 if n_gen and steps else None,
         "itl_ms_p90": quantile(steps, 0.9) / 1e6 if n_gen and steps else None,
         "itl_ms_p99": quantile(steps, 0.99) / 1e6 if n_gen and steps else None,
@@ -97,22 +203,66 @@ def _record(row: Row, spec: Model, machine: dict, name: str, n_prompt: int, n_ge
         "load_ms": row.load_s and row.load_s * 1e3,
         "first_round": row.first,
         "discarded_rounds": row.discarded,
+        "settled": row.settled,
         "cpu_ns": [r["cpu_ns"] for r in row.rounds],
         "cpu_per_wall": row.cpu_per_wall(),
-        "peak_rss_bytes": row.peak_rss_bytes,
-        "rss_source": row.rss_source,
+        "peak_rss_bytes": row.memory.get("peak_rss_bytes"),
+        "rss_source": row.memory.get("rss_source"),
+        "peak_footprint_bytes": row.memory.get("peak_footprint_bytes"),
+        "peak_gpu_bytes": row.memory.get("peak_gpu_bytes"),
+        "weights_mmap": row.facts.get("weights_mmap"),
+        "energy_j": joules,
+        "energy_j_per_token": joules / tokens if joules is not None else None,
+        "energy_source": row.energy.get("energy_source"),
+        "idle_w": row.energy.get("idle_w"),
+        **_roofline(row, spec, facts, median_ns, prefill, rates),
+        "blocks": row.blocks.get("prefill" if prefill else "decode"),
+        "rates": rates or None,
+        "flags": row.flags,
         "parity_reference": row.reference,
         "parity_verdict": row.verdict,
+        "parity_max_abs": max((c["max_abs"] for c in worst), default=None),
+        "parity_kl_mean": max((c["kl_mean"] for c in worst if c.get("kl_mean") is not None), default=None),
         "parity_checks": row.checks,
-        **{f"machine_{k}": v for k, v in machine.items() if k != "cpu_info"},
+        **{f"machine_{k}": v for k, v in machine.items() if k not in ("cpu_info", "gpu_info")},
     }
 
 
 def write_jsonl(records: list[dict[str, Any]], file: str | os.PathLike | None) -> None:
-    """Append records to a JSONL file in one write; None is stdout."""
+    """Put a run's records into a JSONL file, in the place of those of the same run, after all others; None is stdout.
+
+    The file is replaced in one step: it never holds half of a run.
+
+    Raises:
+        InputError: it can't be written; what was there before is still there.
+    """
     text = "".join(json.dumps(r) + "\n" for r in records)
     if file is None:
         sys.stdout.write(text)
         return
-    with Path(file).open("a", encoding="utf-8") as f:
-        f.write(text)
+    path = Path(file)
+    ours = {r["run_id"] for r in records}
+    try:
+        if path.exists() and not path.is_file():  # a pipe or a device
+            with path.open("a", encoding="utf-8") as stream:
+                stream.write(text)
+            return
+        before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        kept = "".join(line + "\n" for line in before if line.strip() and _run_id(line) not in ours)
+        handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as stream:
+                stream.write(kept + text)
+            os.chmod(partial, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+            os.replace(partial, path)
+        finally:
+            Path(partial).unlink(missing_ok=True)
+    except OSError as e:
+        raise InputError(f"can't write records to {file}: {e.strerror}. Nothing that was there is lost") from e
+
+
+def _run_id(line: str) -> str | None:
+    try:
+        return json.loads(line).get("run_id")
+    except (ValueError, AttributeError):
+        return None  # not ours: it stays

@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
-from edgeformer.measure.row import Row, quantile
+from edgeformer.measure.harness import Run
+from edgeformer.measure.ranking import ranks, speed
+from edgeformer.measure.row import Row, Shape, quantile
 
 MEASURED = {
-    "text-generation": ("prompt", "prefill tok/s", "decode tok/s", "ITL ms p50/p90", "TTFT ms"),
-    "feature-extraction": ("batch × tokens", "tokens/s", "latency ms p50/p90", "first call ms"),
+    "text-generation": ("shape", "prefill tok/s", "decode tok/s", "ITL ms p50/p90", "TTFT ms"),
+    "feature-extraction": ("shape", "tokens/s", "latency ms p50/p90", "first call ms"),
 }
 COMMON = ("load s", "peak MB", "CPU/wall")
 
@@ -22,45 +24,57 @@ def _spread(rates: list[float], digits: int = 1) -> str:
     return f"{statistics.median(rates):.{digits}f} ± {half:.{digits}f}"
 
 
-def shape(row: Row, task: str) -> str:
-    """What the row was given."""
-    return str(row.plan.prompt) if task == "text-generation" else f"{row.plan.batch} × {row.plan.prompt}"
+def shape_text(shape: Shape, task: str) -> str:
+    """What rows were given: `128+64`, `128+64 @512 ×8`, `8 × 128` for an encoder."""
+    if task != "text-generation":
+        return f"{shape.batch} × {shape.prompt}"
+    text = f"{shape.prompt}+{shape.gen}"
+    text += f" @{shape.depth}" if shape.depth else ""
+    text += f" ×{shape.batch}" if shape.batch > 1 else ""
+    return text + (f", {shape.concurrency} clients" if shape.concurrency > 1 else "")
 
 
 def cells(row: Row, task: str) -> list[str]:
     """The measured columns of a row."""
+    shape = row.shape
     if not row.rounds:
-        return [shape(row, task), *["-"] * (len(MEASURED[task]) - 1 + len(COMMON))]
-    common = [f"{row.load_s or 0:.2f}", f"{(row.peak_rss_bytes or 0) / 1e6:.0f}", f"{row.cpu_per_wall() or 0:.2f}"]
-    prefill = [row.plan.prompt * row.plan.batch * 1e9 / ns for ns in row.prefill_ns()]
+        return [shape_text(shape, task), *["-"] * (len(MEASURED[task]) - 1 + len(COMMON))]
+    peak, cpus = row.memory.get("peak_rss_bytes"), row.cpu_per_wall()
+    served = cpus is None  # by another process
+    common = [
+        f"{row.load_s or 0:.2f}",
+        "-" if served or peak is None else f"{peak / 1e6:.0f}",
+        "-" if cpus is None else f"{cpus:.2f}",
+    ]
+    prefill = [shape.prompt * shape.batch * 1e9 / ns for ns in row.prefill_ns()]
     if task != "text-generation":
         p50, p90 = (quantile(row.prefill_ns(), q) / 1e6 for q in (0.5, 0.9))
         first = row.first["prefill_ns"][0] / 1e6 if row.first else 0.0
-        return [shape(row, task), _spread(prefill, 0), f"{p50:.2f} / {p90:.2f}", f"{first:.1f}", *common]
+        return [shape_text(shape, task), _spread(prefill, 0), f"{p50:.2f} / {p90:.2f}", f"{first:.1f}", *common]
     steps = row.decode_ns()
     itl = f"{quantile(steps, 0.5) / 1e6:.2f} / {quantile(steps, 0.9) / 1e6:.2f}" if steps else "-"
-    decode = [1e9 / ns for ns in row.decode_medians_ns()]
+    decode = [shape.batch * 1e9 / ns for ns in row.decode_medians_ns()]
     ttft = f"{statistics.median(row.prefill_ns()) / 1e6:.1f}"
-    return [shape(row, task), _spread(prefill, 0), _spread(decode) if decode else "-", itl, ttft, *common]
+    return [shape_text(shape, task), _spread(prefill, 0), _spread(decode) if decode else "-", itl, ttft, *common]
 
 
-def speed(row: Row) -> float:
-    """What rows are ranked by: the median decode step, or prefill where nothing was generated; less is better."""
-    return statistics.median(row.decode_medians_ns() or row.prefill_ns())
-
-
-def ordered(rows: list[Row]) -> tuple[list[tuple[int, Row]], list[Row]]:
-    """Verified rows with their rank, shape by shape, the fastest first; and the others."""
-    verified: list[tuple[int, Row]] = []
-    shapes = dict.fromkeys((r.plan.batch, r.plan.prompt) for r in rows)
-    for batch, prompt in shapes:
-        same = [r for r in rows if (r.plan.batch, r.plan.prompt) == (batch, prompt) and r.verified and r.rounds]
-        verified += enumerate(sorted(same, key=speed), 1)
-    return verified, [r for r in rows if not (r.verified and r.rounds)]
+def ordered(run: Run) -> tuple[list[tuple[str, Row]], list[Row]]:
+    """Ranked rows with their place (`2=` is a tie), shape by shape, the fastest first; and the others."""
+    ranked: list[tuple[str, Row]] = []
+    for result in run.shapes:
+        places = ranks(result.rows, result.noise)
+        taken = list(places.values())
+        same = sorted((r for r in result.rows if id(r) in places), key=speed)
+        ranked += [(f"{places[id(r)]}{'=' if taken.count(places[id(r)]) > 1 else ''}", r) for r in same]
+    return ranked, [r for r in run.rows if not r.ranked]
 
 
 def explanation(row: Row) -> str:
-    """Why a row is not ranked, in a few words; the worst difference for one that is."""
+    """Why a row is not ranked, in a few words; the worst difference for one that is. Then what speaks against it."""
+    return "; ".join([_explained(row), *row.flags])
+
+
+def _explained(row: Row) -> str:
     if row.error:
         return row.error.splitlines()[0]
     if not row.plan.ranked:
@@ -69,40 +83,55 @@ def explanation(row: Row) -> str:
         return "interrupted before its check" if row.reference else "no reference: give --against MODEL"
     bad = [c for c in row.checks if c["verdict"] in ("fail", "unchecked")]
     if row.verified or not bad:
-        worst = max((c["max_abs"] for c in row.checks if c.get("max_abs") is not None), default=0.0)
+        twin = "run twice, to tell noise; " if row.plan.again else ""
+        worst = max((c["max_abs"] for c in row.checks if c.get("max_abs") is not None), default=None)
+        same = "same tokens" if worst is None else f"max |difference| {worst:.1e}"
         remark = "; prefill gives all positions' logits" if row.facts.get("prefill_logits") == "all" else ""
-        return f"max |difference| {worst:.1e}{remark}"
+        return f"{twin}{same}{remark}"
     check = bad[0]
     difference = f", max |difference| {check['max_abs']:.1e}" if check.get("max_abs") is not None else ""
     return f"{check['name']}: {check['verdict']}{difference} {check.get('note') or ''}".strip()
 
 
-def lines(rows: list[Row], task: str) -> tuple[list[str], list[list[str]]]:
+def lines(run: Run, task: str) -> tuple[list[str], list[list[str]]]:
     """Header and body cells of the whole table."""
     header = ["", "runtime", "precision", *MEASURED[task], *COMMON, "verdict", "evidence"]
-    verified, rest = ordered(rows)
+    verified, rest = ordered(run)
     body = []
-    for rank, row in [*verified, *((0, r) for r in rest)]:
+    for rank, row in [*verified, *(("-", r) for r in rest)]:
         verdict = row.verdict if row.status == "ok" else row.status
         if row.status == "ok" and not row.plan.ranked:
             verdict = "not a model"
-        start = [str(rank or "-"), row.plan.label, row.plan.precision]
+        start = [rank, row.plan.label, row.plan.precision]
         body.append([*start, *cells(row, task), verdict, explanation(row)])
     return header, body
 
 
-def markdown(rows: list[Row], task: str) -> str:
+def remarks(run: Run, task: str) -> list[str]:
+    """What to know about the numbers: the noise of every shape, and what speaks against them."""
+    said = []
+    for result in run.shapes:
+        what = shape_text(result.shape, task)
+        if result.noise is not None and not result.noise.noisy:
+            said.append(
+                f"{what}: the same row twice differs by {result.noise.text()} (95 %); rows closer than that tie"
+            )
+        said += [f"{what}: {flag}" for flag in result.flags]
+    return said + run.notes
+
+
+def markdown(run: Run, task: str) -> str:
     """A Markdown table."""
-    header, body = lines(rows, task)
+    header, body = lines(run, task)
     rule = ["---"] * len(header)
     return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in [header, rule, *body])
 
 
-def rich_table(rows: list[Row], task: str, title: str) -> Any:
+def rich_table(run: Run, task: str, title: str) -> Any:
     """A table for the terminal."""
     from rich.table import Table
 
-    header, body = lines(rows, task)
+    header, body = lines(run, task)
     table = Table(title=title, title_justify="left")
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i in (1, 2) or i >= len(header) - 2 else "right", overflow="fold")

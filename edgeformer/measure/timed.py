@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
 from edgeformer.runtimes._protocol import Session
 
-MAX_WARMUP, STEADY = 4, 0.05
+MAX_WARMUP, STEADY, STEADY_ROUNDS = 10, 0.05, 3
+WARMUP_S = 60.0
+"""Rounds that are this long in all are enough to warm up with, steady or not."""
 ENCODER_CALLS = 8
 
 
@@ -18,59 +22,88 @@ ENCODER_CALLS = 8
 class Round:
     """Samples of one round in nanoseconds: one prefill and `gen` decode steps, or several calls of an encoder.
 
-    `cpu_ns` is the process's CPU time over the same spans: CPU / wall tells how many threads really worked.
+    `cpu_ns` is the process's CPU time over the same spans: CPU / wall tells how many threads really worked; None where another
+    process does the work. `tokens` [batch][gen] are those that were chosen. Of a server, `prefill_ns` are the clients' times to
+    the first token, and `wall_ns` is from the first request to the last token.
     """
 
     prefill_ns: list[int] = field(default_factory=list)
     decode_ns: list[int] = field(default_factory=list)
-    cpu_ns: int = 0
-    tokens: list[int] = field(default_factory=list)
+    cpu_ns: int | None = 0
+    tokens: list[list[int]] = field(default_factory=list)
+    wall_ns: int | None = None
 
-    def wall_ns(self) -> int:
+    def timed_ns(self) -> int:
         """All timed spans."""
         return sum(self.prefill_ns) + sum(self.decode_ns)
 
 
-def decoder_round(session: Session, prompt: np.ndarray, gen: int) -> Round:
-    """Prefill `prompt` int64 [1, P], then `gen` greedy steps. Choosing the token lies outside the timed spans."""
+def decoder_round(session: Session, prompt: np.ndarray, gen: int, depth: int = 0) -> Round:
+    """Prefill `prompt` int64 [B, depth + P], of which the first `depth` are not timed, then `gen` greedy steps.
+
+    Choosing the token lies outside the timed spans. A session whose work is done elsewhere tells the time itself (`took_ns`).
+    """
     clock, cpu, out = time.perf_counter_ns, time.process_time_ns, Round()
     session.reset()
+    if depth:
+        session.forward(prompt[:, :depth])
+    asked = np.ascontiguousarray(prompt[:, depth:])
     c0, t0 = cpu(), clock()
-    logits = session.forward(prompt)
+    logits = session.forward(asked)
     t1, c1 = clock(), cpu()
-    out.prefill_ns.append(t1 - t0)
-    out.cpu_ns = c1 - c0
-    step = np.zeros((1, 1), np.int64)
+    out.prefill_ns.append(t1 - t0 if session.took_ns is None else session.took_ns)
+    used = c1 - c0
+    step = np.zeros((len(prompt), 1), np.int64)
+    chosen = []
     for _ in range(gen):
-        token = int(logits[0].argmax())
-        out.tokens.append(token)
-        step[0, 0] = token
+        tokens = logits.argmax(-1)
+        chosen.append(tokens)
+        step[:, 0] = tokens
         c0, t0 = cpu(), clock()
         logits = session.forward(step)
         t1, c1 = clock(), cpu()
-        out.decode_ns.append(t1 - t0)
-        out.cpu_ns += c1 - c0
+        out.decode_ns.append(t1 - t0 if session.took_ns is None else session.took_ns)
+        used += c1 - c0
+    out.cpu_ns = used if session.took_ns is None else None
+    out.tokens = np.stack(chosen, 1).tolist() if chosen else [[] for _ in prompt]
     return out
 
 
 def encoder_round(session: Session, inputs: dict[str, np.ndarray]) -> Round:
     """Several calls of an encoder on a batch."""
-    clock, cpu, out = time.perf_counter_ns, time.process_time_ns, Round()
+    clock, cpu, out, used = time.perf_counter_ns, time.process_time_ns, Round(), 0
     for _ in range(ENCODER_CALLS):
         c0, t0 = cpu(), clock()
         session.encode(inputs)
         t1, c1 = clock(), cpu()
-        out.prefill_ns.append(t1 - t0)
-        out.cpu_ns += c1 - c0
+        out.prefill_ns.append(t1 - t0 if session.took_ns is None else session.took_ns)
+        used += c1 - c0
+    out.cpu_ns = used if session.took_ns is None else None
     return out
 
 
-def warm_up(run: Callable[[], Round]) -> list[Round]:
-    """Rounds to discard: until two in a row differ by less than 5 %, at most four. They are kept in the record."""
-    rounds = [run()]
-    while len(rounds) < MAX_WARMUP:
+def served_round(session: Session, prompts: list[list[int]], gen: int) -> Round:
+    """One request of every client at once: times to the first token, and times between tokens, as the clients see them."""
+    clock = time.perf_counter_ns
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        t0 = clock()
+        answers = list(pool.map(lambda prompt: session.serve(prompt, gen), prompts))
+        wall = clock() - t0
+    out = Round(cpu_ns=None, wall_ns=wall)
+    for answer in answers:
+        arrivals = answer.arrivals_ns
+        out.prefill_ns.append(arrivals[0] - answer.asked_ns)
+        out.decode_ns += [b - a for a, b in pairwise(arrivals)]
+    return out
+
+
+def warm_up(run: Callable[[], Round]) -> tuple[list[Round], bool]:
+    """Rounds to discard, until three in a row are within 5 % of each other: at most ten, or a minute of them. They are kept in
+    the record. And whether they settled."""
+    rounds: list[Round] = []
+    while len(rounds) < MAX_WARMUP and sum(r.timed_ns() for r in rounds) < WARMUP_S * 1e9:
         rounds.append(run())
-        before, now = (r.wall_ns() for r in rounds[-2:])
-        if abs(now - before) <= STEADY * before:
-            break
-    return rounds
+        last = [r.timed_ns() for r in rounds[-STEADY_ROUNDS:]]
+        if len(last) == STEADY_ROUNDS and max(last) - min(last) <= STEADY * min(last):
+            return rounds, True
+    return rounds, False

@@ -18,8 +18,12 @@ import numpy as np
 from edgeformer import bundle, parity
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import EdgeformerError
-from edgeformer.measure.machine import peak_memory
-from edgeformer.measure.timed import Round, decoder_round, encoder_round, warm_up
+from edgeformer.measure import energy
+from edgeformer.measure.blocks import profiled
+from edgeformer.measure.memory import peak_memory
+from edgeformer.measure.roofline import measure_rates
+from edgeformer.measure.timed import Round, decoder_round, encoder_round, served_round, warm_up
+from edgeformer.reference import Reference, continuation, reference_runtime
 from edgeformer.runtimes._protocol import Options, Session, require
 from edgeformer.weight_checks import check_weights
 
@@ -44,6 +48,10 @@ class Worker:
         facts = {"weights_digest": digest, **self.session.facts()}
         return {"load_s": seconds, "versions": made.versions(), "facts": facts}
 
+    def rates(self, threads: int, sizes: list[int]) -> dict[str, Any]:
+        """What this machine can do at most."""
+        return measure_rates(threads, sizes)
+
     def reference(
         self,
         source: str,
@@ -51,9 +59,9 @@ class Worker:
         precision: str,
         threads: int,
         file: str,
-        prompt: list[int],
+        prompt: list[list[int]],
         gen: int,
-        batch: int,
+        depth: int = 0,
         original: str | None = None,
         original_options: dict | None = None,
     ) -> dict[str, Any]:
@@ -65,13 +73,14 @@ class Worker:
         weights = None
         if original is not None:
             weights = asdict(check_weights(loaded, load(original, **(original_options or {}))))
+        ids = np.array(prompt, np.int64)
         if loaded.spec.task == "text-generation":
-            made = parity.continuation(loaded, np.array(prompt, np.int64), gen, precision=precision, threads=threads)
+            made = continuation(loaded, ids, gen, precision=precision, threads=threads, depth=depth)
             arrays = {k: v for k, v in vars(made).items() if k != "runtime" and v is not None}
             name = made.runtime
         else:
-            name = parity.reference_runtime()
-            inputs = parity.encoder_inputs(loaded.spec, len(prompt), rows=max(batch, 3))
+            name = reference_runtime()
+            inputs = parity.encoder_inputs(loaded.spec, ids.shape[1], rows=max(len(ids), 3))
             session = require(name)[0].open(loaded, Options(threads=threads, precision=precision))
             arrays = {f"in.{k}": v for k, v in inputs.items()} | session.encode(inputs)
         np.savez(file, **arrays)  # type: ignore[arg-type]
@@ -84,34 +93,44 @@ class Worker:
         compute = self.session.compute or compute
         if "logits" in arrays:
             fields: dict[str, Any] = {k: v if v.ndim else int(v) for k, v in arrays.items()}
-            made = parity.Reference(reference, **fields)
-            checks = parity.check_decoder(self.session, made, compute)
+            made = Reference(reference, **fields)
+            checks = parity.check_server if self.session.served else parity.check_decoder
+            found = checks(self.session, made, compute)
         else:
             inputs = {k[3:]: v for k, v in arrays.items() if k.startswith("in.")}
             expected = {k: v for k, v in arrays.items() if not k.startswith("in.")}
-            checks = parity.check_encoder(self.session, inputs, expected, compute)
-        return {"verdict": parity.overall(checks), "checks": [asdict(c) for c in checks]}
+            found = parity.check_encoder(self.session, inputs, expected, compute)
+        return {"verdict": parity.overall(found), "checks": [asdict(c) for c in found]}
 
-    def _run(self, prompt: list[int], gen: int, batch: int) -> Round:
+    def _run(self, prompt: list[list[int]], gen: int, depth: int = 0) -> Round:
+        if self.session.served:
+            return served_round(self.session, prompt, gen)
         ids = np.array(prompt, np.int64)
         if self.session.spec.task == "text-generation":
-            return decoder_round(self.session, ids[None], gen)
-        tiled = np.tile(ids, (batch, 1))
-        inputs = {"input_ids": tiled, "attention_mask": np.ones_like(tiled), "token_type_ids": np.zeros_like(tiled)}
+            return decoder_round(self.session, ids, gen, depth)
+        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         return encoder_round(self.session, inputs)
 
     def warmup(self, **request: Any) -> dict[str, Any]:
-        """Rounds to discard."""
-        return {"rounds": [asdict(r) for r in warm_up(lambda: self._run(**request))]}
+        """Rounds to discard, and whether they settled."""
+        rounds, settled = warm_up(lambda: self._run(**request))
+        return {"rounds": [asdict(r) for r in rounds], "settled": settled}
 
     def round(self, **request: Any) -> dict[str, Any]:
         """One round; the first one of a process is what a cold start costs."""
         return asdict(self._run(**request))
 
     def memory(self) -> dict[str, Any]:
-        """Peak resident bytes so far."""
-        peak, source = peak_memory()
-        return {"peak_rss_bytes": peak, "rss_source": source}
+        """Peak bytes so far: resident, and on the accelerator where the runtime counts them."""
+        return peak_memory() | {"peak_gpu_bytes": self.session.peak_gpu_bytes()}
+
+    def blocks(self, **request: Any) -> dict[str, Any]:
+        """Where the time of a prefill and of a decode step goes, by kind of block."""
+        return profiled(self.session, np.array(request["prompt"], np.int64), request["depth"])
+
+    def energy(self, window_s: float, **request: Any) -> dict[str, Any]:
+        """Energy per prefill and per decode step, by the machine's own counter."""
+        return energy.of_rounds(lambda: self._run(**{**request, "gen": 0}), lambda: self._run(**request), window_s)
 
 
 def main() -> None:

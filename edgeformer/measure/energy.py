@@ -1,0 +1,68 @@
+"""Energy by a counter that the machine has: one file per counter in `meters/`. Where there is none, it is None, never zero.
+
+A counter is read before and after many rounds in a row, since most change once a millisecond at best. What the machine draws
+at rest is measured first and stored, not subtracted: which part of it a row is to be charged with is the reader's choice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from edgeformer import discover
+from edgeformer.measure.timed import Round
+
+PACKAGE = "edgeformer.measure.meters"
+IDLE_S = 2.0
+
+
+class Meter(Protocol):
+    """A counter of energy."""
+
+    source: str
+
+    def joules(self) -> float:
+        """Energy since some moment."""
+        ...
+
+
+def find_meter() -> Meter | None:
+    """The first counter that answers here."""
+    for name in discover.names(PACKAGE):
+        module = discover.find(PACKAGE, name)
+        meter = module.open_meter() if module is not None else None
+        if meter is not None:
+            return meter
+    return None
+
+
+def of_rounds(
+    prefill: Callable[[], Round], whole: Callable[[], Round], window_s: float, meter: Meter | None = None
+) -> dict[str, Any]:
+    """Joules of one prefill and of one round's decode steps, and what the machine draws at rest, in watts.
+
+    Prefills run alone for a window, then whole rounds for another; decode is what whole rounds take more.
+
+    Returns:
+        `energy_source` None where there is no counter, and then nothing but None.
+    """
+    meter = meter or find_meter()
+    if meter is None:
+        return dict.fromkeys(("energy_source", "energy_j_prefill", "energy_j_decode", "idle_w"))
+    e0, t0 = meter.joules(), time.perf_counter()
+    time.sleep(IDLE_S)
+    idle = (meter.joules() - e0) / (time.perf_counter() - t0)
+    first, decoded = _joules_each(prefill, window_s, meter), None
+    last = whole()
+    if last.decode_ns:
+        decoded = _joules_each(whole, window_s, meter) - first
+    return {"energy_source": meter.source, "energy_j_prefill": first, "energy_j_decode": decoded, "idle_w": idle}
+
+
+def _joules_each(run: Callable[[], Round], window_s: float, meter: Meter) -> float:
+    e0, t0, count = meter.joules(), time.perf_counter(), 0
+    while not count or time.perf_counter() - t0 < window_s:
+        run()
+        count += 1
+    return (meter.joules() - e0) / count

@@ -1,0 +1,124 @@
+"""What a run has measured so far, on disk: a line per event, so that a run that was killed can go on.
+
+The journal of a run lies in the user's cache folder under a key made of everything that the run's numbers depend on: what is
+run, how, and with which versions. A line that was cut off in the middle of writing is ignored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from edgeformer.cache import cache_folder
+from edgeformer.errors import InputError
+from edgeformer.measure.row import Plan, Row
+from edgeformer.measure.settings import Settings
+
+KEPT = (
+    "status", "error", "verdict", "checks", "reference", "load_s", "first", "discarded", "settled", "memory", "energy", "blocks",
+    "versions", "facts", "flags", "processes",
+)  # fmt: skip
+"""The fields of a row that an event `row` holds; rounds are events of their own."""
+
+
+def key_of(plans: list[Plan], settings: Settings, identity: dict[str, Any]) -> str:
+    """Sixteen hex digits over what is run and how. identity: digests of the models and versions of what runs them."""
+    told = {"plans": [asdict(p) for p in plans], "settings": asdict(settings), **identity}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Journal:
+    """Events of one run. `run_id` names it in its records, also after it was resumed."""
+
+    def __init__(self, file: Path, run_id: str, events: list[dict[str, Any]]):
+        self.file, self.run_id, self.events = file, run_id, events
+        self._open = None
+
+    @classmethod
+    def begin(cls, key: str, *, resume: bool) -> tuple[Journal, str | None]:
+        """The journal of a run, new or gone on with; and a remark.
+
+        Raises:
+            InputError: there is nothing to resume, or the cache folder can't be written.
+        """
+        file = cache_folder("runs") / f"{key}.jsonl"
+        found = list(_events(file)) if file.exists() else []
+        unfinished = bool(found) and found[0].get("event") == "run"
+        if resume:
+            if not unfinished:
+                raise InputError(
+                    "there is no unfinished run of this: --resume goes on with one of the same sources, runtimes, settings and"
+                    " versions. Run it without --resume"
+                )
+            return cls(file, found[0]["run_id"], found[1:]), None
+        remark = (
+            "an unfinished run of the same was put aside; --resume would have gone on with it" if unfinished else None
+        )
+        made = cls(file, uuid.uuid4().hex, [])
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(json.dumps({"event": "run", "run_id": made.run_id}) + "\n")
+        except OSError as e:
+            raise InputError(f"can't write {file}: {e.strerror}. Free some space, or set EDGEFORMER_CACHE") from e
+        return made, remark
+
+    def add(self, event: str, at: tuple[int, int], **data: Any) -> None:
+        """Append an event of a row (its shape's number, its own), and have it on disk.
+
+        Raises:
+            OSError: the disk is full, for one.
+        """
+        if self._open is None:
+            self._mend()
+            self._open = self.file.open("a", encoding="utf-8")
+        self._open.write(json.dumps({"event": event, "at": at, **data}) + "\n")
+        self._open.flush()
+        os.fsync(self._open.fileno())
+
+    def _mend(self) -> None:
+        """Cut off a last line that was not written to its end."""
+        data = self.file.read_bytes()
+        if data and not data.endswith(b"\n"):
+            self.file.write_bytes(data[: data.rfind(b"\n") + 1])
+
+    def save(self, at: tuple[int, int], row: Row) -> None:
+        """All of a row but its rounds."""
+        self.add("row", at, row={name: getattr(row, name) for name in KEPT})
+
+    def restore(self, at: tuple[int, int], row: Row) -> None:
+        """What was known about a row, put into it."""
+        for event in self.events:
+            if tuple(event["at"]) != at:
+                continue
+            if event["event"] == "row":
+                for name in KEPT:
+                    setattr(row, name, event["row"][name])
+            elif event["event"] == "round":
+                row.rounds.append(event["round"])
+
+    def finished(self, shape: int) -> dict[str, Any] | None:
+        """What was said when a shape was measured to its end, or None if it was not."""
+        ends = [e for e in self.events if e["event"] == "shape" and e["at"][0] == shape]
+        return ends[-1]["conditions"] if ends else None
+
+    def close(self, *, finished: bool) -> None:
+        """The run is over: a finished one needs its journal no more."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+        if finished:
+            self.file.unlink(missing_ok=True)
+
+
+def _events(file: Path) -> Iterator[dict[str, Any]]:
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return  # cut off

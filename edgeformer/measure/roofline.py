@@ -1,0 +1,87 @@
+"""How close a row comes to what the machine can do (Williams, Waterman, Patterson 2009), by rates measured in the same run.
+
+Bytes and operations are counted from the spec: weights that a step multiplies with are read once, cached keys and values of
+every position are read once, activations count nothing. A step can't be faster than bytes / bandwidth, nor than operations /
+rate; the bound is the larger, and a row's fraction is bound / time. Bandwidth is that of a buffer as large as the weights: a
+model that fits into a cache is compared with the cache.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgeformer import discover
+from edgeformer.inspection import attention_flops, costs, multiplied
+from edgeformer.measure.row import Shape
+from edgeformer.spec import Model
+
+PACKAGE = "edgeformer.measure.probes"
+LARGE = 512_000_000
+CACHE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+
+
+def measure_rates(threads: int, sizes: list[int]) -> dict[str, Any]:
+    """Every device's rates, by the device's name; see the probes. Beside the sizes asked for, of a buffer no cache holds."""
+    wanted = sorted({*sizes, LARGE})
+    found = {}
+    for name in discover.names(PACKAGE):
+        module = discover.find(PACKAGE, name)
+        made = module.rates(threads, wanted) if module is not None else None
+        if made is not None:
+            found[name] = made
+    return found
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A prefill or a decode step: bytes read, operations, the least time in ns, and which of the two it is bound by."""
+
+    bytes: int
+    flops: int
+    ns: float
+    by: str
+
+
+def bound(
+    spec: Model, shape: Shape, rates: dict[str, Any], *, weight_bytes: int, kv: str, int8: bool, prefill: bool
+) -> Bound | None:
+    """The least time of a row's prefill, or of its decode step with half of the tokens generated; None without rates.
+
+    Args:
+        spec: the model.
+        shape: what the row ran.
+        rates: one device's.
+        weight_bytes: bytes that all weights take in this precision.
+        kv: what the cache holds: fp32, fp16, bf16, int8.
+        int8: whether products are of int8 values.
+        prefill: of the prefill, not of a decode step.
+    """
+    rate = (rates.get("int8_ops") if int8 else None) or rates.get("fp32_flops")
+    if not rates.get("bandwidth") or not rate:
+        return None
+    counted = costs(spec, cache_bytes=CACHE_BYTES.get(kv, 4))
+    used = multiplied(spec)
+    read = int(weight_bytes * used / counted.parameters)
+    new = shape.prompt if prefill else 1
+    before = shape.depth if prefill else shape.depth + shape.prompt + shape.gen // 2
+    seen = before + (new + 1) // 2
+    moved = read + shape.batch * counted.kv_bytes_per_token * (before + new)
+    flops = shape.batch * new * (counted.flops_per_token + attention_flops(spec, seen))
+    if prefill and spec.task == "text-generation":  # the head sees the last position alone
+        flops -= shape.batch * (new - 1) * 2 * head_parameters(spec)
+    by_bytes = moved / _bandwidth(rates["bandwidth"], read) * 1e9
+    by_flops = flops / rate * 1e9
+    return Bound(moved, flops, max(by_bytes, by_flops), "bandwidth" if by_bytes >= by_flops else "arithmetic")
+
+
+def head_parameters(spec: Model) -> int:
+    """Weights of the map to logits."""
+    vocab, width = getattr(spec, "vocab", 0), getattr(spec, "width", 0)
+    return vocab * width
+
+
+def _bandwidth(measured: list[list[float]], size: int) -> float:
+    """Of the smallest buffer measured that is at least this large, else of the largest."""
+    fitting = [rate for at, rate in sorted(measured) if at >= size]
+    return fitting[0] if fitting else sorted(measured)[-1][1]

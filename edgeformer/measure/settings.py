@@ -1,0 +1,43 @@
+"""What a run asks of every row, and the shapes that it sweeps over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from edgeformer.measure.row import Shape
+from edgeformer.spec import Model
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What every row runs: `gens` decode steps after its prompt, `rounds` times, with `threads` threads.
+
+    Every combination of `prompts`, `gens` and `depths` (tokens), `batches` (sequences) and, for servers, `concurrency`
+    (clients) makes a row. `limit_s` is what a row of one shape may take in all. `twice`: run one row twice, to tell noise from
+    difference. `idle_power`: measure what the machine draws at rest, where it has a counter. `profile`: say where time goes.
+    """
+
+    prompts: tuple[int, ...] = (128,)
+    gens: tuple[int, ...] = (64,)
+    rounds: int = 5
+    threads: int = 1
+    batches: tuple[int, ...] = (1,)
+    depths: tuple[int, ...] = (0,)
+    concurrency: tuple[int, ...] = (1,)
+    seed: int = 0
+    limit_s: float = 900.0
+    twice: bool = True
+    profile: bool = False
+    energy: bool = True
+
+    def shapes(self, spec: Model) -> list[Shape]:
+        """Every combination; encoders generate nothing and have no depth."""
+        if spec.task != "text-generation":
+            return [Shape(prompt, 0, batch) for batch, prompt in product(self.batches, self.prompts)]
+        swept = product(self.concurrency, self.batches, self.depths, self.prompts, self.gens)
+        return [Shape(prompt, gen, batch, depth, clients) for clients, batch, depth, prompt, gen in swept]
+
+    def longest(self, spec: Model) -> int:
+        """The most tokens that one sequence comes to."""
+        return max(shape.capacity for shape in self.shapes(spec))

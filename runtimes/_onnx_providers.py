@@ -1,0 +1,169 @@
+"""ONNX Runtime's execution providers: those of the installed build, and plugins (distributions named `onnxruntime-ep-...`).
+
+What a provider claimed of a graph, in nodes and in FLOPs, and a profile's operations by block: both need to know which
+exported node an inlined one came from. ONNX Runtime names the nodes of function bodies after the function and a counter.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+from collections import defaultdict
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any
+
+from edgeformer.errors import RuntimeUnavailable
+from edgeformer.inspection import attention_flops
+from edgeformer.runtimes._profile import Operation, block_of
+from edgeformer.spec import Model
+
+CPU = "CPUExecutionProvider"
+TARGETS = {"cuda": "cuda", "coreml": "coreml", "webgpu": "webgpu", "openvino": "portable"}
+"""The export target that is made for a provider; the CPU's otherwise."""
+KNOWN = ("cuda", "coreml", "webgpu", "mlx", "openvino", "tensorrt", "dml", "rocm", "qnn", "xnnpack")
+CONTEXT = 512
+"""Cached tokens at which attention's FLOPs are counted."""
+_PRODUCTS = frozenset(("MatMul", "FusedMatMul", "Gemm", "MatMulNBits", "MatMulInteger", "FusedGemm", "TransposeMatMul"))
+_ATTENTION = frozenset(("GroupQueryAttention", "MultiHeadAttention", "Attention"))
+
+
+def built_in() -> dict[str, str]:
+    """Short name -> provider, of this build of onnxruntime; the CPU's and Azure's are no variants."""
+    import onnxruntime
+
+    names = [n for n in onnxruntime.get_available_providers() if n not in (CPU, "AzureExecutionProvider")]
+    return {name.removesuffix("ExecutionProvider").lower(): name for name in names}
+
+
+def plugins() -> dict[str, str]:
+    """Short name -> module, of installed plugins."""
+    found = {}
+    for distribution in distributions():
+        name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
+        if name.startswith("onnxruntime-ep-"):
+            found[name.removeprefix("onnxruntime-ep-")] = name.replace("-", "_")
+    return found
+
+
+def missing(variant: str) -> str | None:
+    """None, or why this provider can't be used here."""
+    if variant in built_in() or variant in plugins():
+        return None
+    have = ", ".join(sorted({*built_in(), *plugins()})) or "none besides the CPU's"
+    lines = {"cuda": "onnxruntime-gpu", "openvino": "onnxruntime-openvino", "dml": "onnxruntime-directml"}
+    package = lines.get(variant, f"onnxruntime-ep-{variant}")
+    hint = "it is in macOS's builds" if variant == "coreml" else f"pip install {package}"
+    return f"this onnxruntime has no {variant} provider ({hint}); it has {have}"
+
+
+def use(variant: str, settings: Any) -> list[str]:
+    """Prepare session settings for a provider; the list of providers for the session, empty if the settings hold it.
+
+    Raises:
+        RuntimeUnavailable: there is no such provider or no device for it.
+    """
+    import onnxruntime
+
+    if variant in ("", "kernels"):
+        return [CPU]
+    if (reason := missing(variant)) is not None:
+        raise RuntimeUnavailable(reason)
+    if variant in plugins():
+        plugin = importlib.import_module(plugins()[variant])
+        name = plugin.get_ep_name()
+        if name not in {device.ep_name for device in onnxruntime.get_ep_devices()}:
+            onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
+        devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name][:1]
+        if not devices:
+            raise RuntimeUnavailable(f"the plugin of the {variant} provider is installed and finds no device here")
+        settings.add_provider_for_devices(devices, {})
+        return []
+    return [built_in()[variant], CPU]
+
+
+def owners(model: Any) -> dict[str, Any]:
+    """Name of a node after inlining -> the node of the exported graph that it came from.
+
+    model: the file's ModelProto. ONNX Runtime 1.31's scheme: `_inlfunc_<function>_<node>`, and from a function's second use on
+    with `_token_<n>`, n counting all of them.
+    """
+    functions = {(f.domain, f.name, f.overload): f for f in model.functions}
+    found: dict[str, Any] = {node.name: node for node in model.graph.node}
+    used, count = set(), 0
+    for node in model.graph.node:
+        function = functions.get((node.domain, node.op_type, node.overload))
+        if function is None:
+            continue
+        prefix = f"_inlfunc_{function.name}"
+        if prefix in used:
+            prefix, count = f"{prefix}_token_{count}", count + 1
+        else:
+            used.add(prefix)
+        found |= {f"{prefix}_{body.name}": node for body in function.node}
+    return found
+
+
+def owner(name: str, table: dict[str, Any]) -> Any:
+    """The exported node of an event or an assigned node; None for what ONNX Runtime added."""
+    while name not in table and "/" in name:  # "<node>/QuickGeluFusion/"
+        name = name.rstrip("/").rpartition("/")[0]
+    return table.get(name)
+
+
+def claims(file: Path, session: Any, spec: Model) -> dict[str, Any]:
+    """What the session's provider claimed: nodes, and the share of the FLOPs of a decode step; {} where that isn't told.
+
+    FLOPs are of the weights that a node multiplies with, and of attention over 512 tokens. The session must have been opened
+    with `session.record_ep_graph_assignment_info`.
+    """
+    import onnx
+
+    provider = session.get_providers()[0]
+    if not hasattr(session, "get_provider_graph_assignment_info"):
+        return {"provider_flops": 1.0} if provider == CPU else {}
+    model = onnx.load(str(file), load_external_data=False)
+    table = owners(model)
+    sizes = {i.name: math.prod(i.dims) for i in model.graph.initializer if len(i.dims) >= 2}
+    layers = sum(1 for node in model.graph.node if "Attention" in node.op_type) or 1
+    heavy: dict[str, list[bool]] = defaultdict(list)
+    work: dict[str, float] = {}
+    nodes = {True: 0, False: 0}
+    for part in session.get_provider_graph_assignment_info():
+        mine = part.ep_name == provider or (provider == CPU and "CPU" in part.ep_name)
+        for node in part.get_nodes():
+            nodes[mine] += 1
+            source = owner(node.name, table)
+            if source is None or node.op_type not in _PRODUCTS | _ATTENTION:
+                continue
+            heavy[source.name].append(mine)
+            if node.op_type in _ATTENTION:
+                work[source.name] = attention_flops(spec, CONTEXT) / layers
+            else:
+                work[source.name] = 2.0 * sum(sizes.get(name, 0) for name in source.input)
+    total = sum(work.values())
+    claimed = sum(work[name] * sum(mine) / len(mine) for name, mine in heavy.items())
+    share = claimed / total if total else None
+    return {"provider_nodes": nodes[True], "nodes": sum(nodes.values()), "provider_flops": share}
+
+
+def operations(profile: Path, file: Path, skip_runs: int) -> list[Operation]:
+    """A profile's kernel times, of the runs after the first `skip_runs`."""
+    import onnx
+
+    events = json.loads(profile.read_text())
+    runs = sorted(e["ts"] for e in events if e.get("cat") == "Session" and e["name"] == "model_run")
+    since = runs[skip_runs] if skip_runs < len(runs) else 0
+    table = owners(onnx.load(str(file), load_external_data=False))
+    found: dict[tuple[str, str], Operation] = {}
+    for event in events:
+        if event.get("cat") != "Node" or not event["name"].endswith("_kernel_time") or event["ts"] < since:
+            continue
+        source = owner(event["name"].removesuffix("_kernel_time"), table)
+        block = "other" if source is None else block_of(source.name)
+        key = (block, event["args"]["op_name"])
+        operation = found.setdefault(key, Operation(*key))
+        operation.ns += event["dur"] * 1000
+        operation.count += 1
+    return list(found.values())

@@ -1,0 +1,178 @@
+"""A server that speaks OpenAI's completions protocol, asked through its URL: `--runtimes http://localhost:8080/v1`.
+
+It is measured as its clients see it: time to the first streamed token, time between tokens, and with `--concurrency` several
+clients at once. Prompts are token ids (llama.cpp's server, vLLM, text-generation-inference take them); of servers that only
+take text (mlx-lm's), the prompt's text, whose number of tokens has to come out right. Generation is greedy. Its text is
+compared with the text of the reference's tokens: a server gives no logits.
+
+`http:https://host/v1` reaches servers behind TLS. An API key is read from EDGEFORMER_API_KEY.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._protocol import Options, Served, Session
+
+TIMEOUT_S = 600
+
+
+class ServerSession(Session):
+    """A client; every request has a connection of its own, as different clients have."""
+
+    served = True
+
+    def __init__(self, loaded: LoadedModel, options: Options):
+        super().__init__(loaded.spec, options)
+        url = options.variant if "://" in options.variant else f"http:{options.variant}"
+        self.url = urlsplit(url.rstrip("/"))
+        if not self.url.hostname:
+            raise InputError(f"{url} is no server's URL; give one such as http://localhost:8080/v1")
+        if loaded.folder is None or not (loaded.folder / "tokenizer.json").exists():
+            raise InputError(
+                f"{loaded.name} has no tokenizer.json: a server answers in text, which is compared by means of it"
+            )
+        import tokenizers
+
+        self.tokenizer = tokenizers.Tokenizer.from_file(str(loaded.folder / "tokenizer.json"))
+        listed = self._get("/models").get("data") or []
+        if not listed:
+            raise RuntimeUnavailable(f"the server at {url} lists no model")
+        self.model = os.environ.get("EDGEFORMER_SERVED_MODEL") or listed[0]["id"]
+        self.as_ids = self._takes_ids()
+
+    def _connect(self) -> http.client.HTTPConnection:
+        kind = http.client.HTTPSConnection if self.url.scheme == "https" else http.client.HTTPConnection
+        return kind(self.url.hostname or "", self.url.port, timeout=TIMEOUT_S)
+
+    def _headers(self) -> dict[str, str]:
+        key = os.environ.get("EDGEFORMER_API_KEY")
+        return {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> Any:
+        connection = self._connect()
+        try:
+            data = None if body is None else json.dumps(body)
+            connection.request(method, self.url.path + path, data, self._headers())
+            response = connection.getresponse()
+        except OSError as e:
+            connection.close()
+            raise RuntimeUnavailable(f"no answer from {self.url.geturl()}: {e}. Is the server running?") from e
+        if response.status != 200:
+            text = response.read(500).decode(errors="replace")
+            connection.close()
+            raise InputError(f"{self.url.geturl()}{path} answered {response.status}: {text}")
+        return connection, response
+
+    def _get(self, path: str) -> dict[str, Any]:
+        connection, response = self._ask("GET", path)
+        try:
+            return json.loads(response.read())
+        except ValueError as e:
+            raise InputError(
+                f"{self.url.geturl()}{path} did not answer with JSON: it is no OpenAI-compatible server"
+            ) from e
+        finally:
+            connection.close()
+
+    def _body(self, prompt: Any, gen: int) -> dict[str, Any]:
+        # cache_prompt, ignore_eos: of llama.cpp's server and vLLM; others ignore what they don't know
+        return {
+            "model": self.model,
+            "prompt": prompt,
+            "max_tokens": gen,
+            "temperature": 0,
+            "stream": True,
+            "cache_prompt": False,
+            "ignore_eos": True,
+        }
+
+    def _takes_ids(self) -> bool:
+        """Whether prompts may be token ids, tried with one that can only be answered that way."""
+        try:
+            connection, response = self._ask("POST", "/completions", {**self._body([5, 6, 7], 1), "stream": False})
+        except InputError:
+            return False
+        told = json.loads(response.read())
+        connection.close()
+        return (told.get("usage") or {}).get("prompt_tokens", 3) == 3
+
+    def _prompt(self, ids: list[int]) -> Any:
+        if self.as_ids:
+            return ids
+        text = self.tokenizer.decode(ids, skip_special_tokens=False)
+        again = self.tokenizer.encode(text, add_special_tokens=False).ids
+        if len(again) != len(ids):
+            raise InputError(
+                f"{self.url.geturl()} takes prompts as text only, and the text of these {len(ids)} tokens has {len(again)}:"
+                " counts would differ between rows. Use a server that takes token ids"
+            )
+        return text
+
+    def serve(self, prompt, gen):
+        asked = self._prompt(prompt)
+        start = time.perf_counter_ns()
+        connection, response = self._ask("POST", "/completions", self._body(asked, gen))
+        arrivals, parts = [], []
+        try:
+            for line in response:
+                if not line.startswith(b"data:") or line.strip() == b"data: [DONE]":
+                    continue
+                event = json.loads(line[5:])
+                if "error" in event:
+                    raise InputError(f"{self.url.geturl()} answered: {event['error']}")
+                choices = event.get("choices") or []
+                if not choices or choices[0].get("finish_reason"):  # the last event repeats nothing that counts
+                    parts += [c.get("text") or "" for c in choices]
+                    continue
+                arrivals.append(time.perf_counter_ns())
+                parts.append(choices[0].get("text") or "")
+        finally:
+            connection.close()
+        if len(arrivals) < gen - 1:
+            raise InputError(
+                f"{self.url.geturl()} streamed {len(arrivals)} tokens of {gen} (or several at once): their times can't be told"
+            )
+        return Served("".join(parts), start, arrivals)
+
+    def text(self, prompt, tokens):
+        """Detokenized after the prompt, whose last characters may depend on what follows."""
+        before = self.tokenizer.decode(prompt, skip_special_tokens=False)
+        return self.tokenizer.decode(prompt + tokens, skip_special_tokens=False)[len(before) :]
+
+    def facts(self):
+        return {
+            "provider": self.url.geturl(),
+            "served_model": self.model,
+            "prompt_as": "ids" if self.as_ids else "text",
+        }
+
+
+class Runtime(_protocol.Runtime):
+    """Any OpenAI-compatible server; the variant is its URL without `http:`."""
+
+    opens = "checkpoint"
+    tasks = ("text-generation",)
+    packages = ("tokenizers",)
+    served = True
+
+    def has(self, variant):
+        return variant.startswith(("//", "https://"))
+
+    def refuses(self, spec, options):
+        if not options.variant:
+            return "a server is chosen by its URL: --runtimes http://localhost:8080/v1"
+        return super().refuses(spec, options)
+
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        assert isinstance(source, LoadedModel)
+        return ServerSession(source, options)

@@ -1,0 +1,115 @@
+"""Hugging Face transformers on the checkpoint as it is: what users have today. Eager; variants `compile` and `cuda`, `mps`.
+
+Attention is `sdpa`, the cache a `DynamicCache`: transformers' defaults.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.rounding import stored_format
+from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._protocol import Options, Session
+
+
+def unreadable(loaded: LoadedModel) -> str | None:
+    """None, or why transformers can't load this MODEL."""
+    if loaded.folder is None or loaded.config is None or not (loaded.folder / "config.json").exists():
+        return (
+            f"transformers reads Hugging Face folders, and {loaded.name} is none; `edgeformer export --to hf` makes one"
+        )
+    if loaded.weights is not None and stored_format(loaded.weights) is not None:
+        return f"{loaded.name} is quantized in a format that transformers doesn't read"
+    return None
+
+
+class TransformersSession(Session):
+    """`AutoModelForCausalLM` (encoders: `AutoModel`) in float32."""
+
+    def __init__(self, loaded: LoadedModel, options: Options):
+        import torch
+        import transformers
+
+        super().__init__(loaded.spec, options)
+        if (reason := unreadable(loaded)) is not None:
+            raise InputError(reason)
+        torch.set_num_threads(options.threads)
+        if torch.get_num_interop_threads() != 1:
+            with contextlib.suppress(RuntimeError):  # it can be set once, before anything ran in parallel
+                torch.set_num_interop_threads(1)
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        device = options.variant if options.variant in ("cuda", "mps") else "cpu"
+        if device != "cpu" and not getattr(torch.backends if device == "mps" else torch, device).is_available():
+            raise RuntimeUnavailable(f"torch finds no device for {device} here; leave out :{device}")
+        auto: Any = (
+            transformers.AutoModelForCausalLM if loaded.spec.task == "text-generation" else transformers.AutoModel
+        )
+        self.torch, self.device = torch, torch.device(device)
+        self.model = auto.from_pretrained(loaded.folder, dtype=torch.float32, local_files_only=True)
+        self.model = self.model.eval().to(self.device)
+        self.call = torch.compile(self.model, dynamic=True) if options.variant == "compile" else self.model
+        self._reset()
+
+    def _reset(self):
+        self.cache = None
+
+    def _tensor(self, array: np.ndarray) -> Any:
+        return self.torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
+
+    def _step(self, ids, mask, all_positions):
+        start = mask.shape[1] - ids.shape[1]
+        with self.torch.inference_mode():
+            outputs = self.call(
+                input_ids=self._tensor(ids),
+                attention_mask=None if mask.all() else self._tensor(mask),
+                position_ids=self._tensor(np.clip(mask.cumsum(1) - 1, 0, None)[:, start:]),
+                past_key_values=self.cache,
+                use_cache=True,
+                logits_to_keep=0 if all_positions else 1,
+            )
+            self.cache = outputs.past_key_values
+            logits = outputs.logits.float().cpu().numpy()
+        return logits if all_positions else logits[:, -1]
+
+    def _encode(self, inputs):
+        with self.torch.inference_mode():
+            outputs = self.call(**{k: self._tensor(v) for k, v in inputs.items()})
+            made = {"last_hidden_state": outputs.last_hidden_state}
+            wanted = self.spec.outputs()
+            if "pooler_output" in wanted:
+                made["pooler_output"] = outputs.pooler_output
+            if "sentence_embedding" in wanted:  # by our own pooling: transformers' encoders end before it
+                from edgeformer.backends.torch import TorchOps
+
+                mask = self._tensor(inputs["attention_mask"])
+                made["sentence_embedding"] = self.spec.pooling.apply(TorchOps(), None, made["last_hidden_state"], mask)  # type: ignore[attr-defined]
+            return {name: value.float().cpu().numpy() for name, value in made.items()}
+
+    def peak_gpu_bytes(self):
+        return self.torch.cuda.max_memory_allocated() if self.device.type == "cuda" else None
+
+    def facts(self):
+        return {"device": self.device.type, "kv": "fp32", "cache": "growing", "weights_mmap": False}
+
+
+class Runtime(_protocol.Runtime):
+    """transformers, by torch."""
+
+    opens = "checkpoint"
+    packages = ("transformers", "torch")
+    extra = "transformers"
+    variants = ("compile", "cuda", "mps")
+
+    def declines_checkpoint(self, loaded):
+        return unreadable(loaded)
+
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        assert isinstance(source, LoadedModel)
+        return TransformersSession(source, options)
