@@ -175,6 +175,10 @@ class Session:
         """
         return None
 
+    def peak_memory(self) -> dict[str, Any] | None:
+        """Peak memory where another process does the work, with the source; None if this process does."""
+        return None
+
     def peak_gpu_bytes(self) -> int | None:
         """Peak bytes on an accelerator by the runtime's own counter, or None where there is none."""
         return None

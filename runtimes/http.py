@@ -149,6 +149,10 @@ class ServerSession(Session):
         before = self.tokenizer.decode(prompt, skip_special_tokens=False)
         return self.tokenizer.decode(prompt + tokens, skip_special_tokens=False)[len(before) :]
 
+    def peak_memory(self):
+        """Not known: the server's."""
+        return {"peak_rss_bytes": None, "rss_source": None, "peak_footprint_bytes": None}
+
     def facts(self):
         return {
             "provider": self.url.geturl(),

@@ -40,10 +40,9 @@ def cells(row: Row, task: str) -> list[str]:
     if not row.rounds:
         return [shape_text(shape, task), *["-"] * (len(MEASURED[task]) - 1 + len(COMMON))]
     peak, cpus = row.memory.get("peak_rss_bytes"), row.cpu_per_wall()
-    served = cpus is None  # by another process
     common = [
         f"{row.load_s or 0:.2f}",
-        "-" if served or peak is None else f"{peak / 1e6:.0f}",
+        "-" if peak is None else f"{peak / 1e6:.0f}",
         "-" if cpus is None else f"{cpus:.2f}",
     ]
     prefill = [shape.prompt * shape.batch * 1e9 / ns for ns in row.prefill_ns()]

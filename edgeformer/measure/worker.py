@@ -122,7 +122,7 @@ class Worker:
 
     def memory(self) -> dict[str, Any]:
         """Peak bytes so far: resident, and on the accelerator where the runtime counts them."""
-        return peak_memory() | {"peak_gpu_bytes": self.session.peak_gpu_bytes()}
+        return (self.session.peak_memory() or peak_memory()) | {"peak_gpu_bytes": self.session.peak_gpu_bytes()}
 
     def blocks(self, **request: Any) -> dict[str, Any]:
         """Where the time of a prefill and of a decode step goes, by kind of block."""

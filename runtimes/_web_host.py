@@ -1,0 +1,190 @@
+"""Where ONNX Runtime Web runs: a Node process, or a page in headless Chromium. Both take a command and give an answer.
+
+A command is JSON; an answer is JSON and float32 values. Time is taken inside, by `performance.now()`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import queue
+import shutil
+import subprocess
+import tempfile
+import threading
+import urllib.parse
+import weakref
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from edgeformer.cache import cache_folder
+from edgeformer.errors import ArtefactError, RuntimeUnavailable
+
+ASSETS = Path(__file__).parent / "_web"
+VERSION = "1.30.0"
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+TIMEOUT_S = 300
+_TYPES = {".mjs": "text/javascript", ".wasm": "application/wasm", ".html": "text/html"}
+
+
+class Host(Protocol):
+    """Something that runs ONNX Runtime Web."""
+
+    def ask(self, command: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+        """The answer's JSON and its values, float32, flat."""
+        ...
+
+    def address(self, file: Path) -> str:
+        """How a file of the artefact is named in a command."""
+        ...
+
+
+def distribution() -> Path:
+    """The folder `dist` of onnxruntime-web."""
+    base = os.environ.get("EDGEFORMER_NODE_MODULES")
+    modules = Path(base) if base else cache_folder("web") / "node_modules"
+    return modules / "onnxruntime-web" / "dist"
+
+
+def install_line() -> str:
+    """What installs onnxruntime-web where this looks for it."""
+    return f"npm install --prefix {cache_folder('web')} onnxruntime-web@{VERSION}"
+
+
+def installed_version() -> str | None:
+    """Of onnxruntime-web, None if it isn't there."""
+    file = distribution().parent / "package.json"
+    return json.loads(file.read_text())["version"] if file.exists() else None
+
+
+def browser() -> str | None:
+    """A Chromium's path, or None. EDGEFORMER_CHROMIUM names another."""
+    named = os.environ.get("EDGEFORMER_CHROMIUM")
+    mac = "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome"
+    return named or next(filter(None, map(shutil.which, BROWSERS)), None) or (mac if Path(mac).exists() else None)
+
+
+def _checked(head: dict[str, Any]) -> dict[str, Any]:
+    if "error" in head:
+        raise ArtefactError(f"ONNX Runtime Web: {head['error']}")
+    return head
+
+
+class Node:
+    """A Node process; commands and answers over its pipes."""
+
+    def __init__(self) -> None:
+        node = shutil.which("node")
+        if node is None:
+            raise RuntimeUnavailable("there is no Node here; install it, or use the runtime web in a browser")
+        self._process = subprocess.Popen(
+            [node, str(ASSETS / "node.mjs"), str(distribution())], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        weakref.finalize(self, self._process.kill)
+
+    def address(self, file: Path) -> str:
+        """Its path."""
+        return str(file)
+
+    def ask(self, command: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+        """One command."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(command).encode() + b"\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = b""
+        if not line:
+            raise ArtefactError(f"Node ended with status {self._process.wait()}")
+        head = json.loads(line)
+        values = self._process.stdout.read(head["bytes"]) if head["bytes"] else b""
+        return _checked(head), np.frombuffer(values, np.float32)
+
+
+class Browser:
+    """A page in headless Chromium. It is served with the headers that give it threads (cross-origin isolation)."""
+
+    def __init__(self, folder: Path, *, gpu: bool = False) -> None:
+        program = browser()
+        if program is None:
+            raise RuntimeUnavailable("there is no Chromium here; install it, or use web:node")
+        self._commands: queue.Queue[bytes] = queue.Queue()
+        self._answers: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
+        roots = {"assets": ASSETS, "dist": distribution(), "model": folder}
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(roots, self._commands, self._answers))
+        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._profile = tempfile.mkdtemp(prefix="edgeformer-chromium-")
+        flags = ["--headless=new", "--no-first-run", "--disable-extensions", "--disable-background-networking"]
+        flags += ["--enable-unsafe-webgpu", "--enable-features=Vulkan"] if gpu else ["--disable-gpu"]
+        if hasattr(os, "geteuid") and os.geteuid() == 0:
+            flags.append("--no-sandbox")  # Chromium refuses to run as root otherwise
+        page = f"http://127.0.0.1:{self._server.server_port}/assets/page.html"
+        self._process = subprocess.Popen(
+            [program, *flags, f"--user-data-dir={self._profile}", page],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+        weakref.finalize(self, _close, self._process, self._profile)
+
+    def address(self, file: Path) -> str:
+        """Its URL."""
+        return f"/model/{file.name if file.parent.name != 'onnx' else 'onnx/' + file.name}"
+
+    def ask(self, command: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
+        """One command."""
+        self._commands.put(json.dumps(command).encode())
+        try:
+            head, values = self._answers.get(timeout=TIMEOUT_S)
+        except queue.Empty:
+            state = self._process.poll()
+            ended = "is still running" if state is None else f"ended with status {state}"
+            raise ArtefactError(f"the page in Chromium did not answer for {TIMEOUT_S} s; Chromium {ended}") from None
+        return _checked(head), np.frombuffer(values, np.float32)
+
+
+def _close(process: subprocess.Popen, profile: str) -> None:
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=5)
+    process.kill()
+    shutil.rmtree(profile, ignore_errors=True)
+
+
+def _handler(roots: dict[str, Path], commands: queue.Queue, answers: queue.Queue) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def log_message(self, *_: Any) -> None:
+            """Nothing is logged."""
+
+        def _send(self, body: bytes, kind: str) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(body)))
+            self.send_header("Cross-Origin-Opener-Policy", "same-origin")
+            self.send_header("Cross-Origin-Embedder-Policy", "require-corp")
+            self.end_headers()
+            self.wfile.write(body)
+
+        def do_GET(self) -> None:
+            if self.path == "/command":
+                self._send(commands.get(), "application/json")
+                return
+            root, _, rest = self.path.lstrip("/").partition("/")
+            file = (roots.get(root, Path("/nowhere")) / urllib.parse.unquote(rest.partition("?")[0])).resolve()
+            if root not in roots or not file.is_relative_to(roots[root].resolve()) or not file.is_file():
+                self.send_error(404)
+                return
+            self._send(file.read_bytes(), _TYPES.get(file.suffix, "application/octet-stream"))
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            answers.put((json.loads(urllib.parse.unquote(self.headers["X-Head"])), body))
+            self._send(b"", "text/plain")
+
+    return Handler
