@@ -85,6 +85,20 @@ def kl_divergence(reference: np.ndarray, ours: np.ndarray) -> float:
     return max(float((np.exp(p) * (p - q)).sum(-1).mean()), 0.0)
 
 
+def distance(original: LoadedModel, made: Reference, threads: int) -> Check:
+    """How far a reference of rounded or quantized weights is from the original's float32 on the same tokens; no verdict."""
+    options = Options(threads=threads, capacity=made.ids.shape[1])
+    session = require(reference_runtime())[0].open(original, options)
+    rows = []
+    for ids in made.ids[:, None]:
+        session.reset()
+        rows.append(run_cached(session, ids, made.prefill) if made.start else session.forward(ids, all_positions=True))
+    expected, ours = _flat(np.concatenate(rows)), _flat(made.logits)
+    check = compare("quality", ours, expected, "fp32")
+    check.verdict = UNCHECKED
+    return check
+
+
 def check_decoder(session: Session, reference: Reference, compute: str) -> list[Check]:
     """The three rungs for a decoder's session, of the reference's batch."""
     ids, prefill, depth, checks = reference.ids, reference.prefill, reference.depth, []

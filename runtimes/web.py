@@ -123,7 +123,9 @@ class Runtime(_protocol.Runtime):
 
     def refuses(self, spec, options):
         if options.variant != "node" and browser() is None:
-            return "there is no Chromium here (install it, or name one in EDGEFORMER_CHROMIUM); web:node runs under Node"
+            return (
+                "there is no Chromium here (install it, or name one in EDGEFORMER_CHROMIUM); web:node runs under Node"
+            )
         return super().refuses(spec, options)
 
     def target(self, variant):

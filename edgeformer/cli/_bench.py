@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, default_threads, notes, status, threads_option
+from edgeformer.cli._common import allow_unread, default_threads, notes, read_ids, status, threads_option
 
 
 class Sizes(click.ParamType):
@@ -62,6 +62,12 @@ def bench_options(function: Callable) -> Callable:
                 help="Seconds that a row of one shape may take.",
             ),
             click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the token ids."),
+            click.option(
+                "--text",
+                type=click.Path(exists=True, dir_okay=False),
+                default=None,
+                help="Take prompts from this text, not random ids: what quantization costs is then told for it.",
+            ),
             click.option("--profile", is_flag=True, help="Also say where the time goes: attention, FFN, norms, head."),
             click.option("--no-twin", is_flag=True, help="Don't run a row twice: no noise interval, no ties."),
             click.option("--no-roofline", is_flag=True, help="Don't measure what this machine can do at most."),
@@ -91,8 +97,10 @@ def bench_options(function: Callable) -> Callable:
     return function
 
 
-def settings_of(options: dict[str, Any]) -> Any:
+def settings_of(options: dict[str, Any], model: str) -> Any:
     """The settings that the options ask for; also checks that records can be written.
+
+    model: whose tokenizer reads the text.
 
     Raises:
         InputError: the JSON file can't be written.
@@ -105,6 +113,14 @@ def settings_of(options: dict[str, Any]) -> Any:
             continue
         if not Path(file).absolute().parent.is_dir():
             raise InputError(f"can't write records to {file}: there is no folder {Path(file).absolute().parent}")
+    ids: tuple[int, ...] = ()
+    if options["text"] is not None:
+        from edgeformer.checkpoint import load
+
+        needed = max(options["prompts"]) + max(options["depths"])
+        count = needed * max(*options["batches"], *options["concurrency"])
+        loaded = load(model, allow_unread_config=options["allow_unread_config"])
+        ids = tuple(read_ids(loaded, options["text"], count).tolist())
     return Settings(
         prompts=options["prompts"],
         gens=options["gens"],
@@ -117,6 +133,8 @@ def settings_of(options: dict[str, Any]) -> Any:
         limit_s=options["limit"],
         twice=not options["no_twin"],
         profile=options["profile"],
+        text=ids,
+        text_name=options["text"] and Path(options["text"]).name,
     )
 
 
@@ -139,7 +157,7 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
 
     Args:
         measure: `edgeformer.bench` or `edgeformer.compare` with all but the arguments below.
-        model: what records call it.
+        model: the MODEL that the rows are of.
         options: of the command line.
     """
     from edgeformer import parity
@@ -147,14 +165,14 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
     from edgeformer.measure import machine
     from edgeformer.measure.record import records, write_jsonl
 
-    settings, facts = settings_of(options), machine.facts()
+    settings, facts = settings_of(options, model), machine.facts()
     file = options["json_file"]
     rates: dict[str, Any] = {}
     made: list[dict[str, Any]] = []
     problems: list[str] = []
 
     def keep(spec: Any, run: Any) -> None:
-        made[:] = records(run, spec, machine=facts, name=model, settings=settings, rates=rates)
+        made[:] = records(run, spec, machine=facts, name=Path(model).resolve().name, settings=settings, rates=rates)
         if file not in (None, "-"):
             try:
                 write_jsonl(made, file)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import click
@@ -29,4 +28,4 @@ def command(sources: tuple[str, ...], against: str | None, **options: Any) -> No
         run_there("bench", [*sources], {"--against": against}, options)
         return
     measure = partial(api.bench, list(sources), runtimes=chosen_runtimes(options), against=against)
-    execute(measure, Path(against or sources[0]).resolve().name, options)
+    execute(measure, against or sources[0], options)

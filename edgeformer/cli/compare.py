@@ -61,4 +61,4 @@ def command(model: str, precisions: str, output: str | None, weights: str, **opt
         weights=weights,
         progress=byte_progress,
     )
-    execute(measure, Path(model).resolve().name, options)
+    execute(measure, model, options)

@@ -1,4 +1,4 @@
-"""Runs rows: reference first, then each row's process (load, warm up, check), then rounds in turn (A B C A B C ...).
+"""Runs rows: reference first, then each row's process (load, warm up, check), then rounds in turn (A B C, C B A, ...).
 
 Rounds are interleaved so that drift of the machine hits all rows alike, and one row is run twice so that noise is known. Every
 row gets the same token ids, exact counts, greedy decoding, the same threads and the same cache capacity. Shapes run one after
@@ -25,7 +25,6 @@ from edgeformer.measure.references import Judge, JudgeKey, make_references
 from edgeformer.measure.row import Plan, Row, Shape
 from edgeformer.measure.row_flags import row_flags
 from edgeformer.measure.settings import Settings
-from edgeformer.reference import sample_batch
 from edgeformer.runtimes._protocol import get
 from edgeformer.spec import Model
 from edgeformer.verdict import FAIL
@@ -80,7 +79,7 @@ class _Bench:
     def request(self, shape: Shape, served: bool = False) -> dict[str, Any]:
         """What a worker is asked to run. A server's clients have prompts of their own, as the rows of a batch have."""
         count = shape.concurrency if served else shape.batch
-        ids = sample_batch(self.spec.vocab, count, shape.depth + shape.prompt, self.settings.seed)
+        ids = self.settings.prompts_of(self.spec.vocab, count, shape.depth + shape.prompt)
         return {"prompt": ids.tolist(), "gen": shape.gen, "depth": shape.depth}
 
 
@@ -192,7 +191,8 @@ def _run_group(rows: list[tuple[int, Row]], bench: _Bench, watch: Watch) -> None
             _guarded(row, settings, workers[n], spent, n, lambda row, ask: _prepare(row, ask, bench, judges))
             _keep(bench, n, row)
         for turn in range(settings.rounds):
-            for n, row in todo:
+            # there and back: a row's neighbours, and its distance from the start, even out
+            for n, row in todo if turn % 2 == 0 else reversed(todo):
                 if row.status != "ok" or len(row.rounds) > turn:
                     continue
                 if row.rounds and spent[n] > settings.limit_s:
@@ -277,6 +277,7 @@ def _prepare(row: Row, ask: Ask, bench: _Bench, judges: dict[JudgeKey, Judge]) -
     if plan.ranked and (judge := judges.get(Judge.key(plan))) is not None:
         checked = ask("check", file=str(judge.file), compute=plan.compute, reference=judge.runtime)
         row.verdict, row.checks = checked["verdict"], checked["checks"]
+        row.quality = judge.quality
         if judge.weights is not None:
             row.checks = [judge.weights, *row.checks]
             row.verdict = FAIL if judge.weights["verdict"] == FAIL else row.verdict

@@ -21,8 +21,8 @@ from edgeformer.measure.row import Plan, Row
 from edgeformer.measure.settings import Settings
 
 KEPT = (
-    "status", "error", "verdict", "checks", "reference", "load_s", "first", "discarded", "settled", "memory", "energy", "blocks",
-    "versions", "facts", "flags", "processes",
+    "status", "error", "verdict", "checks", "reference", "load_s", "first", "discarded", "settled", "quality", "memory",
+    "energy", "blocks", "versions", "facts", "flags", "processes",
 )  # fmt: skip
 """The fields of a row that an event `row` holds; rounds are events of their own."""
 

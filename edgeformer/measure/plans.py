@@ -94,6 +94,7 @@ def fitting(
         if reason is None and isinstance(source, LoadedModel):
             reason = runtime.declines_checkpoint(source)
         elif reason is None:
+            assert isinstance(source, dict)
             reason = runtime.declines(source, variant)
         if reason is None:
             found.append(name)

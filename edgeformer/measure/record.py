@@ -23,13 +23,11 @@ from edgeformer.inspection import costs
 from edgeformer.measure.harness import Run, ShapeResult
 from edgeformer.measure.noise import Noise
 from edgeformer.measure.ranking import ranks
+from edgeformer.measure.reading import SCHEMA_VERSION
 from edgeformer.measure.roofline import bound
 from edgeformer.measure.row import Row, quantile
 from edgeformer.measure.settings import Settings
-from edgeformer.reference import sample_batch
 from edgeformer.spec import Model, digest
-
-SCHEMA_VERSION = 2
 
 
 def records(
@@ -59,10 +57,11 @@ def records(
 
 def _of_the_run(run: Run, result: ShapeResult, settings: Settings, spec: Model, prefill: bool) -> dict[str, Any]:
     noise: Noise | None = result.prefill_noise if prefill else result.noise
-    ids = sample_batch(spec.vocab, 1, result.shape.depth + result.shape.prompt, settings.seed)
+    ids = settings.prompts_of(spec.vocab, 1, result.shape.depth + result.shape.prompt)
     return {
         "run_id": run.run_id,
         "seed": settings.seed,
+        "prompt_text": settings.text_name,
         "prompt_sha256": _sha256(ids.tobytes()),
         "noise_low": noise and noise.low,
         "noise_high": noise and noise.high,
@@ -224,6 +223,8 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
         "parity_max_abs": max((c["max_abs"] for c in worst), default=None),
         "parity_kl_mean": max((c["kl_mean"] for c in worst if c.get("kl_mean") is not None), default=None),
         "parity_checks": row.checks,
+        "quality_kl_mean": row.quality.get("kl_mean"),
+        "quality_top1": row.quality.get("top1"),
         **{f"machine_{k}": v for k, v in machine.items() if k not in ("cpu_info", "gpu_info")},
     }
 

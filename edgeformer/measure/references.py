@@ -18,11 +18,13 @@ JudgeKey = tuple[str, str, bool]
 
 @dataclass
 class Judge:
-    """What rows must answer: the file, what made it, and for quantized weights whether they are the original's."""
+    """What rows must answer: the file, what made it, for quantized weights whether they are the original's, and how far what
+    these weights say is from what the original's say (`kl_mean` in nats, `top1`)."""
 
     file: Path
     runtime: str
     weights: dict[str, Any] | None
+    quality: dict[str, Any]
 
     @staticmethod
     def key(plan: Plan) -> JudgeKey:
@@ -55,7 +57,7 @@ def make_references(
         judged: dict[str, Any] = {"source": original, "load_options": load_options, "precision": precision}
         if own:  # its own bits, dequantized; and are they the original's?
             judged = {"source": own, "load_options": {}, "precision": "fp32"}
-            judged |= {"original": original, "original_options": load_options}
+            judged |= {"check_weights": True}
         try:
             found = worker.ask(
                 "reference",
@@ -63,10 +65,12 @@ def make_references(
                 settings.limit_s,
                 threads=settings.threads,
                 file=str(file),
+                original=original,
+                original_options=load_options,
                 **judged,
                 **request(shape, served),
             )
-            made[key] = Judge(file, found["runtime"], found["weights"])
+            made[key] = Judge(file, found["runtime"], found["weights"], found["quality"])
             for row in same:
                 row.reference = f"{found['runtime']} fp32, weights as {precision}"
         except WorkerFailed as e:

@@ -68,6 +68,7 @@ class Row:
     discarded: list[dict[str, Any]] = field(default_factory=list)
     settled: bool | None = None
     rounds: list[dict[str, Any]] = field(default_factory=list)
+    quality: dict[str, Any] = field(default_factory=dict)
     memory: dict[str, Any] = field(default_factory=dict)
     energy: dict[str, Any] = field(default_factory=dict)
     blocks: dict[str, Any] = field(default_factory=dict)

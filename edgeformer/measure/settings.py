@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
+import numpy as np
+
 from edgeformer.measure.row import Shape
+from edgeformer.reference import sample_batch
 from edgeformer.spec import Model
 
 
@@ -15,7 +18,8 @@ class Settings:
 
     Every combination of `prompts`, `gens` and `depths` (tokens), `batches` (sequences) and, for servers, `concurrency`
     (clients) makes a row. `limit_s` is what a row of one shape may take in all. `twice`: run one row twice, to tell noise from
-    difference. `idle_power`: measure what the machine draws at rest, where it has a counter. `profile`: say where time goes.
+    difference. `energy`: read the machine's counter where it has one. `profile`: say where time goes. `text`: token ids that
+    prompts are taken from, instead of random ones (`text_name` says what text): what quantization costs is told for them.
     """
 
     prompts: tuple[int, ...] = (128,)
@@ -30,6 +34,14 @@ class Settings:
     twice: bool = True
     profile: bool = False
     energy: bool = True
+    text: tuple[int, ...] = ()
+    text_name: str | None = None
+
+    def prompts_of(self, vocab: int, count: int, length: int) -> np.ndarray:
+        """`count` different prompts, int64 [count, length]; texts that are too short start again."""
+        if not self.text:
+            return sample_batch(vocab, count, length, self.seed)
+        return np.resize(np.array(self.text, np.int64), count * length).reshape(count, length)
 
     def shapes(self, spec: Model) -> list[Shape]:
         """Every combination; encoders generate nothing and have no depth."""

@@ -25,7 +25,7 @@ from edgeformer.measure.roofline import measure_rates
 from edgeformer.measure.timed import Round, decoder_round, encoder_round, served_round, warm_up
 from edgeformer.reference import Reference, continuation, reference_runtime
 from edgeformer.runtimes._protocol import Options, Session, require
-from edgeformer.weight_checks import check_weights
+from edgeformer.weight_checks import check_weights as weight_check
 
 
 class Worker:
@@ -61,30 +61,35 @@ class Worker:
         file: str,
         prompt: list[list[int]],
         gen: int,
-        depth: int = 0,
-        original: str | None = None,
-        original_options: dict | None = None,
+        depth: int,
+        original: str,
+        original_options: dict,
+        check_weights: bool = False,
     ) -> dict[str, Any]:
         """Compute what every row of this shape must answer, and save it for the other processes.
 
-        original: the model that a quantized `source` must have been made from; its weights are then compared.
+        original: the model that a quantized `source` must have been made from; with `check_weights` its weights are compared.
+        Of decoders it is also told how far rounded or quantized weights are from it on these prompts.
         """
-        loaded = load(source, **load_options)
-        weights = None
-        if original is not None:
-            weights = asdict(check_weights(loaded, load(original, **(original_options or {}))))
+        loaded, weights, quality = load(source, **load_options), None, {}
+        if check_weights:
+            weights = asdict(weight_check(loaded, load(original, **original_options)))
         ids = np.array(prompt, np.int64)
         if loaded.spec.task == "text-generation":
             made = continuation(loaded, ids, gen, precision=precision, threads=threads, depth=depth)
             arrays = {k: v for k, v in vars(made).items() if k != "runtime" and v is not None}
             name = made.runtime
+            quality = {"kl_mean": 0.0, "top1": 1.0}
+            if check_weights or precision != "fp32":
+                judged = parity.distance(load(original, **original_options), made, threads)
+                quality = {"kl_mean": judged.kl_mean, "top1": judged.top1}
         else:
             name = reference_runtime()
             inputs = parity.encoder_inputs(loaded.spec, ids.shape[1], rows=max(len(ids), 3))
             session = require(name)[0].open(loaded, Options(threads=threads, precision=precision))
             arrays = {f"in.{k}": v for k, v in inputs.items()} | session.encode(inputs)
         np.savez(file, **arrays)  # type: ignore[arg-type]
-        return {"runtime": name, "weights": weights}
+        return {"runtime": name, "weights": weights, "quality": quality}
 
     def check(self, file: str, compute: str, reference: str) -> dict[str, Any]:
         """Compare this row's answers with the reference's."""

@@ -1,0 +1,129 @@
+"""`--host`: the same command on another machine over ssh; its records come back and are shown and kept as if made here.
+
+What lies in local folders is sent there once, into that machine's cache, under a name made of its content. ssh's own
+configuration applies: keys, ports, jump hosts.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shlex
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgeformer.errors import InputError
+
+_PASSED = {
+    "runtimes": "--runtimes", "rounds": "--rounds", "limit": "--limit", "seed": "--seed", "threads": "--threads",
+    "prompts": "--prompt", "gens": "--gen", "depths": "--depth", "batches": "--batch", "concurrency": "--concurrency",
+}  # fmt: skip
+_FLAGS = {
+    "profile": "--profile", "no_twin": "--no-twin", "no_roofline": "--no-roofline", "resume": "--resume",
+    "allow_unread_config": "--allow-unread-config",
+}  # fmt: skip
+FOLDER = ".cache/edgeformer/models"
+"""Below the home folder there."""
+
+
+def run_there(command: str, sources: list[str], named: dict[str, str | None], options: dict[str, Any]) -> None:
+    """Send what is needed, run, and bring the records back. Exits with the command's own code.
+
+    Raises:
+        InputError: ssh fails, or edgeformer isn't there.
+    """
+    from edgeformer.measure.record import write_jsonl
+
+    host = options["host"]
+    if host.startswith("-"):
+        raise InputError(f"{host!r} is no host; give one such as user@mac")
+    there = [_sent(source, host) for source in sources]
+    line = [command, *there]
+    for name, value in named.items():
+        if value is not None:
+            line += [name, _sent(value, host) if name == "--against" else value]
+    for name, flag in _PASSED.items():
+        value = options[name]
+        if value is not None:
+            line += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
+    line += [flag for name, flag in _FLAGS.items() if options[name]]
+    line += ["--json", "-"]
+    text = f"{options['host_command']} {shlex.join(line)}"
+    click.echo(f"{host}: {text}", err=True)
+    done = subprocess.run(["ssh", host, text], stdout=subprocess.PIPE, text=True)
+    if done.returncode == 255:
+        raise InputError(f"ssh to {host} failed; try `ssh {host} true`")
+    if done.returncode == 127:
+        raise InputError(
+            f"there is no {options['host_command']} on {host}; install it there, or say where it is: --host-command"
+            " '~/venv/bin/edgeformer'"
+        )
+    try:
+        records = [json.loads(row) for row in done.stdout.splitlines() if row.strip()]
+    except ValueError as e:
+        raise InputError(f"{host} answered with something other than records: {done.stdout[:200]!r}") from e
+    if not records:
+        raise InputError(f"{host} measured nothing; the lines above say why")
+    for record in records:
+        record["machine_host"] = host.rpartition("@")[2]
+    _keep(records, options, write_jsonl)
+    sys.exit(done.returncode)
+
+
+def _keep(records: list[dict[str, Any]], options: dict[str, Any], write_jsonl: Any) -> None:
+    from edgeformer.report.formats import text_of
+
+    if options["json_file"] is not None:
+        write_jsonl(records, None if options["json_file"] == "-" else options["json_file"])
+    if options["report_file"] is not None:
+        from edgeformer.report import write_html
+
+        write_html(records, options["report_file"])
+    if options["json_file"] != "-":
+        click.echo(text_of(records, "markdown"), nl=False)
+
+
+def _sent(source: str, host: str) -> str:
+    """What a source is called there: a local file or folder is sent, unless its content is there already."""
+    path = Path(source)
+    if not path.exists():
+        return source  # a named spec, a hub id, or a path on that machine
+    files = [path] if path.is_file() else sorted(f for f in path.rglob("*") if f.is_file())
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as data:
+            content = hashlib.file_digest(data, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(path.parent)} {content}\n".encode())
+    folder = f"{FOLDER}/{digest.hexdigest()[:16]}"
+    name = path.resolve().name
+    there = f"{folder}/{name}"
+    if _ssh(host, f"test -e {shlex.quote(there)}").returncode == 0:
+        return there
+    click.echo(f"{host}: sending {name}", err=True)
+    partial = f"{folder}.partial"
+    unpack = (
+        f"rm -rf {partial} && mkdir -p {partial} && tar xf - -C {partial} && rm -rf {folder} && mv {partial} {folder}"
+    )
+    process = subprocess.Popen(["ssh", host, unpack], stdin=subprocess.PIPE)
+    assert process.stdin is not None
+    try:
+        with tarfile.open(fileobj=process.stdin, mode="w|", dereference=True) as tar:
+            tar.add(path.resolve(), arcname=name)
+        process.stdin.close()
+    except BrokenPipeError:
+        pass
+    if process.wait() != 0:
+        raise InputError(f"sending {source} to {host} failed; try `ssh {host} true`, and whether there is room")
+    return there
+
+
+def _ssh(host: str, command: str) -> subprocess.CompletedProcess:
+    done = subprocess.run(["ssh", host, command], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode == 255:
+        raise InputError(f"ssh to {host} failed: {done.stderr.strip().splitlines()[-1:] or 'no answer'}")
+    return done

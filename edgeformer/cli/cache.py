@@ -1,0 +1,55 @@
+"""`edgeformer cache`."""
+
+from __future__ import annotations
+
+import datetime
+
+import click
+
+from edgeformer.cli._common import as_json, print_json, size
+
+
+@click.command(
+    name="cache",
+    epilog="Examples:  edgeformer cache  ·  edgeformer cache --clean --older-than 30  ·  edgeformer cache --json",
+)
+@click.option("--clean", is_flag=True, help="Delete what is listed: everything in it can be made again.")
+@click.option(
+    "--older-than", type=click.FloatRange(min=0), default=0.0, metavar="DAYS", help="Only what lay unused for so long."
+)
+@click.option(
+    "--part", "parts", multiple=True, help="Only this part: artefacts, runs, models, web. May be given several times."
+)
+@as_json
+def command(clean: bool, older_than: float, parts: tuple[str, ...], as_json: bool) -> None:
+    """Show what comparisons have left in the cache folder, or delete it.
+
+    EDGEFORMER_CACHE puts the cache elsewhere.
+    """
+    import time
+
+    from edgeformer import cache
+    from edgeformer.errors import InputError
+
+    if unknown := sorted(set(parts) - cache.PARTS.keys()):
+        raise InputError(f"the cache has no part {', '.join(unknown)}; its parts are {', '.join(cache.PARTS)}")
+    wanted = parts or tuple(cache.PARTS)
+    limit = time.time() - older_than * 86400
+    found = [e for e in cache.entries() if e.part in wanted and e.used <= limit]
+    if clean:
+        try:
+            found = cache.clean(parts=wanted, older_than_days=older_than)
+        except OSError as e:
+            raise InputError(f"can't delete {e.filename}: {e.strerror}") from e
+    total = sum(e.bytes for e in found)
+    if as_json:
+        rows = [{"part": e.part, "path": str(e.path), "bytes": e.bytes, "used": e.used} for e in found]
+        print_json(
+            {"folder": str(cache.cache_folder("artefacts").parent), "entries": rows, "bytes": total, "deleted": clean}
+        )
+        return
+    for entry in found:
+        used = datetime.datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
+        click.echo(f"{entry.part:<10} {size(entry.bytes):>10}  {used}  {entry.path}")
+    verb = "deleted" if clean else "in"
+    click.echo(f"{len(found)} entries, {size(total)} {verb} {cache.cache_folder('artefacts').parent}")

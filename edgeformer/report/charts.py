@@ -1,0 +1,214 @@
+"""The figures of a report as Vega-Lite, by Altair. Their data is put in by the page, since filters change it.
+
+Every mark carries the id of its row, so that a click leads to the records it was drawn from.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+HEIGHT, STEP = 280, 24
+_UNRANKED = 0.35
+
+
+def specs() -> dict[str, dict[str, Any]]:
+    """Name of the figure -> Vega-Lite. Each reads the data set `rows`, some `roofs`, `blocks` or `points`, too.
+
+    Raises:
+        RuntimeUnavailable: Altair isn't installed.
+    """
+    import altair as alt
+
+    made = {
+        "decode": _bars(alt, "decode", "tokens per second, decode"),
+        "prefill": _bars(alt, "prefill", "tokens per second, prefill"),
+        "context": _context(alt),
+        "pareto": _pareto(alt),
+        "roofline": _roofline(alt),
+        "memory": _memory(alt),
+        "blocks": _blocks(alt),
+    }
+    return {name: _plain(chart) for name, chart in made.items()}
+
+
+def _plain(chart: Any) -> dict[str, Any]:
+    spec = chart.to_dict()
+    spec.pop("config", None)  # the page's, light or dark
+    return spec
+
+
+def _rows(alt: Any) -> Any:
+    return alt.NamedData(name="rows")
+
+
+def _tooltip(alt: Any, *more: Any) -> list[Any]:
+    return [
+        alt.Tooltip("label:N", title="row"),
+        alt.Tooltip("model:N"),
+        alt.Tooltip("machine:N"),
+        alt.Tooltip("shape:N"),
+        *more,
+        alt.Tooltip("verdict:N"),
+        alt.Tooltip("note:N", title="flags"),
+    ]
+
+
+def _opacity(alt: Any) -> Any:
+    return alt.condition("datum.ranked", alt.value(1.0), alt.value(_UNRANKED))
+
+
+def _colour(alt: Any) -> Any:
+    return alt.Color("runtime:N", legend=None)
+
+
+def _names(alt: Any) -> Any:
+    """In the order of the data: the page sorts them."""
+    return alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
+
+
+def _bars(alt: Any, kind: str, title: str) -> Any:
+    base = (
+        alt.Chart(_rows(alt), width="container", height=alt.Step(STEP))
+        .transform_filter(f"isValid(datum.{kind}_ts)")
+        .encode(
+            y=_names(alt),
+        )
+    )
+    tooltip = _tooltip(
+        alt,
+        alt.Tooltip(f"{kind}_ts:Q", format=",.1f", title="median"),
+        alt.Tooltip(f"{kind}_low:Q", format=",.1f", title="lowest round"),
+        alt.Tooltip(f"{kind}_high:Q", format=",.1f", title="highest round"),
+    )
+    bar = base.mark_bar(cursor="pointer").encode(
+        x=alt.X(f"{kind}_ts:Q", title=title), color=_colour(alt), opacity=_opacity(alt), tooltip=tooltip
+    )
+    rule = base.mark_rule(strokeWidth=2).encode(x=f"{kind}_low:Q", x2=f"{kind}_high:Q", tooltip=tooltip)
+    place = "datum.rank ? (datum.tie ? '= ' : '') + 'place ' + datum.rank : datum.verdict"
+    text = (
+        base.transform_calculate(place=place)
+        .mark_text(align="left", dx=5, fontSize=10)
+        .encode(x=f"{kind}_high:Q", text="place:N")
+    )
+    return bar + rule + text if kind == "decode" else bar + rule
+
+
+def _context(alt: Any) -> Any:
+    base = (
+        alt.Chart(_rows(alt), width="container", height=HEIGHT)
+        .transform_filter("isValid(datum.itl_ms_p50) && datum.batch == 1")
+        .encode(
+            x=alt.X("context:Q", title="tokens before the first generated one"),
+            y=alt.Y("itl_ms_p50:Q", title="ms per token, median"),
+            color=alt.Color("runtime:N", title=None, legend=alt.Legend(orient="bottom", columns=4)),
+            strokeDash=alt.StrokeDash("precision:N", title=None, legend=alt.Legend(orient="bottom", columns=4)),
+            detail="label:N",
+            tooltip=_tooltip(
+                alt,
+                alt.Tooltip("itl_ms_p50:Q", format=".3f", title="median ms"),
+                alt.Tooltip("itl_ms_p90:Q", format=".3f", title="90 % ms"),
+                alt.Tooltip("ttft_ms:Q", format=".1f", title="first token ms"),
+            ),
+        )
+    )
+    return base.mark_line() + base.mark_circle(size=50, cursor="pointer")
+
+
+def _pareto(alt: Any) -> Any:
+    base = alt.Chart(_rows(alt), width="container", height=HEIGHT).transform_filter(
+        "datum.ranked && isValid(datum.kl) && isValid(datum.decode_ts)"
+    )
+    x = alt.X("kl:Q", title="KL divergence from the original, nats", scale=alt.Scale(type="symlog", constant=1e-4))
+    y = alt.Y("decode_ts:Q", title="tokens per second, decode")
+    points = base.mark_circle(size=90, cursor="pointer").encode(
+        x=x,
+        y=y,
+        color=_colour(alt),
+        tooltip=_tooltip(
+            alt,
+            alt.Tooltip("kl:Q", format=".2e"),
+            alt.Tooltip("top1:Q", format=".3f", title="same best token"),
+            alt.Tooltip("bits_per_weight:Q", format=".2f"),
+            alt.Tooltip("decode_ts:Q", format=",.1f"),
+        ),
+    )
+    front = (
+        base.transform_window(
+            best="max(decode_ts)",
+            sort=[alt.SortField("kl"), alt.SortField("decode_ts", order="descending")],
+            frame=[None, 0],
+        )
+        .transform_filter("datum.decode_ts >= datum.best")
+        .mark_line(interpolate="step-after", strokeDash=[4, 3], opacity=0.7)
+        .encode(x=x, y=y)
+    )
+    return front + points
+
+
+def _roofline(alt: Any) -> Any:
+    x = alt.X("intensity:Q", scale=alt.Scale(type="log"), title="operations per byte")
+    y = alt.Y("gflops:Q", scale=alt.Scale(type="log"), title="billions of operations per second")
+    lines = (
+        alt.Chart(alt.NamedData(name="roofs"))
+        .mark_line(opacity=0.7)
+        .encode(
+            x=x,
+            y=y,
+            strokeDash=alt.StrokeDash(
+                "roof:N", title=None, legend=alt.Legend(orient="bottom", columns=1, labelLimit=320)
+            ),
+        )
+    )
+    points = (
+        alt.Chart(alt.NamedData(name="points"))
+        .mark_point(size=70, filled=True, cursor="pointer")
+        .encode(
+            x=x,
+            y=y,
+            color=_colour(alt),
+            shape=alt.Shape("test:N", title=None, legend=alt.Legend(orient="bottom")),
+            tooltip=_tooltip(
+                alt,
+                alt.Tooltip("test:N"),
+                alt.Tooltip("gflops:Q", format=",.1f"),
+                alt.Tooltip("fraction:Q", format=".1%", title="of the bound"),
+            ),
+        )
+    )
+    return alt.layer(lines, points).properties(width="container", height=HEIGHT)
+
+
+def _memory(alt: Any) -> Any:
+    base = (
+        alt.Chart(_rows(alt), width="container", height=alt.Step(STEP))
+        .transform_filter("isValid(datum.peak_mb)")
+        .encode(y=_names(alt))
+    )
+    tooltip = _tooltip(
+        alt,
+        alt.Tooltip("peak_mb:Q", format=",.0f", title="peak MB"),
+        alt.Tooltip("artifact_mb:Q", format=",.0f", title="files or weights MB"),
+    )
+    peak = base.mark_bar(cursor="pointer").encode(
+        x=alt.X("peak_mb:Q", title="peak resident MB; the mark is its files' or weights' size"),
+        color=_colour(alt),
+        opacity=_opacity(alt),
+        tooltip=tooltip,
+    )
+    tick = base.mark_tick(thickness=3, size=16).encode(x="artifact_mb:Q", tooltip=tooltip)
+    return peak + tick
+
+
+def _blocks(alt: Any) -> Any:
+    order = ["attention", "ffn", "norm", "head", "other"]
+    return (
+        alt.Chart(alt.NamedData(name="blocks"), width="container", height=alt.Step(STEP))
+        .mark_bar(cursor="pointer")
+        .encode(
+            y=_names(alt),
+            x=alt.X("share:Q", title="share of the time", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+            color=alt.Color("block:N", sort=order, title=None, legend=alt.Legend(orient="bottom")),
+            order="order:Q",
+            tooltip=_tooltip(alt, alt.Tooltip("block:N"), alt.Tooltip("share:Q", format=".1%")),
+        )
+    )

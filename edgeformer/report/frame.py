@@ -1,0 +1,199 @@
+"""What a report shows: a row per row of the runs, its prefill and its decode test together, and where each number is from."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+COLUMNS = (
+    "model", "runtime", "precision", "machine", "shape", "rank", "prefill_ts", "decode_ts", "itl_ms_p50", "itl_ms_p90",
+    "ttft_ms", "ttft_cold_ms", "load_ms", "peak_mb", "artifact_mb", "bits_per_weight", "kl", "roofline", "energy_mj", "verdict",
+)  # fmt: skip
+"""What tables show, in order."""
+
+
+def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per row of a run; `records` in it are the numbers of its records, from 0.
+
+    Rates are tokens per second of the whole batch, with the range over rounds; None is unknown.
+    """
+    found: dict[tuple, dict[str, Any]] = {}
+    for number, record in enumerate(records):
+        row = found.setdefault(_key(record, records), _row(record))
+        row["records"].append(number)
+        _add(row, record)
+    made = list(found.values())
+    for number, row in enumerate(made):
+        row["id"] = number
+        row["flags"] = list(dict.fromkeys(row["flags"]))
+    _mark_ties(made)
+    return made
+
+
+def machine_of(record: dict[str, Any]) -> str:
+    """A machine's name: its processor, its accelerator, and how many threads computed."""
+    name = record.get("machine_model") or record.get("cpu_info") or "unknown machine"
+    gpu = f" + {record['gpu_info']}" if record.get("gpu_info") else ""
+    threads = record.get("n_threads")
+    return f"{name}{gpu}" + (f", {threads} threads" if threads else "")
+
+
+def _key(record: dict[str, Any], records: list[dict[str, Any]]) -> tuple:
+    own = tuple(record.get(name) for name in ("run_id", "label", "model", "model_filename", "precision", "twin"))
+    return (*own, *_shape(record), machine_of(record))
+
+
+def _shape(record: dict[str, Any]) -> tuple:
+    names = ("prompt", "gen", "depth", "batch", "concurrency")
+    if record["suite"] == "llama-bench":  # its tests are apart
+        return tuple(record.get(name) for name in (*names, "n_prompt", "n_gen"))
+    return tuple(record.get(name) for name in names)
+
+
+def shape_text(record: dict[str, Any]) -> str:
+    """`128+64`, `128+64 @512`, `×8`, `4 clients`; `pp128` and `tg64` of llama-bench; `8 × 128` of an encoder."""
+    if record["suite"] == "llama-bench":
+        parts = ([f"pp{record['n_prompt']}"] if record["n_prompt"] else []) + (
+            [f"tg{record['n_gen']}"] if record["n_gen"] else []
+        )
+        return "+".join(parts) + (f" @{record['n_depth']}" if record.get("n_depth") else "")
+    if record["task"] != "text-generation":
+        return f"{record['batch']} × {record['prompt']}"
+    text = f"{record.get('prompt')}+{record.get('gen') or 0}"
+    text += f" @{record['depth']}" if record.get("depth") else ""
+    text += f" ×{record['batch']}" if record["batch"] > 1 else ""
+    return text + (f", {record['concurrency']} clients" if record["concurrency"] > 1 else "")
+
+
+def _row(record: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "id": 0,
+        "records": [],
+        "run": record["run_id"],
+        "model": record["model"],
+        "runtime": record["runtime"],
+        "label": f"{record.get('label') or record['runtime']} · {record['precision']}",
+        "precision": record["precision"],
+        "machine": machine_of(record),
+        "shape": shape_text(record),
+        "task": record["task"],
+        "context": (record.get("depth") or 0) + (record.get("prompt") or 0),
+        "batch": record["batch"],
+        "suite": record["suite"],
+        "rank": record.get("rank"),
+        "tie": False,
+        "twin": bool(record.get("twin")),
+        "verdict": record["parity_verdict"] if record["status"] == "ok" else "failed",
+        "ranked": record.get("rank") is not None,
+        "error": record.get("error"),
+        "max_abs": record.get("parity_max_abs"),
+        "kl": record.get("quality_kl_mean"),
+        "top1": record.get("quality_top1"),
+        "peak_mb": _scaled(record.get("peak_rss_bytes"), 1e-6),
+        "peak_gpu_mb": _scaled(record.get("peak_gpu_bytes"), 1e-6),
+        "artifact_mb": _scaled(record.get("artifact_bytes") or record.get("weight_bytes"), 1e-6),
+        "bits_per_weight": record.get("bits_per_weight"),
+        "load_ms": record.get("load_ms"),
+        "ttft_cold_ms": record.get("ttft_cold_ms"),
+        "flags": [],
+        "blocks": {},
+        "noise_low": None,
+        "noise_high": None,
+        **dict.fromkeys(
+            ("prefill_ts", "prefill_low", "prefill_high", "decode_ts", "decode_low", "decode_high", "ttft_ms")
+        ),
+        **dict.fromkeys(("itl_ms_p50", "itl_ms_p90", "roofline", "roofline_prefill", "energy_mj")),
+        "points": [],
+    }
+
+
+def _scaled(value: float | None, factor: float) -> float | None:
+    return None if value is None else value * factor
+
+
+def _add(row: dict[str, Any], record: dict[str, Any]) -> None:
+    decode = bool(record["n_gen"])
+    kind = "decode" if decode else "prefill"
+    row["flags"] += [*record["flags"], *(record.get("run_flags") or [])]
+    rates = _rates(record, decode)
+    if rates:
+        ordered = sorted(rates)
+        row[f"{kind}_ts"] = (
+            ordered[len(ordered) // 2] if len(ordered) % 2 else sum(ordered[len(ordered) // 2 - 1 :][:2]) / 2
+        )
+        row[f"{kind}_low"], row[f"{kind}_high"] = ordered[0], ordered[-1]
+    elif record.get("avg_ts") is not None:  # CSV of llama-bench has no samples
+        spread = record.get("stddev_ts") or 0.0
+        row[f"{kind}_ts"] = record["avg_ts"]
+        row[f"{kind}_low"], row[f"{kind}_high"] = record["avg_ts"] - spread, record["avg_ts"] + spread
+    if decode:
+        row["itl_ms_p50"], row["itl_ms_p90"] = record.get("itl_ms_p50"), record.get("itl_ms_p90")
+        row["roofline"] = record.get("roofline_frac")
+        row["energy_mj"] = _scaled(record.get("energy_j_per_token"), 1e3)
+        row["noise_low"], row["noise_high"] = record.get("noise_low"), record.get("noise_high")
+    else:
+        row["ttft_ms"] = record.get("ttft_warm_ms")
+        row["roofline_prefill"] = record.get("roofline_frac")
+    if record.get("blocks"):
+        row["blocks"][kind] = record["blocks"]
+    if record.get("flops_per_call") and record.get("median_ns"):
+        seconds = record["median_ns"] / 1e9
+        row["points"].append(
+            {
+                "test": kind,
+                "intensity": record["flops_per_call"] / record["bytes_per_call"],
+                "gflops": record["flops_per_call"] / seconds / 1e9,
+                "fraction": record.get("roofline_frac"),
+            }
+        )
+
+
+def _rates(record: dict[str, Any], decode: bool) -> list[float]:
+    """Tokens per second of each round, by the median step."""
+    medians = record.get("round_medians_ns") or []
+    tokens = record["batch"] * (1 if decode else record["n_prompt"])
+    return [tokens * 1e9 / ns for ns in medians if ns]
+
+
+def _mark_ties(made: list[dict[str, Any]]) -> None:
+    """Rows of one shape of one run that share a rank."""
+    for row in made:
+        same = [
+            r for r in made if r["ranked"] and all(r[k] == row[k] for k in ("run", "shape", "model", "machine", "rank"))
+        ]
+        row["tie"] = row["ranked"] and len(same) > 1
+
+
+def roofs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Points of the lines that no row can lie above: by machine and device, bandwidth up to the ridge and then arithmetic."""
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for record in records:
+        for device, rates in (record.get("rates") or {}).items():
+            found.setdefault((machine_of(record), device), rates)
+    lines = []
+    for (machine, device), rates in found.items():
+        peak = rates.get("fp32_flops")
+        measured = sorted(rates.get("bandwidth") or [])
+        for name, at in (("memory", -1), ("cache", 0)) if len(measured) > 1 else (("memory", -1),):
+            if not peak or not measured:
+                continue
+            size, bandwidth = measured[at]
+            for intensity in (0.05, peak / bandwidth, 2000.0):
+                lines.append(
+                    {
+                        "machine": machine,
+                        "roof": f"{device}: {name}, {bandwidth / 1e9:.0f} GB/s of {size / 1e6:.0f} MB",
+                        "intensity": intensity,
+                        "gflops": min(intensity * bandwidth, peak) / 1e9,
+                    }
+                )
+    return lines
+
+
+def finite(value: Any) -> Any:
+    """The same data without infinities and NaN, which JSON has no word for."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, dict):
+        return {k: finite(v) for k, v in value.items()}
+    return [finite(v) for v in value] if isinstance(value, list) else value

@@ -1,0 +1,86 @@
+"""The HTML report: one file with its data, its figures and all scripts inside; nothing is loaded from anywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import edgeformer
+from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.report.frame import COLUMNS, finite, roofs, rows
+
+
+def write_html(records: list[dict[str, Any]], file: str | os.PathLike, *, title: str | None = None) -> None:
+    """Write the report of records in our schema.
+
+    Raises:
+        RuntimeUnavailable: Altair or vl-convert isn't installed.
+        InputError: the file can't be written; what was there is still there.
+    """
+    write_text(html(records, title=title), file)
+
+
+def html(records: list[dict[str, Any]], *, title: str | None = None) -> str:
+    """The page."""
+    from edgeformer.report.charts import specs
+
+    try:
+        import altair  # noqa: F401
+        import vl_convert
+    except ImportError as e:
+        raise RuntimeUnavailable(
+            f'the HTML report needs Altair and vl-convert ({e}); pip install "edgeformer[report]"'
+        ) from e
+    bundle: Any = vl_convert.javascript_bundle  # its stub asks for arguments that have defaults
+    found = rows(records)
+    name = title or ", ".join(dict.fromkeys(row["model"] for row in found)) or "no rows"
+    data = {
+        "rows": found,
+        "roofs": roofs(records),
+        "records": records,
+        "charts": specs(),
+        "columns": COLUMNS,
+        "version": edgeformer.__version__,
+    }
+    parts = {
+        "TITLE": _escaped(name),
+        "STYLE": _asset("page.css"),
+        "DATA": json.dumps(finite(data), separators=(",", ":")).replace("</", "<\\/"),
+        "VEGA": bundle().replace("</script", "<\\/script"),
+        "SCRIPT": _asset("page.js"),
+    }
+    return re.sub(r"%([A-Z]+)%", lambda mark: parts[mark[1]], _asset("page.html"))
+
+
+def _asset(name: str) -> str:
+    return (files("edgeformer.report") / name).read_text(encoding="utf-8")
+
+
+def _escaped(text: str) -> str:
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def write_text(text: str, file: str | os.PathLike) -> None:
+    """Replace a file in one step.
+
+    Raises:
+        InputError: it can't be written; what was there is still there.
+    """
+    path = Path(file)
+    partial = None
+    try:
+        handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.chmod(partial, 0o644)
+        os.replace(partial, path)
+    except OSError as e:
+        raise InputError(f"can't write {path}: {e.strerror}") from e
+    finally:
+        if partial is not None:
+            Path(partial).unlink(missing_ok=True)
