@@ -1,0 +1,195 @@
+"""What a killed run leaves, and how it goes on; the cache of artefacts; a disk that is full; memory that runs out."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from support import STDLIB
+
+from edgeformer import bundle, cache
+from edgeformer.checkpoint import load, save
+from edgeformer.comparison import Build, cache_key, make
+from edgeformer.errors import InputError
+from edgeformer.measure.journal import Journal
+from edgeformer.measure.record import write_jsonl
+from edgeformer.measure.row import Plan, Row, Shape
+
+BENCH = [
+    sys.executable,
+    "-m",
+    "edgeformer",
+    "bench",
+    str(STDLIB),
+    "--runtimes",
+    "numpy,null",
+    "--prompt",
+    "8,16",
+    "--gen",
+    "4",
+]
+BENCH += ["--rounds", "4", "--threads", "1", "--no-roofline"]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEFORMER_CACHE", str(tmp_path / "cache"))
+
+
+def lines(file):
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_kill_and_resume(tmp_path):
+    """Killed in the middle of the second shape: nothing that was measured is lost, nothing is there twice."""
+    file = tmp_path / "rows.jsonl"
+    process = subprocess.Popen([*BENCH, "--json", str(file)], stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    shapes = 0
+    for line in process.stderr:
+        shapes += line.startswith("measured ")
+        if shapes == 1 and line.startswith("round 3/"):
+            break
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    process.stderr.close()
+    (journal,) = (tmp_path / "cache" / "runs").iterdir()
+    with journal.open("a") as f:
+        f.write('{"event": "round", "at": [1, 0], "rou')  # and cut off in the middle of a line
+    before = lines(file)  # the first shape's records were written when it was done
+    assert len(before) == 3 * 2 and all(len(r["samples_ns"]) == 4 for r in before)
+    kept = [json.loads(text) for text in journal.read_text().splitlines()[:-1]]
+    second = {
+        n: [e["round"]["decode_ns"] for e in kept if e["event"] == "round" and e["at"] == [1, n]] for n in range(3)
+    }
+    assert sum(map(len, second.values())) >= 3
+    done = subprocess.run([*BENCH, "--json", str(file), "--resume"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    after = lines(file)
+    assert len(after) == 2 * 3 * 2 and len({r["run_id"] for r in after}) == 1
+    assert all(len(r["samples_ns"]) == 4 for r in after)
+    decode = [r for r in after if r["n_gen"]]
+    assert [r["samples_ns"] for r in decode[:3]] == [r["samples_ns"] for r in before if r["n_gen"]]
+    for n, record in enumerate(decode[3:]):
+        assert record["step_samples_ns"][: len(second[n])] == second[n]
+        assert record["rank"] == (1 if n == 0 else None)
+    assert not list((tmp_path / "cache" / "runs").iterdir())  # it is finished
+    again = subprocess.run([*BENCH, "--resume"], capture_output=True, text=True)
+    assert again.returncode == 2 and "there is no unfinished run of this" in again.stderr
+
+
+def test_a_journal_is_of_one_measurement():
+    journal, _ = Journal.begin("key", resume=False)
+    row = Row(Plan("numpy", "m", "checkpoint", "fp32"), Shape(), 1, load_s=1.5, verdict="pass")
+    journal.save((0, 0), row)
+    journal.add("round", (0, 0), round={"prefill_ns": [1]})
+    journal.add("round", (0, 1), round={"prefill_ns": [2]})
+    journal.close(finished=False)
+    resumed, _ = Journal.begin("key", resume=True)
+    found = Row(row.plan, row.shape, 1)
+    resumed.restore((0, 0), found)
+    assert resumed.run_id == journal.run_id and found.load_s == 1.5 and found.rounds == [{"prefill_ns": [1]}]
+    assert resumed.finished(0) is None
+    with pytest.raises(InputError, match="no unfinished run"):
+        Journal.begin("another", resume=True)
+    _, remark = Journal.begin("key", resume=False)
+    assert remark is not None and "--resume would have gone on" in remark
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's device that is always full")  # noqa: PTH110
+def test_a_full_disk(tmp_path):
+    """The measurement is shown; the error says what could not be written."""
+    command = [*BENCH[:-3], "--rounds", "1", "--no-roofline", "--json", "/dev/full"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and "numpy" in done.stdout and "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: can't write records to /dev/full: No space left on device")
+
+
+def test_a_failed_write_keeps_the_file(tmp_path, monkeypatch):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"run_id": "old"}\n')
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(InputError, match="No space left on device"):
+        write_jsonl([{"run_id": "new"}], file)
+    assert file.read_text() == '{"run_id": "old"}\n' and [p.name for p in tmp_path.iterdir()] == ["rows.jsonl"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux's address space limit")
+def test_out_of_memory_is_a_row(tmp_path):
+    """Of a runtime that allocates more than there is, and of one that the system kills; others go on."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'edgeformer.measure.worker' in ' '.join(sys.orig_argv):\n"
+        "    import edgeformer.runtimes.null as null, numpy, os, signal\n"
+        "    from edgeformer.runtimes import torch as t\n"
+        "    def grow(self, *a):\n"
+        "        numpy.ones(10**15)\n"
+        "    def killed(self, *a):\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    null.NullSession._step = grow\n"
+        "    t.TorchSession._step = killed\n"
+    )
+    command = [*BENCH[:6], "numpy,null,torch", "--prompt", "8", "--gen", "4", "--rounds", "1", "--threads", "1"]
+    command += ["--no-roofline", "--no-twin", "--against", str(STDLIB), "--json", str(tmp_path / "rows.jsonl")]
+    # the reference runs in torch as well: without it rows stay unchecked, and say so
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    found = {r["runtime"]: r for r in lines(tmp_path / "rows.jsonl")}
+    assert "Unable to allocate" in found["null"]["error"]
+    assert "status -9 (killed from outside, as Linux does when memory runs out)" in found["torch"]["error"]
+    assert (
+        found["numpy"]["status"] == "ok"
+        and "no reference: the process ended" in found["numpy"]["parity_checks"][0]["note"]
+    )
+
+
+def test_artefacts_are_made_once(tmp_path):
+    loaded = load(STDLIB)
+    build = Build("onnx", "fp32", "cpu")
+    first = make(loaded, build, {"weights": "copy"}, None, None, lambda _: None)
+    stamp = (first / "model.onnx").stat().st_mtime_ns
+    assert make(loaded, build, {"weights": "copy"}, None, None, lambda _: None) == first
+    assert (first / "model.onnx").stat().st_mtime_ns == stamp
+    other = make(loaded, build, {"weights": "link"}, None, None, lambda _: None)
+    assert other != first
+    (first / "model.onnx").write_bytes(b"damaged")
+    again = make(loaded, build, {"weights": "copy"}, None, None, lambda _: None)
+    bundle.check_files(again, bundle.read_manifest(again))
+    assert again == first and (first / "model.onnx").stat().st_size > 1000
+
+
+def test_the_cache_is_of_content(tmp_path):
+    """One number in the middle of a tensor makes another key, where the samples of a digest see none."""
+    loaded = load(STDLIB)
+    state = {name: loaded.require_weights()[name].astype("float32") for name in loaded.require_weights()}
+    save(loaded.spec, state, tmp_path / "a")
+    save(loaded.spec, state, tmp_path / "same")
+    changed = {name: value.copy() for name, value in state.items()}
+    changed["layers.1.ffn.up.weight"][100, 77] += 1
+    save(loaded.spec, changed, tmp_path / "b")
+    keys = {name: cache_key(load(tmp_path / name), "onnx", {"precision": "fp32"}) for name in ("a", "same", "b")}
+    assert keys["a"] == keys["same"] != keys["b"]
+    assert cache_key(load(tmp_path / "a"), "onnx", {"precision": "q4"}) != keys["a"]
+
+
+def test_the_cache_is_shown_and_cleaned(tmp_path):
+    make(load(STDLIB), Build("onnx", "fp32", "cpu"), {"weights": "copy"}, None, None, lambda _: None)
+    run = [sys.executable, "-m", "edgeformer", "cache"]
+    shown = json.loads(subprocess.run([*run, "--json"], capture_output=True, text=True, check=True).stdout)
+    (entry,) = shown["entries"]
+    assert entry["part"] == "artefacts" and entry["bytes"] == shown["bytes"] > 20_000_000
+    kept = subprocess.run([*run, "--clean", "--older-than", "1"], capture_output=True, text=True, check=True)
+    assert kept.stdout.startswith("0 entries") and len(cache.entries()) == 1
+    gone = subprocess.run([*run, "--clean"], capture_output=True, text=True, check=True)
+    assert gone.stdout.splitlines()[-1].startswith("1 entries, ") and cache.entries() == []
+    wrong = subprocess.run([*run, "--part", "cellar"], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "its parts are artefacts, runs, models, web" in wrong.stderr
