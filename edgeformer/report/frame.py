@@ -45,6 +45,8 @@ def _key(record: dict[str, Any], records: list[dict[str, Any]]) -> tuple:
 
 def _shape(record: dict[str, Any]) -> tuple:
     names = ("prompt", "gen", "depth", "batch", "concurrency")
+    if record.get("schema_read") == 1:  # its prefill tests don't say how much was generated afterwards
+        return (record.get("prompt"), record["batch"])
     if record["suite"] == "llama-bench":  # its tests are apart
         return tuple(record.get(name) for name in (*names, "n_prompt", "n_gen"))
     return tuple(record.get(name) for name in names)

@@ -156,8 +156,9 @@ function drawRemarks(list) {
   const machines = new Set(list.map((row) => row.machine)).size;
   byId("summary").textContent = `${list.length} rows, ${ranked.length} verified and ranked, ${machines} machine${machines === 1 ? "" : "s"} · edgeformer ${data.version}`;
   const parts = [];
-  for (const [run, shape] of new Set(list.filter((row) => row.noise_low).map((row) => `${row.run}\n${row.shape}`)).values().map((key) => key.split("\n"))) {
-    const row = list.find((r) => r.run === run && r.shape === shape && r.noise_low);
+  const known = new Map(list.filter((row) => row.noise_low).map((row) => [`${row.run} ${row.shape}`, row]));
+  for (const row of known.values()) {
+    const shape = known.size > 1 ? `${row.model}, ${row.shape}` : row.shape;
     parts.push(`${shape}: the same row twice differs by ${row.noise_low.toFixed(3)}–${row.noise_high.toFixed(3)} × (95 %).`);
   }
   const flags = new Set(list.flatMap((row) => row.flags).filter((flag) => /^(noisy|busy|throttled|power|not interleaved)/.test(flag)));
