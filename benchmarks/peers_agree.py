@@ -49,8 +49,31 @@ def llama_bench(program: str, file: Path, threads: int) -> tuple[list[float], li
 
 def genai_benchmark(script: str, folder: Path, scratch: Path) -> tuple[list[float], list[float]]:
     """Its averages over as many repetitions; it prints no samples. Threads are those of the folder's genai_config.json."""
-    command = [sys.executable, script, "-i", str(folder), "-b", "1", "-l", str(PROMPT), "-g", str(GEN), "-r", str(ROUNDS)]
-    command += ["-w", "3", "-k", "1", "--use_random_tokens", "--chat_template", "{input}", "-o", str(scratch / "out.csv")]
+    command = [
+        sys.executable,
+        script,
+        "-i",
+        str(folder),
+        "-b",
+        "1",
+        "-l",
+        str(PROMPT),
+        "-g",
+        str(GEN),
+        "-r",
+        str(ROUNDS),
+    ]
+    command += [
+        "-w",
+        "3",
+        "-k",
+        "1",
+        "--use_random_tokens",
+        "--chat_template",
+        "{input}",
+        "-o",
+        str(scratch / "out.csv"),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(script).parent)
     rates = {}
     for line in done.stdout.splitlines():

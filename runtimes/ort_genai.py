@@ -84,6 +84,11 @@ class Runtime(_protocol.Runtime):
     packages = ("onnxruntime-genai",)
     extra = "ort-genai"
 
+    def refuses(self, spec, options):
+        if options.batch > 1:
+            return "GenAI takes tokens into a batch once; after that it only continues with its own"
+        return super().refuses(spec, options)
+
     def declines(self, manifest, variant):
         return None if "genai_config.json" in manifest["files"] else "the folder has no genai_config.json"
 

@@ -25,7 +25,7 @@ from edgeformer.measure.references import Judge, JudgeKey, make_references
 from edgeformer.measure.row import Plan, Row, Shape
 from edgeformer.measure.row_flags import row_flags
 from edgeformer.measure.settings import Settings
-from edgeformer.runtimes._protocol import get
+from edgeformer.runtimes._protocol import Options, get
 from edgeformer.spec import Model
 from edgeformer.verdict import FAIL
 
@@ -110,9 +110,8 @@ def run(
         with tempfile.TemporaryDirectory(prefix="edgeformer-bench-") as scratch:
             bench = _Bench(spec, settings, reference, Path(scratch), report, journal)
             for bench.number, shape in enumerate(settings.shapes(spec)):
-                rows = [
-                    Row(plan, shape, settings.threads) for plan in _with_twin(plans, settings) if _fits(plan, shape)
-                ]
+                fitting = [plan for plan in plans if _fits(plan, shape, spec, done.notes)]
+                rows = [Row(plan, shape, settings.threads) for plan in _with_twin(fitting, settings)]
                 if not rows:
                     done.notes.append(f"no rows of {shape}: no runtime here takes it")
                     continue
@@ -141,11 +140,17 @@ def _with_twin(plans: list[Plan], settings: Settings) -> list[Plan]:
     return [*plans, replace(first, again=True, label=f"{first.label or first.runtime} again")]
 
 
-def _fits(plan: Plan, shape: Shape) -> bool:
-    """Servers answer several clients, other rows take batches and filled caches."""
-    if get(plan.runtime)[0].served:
+def _fits(plan: Plan, shape: Shape, spec: Model, notes: list[str]) -> bool:
+    """Servers answer several clients, other rows take filled caches, and batches if they can."""
+    runtime, variant = get(plan.runtime)
+    if runtime.served:
         return shape.batch == 1 and shape.depth == 0
-    return shape.concurrency == 1
+    if shape.concurrency > 1:
+        return False
+    reason = runtime.refuses(spec, Options(batch=shape.batch, variant=variant)) if shape.batch > 1 else None
+    if reason is not None:
+        notes.append(f"no row for {plan.label} with a batch of {shape.batch}: {reason}")
+    return reason is None
 
 
 def _run_shape(result: ShapeResult, bench: _Bench) -> None:

@@ -1,0 +1,123 @@
+"""Servers as runtimes: measured as their clients see them, their text compared, and refused where counts would not be equal."""
+
+from __future__ import annotations
+
+import http.server
+import json
+import threading
+import time
+
+import numpy as np
+import pytest
+from support import STDLIB
+
+from edgeformer import api
+from edgeformer.checkpoint import load
+from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.measure.settings import Settings
+from edgeformer.reference import greedy, sample_batch
+from edgeformer.runtimes._protocol import Options, get, require
+
+
+@pytest.fixture(scope="module")
+def loaded():
+    return load(STDLIB)
+
+
+class FakeServer(http.server.BaseHTTPRequestHandler):
+    """OpenAI's completions, answered by our own numpy session; `wrong` changes the first token."""
+
+    session, tokenizer, wrong, takes_ids = None, None, False, True
+
+    def log_message(self, *_):
+        """Quiet."""
+
+    def do_GET(self):
+        self._json({"data": [{"id": "a-model"}]})
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        prompt = body["prompt"]
+        if isinstance(prompt, list) and not self.takes_ids:
+            self.send_error(400, "prompt must be a string")
+            return
+        ids = prompt if isinstance(prompt, list) else self.tokenizer.encode(prompt, add_special_tokens=False).ids
+        if not body["stream"]:
+            self._json({"choices": [{"text": "x"}], "usage": {"prompt_tokens": len(ids)}})
+            return
+        with LOCK:
+            tokens = [int(t) for t in greedy(self.session, np.array([ids]), body["max_tokens"])[0][0]]
+        if self.wrong:
+            tokens[0] = (tokens[0] + 1) % 4096
+        self.send_response(200)
+        self.end_headers()
+        said = self.tokenizer.decode(ids, skip_special_tokens=False)
+        for n in range(len(tokens)):
+            now = self.tokenizer.decode(ids + tokens[: n + 1], skip_special_tokens=False)
+            event = {"choices": [{"text": now[len(said) :], "finish_reason": None}]}
+            said = now
+            self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
+            self.wfile.flush()
+            time.sleep(0.001)
+        self.wfile.write(b'data: {"choices": [{"text": "", "finish_reason": "length"}]}\n\ndata: [DONE]\n\n')
+
+    def _json(self, data):
+        text = json.dumps(data).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+
+LOCK = threading.Lock()
+
+
+@pytest.fixture
+def server(loaded):
+    import tokenizers
+
+    FakeServer.session = require("numpy")[0].open(loaded, Options(threads=1))
+    FakeServer.tokenizer = tokenizers.Tokenizer.from_file(str(STDLIB / "tokenizer.json"))
+    FakeServer.wrong, FakeServer.takes_ids = False, True
+    running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeServer)
+    threading.Thread(target=running.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{running.server_port}/v1"
+    running.shutdown()
+
+
+SERVED = Settings(prompts=(12,), gens=(6,), rounds=2, threads=1, concurrency=(1, 3))
+
+
+def test_a_server_is_measured_and_its_text_compared(server):
+    _, done = api.bench(str(STDLIB), runtimes=[server, "numpy"], settings=SERVED)
+    assert [len(s.rows) for s in done.shapes] == [3, 2]  # numpy has no clients
+    for row in done.rows:
+        assert row.status == "ok" and row.verdict == "pass", row.error or row.checks
+    one, several = (next(r for r in s.rows if r.plan.runtime == server) for s in done.shapes)
+    assert len(one.rounds[0]["prefill_ns"]) == 1 and len(several.rounds[0]["prefill_ns"]) == 3
+    assert len(several.rounds[0]["decode_ns"]) == 3 * 5 and several.rounds[0]["wall_ns"] > 0
+    assert one.facts["prompt_as"] == "ids" and one.memory["peak_rss_bytes"] is None and one.cpu_per_wall() is None
+
+
+def test_a_server_that_says_something_else_is_not_ranked(server):
+    FakeServer.wrong = True
+    settings = Settings(prompts=(12,), gens=(6,), rounds=1, threads=1, twice=False)
+    _, done = api.bench(str(STDLIB), runtimes=[server], settings=settings)
+    assert done.rows[0].verdict == "fail" and not done.rows[0].ranked and "instead of" in done.rows[0].checks[0]["note"]
+
+
+def test_servers_that_cannot_be_measured(server, loaded):
+    runtime, _ = get("http")
+    FakeServer.takes_ids = False
+    session = runtime.open(loaded, Options(variant=server.removeprefix("http:")))
+    assert not session.as_ids
+    with pytest.raises(InputError, match="takes prompts as text only, and the text of these 12 tokens has"):
+        session.serve(sample_batch(4096, 1, 12)[0].tolist(), 4)
+    text = session.tokenizer.encode("def main():\n    return", add_special_tokens=False).ids
+    assert len(session.serve(text, 4).arrivals_ns) == 4
+    with pytest.raises(RuntimeUnavailable, match=r"no answer from http://127.0.0.1:9/v1: .* Is the server running"):
+        runtime.open(loaded, Options(variant="//127.0.0.1:9/v1"))
+    with pytest.raises(InputError, match="is no server's URL"):
+        runtime.open(loaded, Options(variant="///v1"))
+    assert "chosen by its URL" in runtime.refuses(loaded.spec, Options())
+    assert get("http://localhost:1/v1")[1] == "//localhost:1/v1"
