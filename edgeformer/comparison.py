@@ -149,6 +149,7 @@ def builds(
             if reason is not None:
                 notes.append(f"no rows of {name}: {reason}")
                 continue
+        idle = []
         for precision in precisions:
             kinds = (runtime.opens, *runtime.also_opens)
             if precision == "fp32" and "checkpoint" in kinds:
@@ -156,10 +157,15 @@ def builds(
                 continue
             kind = next((k for k in kinds if k != "checkpoint" and (k == "mlx" or precision not in NATIVE)), None)
             if kind is None or not _has_folder(kind, spec):
+                idle.append(precision)
                 continue
             target = runtime.target(variant) if kind == "onnx" else None
             build = made.setdefault((kind, precision, target), Build(kind, precision, target))
             build.runtimes.append(name)
+        if runtimes is not None and len(idle) == len(precisions):
+            raise InputError(f"{name} runs no {' or '.join(idle)} export of this model; add fp32, or leave {name} out")
+        if runtimes is not None and idle:
+            notes.append(f"no rows of {name} in {', '.join(idle)}")
     for precision in precisions:
         if not any(b.precision == precision for b in made.values()) and not (precision == "fp32" and native):
             raise InputError(

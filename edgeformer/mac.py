@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import platform
-import shutil
 import statistics
 import subprocess
 import tempfile
@@ -20,7 +19,7 @@ from typing import Any
 import edgeformer
 from edgeformer import api, parity
 from edgeformer.checkpoint import LoadedModel, load
-from edgeformer.errors import EdgeformerError, RuntimeUnavailable
+from edgeformer.errors import EdgeformerError, ExportError, RuntimeUnavailable
 from edgeformer.measure import machine
 from edgeformer.measure.record import records
 from edgeformer.measure.settings import Settings
@@ -29,7 +28,7 @@ from edgeformer.runtimes._protocol import Options, get, require
 
 SCHEMA = 1
 PARTS = ("kernels", "fused_attention", "tune", "parity", "generation", "bench")
-BENCHED = ("mlx", "mlx:ops", "mlx:kernels", "mlx_lm", "onnxruntime", "torch:mps")
+BENCHED = ("mlx", "mlx:ops", "mlx:kernels", "mlx_lm", "onnxruntime", "llama_cpp", "llama_cpp:gpu", "torch:mps")
 Report = Callable[[str], None]
 
 
@@ -244,11 +243,9 @@ def bench(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
     """The standard rows, one process each, rounds interleaved: every runtime here that can run the model."""
     import mlx.core as mx
 
-    llama = shutil.which("llama-bench")
-    missing = {"llama.cpp": f"{llama}: there is no GGUF export yet" if llama else "llama-bench is not installed"}
-    names = []
+    missing, names = {}, []
     for name in BENCHED:
-        if name.endswith((":kernels", ":mps")) and not mx.metal.is_available():
+        if name.endswith((":kernels", ":mps", ":gpu")) and not mx.metal.is_available():
             missing[name] = "no Metal on this machine"
         elif (reason := get(name)[0].unavailable()) is not None:
             missing[name] = reason
@@ -257,10 +254,18 @@ def bench(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
     settings = Settings(rounds=rounds, threads=machine.physical_cores())
     with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
         folders = []
-        for kind in ("onnx", "mlx"):
-            folders.append(str(Path(scratch) / kind))
-            api.export(loaded, folders[-1], to=kind, precision="fp32" if kind == "onnx" else None)
-        sources = [*(folders if "mlx_lm" in names else folders[:1]), loaded.name]
+        opened = {"onnx": "onnxruntime", "mlx": "mlx_lm", "gguf": "llama_cpp"}
+        for kind, runtime in opened.items():
+            if runtime in names:
+                folders.append(str(Path(scratch) / kind))
+                plain = {"no_tokenizer": True} if kind == "gguf" else {}
+                try:
+                    api.export(loaded, folders[-1], to=kind, precision=None if kind == "mlx" else "fp32", **plain)
+                except ExportError as e:  # llama.cpp has some architectures, and this is none of them
+                    folders.pop()
+                    missing[runtime] = str(e)
+                    names = [name for name in names if name.partition(":")[0] != runtime]
+        sources = [*folders, loaded.name]
         spec, run = api.bench(sources, runtimes=names, against=loaded.name, settings=settings, report=report)
         facts = machine.facts()
         rows = records(run, spec, machine=facts, name=Path(loaded.name).resolve().name, settings=settings)

@@ -1,5 +1,6 @@
 """llama.cpp on an exported GGUF file, through the C interface of llama-cpp-python. Its keys and values are float32 here, as
-those of other float32 rows; variant `kv-f16` keeps them in fp16, llama.cpp's own default."""
+those of other float32 rows; variant `kv-f16` keeps them in fp16, llama.cpp's own default. Variant `gpu` leaves all layers, the
+cache's type and flash attention to its GPU back end (Metal, CUDA, Vulkan); never run by this project."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel
-from edgeformer.errors import ArtefactError, InputError
+from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.export.gguf import MODEL_FILE
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
@@ -53,7 +54,12 @@ class LlamaSession(Session):
         _keep_log(llama_cpp)
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
-        settings.n_gpu_layers = 0
+        self.gpu = options.variant == "gpu"
+        if self.gpu and not llama_cpp.llama_supports_gpu_offload():
+            raise RuntimeUnavailable(
+                "this build of llama.cpp has no GPU back end; leave out :gpu, or build it with one"
+            )
+        settings.n_gpu_layers = spec.depth() + 1 if self.gpu else 0
         self.model = llama_cpp.llama_model_load_from_file(str(folder / MODEL_FILE).encode(), settings)
         if not self.model:
             raise ArtefactError(f"llama.cpp can't load {folder / MODEL_FILE}: {'; '.join(_errors[:2])}")
@@ -61,8 +67,9 @@ class LlamaSession(Session):
         context.n_ctx = self.capacity
         context.n_batch = context.n_ubatch = min(self.capacity, 512)
         context.n_threads = context.n_threads_batch = options.threads
-        context.type_k = context.type_v = _F16 if options.variant == "kv-f16" else _F32
-        context.flash_attn_type = 0  # off: it rounds scores to fp16
+        self.kv = "fp16" if options.variant in ("kv-f16", "gpu") else "fp32"
+        context.type_k = context.type_v = _F16 if self.kv == "fp16" else _F32
+        context.flash_attn_type = -1 if self.gpu else 0  # off on the CPU: it rounds scores to fp16
         context.n_seq_max = 1
         self.context = llama_cpp.llama_init_from_model(self.model, context)
         if not self.context:
@@ -108,12 +115,9 @@ class LlamaSession(Session):
         return list(ids[:count])
 
     def facts(self):
-        return {
-            "device": "cpu",
-            "weights_mmap": True,
-            "kv": "fp16" if self.options.variant == "kv-f16" else "fp32",
-            "build": self._build(),
-        }
+        layers = self.spec.depth() + 1 if self.gpu else 0
+        device = "gpu" if self.gpu else "cpu"
+        return {"device": device, "gpu_layers": layers, "kv": self.kv, "weights_mmap": True, "build": self._build()}
 
     def _build(self) -> str:
         return self.llama.llama_print_system_info().decode().strip()
@@ -126,13 +130,13 @@ class LlamaSession(Session):
 
 
 class Runtime(_protocol.Runtime):
-    """llama.cpp on the CPU."""
+    """llama.cpp on the CPU, or by `gpu` on what it was built for."""
 
     opens = "gguf"
     tasks = ("text-generation",)
     packages = ("llama-cpp-python",)
     extra = "llama-cpp"
-    variants = ("kv-f16",)
+    variants = ("kv-f16", "gpu")
 
     def refuses(self, spec, options):
         if options.batch > 1:

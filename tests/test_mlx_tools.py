@@ -201,14 +201,16 @@ def test_compare_has_rows_of_both(tmp_path):
 def test_compare_in_other_precisions(tmp_path):
     short = ("--prompt", "16", "--gen", "4", "--rounds", "1")
     done = edgeformer("compare", STDLIB, *short, "--precisions", "4bit", "--runtime", "onnxruntime", code=2)
-    assert "none of the runtimes asked for runs a 4bit export" in done.stderr
+    assert "onnxruntime runs no 4bit export of this model; add fp32, or leave onnxruntime out" in done.stderr
     done = edgeformer("compare", STDLIB, *short, "--precisions", "4bit", "--runtime", "mlx", "--json", "-")
-    assert {json.loads(line)["precision"] for line in done.stdout.splitlines()} == {"4bit-g64", "fp32"}
+    assert {json.loads(line)["precision"] for line in done.stdout.splitlines()} == {"4bit-g64"}
     load_tiny(tmp_path / "bert", "bert", hidden_size=32, num_attention_heads=2, num_hidden_layers=1, vocab_size=50)
-    done = edgeformer(
-        "compare", tmp_path / "bert", *short, "--precisions", "bf16", "--runtime", "onnxruntime,mlx", "--json", "-"
-    )
-    assert {json.loads(line)["backends"] for line in done.stdout.splitlines()} == {"onnxruntime", "mlx"}
+    both = ("compare", tmp_path / "bert", *short, "--runtime", "onnxruntime,mlx", "--json", "-", "--precisions")
+    done = edgeformer(*both, "bf16", code=2)
+    assert "mlx runs no bf16 export of this model" in done.stderr
+    done = edgeformer(*both, "fp32,bf16")
+    assert "note: no rows of mlx in bf16" in done.stderr
+    assert {json.loads(line)["runtime"] for line in done.stdout.splitlines()} == {"onnxruntime", "mlx"}
 
 
 def test_mlx_lm_refuses_padding_and_encoders(tmp_path):
