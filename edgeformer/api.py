@@ -5,8 +5,10 @@ MODEL arguments take what `load` takes, or what it returned.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
+import json
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -141,7 +143,7 @@ def bench(
     resume: bool | None = None,
     report: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
-    measured: Callable[[Model, Run], None] = lambda *_: None,
+    measured: Callable[[Model, Run], bool | None] = lambda *_: None,
 ) -> tuple[Model, Run]:
     """Measure artefacts and checkpoints of one architecture, one process per row, outputs checked in the same run.
 
@@ -155,7 +157,7 @@ def bench(
             None keeps none.
         report: told what is happening.
         note: told what the user should know.
-        measured: given the spec and the run after every shape.
+        measured: given the spec and the run after every shape; False keeps the journal.
 
     Returns:
         The spec, and the run: a row per (runtime, source, shape).
@@ -169,6 +171,7 @@ def bench(
     plans: list[Plan] = []
     specs: dict[str, Model] = {}
     remarks: list[str] = []
+    weightless: list[LoadedModel] = []
     for source in given:
         if is_artefact(Path(source)):
             manifest, spec = bundle.read_manifest(source), bundle.read_spec(source)
@@ -178,12 +181,16 @@ def bench(
             loaded = load(source, **(load_options or {}))
             spec, against, context = loaded.spec, against or source, loaded.spec.context
             found, notes = checkpoint_plans(source, loaded, chosen, load_options=load_options)
+            if loaded.weights is None and any(plan.ranked for plan in found):
+                weightless.append(loaded)
         check_lengths(settings, spec, context, source)
         remarks += notes
         plans += found
         specs[digest(spec)] = spec
     if len(specs) != 1:
         raise InputError(f"one run compares one architecture; these are {len(specs)}: {', '.join(given)}")
+    for loaded in weightless:
+        loaded.require_weights()  # says what is wrong
     _check_chosen(chosen, plans, remarks)
     for line in remarks:
         if chosen is None or not plans:
@@ -207,7 +214,7 @@ def measure(
     resume: bool | None = None,
     report: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
-    measured: Callable[[Model, Run], None] = lambda *_: None,
+    measured: Callable[[Model, Run], bool | None] = lambda *_: None,
 ) -> Run:
     """Run plans of one spec; arguments as those of `bench`. reference: (MODEL, options of `load`)."""
     journal, plans = None, label(plans)
@@ -234,8 +241,8 @@ def measure(
 def _identity(source: str) -> str:
     """A digest of what a source holds."""
     if is_artefact(Path(source)):
-        manifest = bundle.read_manifest(source)
-        return f"{manifest['weights_digest']} {manifest['precision']} {manifest['target']}"
+        manifest = {k: v for k, v in bundle.read_manifest(source).items() if k != "verdict"}
+        return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
     loaded = load(source, allow_unread_config=True)
     return loaded.weights_digest() if loaded.weights is not None else digest(loaded.spec)
 

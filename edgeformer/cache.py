@@ -1,4 +1,5 @@
-"""The user's cache folder: artefacts that comparisons made, unfinished runs, native builds. Everything in it can be made again.
+"""The user's cache folder: artefacts that comparisons made, unfinished runs, models brought here, ONNX Runtime Web. All but the
+unfinished runs can be made again.
 
 `EDGEFORMER_CACHE` names another place than the system's.
 """
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
+from filelock import FileLock, Timeout
 
 PARTS = {
     "artefacts": "exports that `compare` made",
@@ -45,9 +47,17 @@ def entries() -> list[Entry]:
         for path in sorted(folder.iterdir()) if folder.is_dir() else []:
             if path.suffix == ".lock":
                 continue
-            files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file() and not f.is_symlink()]
-            found.append(Entry(part, path, sum(f.stat().st_size for f in files), path.stat().st_mtime))
+            try:
+                files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file() and not f.is_symlink()]
+                found.append(Entry(part, path, sum(f.stat().st_size for f in files), path.stat().st_mtime))
+            except FileNotFoundError:
+                continue  # somebody else cleans up, too
     return sorted(found, key=lambda e: e.used)
+
+
+def lock_of(path: Path) -> FileLock:
+    """Held by whoever makes or measures an entry."""
+    return FileLock(path.with_name(path.name + ".lock"))
 
 
 def touch(path: Path) -> None:
@@ -55,18 +65,29 @@ def touch(path: Path) -> None:
     os.utime(path)
 
 
-def clean(*, parts: tuple[str, ...] = tuple(PARTS), older_than_days: float = 0.0) -> list[Entry]:
-    """Delete what was not used for so many days; what was deleted.
+def clean(*, parts: tuple[str, ...], older_than_days: float = 0.0) -> list[Entry]:
+    """Delete what was not used for so many days and isn't in use now; what was deleted.
 
     Raises:
         OSError: something can't be deleted.
     """
     limit = time.time() - older_than_days * 86400
-    gone = [e for e in entries() if e.part in parts and e.used <= limit]
-    for entry in gone:
-        if entry.path.is_dir():
-            shutil.rmtree(entry.path)
-        else:
-            entry.path.unlink(missing_ok=True)
-        entry.path.with_suffix(".lock").unlink(missing_ok=True)
+    gone = []
+    for entry in entries():
+        if entry.part not in parts or entry.used > limit:
+            continue
+        lock = lock_of(entry.path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        try:
+            if entry.path.is_dir():
+                shutil.rmtree(entry.path)
+            else:
+                entry.path.unlink(missing_ok=True)
+            gone.append(entry)
+        finally:
+            lock.release()
+            Path(lock.lock_file).unlink(missing_ok=True)
     return gone

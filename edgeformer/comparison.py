@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 import edgeformer
 from edgeformer import api, bundle
-from edgeformer.cache import cache_folder, touch
+from edgeformer.cache import cache_folder, lock_of, touch
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import ArtefactError, ExportError, InputError
 from edgeformer.measure.harness import Run
@@ -63,7 +63,7 @@ def compare(
     resume: bool | None = False,
     report: Callable[[str], None] = lambda _: None,
     note: Callable[[str], None] = lambda _: None,
-    measured: Callable[[Model, Run], None] = lambda *_: None,
+    measured: Callable[[Model, Run], bool | None] = lambda *_: None,
     progress: Callable[[str], Any] | None = None,
 ) -> tuple[Model, Run]:
     """Export MODEL in every precision for every runtime, check each against the original, and measure all of them.
@@ -198,7 +198,7 @@ def make(
     key = cache_key(loaded, build.to, options)
     folder = cache_folder("artefacts") / f"{name}-{build.name.replace(' ', '-')}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(folder.name + ".lock")):
+    with lock_of(folder):
         if folder.exists():
             try:
                 bundle.check_files(folder, bundle.read_manifest(folder))
@@ -225,13 +225,18 @@ def _export(
 
 def cache_key(loaded: LoadedModel, to: str, options: dict[str, Any]) -> str:
     """Sixteen hex digits over the weights, the spec, the export, and the edgeformer that makes it."""
+    beside = hashlib.sha256()  # the tokenizer and its like, which are copied along
+    for file in sorted(loaded.folder.glob("*.*")) if loaded.folder is not None and loaded.folder.is_dir() else []:
+        if file.suffix in (".json", ".txt", ".model", ".jinja") and file.is_file():
+            beside.update(file.name.encode() + file.read_bytes())
     told = {
         "weights": content_digest(loaded),
         "spec": digest(loaded.spec),
         "to": to,
         "options": options,
         "edgeformer": edgeformer.__version__,
-        "sources": _exporter_digest(),
+        "makers": _makers_digest(),
+        "beside": beside.hexdigest(),
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -249,15 +254,16 @@ def content_digest(loaded: LoadedModel) -> str:
     return h.hexdigest()
 
 
-def _exporter_digest() -> str:
-    """Of the exporters' own sources: an artefact of last week's code is not this week's."""
-    package = Path(edgeformer.__file__).parent
+def _makers_digest() -> str:
+    """Of our own sources and of the packages that write files: an artefact of last week's code is not this week's."""
     h = hashlib.sha256()
-    for part in ("export", "layers"):
-        for file in sorted((package / part).rglob("*.py")):
+    for part in ("edgeformer", "edgeformer.export", "edgeformer.models"):
+        package = Path(importlib.import_module(part).__file__ or "").parent
+        for file in sorted(f for f in package.rglob("*.py") if not {"cli", "measure", "report"} & set(f.parts)):
             h.update(file.read_bytes())
-    for name in ("ops.py", "formats.py", "rounding.py"):
-        h.update((package / name).read_bytes())
+    for name in ("onnx", "onnx-ir", "numpy", "gguf", "mlx"):
+        with contextlib.suppress(PackageNotFoundError):
+            h.update(f"{name} {version(name)}".encode())
     return h.hexdigest()[:16]
 
 

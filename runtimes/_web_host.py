@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import time
 import urllib.parse
 import weakref
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -118,18 +119,20 @@ class Browser:
         roots = {"assets": ASSETS, "dist": distribution(), "model": folder}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(roots, self._commands, self._answers))
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
-        self._profile = tempfile.mkdtemp(prefix="edgeformer-chromium-")
+        profile, started = tempfile.mkdtemp(prefix="edgeformer-chromium-"), []
+        weakref.finalize(self, _close, started, profile)
         flags = ["--headless=new", "--no-first-run", "--disable-extensions", "--disable-background-networking"]
         flags += ["--enable-unsafe-webgpu", "--enable-features=Vulkan"] if gpu else ["--disable-gpu"]
         if hasattr(os, "geteuid") and os.geteuid() == 0:
             flags.append("--no-sandbox")  # Chromium refuses to run as root otherwise
         page = f"http://127.0.0.1:{self._server.server_port}/assets/page.html"
-        self._process = subprocess.Popen(
-            [program, *flags, f"--user-data-dir={self._profile}", page],
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-        weakref.finalize(self, _close, self._process, self._profile)
+        command = [program, *flags, f"--user-data-dir={profile}", page]
+        try:
+            self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        except OSError as e:
+            raise RuntimeUnavailable(f"{program} can't be started: {e.strerror}") from e
+        started.append(self._process)
+        self._program = program
 
     def address(self, file: Path) -> str:
         """Its URL."""
@@ -138,20 +141,24 @@ class Browser:
     def ask(self, command: dict[str, Any]) -> tuple[dict[str, Any], np.ndarray]:
         """One command."""
         self._commands.put(json.dumps(command).encode())
-        try:
-            head, values = self._answers.get(timeout=TIMEOUT_S)
-        except queue.Empty:
-            state = self._process.poll()
-            ended = "is still running" if state is None else f"ended with status {state}"
-            raise ArtefactError(f"the page in Chromium did not answer for {TIMEOUT_S} s; Chromium {ended}") from None
-        return _checked(head), np.frombuffer(values, np.float32)
+        until = time.monotonic() + TIMEOUT_S
+        while True:
+            try:
+                head, values = self._answers.get(timeout=1)
+                return _checked(head), np.frombuffer(values, np.float32)
+            except queue.Empty:
+                if (status := self._process.poll()) is not None:
+                    raise ArtefactError(f"{self._program} ended with status {status}; is it a Chromium?") from None
+                if time.monotonic() > until:
+                    raise ArtefactError(f"the page in Chromium did not answer for {TIMEOUT_S} s") from None
 
 
-def _close(process: subprocess.Popen, profile: str) -> None:
-    process.terminate()
-    with contextlib.suppress(subprocess.TimeoutExpired):
-        process.wait(timeout=5)
-    process.kill()
+def _close(started: list[subprocess.Popen], profile: str) -> None:
+    for process in started:
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=5)
+        process.kill()
     shutil.rmtree(profile, ignore_errors=True)
 
 

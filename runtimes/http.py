@@ -131,14 +131,14 @@ class ServerSession(Session):
                 if "error" in event:
                     raise InputError(f"{self.url.geturl()} answered: {event['error']}")
                 choices = event.get("choices") or []
-                if not choices or choices[0].get("finish_reason"):  # the last event repeats nothing that counts
-                    parts += [c.get("text") or "" for c in choices]
+                text = choices[0].get("text") or "" if choices else ""
+                if not choices or (choices[0].get("finish_reason") and not text):  # the end, without a token
                     continue
                 arrivals.append(time.perf_counter_ns())
-                parts.append(choices[0].get("text") or "")
+                parts.append(text)
         finally:
             connection.close()
-        if len(arrivals) < gen - 1:
+        if len(arrivals) < max(gen - 1, 1):
             raise InputError(
                 f"{self.url.geturl()} streamed {len(arrivals)} tokens of {gen} (or several at once): their times can't be told"
             )

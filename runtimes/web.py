@@ -6,6 +6,7 @@ answered travels outside of it.
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ class WebSession(Session):
             "threads": self.options.threads if self.isolated else 1,
             "kv": {"float32": "fp32", "float16": "fp16"}.get(past or ""),
             "cache": "growing",
-            **({} if "num_logits_to_keep" in self.inputs else {"prefill_logits": "all"}),
+            **({"prefill_logits": "all"} if past and "num_logits_to_keep" not in self.inputs else {}),
             "weights_mmap": False,
         }
 
@@ -122,6 +123,8 @@ class Runtime(_protocol.Runtime):
         return {"onnxruntime-web": installed_version() or ""}
 
     def refuses(self, spec, options):
+        if options.variant == "node" and shutil.which("node") is None:
+            return "there is no Node here; install it, or use the runtime web in a browser"
         if options.variant != "node" and browser() is None:
             return (
                 "there is no Chromium here (install it, or name one in EDGEFORMER_CHROMIUM); web:node runs under Node"

@@ -225,6 +225,12 @@ def test_what_the_web_runtime_lacks(folder, monkeypatch, loaded, tmp_path):
                 "wanted": ["nothing"],
             }
         )
+    monkeypatch.setenv("EDGEFORMER_CHROMIUM", "/bin/false")
+    with pytest.raises(ArtefactError, match="/bin/false ended with status 1; is it a Chromium"):
+        require("web")[0].open(folder / "web", Options(threads=1, capacity=64))
+    monkeypatch.setenv("EDGEFORMER_CHROMIUM", "/no/such/program")
+    with pytest.raises(RuntimeUnavailable, match="can't be started: No such file"):
+        require("web")[0].open(folder / "web", Options(threads=1, capacity=64))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("EDGEFORMER_CHROMIUM", raising=False)
     assert "there is no Chromium here" in get("web")[0].refuses(loaded.spec, Options())
@@ -258,7 +264,8 @@ def test_what_a_comparison_makes(loaded):
     assert made["onnx", "fp32", "cpu"] == ["onnxruntime", "ort_genai"] and made["onnx", "q4", "portable"] == [
         "openvino"
     ]
-    assert len(made) == 4 and native == ["numpy", "torch"] and notes == []
+    assert len(made) == 4 and native == ["numpy", "torch"]
+    assert notes == ["no rows of numpy in q4", "no rows of torch in q4"]
     with pytest.raises(InputError, match="onnxruntime runs no 4bit export"):
         builds(loaded.spec, ["onnxruntime"], ("4bit",))
 

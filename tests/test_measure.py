@@ -263,6 +263,76 @@ def test_unchecked_evidence_claims_nothing(artefact):
     assert table.explanation(rows[0]).split("; ")[0] == "no reference: give --against MODEL"
 
 
+def test_a_row_that_runs_out_of_time_keeps_its_rounds(artefact):
+    plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
+    settings = Settings(prompts=(12,), gens=(6,), rounds=10**6, threads=1, twice=False, limit_s=6, profile=True)
+    (row,) = run(plans, load(STDLIB).spec, settings, reference=(str(STDLIB), {})).rows
+    assert row.status == "ok" and row.verified and len(row.rounds) > 3
+    assert any(f.startswith(f"time limit: {len(row.rounds)} of 1000000 rounds in 6 s") for f in row.flags)
+
+
+def test_what_fails_afterwards_is_a_remark(artefact, monkeypatch, tmp_path):
+    """Energy and profiles come after the rounds: a counter that breaks makes no row fail."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys\n"
+        "if 'edgeformer.measure.worker' in ' '.join(sys.orig_argv):\n"
+        "    import edgeformer.measure.energy as energy\n"
+        "    def broken():\n"
+        "        raise RuntimeError('the meter went away')\n"
+        "    energy.find_meter = broken\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
+    (row,) = run(plans, load(STDLIB).spec, SMALL, reference=(str(STDLIB), {})).rows
+    assert (
+        row.status == "ok"
+        and row.ranked
+        and any("no energy: RuntimeError: the meter went away" in f for f in row.flags)
+    )
+
+
+def test_text_of_others_is_shown_as_it_is(done):
+    """Errors and labels are no markup."""
+    from copy import deepcopy
+
+    from rich.console import Console
+
+    odd = deepcopy(done)
+    odd.rows[3].error = '[/INST] pip install "edgeformer[torch]" [bold]'
+    console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console.print(table.rich_table(odd, "text-generation", "[a] title [/b]"))
+    text = console.export_text()
+    assert 'pip install "edgeformer[torch]" [bold]' in text and "[a] title [/b]" in text
+
+
+def test_a_sweep_without_rows_is_an_error(artefact):
+    with pytest.raises(InputError, match="no rows of 8\\+4, 4 clients: no runtime here takes it"):
+        api.bench(artefact, settings=Settings(prompts=(8,), gens=(4,), concurrency=(4,)))
+
+
+def test_a_pipe_gets_each_record_once(tmp_path):
+    import subprocess
+    import sys
+
+    command = [
+        sys.executable,
+        "-m",
+        "edgeformer",
+        "bench",
+        str(STDLIB),
+        "--runtimes",
+        "null",
+        "--prompt",
+        "8,16",
+        "--gen",
+        "4",
+    ]
+    command += ["--rounds", "1", "--no-roofline", "--json", "/dev/fd/1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    records = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert len(records) == 2 * 2
+
+
 def test_labels_tell_rows_apart():
     from edgeformer.measure.plans import label
 

@@ -199,10 +199,18 @@ def test_rapl_counts_on_over_its_end(tmp_path):
     assert rapl.open_meter(tmp_path) is None
     for name in ("intel-rapl:0", "intel-rapl:0:0", "intel-rapl:1"):
         (tmp_path / name).mkdir()
+        (tmp_path / name / "name").write_text("package-0" if name.count(":") == 1 else "core")
         (tmp_path / name / "energy_uj").write_text("900000")
         (tmp_path / name / "max_energy_range_uj").write_text("1000000")
     meter = rapl.open_meter(tmp_path)
-    assert meter is not None and len(meter.packages) == 2 and meter.joules() == 0  # cores are part of their package
+    (tmp_path / "intel-rapl:2").mkdir()
+    (tmp_path / "intel-rapl:2" / "name").write_text("psys\n")  # the packages once more
+    assert (
+        meter is not None
+        and len(meter.packages) == 2
+        and len(rapl.open_meter(tmp_path).packages) == 2
+        and meter.joules() == 0
+    )  # cores are part of their package
     (tmp_path / "intel-rapl:0" / "energy_uj").write_text("100000")
     assert math.isclose(meter.joules(), 0.2)
     (tmp_path / "intel-rapl:1" / "energy_uj").unlink()

@@ -106,6 +106,9 @@ def test_odd_numbers_and_broken_files(tmp_path):
         ("other.json", '[{"a": 1}]', "no record of edgeformer or llama-bench"),
         ("list.json", "[1, 2]", "no list of records"),
         ("table.csv", "a,b\n1,2\n", "names no n_prompt, n_gen, avg_ts"),
+        ("bare.jsonl", '{"suite": "edgeformer", "schema_version": 1}', "record 1 is damaged: KeyError"),
+        ("true.jsonl", '{"suite": "edgeformer", "schema_version": true}', "written by a newer edgeformer"),
+        ("types.jsonl", json.dumps({**row, "n_gen": [1]}), "record 1 is damaged: TypeError"),
         ("new.jsonl", '{"suite": "edgeformer", "schema_version": 99}', "written by a newer edgeformer"),
         (
             "wrong.jsonl",

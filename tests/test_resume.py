@@ -58,7 +58,7 @@ def test_kill_and_resume(tmp_path):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stderr.close()
-    (journal,) = (tmp_path / "cache" / "runs").iterdir()
+    (journal,) = (tmp_path / "cache" / "runs").glob("*.jsonl")
     with journal.open("a") as f:
         f.write('{"event": "round", "at": [1, 0], "rou')  # and cut off in the middle of a line
     before = lines(file)  # the first shape's records were written when it was done
@@ -78,7 +78,7 @@ def test_kill_and_resume(tmp_path):
     for n, record in enumerate(decode[3:]):
         assert record["step_samples_ns"][: len(second[n])] == second[n]
         assert record["rank"] == (1 if n == 0 else None)
-    assert not list((tmp_path / "cache" / "runs").iterdir())  # it is finished
+    assert not list((tmp_path / "cache" / "runs").glob("*.jsonl"))  # it is finished
     again = subprocess.run([*BENCH, "--resume"], capture_output=True, text=True)
     assert again.returncode == 2 and "there is no unfinished run of this" in again.stderr
 
@@ -97,6 +97,9 @@ def test_a_journal_is_of_one_measurement():
     assert resumed.finished(0) is None
     with pytest.raises(InputError, match="no unfinished run"):
         Journal.begin("another", resume=True)
+    with pytest.raises(InputError, match="running already"):
+        Journal.begin("key", resume=False)
+    resumed.close(finished=False)
     _, remark = Journal.begin("key", resume=False)
     assert remark is not None and "--resume would have gone on" in remark
 
@@ -179,6 +182,14 @@ def test_the_cache_is_of_content(tmp_path):
     keys = {name: cache_key(load(tmp_path / name), "onnx", {"precision": "fp32"}) for name in ("a", "same", "b")}
     assert keys["a"] == keys["same"] != keys["b"]
     assert cache_key(load(tmp_path / "a"), "onnx", {"precision": "q4"}) != keys["a"]
+
+
+def test_what_is_in_use_is_not_cleaned():
+    folder = cache.cache_folder("artefacts") / "Llama-3.2-1B-onnx-fp32-key"
+    folder.mkdir(parents=True)
+    with cache.lock_of(folder):
+        assert cache.clean(parts=("artefacts",)) == [] and folder.exists()
+    assert [e.path for e in cache.clean(parts=("artefacts",))] == [folder] and not list(folder.parent.iterdir())
 
 
 def test_the_cache_is_shown_and_cleaned(tmp_path):

@@ -60,20 +60,20 @@ def test_bounds_by_hand():
     spec = load(STDLIB).spec
     rates = {"bandwidth": [[10**7, 50e9], [LARGE, 10e9]], "fp32_flops": 3e11, "int8_ops": 12e11}
     shape = Shape(100, 20, 1, 50)
-    small = bound(spec, shape, rates, weight_bytes=5 * 10**6, kv="fp32", int8=False, prefill=False)
-    large = bound(spec, shape, rates, weight_bytes=10**9, kv="fp32", int8=False, prefill=False)
+    small = bound(spec, shape, rates, weight_bytes=5 * 10**6, kv="fp32", compute="fp32", prefill=False)
+    large = bound(spec, shape, rates, weight_bytes=10**9, kv="fp32", compute="fp32", prefill=False)
     assert small is not None and large is not None and small.by == "bandwidth" == large.by
     share = multiplied(spec) / parameters(spec)
     kv = 2 * 6 * 2 * 32 * 4 * (50 + 100 + 10 + 1)
     assert math.isclose(small.ns, (5e6 * share + kv) / 50e9 * 1e9, rel_tol=1e-6)
     assert math.isclose(large.ns, (1e9 * share + kv) / 10e9 * 1e9, rel_tol=1e-6)
-    prefill = bound(spec, shape, rates, weight_bytes=5 * 10**6, kv="fp32", int8=False, prefill=True)
-    fast = bound(spec, shape, rates, weight_bytes=5 * 10**6, kv="fp32", int8=True, prefill=True)
+    prefill = bound(spec, shape, rates, weight_bytes=5 * 10**6, kv="fp32", compute="fp32", prefill=True)
+    fast = bound(spec, shape, rates, weight_bytes=5 * 10**6, kv="fp32", compute="int8", prefill=True)
     assert prefill is not None and fast is not None and prefill.by == "arithmetic"
     head, body = 2 * 4096 * 256, 2 * (multiplied(spec) - 4096 * 256)
     scores = 4 * 6 * 8 * 32 * (50 + 50)
     assert math.isclose(prefill.flops, 100 * (body + scores) + head, rel_tol=1e-3) and prefill.ns / fast.ns == 4
-    assert bound(spec, shape, {}, weight_bytes=1, kv="fp32", int8=False, prefill=True) is None
+    assert bound(spec, shape, {}, weight_bytes=1, kv="fp32", compute="fp32", prefill=True) is None
 
 
 def test_rates_of_this_machine():

@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 from support import STDLIB
 
-from edgeformer import api
+from edgeformer import api, parity
 from edgeformer.checkpoint import load
 from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.measure.settings import Settings
-from edgeformer.reference import greedy, sample_batch
+from edgeformer.reference import continuation, greedy, sample_batch
 from edgeformer.runtimes._protocol import Options, get, require
 
 
@@ -27,7 +27,8 @@ def loaded():
 class FakeServer(http.server.BaseHTTPRequestHandler):
     """OpenAI's completions, answered by our own numpy session; `wrong` changes the first token."""
 
-    session, tokenizer, wrong, takes_ids = None, None, False, True
+    ends_with_token = False
+    session, tokenizer, wrong, takes_ids, garbage, swapped = None, None, False, True, None, None
 
     def log_message(self, *_):
         """Quiet."""
@@ -49,12 +50,17 @@ class FakeServer(http.server.BaseHTTPRequestHandler):
             tokens = [int(t) for t in greedy(self.session, np.array([ids]), body["max_tokens"])[0][0]]
         if self.wrong:
             tokens[0] = (tokens[0] + 1) % 4096
+        if self.swapped is not None and 0 <= self.swapped[0] - len(ids) < len(tokens):
+            tokens[self.swapped[0] - len(ids)] = self.swapped[1]
         self.send_response(200)
         self.end_headers()
         said = self.tokenizer.decode(ids, skip_special_tokens=False)
         for n in range(len(tokens)):
             now = self.tokenizer.decode(ids + tokens[: n + 1], skip_special_tokens=False)
-            event = {"choices": [{"text": now[len(said) :], "finish_reason": None}]}
+            last = n + 1 == len(tokens) and self.ends_with_token
+            event = {
+                "choices": [{"text": self.garbage or now[len(said) :], "finish_reason": "length" if last else None}]
+            }
             said = now
             self.wfile.write(f"data: {json.dumps(event)}\n\n".encode())
             self.wfile.flush()
@@ -78,7 +84,7 @@ def server(loaded):
 
     FakeServer.session = require("numpy")[0].open(loaded, Options(threads=1))
     FakeServer.tokenizer = tokenizers.Tokenizer.from_file(str(STDLIB / "tokenizer.json"))
-    FakeServer.wrong, FakeServer.takes_ids = False, True
+    FakeServer.wrong, FakeServer.takes_ids, FakeServer.garbage, FakeServer.ends_with_token = False, True, None, False
     running = http.server.ThreadingHTTPServer(("127.0.0.1", 0), FakeServer)
     threading.Thread(target=running.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{running.server_port}/v1"
@@ -99,11 +105,62 @@ def test_a_server_is_measured_and_its_text_compared(server):
     assert one.facts["prompt_as"] == "ids" and one.memory["peak_rss_bytes"] is None and one.cpu_per_wall() is None
 
 
+def test_a_token_that_ends_the_answer_counts(server, loaded):
+    """vLLM's last event holds a token and says why it ends; with one token that is all there is."""
+    FakeServer.ends_with_token = True
+    session = get("http")[0].open(loaded, Options(variant=server.removeprefix("http:")))
+    for count in (1, 4):
+        assert len(session.serve(sample_batch(4096, 1, 12)[0].tolist(), count).arrivals_ns) == count
+
+
+def test_rates_of_a_server_are_of_the_times_between_tokens(server):
+    from edgeformer.measure import machine
+    from edgeformer.measure.record import records
+
+    settings = Settings(prompts=(12,), gens=(4,), rounds=2, threads=1, concurrency=(2,))
+    spec, done = api.bench(str(STDLIB), runtimes=[server], settings=settings)
+    rates = {"cpu": {"bandwidth": [[10**6, 1e10]], "fp32_flops": 1e11}}
+    made = records(done, spec, machine=machine.facts(), name="m", settings=settings, rates=rates)
+    decode = next(r for r in made if r["n_gen"] and not r["twin"])
+    row = done.rows[0]
+    each = [len(r["decode_ns"]) * 1e9 / sum(r["decode_ns"]) for r in row.rounds]
+    assert len(row.rounds[0]["decode_ns"]) == 2 * 3 and decode["samples_ts"] == pytest.approx(each)
+    wall = sorted(r["wall_ns"] for r in row.rounds)
+    assert decode["throughput_ts"] == pytest.approx(2 * 4 * 1e9 / (sum(wall) / 2))
+    assert decode["served"] and decode["roofline_frac"] is None and decode["energy_j"] is None
+
+
 def test_a_server_that_says_something_else_is_not_ranked(server):
     FakeServer.wrong = True
     settings = Settings(prompts=(12,), gens=(6,), rounds=1, threads=1, twice=False)
     _, done = api.bench(str(STDLIB), runtimes=[server], settings=settings)
     assert done.rows[0].verdict == "fail" and not done.rows[0].ranked and "instead of" in done.rows[0].checks[0]["note"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_garbage_is_never_a_near_tie(server, loaded, seed):
+    """Whatever the reference's margins are: what is said must be a token that it found nearly as good."""
+    FakeServer.garbage = "GARBAGE "
+    session = get("http")[0].open(loaded, Options(variant=server.removeprefix("http:")))
+    reference = continuation(loaded, sample_batch(4096, 2, 8, seed), 6, precision="fp32", threads=1)
+    assert {c.verdict for c in parity.check_server(session, reference, "bf16")} == {"fail"}
+
+
+def test_a_real_near_tie_of_a_server(server, loaded):
+    """The second best token where it is nearly as good as the best; after it the reference's own continuation is asked for."""
+    reference = continuation(loaded, sample_batch(4096, 1, 12), 6, precision="fp32", threads=1)
+    reference.logits[0, 11 + 2, FakeServer.session.spec.vocab - 1] = reference.logits[0, 11 + 2].max() - 1e-3
+    session = get("http")[0].open(loaded, Options(variant=server.removeprefix("http:")))
+    FakeServer.swapped = (12 + 2, FakeServer.session.spec.vocab - 1)
+    (check,) = parity.check_server(session, reference, "fp32")
+    FakeServer.swapped = None
+    assert check.verdict in ("near-tie", "fail") and check.first_divergence == 2
+    reference.logits[0, 11 + 2, FakeServer.session.spec.vocab - 1] += 1  # now it is not near any more in float32
+    reference.logits[0, 11 + 2, int(reference.tokens[0, 2])] += 100
+    FakeServer.swapped = (12 + 2, FakeServer.session.spec.vocab - 1)
+    (check,) = parity.check_server(session, reference, "fp32")
+    FakeServer.swapped = None
+    assert check.verdict == "fail"
 
 
 def test_servers_that_cannot_be_measured(server, loaded):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +58,7 @@ def bench_options(function: Callable) -> Callable:
             click.option("--rounds", type=positive, default=5, show_default=True, help="Measured rounds."),
             click.option(
                 "--limit",
-                type=click.FloatRange(min=0, min_open=True),
+                type=click.FloatRange(min=0, max=1e6, min_open=True),
                 default=900.0,
                 show_default=True,
                 help="Seconds that a row of one shape may take.",
@@ -97,22 +99,47 @@ def bench_options(function: Callable) -> Callable:
     return function
 
 
+def check_outputs(options: dict[str, Any]) -> None:
+    """Refuse what could not be written in the end, before anything is measured.
+
+    Raises:
+        InputError: a file can't be written, or a number makes no sense.
+        RuntimeUnavailable: the report needs packages that aren't installed.
+    """
+    from edgeformer.errors import InputError
+
+    for name in ("json_file", "report_file"):
+        file = options[name]
+        if file is None or (file == "-" and name == "json_file"):
+            continue
+        folder = Path(file).absolute().parent
+        if not folder.is_dir():
+            raise InputError(f"can't write records to {file}: there is no folder {folder}")
+        if Path(file).is_dir() or not os.access(Path(file) if Path(file).exists() else folder, os.W_OK):
+            raise InputError(
+                f"can't write records to {file}: it is {'a folder' if Path(file).is_dir() else 'read-only'}"
+            )
+    if options["report_file"] == "-":
+        raise InputError("--report needs a file's name; it can't go to stdout")
+    if options["report_file"] is not None:
+        from edgeformer.report.page import require_packages
+
+        require_packages()
+    if not math.isfinite(options["limit"]):
+        raise InputError("--limit must be a number of seconds")
+
+
 def settings_of(options: dict[str, Any], model: str) -> Any:
     """The settings that the options ask for; also checks that records can be written.
 
     model: whose tokenizer reads the text.
 
     Raises:
-        InputError: the JSON file can't be written.
+        InputError: see `check_outputs`; or the text can't be read.
     """
-    from edgeformer.errors import InputError
     from edgeformer.measure.settings import Settings
 
-    for file in (options["json_file"], options["report_file"]):
-        if file in (None, "-") or Path(file).exists():
-            continue
-        if not Path(file).absolute().parent.is_dir():
-            raise InputError(f"can't write records to {file}: there is no folder {Path(file).absolute().parent}")
+    check_outputs(options)
     ids: tuple[int, ...] = ()
     if options["text"] is not None:
         from edgeformer.checkpoint import load
@@ -163,7 +190,7 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
     from edgeformer import parity
     from edgeformer.errors import InputError
     from edgeformer.measure import machine
-    from edgeformer.measure.record import records, write_jsonl
+    from edgeformer.measure.record import is_stream, records, write_jsonl
 
     settings, facts = settings_of(options, model), machine.facts()
     file = options["json_file"]
@@ -171,13 +198,16 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
     made: list[dict[str, Any]] = []
     problems: list[str] = []
 
-    def keep(spec: Any, run: Any) -> None:
+    def keep(spec: Any, run: Any, *, last: bool = False) -> bool:
+        """Records of what was measured so far, in the file unless they could not be taken back; whether that went well."""
         made[:] = records(run, spec, machine=facts, name=Path(model).resolve().name, settings=settings, rates=rates)
-        if file not in (None, "-"):
+        problems.clear()
+        if file not in (None, "-") and (last or not is_stream(file)):
             try:
                 write_jsonl(made, file)
             except InputError as e:
-                problems[:] = [str(e)]
+                problems.append(str(e))
+        return not problems
 
     with status("starting") as report:
         spec, run = measure(
@@ -188,17 +218,21 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
             note=lambda line: notes([line]),
             measured=keep,
         )
-        if not options["no_roofline"] and any(row.rounds for row in run.rows):
+        if not options["no_roofline"] and not run.interrupted and any(row.rounds for row in run.rows):
             report("what this machine can do at most")
             rates |= _rates(run, settings, made)
-    _show(run, spec, settings, facts, options)
-    keep(spec, run)
-    if file == "-":
-        write_jsonl(made, None)
+    keep(spec, run, last=True)
     if (page := options["report_file"]) is not None:
         from edgeformer.report import write_html
 
-        write_html(made, page)
+        try:
+            write_html(made, page)
+        except InputError as e:
+            problems.append(str(e))
+    _show(run, spec, settings, facts, options)
+    if file == "-":
+        write_jsonl(made, None)
+        notes(run.notes)
     if problems:
         raise InputError(problems[0])
     if run.interrupted:

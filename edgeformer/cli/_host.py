@@ -12,11 +12,13 @@ import shlex
 import subprocess
 import sys
 import tarfile
+import uuid
 from pathlib import Path
 from typing import Any
 
 import click
 
+from edgeformer.cli._bench import check_outputs
 from edgeformer.errors import InputError
 
 _PASSED = {
@@ -27,8 +29,6 @@ _FLAGS = {
     "profile": "--profile", "no_twin": "--no-twin", "no_roofline": "--no-roofline", "resume": "--resume",
     "allow_unread_config": "--allow-unread-config",
 }  # fmt: skip
-FOLDER = ".cache/edgeformer/models"
-"""Below the home folder there."""
 
 
 def run_there(command: str, sources: list[str], named: dict[str, str | None], options: dict[str, Any]) -> None:
@@ -42,27 +42,26 @@ def run_there(command: str, sources: list[str], named: dict[str, str | None], op
     host = options["host"]
     if host.startswith("-"):
         raise InputError(f"{host!r} is no host; give one such as user@mac")
-    there = [_sent(source, host) for source in sources]
+    check_outputs(options)
+    if options.get("output") is not None:
+        raise InputError("-o keeps artefacts on this machine, and --host makes them on another; leave one of them out")
+    home = _cache_there(host, options["host_command"])
+    there = [_sent(source, host, home) for source in sources]
     line = [command, *there]
     for name, value in named.items():
         if value is not None:
-            line += [name, _sent(value, host) if name == "--against" else value]
+            line += [name, _sent(value, host, home) if name == "--against" else value]
     for name, flag in _PASSED.items():
         value = options[name]
         if value is not None:
             line += [flag, ",".join(map(str, value)) if isinstance(value, tuple) else str(value)]
     line += [flag for name, flag in _FLAGS.items() if options[name]]
+    if options["text"] is not None:
+        line += ["--text", _sent(options["text"], host, home)]
     line += ["--json", "-"]
     text = f"{options['host_command']} {shlex.join(line)}"
     click.echo(f"{host}: {text}", err=True)
-    done = subprocess.run(["ssh", host, text], stdout=subprocess.PIPE, text=True)
-    if done.returncode == 255:
-        raise InputError(f"ssh to {host} failed; try `ssh {host} true`")
-    if done.returncode == 127:
-        raise InputError(
-            f"there is no {options['host_command']} on {host}; install it there, or say where it is: --host-command"
-            " '~/venv/bin/edgeformer'"
-        )
+    done = _ssh(host, text, quiet=False)
     try:
         records = [json.loads(row) for row in done.stdout.splitlines() if row.strip()]
     except ValueError as e:
@@ -88,7 +87,22 @@ def _keep(records: list[dict[str, Any]], options: dict[str, Any], write_jsonl: A
         click.echo(text_of(records, "markdown"), nl=False)
 
 
-def _sent(source: str, host: str) -> str:
+def _cache_there(host: str, program: str) -> str:
+    """The folder for models in the other machine's cache; also shows that edgeformer is there."""
+    done = _ssh(host, f"{program} cache --json")
+    if done.returncode == 127:
+        raise InputError(
+            f"there is no {program} on {host}; install it there, or say where it is: --host-command '~/venv/bin/edgeformer'"
+        )
+    try:
+        return f"{json.loads(done.stdout)['folder']}/models"
+    except (ValueError, KeyError) as e:
+        raise InputError(
+            f"`{program} cache --json` on {host} answered {done.stdout[:200]!r} {done.stderr[:200]}"
+        ) from e
+
+
+def _sent(source: str, host: str, home: str) -> str:
     """What a source is called there: a local file or folder is sent, unless its content is there already."""
     path = Path(source)
     if not path.exists():
@@ -99,15 +113,15 @@ def _sent(source: str, host: str) -> str:
         with file.open("rb") as data:
             content = hashlib.file_digest(data, "sha256").hexdigest()
         digest.update(f"{file.relative_to(path.parent)} {content}\n".encode())
-    folder = f"{FOLDER}/{digest.hexdigest()[:16]}"
+    folder = f"{home}/{digest.hexdigest()[:16]}"
     name = path.resolve().name
     there = f"{folder}/{name}"
     if _ssh(host, f"test -e {shlex.quote(there)}").returncode == 0:
         return there
     click.echo(f"{host}: sending {name}", err=True)
-    partial = f"{folder}.partial"
+    final, partial = shlex.quote(folder), shlex.quote(f"{folder}.{uuid.uuid4().hex[:8]}.partial")
     unpack = (
-        f"rm -rf {partial} && mkdir -p {partial} && tar xf - -C {partial} && rm -rf {folder} && mv {partial} {folder}"
+        f"mkdir -p {partial} && tar xf - -C {partial} && (test -e {final} && rm -rf {partial} || mv {partial} {final})"
     )
     process = subprocess.Popen(["ssh", host, unpack], stdin=subprocess.PIPE)
     assert process.stdin is not None
@@ -122,8 +136,19 @@ def _sent(source: str, host: str) -> str:
     return there
 
 
-def _ssh(host: str, command: str) -> subprocess.CompletedProcess:
-    done = subprocess.run(["ssh", host, command], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+def _ssh(host: str, command: str, *, quiet: bool = True) -> subprocess.CompletedProcess:
+    """Run a command there; unless it is quiet, what it says on stderr is shown as it comes."""
+    try:
+        done = subprocess.run(
+            ["ssh", host, command],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE if quiet else None,
+            text=True,
+        )
+    except OSError as e:
+        raise InputError(f"--host needs ssh: {e.strerror}") from e
     if done.returncode == 255:
-        raise InputError(f"ssh to {host} failed: {done.stderr.strip().splitlines()[-1:] or 'no answer'}")
+        said = (done.stderr or "").strip().splitlines()
+        raise InputError(f"ssh to {host} failed{': ' + said[-1] if said else ''}; try `ssh {host} true`")
     return done

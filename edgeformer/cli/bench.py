@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
@@ -28,4 +29,5 @@ def command(sources: tuple[str, ...], against: str | None, **options: Any) -> No
         run_there("bench", [*sources], {"--against": against}, options)
         return
     measure = partial(api.bench, list(sources), runtimes=chosen_runtimes(options), against=against)
-    execute(measure, against or sources[0], options)
+    model = against or next((s for s in sources if not api.is_artefact(Path(s))), sources[0])
+    execute(measure, model, options)

@@ -13,7 +13,7 @@ from edgeformer.cli._common import as_json, print_json, size
     name="cache",
     epilog="Examples:  edgeformer cache  ·  edgeformer cache --clean --older-than 30  ·  edgeformer cache --json",
 )
-@click.option("--clean", is_flag=True, help="Delete what is listed: everything in it can be made again.")
+@click.option("--clean", is_flag=True, help="Delete it; unfinished runs only with --part runs.")
 @click.option(
     "--older-than", type=click.FloatRange(min=0), default=0.0, metavar="DAYS", help="Only what lay unused for so long."
 )
@@ -33,7 +33,8 @@ def command(clean: bool, older_than: float, parts: tuple[str, ...], as_json: boo
 
     if unknown := sorted(set(parts) - cache.PARTS.keys()):
         raise InputError(f"the cache has no part {', '.join(unknown)}; its parts are {', '.join(cache.PARTS)}")
-    wanted = parts or tuple(cache.PARTS)
+    # unfinished runs are all that can't be made again: they go only when they are named
+    wanted = parts or tuple(p for p in cache.PARTS if not (clean and p == "runs"))
     limit = time.time() - older_than * 86400
     found = [e for e in cache.entries() if e.part in wanted and e.used <= limit]
     if clean:

@@ -38,11 +38,16 @@ def find_meter() -> Meter | None:
 
 
 def of_rounds(
-    prefill: Callable[[], Round], whole: Callable[[], Round], window_s: float, meter: Meter | None = None
+    prefill: Callable[[], Round],
+    whole: Callable[[], Round],
+    window_s: float,
+    meter: Meter | None = None,
+    fill: Callable[[], Round] | None = None,
 ) -> dict[str, Any]:
-    """Joules of one prefill and of one round's decode steps, and what the machine draws at rest, in watts.
+    """Joules of one prefill (or encoder call) and of one round's decode steps, and what the machine draws at rest, in watts.
 
-    Prefills run alone for a window, then whole rounds for another; decode is what whole rounds take more.
+    Prefills run alone for a window, then whole rounds for another; decode is what whole rounds take more. `fill` is what brings
+    the cache to its depth before a prefill, and is taken off.
 
     Returns:
         `energy_source` None where there is no counter, and then nothing but None.
@@ -57,6 +62,9 @@ def of_rounds(
     last = whole()
     if last.decode_ns:
         decoded = _joules_each(whole, window_s, meter) - first
+    if fill is not None:
+        first -= _joules_each(fill, window_s, meter)
+    first /= max(len(last.prefill_ns), 1)
     return {"energy_source": meter.source, "energy_j_prefill": first, "energy_j_decode": decoded, "idle_w": idle}
 
 

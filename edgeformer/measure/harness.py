@@ -7,6 +7,7 @@ another: rows are ranked within a shape, and only one shape's processes hold the
 
 from __future__ import annotations
 
+import datetime
 import tempfile
 import time
 import uuid
@@ -16,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.bundle import has_own_bits
+from edgeformer.errors import InputError
 from edgeformer.measure.conditions import Conditions, Watch, state
 from edgeformer.measure.journal import Journal
 from edgeformer.measure.memory_groups import groups_that_fit
 from edgeformer.measure.noise import Noise, of_twins
-from edgeformer.measure.process import WorkerFailed, WorkerProcess
+from edgeformer.measure.process import WorkerFailed, WorkerLate, WorkerProcess
 from edgeformer.measure.references import Judge, JudgeKey, make_references
 from edgeformer.measure.row import Plan, Row, Shape
 from edgeformer.measure.row_flags import row_flags
@@ -91,7 +93,7 @@ def run(
     reference: tuple[str, dict[str, Any]] | None,
     report: Report = lambda _: None,
     journal: Journal | None = None,
-    measured: Callable[[Run], None] = lambda _: None,
+    measured: Callable[[Run], bool | None] = lambda _: None,
 ) -> Run:
     """Measure every plan, once per shape of the settings.
 
@@ -102,9 +104,14 @@ def run(
         reference: (MODEL, load options) of the original to check against, or None: every row is then unchecked.
         report: told what is happening.
         journal: where events go as they happen, and what was measured before comes from.
-        measured: given the run after every shape.
+        measured: given the run after every shape; False says that it could not be kept, so that the journal stays.
+
+    Raises:
+        InputError: no shape has a runtime that takes it.
     """
     done = Run([], journal.run_id if journal else uuid.uuid4().hex)
+    if spec.task != "text-generation" and (any(settings.depths) or max(settings.concurrency) > 1):
+        done.notes.append("an encoder has no cache to fill and no server here: depths and concurrency are left out")
     finished = False
     try:
         with tempfile.TemporaryDirectory(prefix="edgeformer-bench-") as scratch:
@@ -113,7 +120,7 @@ def run(
                 fitting = [plan for plan in plans if _fits(plan, shape, spec, done.notes)]
                 rows = [Row(plan, shape, settings.threads) for plan in _with_twin(fitting, settings)]
                 if not rows:
-                    done.notes.append(f"no rows of {shape}: no runtime here takes it")
+                    done.notes.append(f"no rows of {shape.text()}: no runtime here takes it")
                     continue
                 result = ShapeResult(shape, rows)
                 done.shapes.append(result)
@@ -124,10 +131,13 @@ def run(
                     return done
                 finally:
                     _judge(result)
-                measured(done)
-        finished = True
+                finished = measured(done) is not False
+        if not done.shapes:
+            raise InputError("; ".join(dict.fromkeys(done.notes)) or "there is nothing to measure")
     finally:
         if journal is not None:
+            if journal.broken is not None:
+                done.notes.append(journal.broken)
             journal.close(finished=finished)
     return done
 
@@ -175,7 +185,7 @@ def _run_shape(result: ShapeResult, bench: _Bench) -> None:
     result.flags += conditions.flags()
     if journal is not None:
         journal.add("shape", (bench.number, 0), conditions={"state": result.conditions, "flags": result.flags})
-    bench.report(f"measured {shape}")
+    bench.report(f"measured {shape.text()}")
 
 
 def _run_group(rows: list[tuple[int, Row]], bench: _Bench, watch: Watch) -> None:
@@ -192,7 +202,7 @@ def _run_group(rows: list[tuple[int, Row]], bench: _Bench, watch: Watch) -> None
         )
         for n, row in todo:
             bench.report(f"{row.plan.label}: load, warm up, check")
-            workers[n] = WorkerProcess(settings.threads)
+            workers[n] = WorkerProcess(settings.threads, bench.scratch)
             _guarded(row, settings, workers[n], spent, n, lambda row, ask: _prepare(row, ask, bench, judges))
             _keep(bench, n, row)
         for turn in range(settings.rounds):
@@ -200,25 +210,26 @@ def _run_group(rows: list[tuple[int, Row]], bench: _Bench, watch: Watch) -> None
             for n, row in todo if turn % 2 == 0 else reversed(todo):
                 if row.status != "ok" or len(row.rounds) > turn:
                     continue
-                if row.rounds and spent[n] > settings.limit_s:
-                    if not any(flag.startswith("time limit") for flag in row.flags):
-                        row.flags.append(
-                            f"time limit: {len(row.rounds)} of {settings.rounds} rounds in {settings.limit_s:.0f} s"
-                        )
+                if _late(row):
                     continue
                 bench.report(f"round {turn + 1}/{settings.rounds}: {row.plan.label}")
                 time.sleep(SETTLE_S)
                 watch.start([w.pid for w in workers.values()])
                 _guarded(row, settings, workers[n], spent, n, lambda row, ask: _round(row, ask, bench))
                 watch.stop()
-                _keep(bench, n, row, latest=row.status == "ok")
+                _keep(bench, n, row, latest=row.status == "ok" and not _late(row))
         for n, row in todo:
-            if row.status == "ok" and row.rounds and row.plan.ranked and not row.plan.again:
-                _guarded(row, settings, workers[n], spent, n, lambda row, ask: _afterwards(row, ask, bench))
+            if row.status == "ok" and row.rounds and row.plan.ranked and not row.plan.again and not _late(row):
+                _afterwards(row, workers[n], bench)
             _keep(bench, n, row)
     finally:
         for worker in workers.values():
             worker.close()
+
+
+def _late(row: Row) -> bool:
+    """Whether its time is up; its process was ended."""
+    return any(flag.startswith("time limit") for flag in row.flags)
 
 
 def _keep(bench: _Bench, n: int, row: Row, *, latest: bool = False) -> None:
@@ -251,6 +262,11 @@ def _guarded(
 
     try:
         action(row, ask)
+    except WorkerLate as e:
+        if row.rounds:  # what was measured counts
+            row.flags.append(f"time limit: {len(row.rounds)} of {settings.rounds} rounds in {settings.limit_s:g} s")
+        else:
+            row.status, row.error = "failed", str(e)
     except WorkerFailed as e:
         row.status, row.error = "failed", str(e)
     spent[n] += time.perf_counter() - started
@@ -273,7 +289,7 @@ def _prepare(row: Row, ask: Ask, bench: _Bench, judges: dict[JudgeKey, Judge]) -
             "batch": shape.batch,
         },
     )
-    row.load_s, row.versions, row.facts = opened["load_s"], opened["versions"], opened["facts"]
+    row.load_s, row.versions, row.facts, row.served = opened["load_s"], opened["versions"], opened["facts"], served
     row.processes += 1
     row.first = ask("round", **request)
     warm = ask("warmup", **request)
@@ -291,15 +307,25 @@ def _prepare(row: Row, ask: Ask, bench: _Bench, judges: dict[JudgeKey, Judge]) -
 def _round(row: Row, ask: Ask, bench: _Bench) -> None:
     made = ask("round", **bench.request(row.shape, get(row.plan.runtime)[0].served))
     row.rounds.append(made | {"process": row.processes - 1})
+    row.measured = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def _afterwards(row: Row, ask: Ask, bench: _Bench) -> None:
-    """What is measured apart, since it disturbs what it measures or takes long: energy, and where the time goes."""
-    request = bench.request(row.shape, get(row.plan.runtime)[0].served)
-    if bench.settings.energy:
-        row.energy = ask("energy", window_s=ENERGY_WINDOW_S, **request)
-    if bench.settings.profile and not get(row.plan.runtime)[0].served:
-        row.blocks = ask("blocks", **request)
+def _afterwards(row: Row, worker: WorkerProcess, bench: _Bench) -> None:
+    """What is measured apart, since it disturbs what it measures or takes long: energy, and where the time goes.
+
+    A server's is not ours to measure. What fails here is a remark; the row was measured.
+    """
+    if row.served:
+        return
+    request, limit = bench.request(row.shape), bench.settings.limit_s
+    wanted = {"energy": bench.settings.energy, "blocks": bench.settings.profile}
+    for name in (name for name, asked in wanted.items() if asked):
+        options = {"window_s": ENERGY_WINDOW_S} if name == "energy" else {}
+        try:
+            setattr(row, name, worker.ask(name, limit, limit, **options, **request))
+        except WorkerFailed as e:
+            row.flags.append(f"no {'profile' if name == 'blocks' else name}: {e}")
+            return
 
 
 def _judge(result: ShapeResult) -> None:

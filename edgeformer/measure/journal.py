@@ -6,6 +6,7 @@ run, how, and with which versions. A line that was cut off in the middle of writ
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -15,14 +16,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from edgeformer.cache import cache_folder
+from filelock import FileLock, Timeout
+
+from edgeformer.cache import cache_folder, lock_of
 from edgeformer.errors import InputError
 from edgeformer.measure.row import Plan, Row
 from edgeformer.measure.settings import Settings
 
 KEPT = (
     "status", "error", "verdict", "checks", "reference", "load_s", "first", "discarded", "settled", "quality", "memory",
-    "energy", "blocks", "versions", "facts", "flags", "processes",
+    "energy", "blocks", "versions", "facts", "flags", "processes", "measured",
 )  # fmt: skip
 """The fields of a row that an event `row` holds; rounds are events of their own."""
 
@@ -36,9 +39,10 @@ def key_of(plans: list[Plan], settings: Settings, identity: dict[str, Any]) -> s
 class Journal:
     """Events of one run. `run_id` names it in its records, also after it was resumed."""
 
-    def __init__(self, file: Path, run_id: str, events: list[dict[str, Any]]):
-        self.file, self.run_id, self.events = file, run_id, events
+    def __init__(self, file: Path, run_id: str, events: list[dict[str, Any]], lock: FileLock):
+        self.file, self.run_id, self.events, self._lock = file, run_id, events, lock
         self._open = None
+        self.broken: str | None = None
 
     @classmethod
     def begin(cls, key: str, *, resume: bool) -> tuple[Journal, str | None]:
@@ -48,21 +52,29 @@ class Journal:
             InputError: there is nothing to resume, or the cache folder can't be written.
         """
         file = cache_folder("runs") / f"{key}.jsonl"
+        lock = lock_of(file)
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise InputError("the same measurement is running already; wait for it, or end it") from None
+        except OSError as e:
+            raise InputError(f"can't write {file}: {e.strerror}. Free some space, or set EDGEFORMER_CACHE") from e
         found = list(_events(file)) if file.exists() else []
         unfinished = bool(found) and found[0].get("event") == "run"
         if resume:
             if not unfinished:
+                lock.release()
                 raise InputError(
                     "there is no unfinished run of this: --resume goes on with one of the same sources, runtimes, settings and"
                     " versions. Run it without --resume"
                 )
-            return cls(file, found[0]["run_id"], found[1:]), None
+            return cls(file, found[0]["run_id"], found[1:], lock), None
         remark = (
-            "an unfinished run of the same was put aside; --resume would have gone on with it" if unfinished else None
+            "an unfinished run of the same was discarded; --resume would have gone on with it" if unfinished else None
         )
-        made = cls(file, uuid.uuid4().hex, [])
+        made = cls(file, uuid.uuid4().hex, [], lock)
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(json.dumps({"event": "run", "run_id": made.run_id}) + "\n")
         except OSError as e:
             raise InputError(f"can't write {file}: {e.strerror}. Free some space, or set EDGEFORMER_CACHE") from e
@@ -71,15 +83,21 @@ class Journal:
     def add(self, event: str, at: tuple[int, int], **data: Any) -> None:
         """Append an event of a row (its shape's number, its own), and have it on disk.
 
-        Raises:
-            OSError: the disk is full, for one.
+        A disk that is full is no reason to stop measuring: `broken` then says why nothing is kept any more.
         """
-        if self._open is None:
-            self._mend()
-            self._open = self.file.open("a", encoding="utf-8")
-        self._open.write(json.dumps({"event": event, "at": at, **data}) + "\n")
-        self._open.flush()
-        os.fsync(self._open.fileno())
+        if self.broken is not None:
+            return
+        try:
+            if self._open is None:
+                self._mend()
+                self._open = self.file.open("a", encoding="utf-8")
+            self._open.write(json.dumps({"event": event, "at": at, **data}) + "\n")
+            self._open.flush()
+            os.fsync(self._open.fileno())
+        except OSError as e:
+            self.broken = (
+                f"what is measured could not be kept in {self.file}: {e.strerror}; --resume will not know of it"
+            )
 
     def _mend(self) -> None:
         """Cut off a last line that was not written to its end."""
@@ -92,7 +110,7 @@ class Journal:
         self.add("row", at, row={name: getattr(row, name) for name in KEPT})
 
     def restore(self, at: tuple[int, int], row: Row) -> None:
-        """What was known about a row, put into it."""
+        """What was known about a row, put into it. One that failed or ran out of time is tried again."""
         for event in self.events:
             if tuple(event["at"]) != at:
                 continue
@@ -101,6 +119,9 @@ class Journal:
                     setattr(row, name, event["row"][name])
             elif event["event"] == "round":
                 row.rounds.append(event["round"])
+        if self.finished(at[0]) is None:
+            row.status, row.error = "ok", None
+            row.flags = [flag for flag in row.flags if not flag.startswith("time limit")]
 
     def finished(self, shape: int) -> dict[str, Any] | None:
         """What was said when a shape was measured to its end, or None if it was not."""
@@ -110,10 +131,12 @@ class Journal:
     def close(self, *, finished: bool) -> None:
         """The run is over: a finished one needs its journal no more."""
         if self._open is not None:
-            self._open.close()
+            with contextlib.suppress(OSError):
+                self._open.close()
             self._open = None
         if finished:
             self.file.unlink(missing_ok=True)
+        self._lock.release()
 
 
 def _events(file: Path) -> Iterator[dict[str, Any]]:

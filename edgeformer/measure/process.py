@@ -11,11 +11,18 @@ import subprocess
 import sys
 import tempfile
 import threading
+from pathlib import Path
 from typing import Any
+
+import psutil
 
 
 class WorkerFailed(Exception):
     """The worker answered with an error, died, or took too long."""
+
+
+class WorkerLate(WorkerFailed):
+    """It took too long, and was ended."""
 
 
 def _meaning(status: int) -> str:
@@ -28,19 +35,23 @@ def _meaning(status: int) -> str:
 class WorkerProcess:
     """One row's process. Thread counts of numerical libraries are set before it starts."""
 
-    def __init__(self, threads: int):
+    def __init__(self, threads: int, scratch: Path | None = None):
         count = str(threads)
         environment = os.environ | dict.fromkeys(
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), count
         )
         environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
-        self._log = tempfile.TemporaryFile(mode="w+")  # noqa: SIM115 - lives as long as the process
+        if scratch is not None:  # what a process that is killed leaves behind goes with the run
+            environment["TMPDIR"] = str(scratch)
+        self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
             [sys.executable, "-m", "edgeformer.measure.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
+            encoding="utf-8",
+            errors="replace",
             env=environment,
             start_new_session=True,  # Ctrl-C is the harness's business: rows measured so far are kept
         )
@@ -71,13 +82,17 @@ class WorkerProcess:
             line = self._answers.get(timeout=timeout)
         except queue.Empty:
             self.close(kill=True)
-            raise WorkerFailed(f"no answer to {do!r}: the row took longer than its {limit:g} s") from None
+            raise WorkerLate(f"no answer to {do!r}: the row took longer than its {limit:g} s") from None
         except BrokenPipeError:
             line = ""
         if not line:
             status = self._process.wait()
             raise WorkerFailed(f"the process ended with status {status}{_meaning(status)}: {self.last_words()}")
-        answer = json.loads(line)
+        try:
+            answer = json.loads(line)
+        except ValueError:
+            self.close(kill=True)
+            raise WorkerFailed(f"the process answered {line[:100]!r}: something wrote into its answers") from None
         if "error" in answer:
             raise WorkerFailed(answer["error"])
         return answer["ok"]
@@ -103,8 +118,8 @@ class WorkerProcess:
 
     def _kill(self) -> None:
         """The process, and those that it started: a browser, for one."""
-        if hasattr(os, "killpg"):
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        else:
-            self._process.kill()
+        with contextlib.suppress(psutil.Error):
+            for child in psutil.Process(self._process.pid).children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    child.kill()
+        self._process.kill()

@@ -9,20 +9,21 @@ from edgeformer.measure.row import Row
 
 
 def speed(row: Row) -> float:
-    """What rows are ranked by: the median decode step, or prefill where nothing was generated; ns, less is better."""
+    """What rows are ranked by: the median decode step, of encoders the call; ns, less is better."""
     return statistics.median(row.ranking_ns())
 
 
 def ranks(rows: list[Row], noise: Noise | None) -> dict[int, int]:
     """id(row) -> rank, of the rows of a shape that take part.
 
-    A row ties with the fastest row of its rank if it is no further from it than a row is from itself. Servers and rows of
-    other task are ranked with their like: all rows of a shape were asked the same.
+    A row ties with the fastest row of its rank if it is no further from it than a row is from itself. Servers are ranked among
+    servers: their times hold what lies between them and their clients.
     """
     places: dict[int, int] = {}
-    leader, rank = None, 0
-    for position, row in enumerate(sorted((r for r in rows if r.ranked), key=speed), 1):
-        if leader is None or noise is None or not noise.ties(speed(row), leader):
-            leader, rank = speed(row), position
-        places[id(row)] = rank
+    for served in (False, True):
+        leader, rank = None, 0
+        for position, row in enumerate(sorted((r for r in rows if r.ranked and r.served == served), key=speed), 1):
+            if leader is None or noise is None or not noise.ties(speed(row), leader):
+                leader, rank = speed(row), position
+            places[id(row)] = rank
     return places

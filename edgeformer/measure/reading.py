@@ -54,9 +54,14 @@ def read_records(file: str | Path) -> list[dict[str, Any]]:
     found = _parse(text, path) if text.strip() else []
     if not found:
         raise InputError(f"{path} holds no records")
-    made = [_ours(row, path, n) for n, row in enumerate(found, 1)]
-    for n, record in enumerate(made, 1):
+    made = []
+    for n, row in enumerate(found, 1):
+        try:
+            record = _ours(row, path, n)
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
+            raise InputError(f"{path}, record {n} is damaged: {type(e).__name__}: {e}") from e
         _validate(record, path, n)
+        made.append(record)
     return made
 
 
@@ -116,7 +121,7 @@ def _typed(name: str, value: Any) -> Any:
 def _ours(row: dict[str, Any], path: Path, n: int) -> dict[str, Any]:
     if row.get("suite") == "edgeformer":
         version = row.get("schema_version")
-        if not isinstance(version, int) or version > SCHEMA_VERSION:
+        if type(version) is not int or version > SCHEMA_VERSION:
             raise InputError(
                 f"{path}, record {n}: written by a newer edgeformer (schema {version}, this one reads {SCHEMA_VERSION})"
             )
@@ -148,6 +153,7 @@ def _from_first_schema(row: dict[str, Any]) -> dict[str, Any]:
         "run_flags": [],
         "conditions": {},
         "twin": False,
+        "served": False,
         "round_medians_ns": medians,
         "median_ns": sorted(medians)[len(medians) // 2] if medians else None,
         **{k: [] for k in ("samples_ns", "samples_ts", "cpu_ns", "discarded_rounds", "parity_checks")},
@@ -204,6 +210,7 @@ def _from_llama_bench(row: dict[str, Any], path: Path) -> dict[str, Any]:
         "run_flags": [],
         "conditions": {},
         "twin": False,
+        "served": False,
         "parity_verdict": "unchecked",
         "parity_checks": [],
         "cpu_ns": [],
@@ -230,6 +237,8 @@ def _validate(record: dict[str, Any], path: Path, n: int) -> None:
         from jsonschema import Draft202012Validator
         from jsonschema.exceptions import best_match
     except ImportError:
+        if missing := [name for name in schema()["required"] if name not in record]:
+            raise InputError(f"{path}, record {n}: it has no {', '.join(missing)}") from None
         return
     if (error := best_match(Draft202012Validator(schema()).iter_errors(record))) is not None:
         where = ".".join(map(str, error.absolute_path)) or "it"

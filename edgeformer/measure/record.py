@@ -7,7 +7,6 @@ field; what is unknown is null, never zero.
 
 from __future__ import annotations
 
-import datetime
 import json
 import os
 import statistics
@@ -15,6 +14,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock
 
 import edgeformer
 from edgeformer import bundle
@@ -104,14 +105,14 @@ def _roofline(
 ) -> dict[str, Any]:
     device = "cpu" if str(row.facts.get("device", "cpu")).startswith("cpu") else "gpu"
     found = None
-    if facts["weight_bytes"] and device in rates and row.plan.ranked:
+    if facts["weight_bytes"] and device in rates and row.plan.ranked and not row.served:
         found = bound(
             spec,
             row.shape,
             rates[device],
             weight_bytes=facts["weight_bytes"],
             kv=row.facts.get("kv") or "fp32",
-            int8=row.plan.compute == "int8",
+            compute=row.plan.compute,
             prefill=prefill,
         )
     return {
@@ -131,6 +132,9 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
     samples = row.prefill_ns() if prefill else [sum(r["decode_ns"]) // clients for r in row.rounds if r["decode_ns"]]
     many = len(samples) > 1
     per_sample = [tokens * 1e9 / ns for ns in samples]
+    if row.served and not prefill:  # between n tokens lie n - 1 times; a rate of each client
+        per_sample = [len(r["decode_ns"]) * 1e9 / sum(r["decode_ns"]) for r in row.rounds if r["decode_ns"]]
+    walls = [r["wall_ns"] for r in row.rounds if r.get("wall_ns")]
     steps = row.decode_ns()
     medians = row.prefill_medians_ns() if prefill else row.decode_medians_ns()
     median_ns = statistics.median(medians) if medians else None
@@ -158,7 +162,7 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
         "n_prompt": n_prompt,
         "n_gen": n_gen,
         "n_depth": shape.depth if prefill else shape.depth + shape.prompt,
-        "test_time": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "test_time": row.measured,
         "avg_ns": round(statistics.mean(samples)) if samples else None,
         "stddev_ns": round(statistics.stdev(samples)) if many else None,
         "avg_ts": statistics.mean(per_sample) if per_sample else None,
@@ -193,7 +197,9 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
         "median_ts": statistics.median(per_sample) if per_sample else None,
         "round_medians_ns": medians,
         "step_samples_ns": [r["decode_ns"] for r in row.rounds] if n_gen else None,
-        "round_wall_ns": [r["wall_ns"] for r in row.rounds] if clients > 1 else None,
+        "served": row.served,
+        "round_wall_ns": walls or None,
+        "throughput_ts": clients * shape.gen * 1e9 / statistics.median(walls) if walls else None,
         "itl_ms_p50": quantile(steps, 0.5) / 1e6 if n_gen and steps else None,
         "itl_ms_p90": quantile(steps, 0.9) / 1e6 if n_gen and steps else None,
         "itl_ms_p99": quantile(steps, 0.99) / 1e6 if n_gen and steps else None,
@@ -229,10 +235,15 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
     }
 
 
+def is_stream(file: str | os.PathLike) -> bool:
+    """Whether this is a pipe or a device: what is written there can't be taken back."""
+    return Path(file).exists() and not Path(file).is_file()
+
+
 def write_jsonl(records: list[dict[str, Any]], file: str | os.PathLike | None) -> None:
     """Put a run's records into a JSONL file, in the place of those of the same run, after all others; None is stdout.
 
-    The file is replaced in one step: it never holds half of a run.
+    The file is replaced in one step: it never holds half of a run. Two runs that write at once wait for each other.
 
     Raises:
         InputError: it can't be written; what was there before is still there.
@@ -241,28 +252,37 @@ def write_jsonl(records: list[dict[str, Any]], file: str | os.PathLike | None) -
     if file is None:
         sys.stdout.write(text)
         return
-    path = Path(file)
     ours = {r["run_id"] for r in records}
     try:
-        if path.exists() and not path.is_file():  # a pipe or a device
-            with path.open("a", encoding="utf-8") as stream:
+        if is_stream(file):
+            with Path(file).open("a", encoding="utf-8") as stream:
                 stream.write(text)
             return
-        before = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        kept = "".join(line + "\n" for line in before if line.strip() and _run_id(line) not in ours)
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
+        path = Path(os.path.realpath(file))
+        lock = path.with_name(f".{path.name}.lock")
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as stream:
-                stream.write(kept + text)
-            os.chmod(partial, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-            os.replace(partial, path)
+            with FileLock(lock):
+                before = path.read_bytes().splitlines() if path.exists() else []
+                kept = b"".join(line + b"\n" for line in before if line.strip() and _run_id(line) not in ours)
+                _replace(path, kept + text.encode())
         finally:
-            Path(partial).unlink(missing_ok=True)
+            lock.unlink(missing_ok=True)
     except OSError as e:
         raise InputError(f"can't write records to {file}: {e.strerror}. Nothing that was there is lost") from e
 
 
-def _run_id(line: str) -> str | None:
+def _replace(path: Path, content: bytes) -> None:
+    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+        os.chmod(partial, path.stat().st_mode & 0o777 if path.exists() else 0o644)
+        os.replace(partial, path)
+    finally:
+        Path(partial).unlink(missing_ok=True)
+
+
+def _run_id(line: bytes) -> str | None:
     try:
         return json.loads(line).get("run_id")
     except (ValueError, AttributeError):

@@ -52,7 +52,7 @@ def make_references(
         same = [row for row in rows if Judge.key(row.plan) == key]
         for row in same:
             row.reference = f"weights as {precision}"
-        shape, worker = same[0].shape, WorkerProcess(settings.threads)
+        shape, worker = same[0].shape, WorkerProcess(settings.threads, scratch)
         file = scratch / f"{len(list(scratch.iterdir()))}.npz"
         judged: dict[str, Any] = {"source": original, "load_options": load_options, "precision": precision}
         if own:  # its own bits, dequantized; and are they the original's?

@@ -14,7 +14,7 @@ from typing import Any
 from edgeformer import discover
 from edgeformer.inspection import attention_flops, costs, multiplied
 from edgeformer.measure.row import Shape
-from edgeformer.spec import Model
+from edgeformer.spec import Model, layers
 
 PACKAGE = "edgeformer.measure.probes"
 LARGE = 512_000_000
@@ -44,7 +44,7 @@ class Bound:
 
 
 def bound(
-    spec: Model, shape: Shape, rates: dict[str, Any], *, weight_bytes: int, kv: str, int8: bool, prefill: bool
+    spec: Model, shape: Shape, rates: dict[str, Any], *, weight_bytes: int, kv: str, compute: str, prefill: bool
 ) -> Bound | None:
     """The least time of a row's prefill, or of its decode step with half of the tokens generated; None without rates.
 
@@ -54,25 +54,37 @@ def bound(
         rates: one device's.
         weight_bytes: bytes that all weights take in this precision.
         kv: what the cache holds: fp32, fp16, bf16, int8.
-        int8: whether products are of int8 values.
+        compute: what products are of: fp32, fp16, bf16, int8.
         prefill: of the prefill, not of a decode step.
     """
-    rate = (rates.get("int8_ops") if int8 else None) or rates.get("fp32_flops")
+    faster = {"int8": "int8_ops", "fp16": "fp16_flops", "bf16": "fp16_flops"}.get(compute, "fp32_flops")
+    rate = rates.get(faster) or rates.get("fp32_flops")
     if not rates.get("bandwidth") or not rate:
         return None
-    counted = costs(spec, cache_bytes=CACHE_BYTES.get(kv, 4))
+    counted = costs(spec)
     used = multiplied(spec)
     read = int(weight_bytes * used / counted.parameters)
     new = shape.prompt if prefill else 1
     before = shape.depth if prefill else shape.depth + shape.prompt + shape.gen // 2
-    seen = before + (new + 1) // 2
-    moved = read + shape.batch * counted.kv_bytes_per_token * (before + new)
+    causal = spec.task == "text-generation"
+    seen = before + (new + 1) // 2 if causal else new  # half of a triangle, or all of a square
+    moved = read + shape.batch * _cached_bytes(spec, before + new, CACHE_BYTES.get(kv, 4))
     flops = shape.batch * new * (counted.flops_per_token + attention_flops(spec, seen))
-    if prefill and spec.task == "text-generation":  # the head sees the last position alone
+    if prefill and causal:  # the head sees the last position alone
         flops -= shape.batch * (new - 1) * 2 * head_parameters(spec)
     by_bytes = moved / _bandwidth(rates["bandwidth"], read) * 1e9
     by_flops = flops / rate * 1e9
     return Bound(moved, flops, max(by_bytes, by_flops), "bandwidth" if by_bytes >= by_flops else "arithmetic")
+
+
+def _cached_bytes(spec: Model, tokens: int, bytes_per_value: int) -> int:
+    """Keys and values that a step reads: of a window, no more than it sees."""
+    total = 0
+    for _, layer, _ in layers(spec):
+        window = getattr(getattr(layer, "mask", None), "window", None)
+        seen = min(tokens, window) if window else tokens
+        total += seen * bytes_per_value * sum(heads * dim for heads, dim in layer.cache().values())
+    return total
 
 
 def head_parameters(spec: Model) -> int:

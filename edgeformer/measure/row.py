@@ -23,6 +23,14 @@ class Shape:
     depth: int = 0
     concurrency: int = 1
 
+    def text(self) -> str:
+        """For people: `128+64`, `128+64 @512 ×8`, `8 × 128` of an encoder."""
+        if not self.gen:
+            return f"{self.batch} × {self.prompt}"
+        text = f"{self.prompt}+{self.gen}" + (f" @{self.depth}" if self.depth else "")
+        text += f" ×{self.batch}" if self.batch > 1 else ""
+        return text + (f", {self.concurrency} clients" if self.concurrency > 1 else "")
+
     @property
     def capacity(self) -> int:
         """Tokens that a cache has to hold."""
@@ -52,7 +60,8 @@ class Plan:
 class Row:
     """Results. Times in nanoseconds, one list entry per round; `error` says why there are none.
 
-    `process` of a round counts the processes that made the row, from 0: a resumed run starts new ones.
+    `process` of a round counts the processes that made the row, from 0: a resumed run starts new ones. `measured` is when the
+    last round ended, UTC; `served` says that a server's client measured.
     """
 
     plan: Plan
@@ -76,6 +85,8 @@ class Row:
     facts: dict[str, Any] = field(default_factory=dict)
     flags: list[str] = field(default_factory=list)
     processes: int = 0
+    measured: str | None = None
+    served: bool = False
 
     @property
     def verified(self) -> bool:
@@ -85,7 +96,8 @@ class Row:
     @property
     def ranked(self) -> bool:
         """Whether it takes part in the ranking: verified, measured, a runtime's, and not the second row of the same."""
-        return self.verified and bool(self.rounds) and self.plan.ranked and not self.plan.again
+        mine = self.decode_medians_ns() if self.shape.gen else self.rounds
+        return self.verified and bool(mine) and self.plan.ranked and not self.plan.again
 
     def prefill_ns(self) -> list[int]:
         """Every prefill (or encoder call) of every round."""
@@ -108,8 +120,8 @@ class Row:
         ]
 
     def ranking_ns(self) -> list[float]:
-        """What rows are ranked by, a sample per round: the decode step, or prefill where nothing was generated."""
-        return self.decode_medians_ns() or self.prefill_medians_ns()
+        """What rows are ranked by, a sample per round: the decode step, of encoders the call."""
+        return self.decode_medians_ns() if self.shape.gen else self.prefill_medians_ns()
 
     def cpu_per_wall(self) -> float | None:
         """CPU seconds per second of wall time while measuring: about the number of threads that worked."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from edgeformer.measure.harness import Run
 from edgeformer.measure.ranking import ranks, speed
-from edgeformer.measure.row import Row, Shape, quantile
+from edgeformer.measure.row import Row, quantile
 
 MEASURED = {
     "text-generation": ("shape", "prefill tok/s", "decode tok/s", "ITL ms p50/p90", "TTFT ms"),
@@ -24,21 +24,11 @@ def _spread(rates: list[float], digits: int = 1) -> str:
     return f"{statistics.median(rates):.{digits}f} ± {half:.{digits}f}"
 
 
-def shape_text(shape: Shape, task: str) -> str:
-    """What rows were given: `128+64`, `128+64 @512 ×8`, `8 × 128` for an encoder."""
-    if task != "text-generation":
-        return f"{shape.batch} × {shape.prompt}"
-    text = f"{shape.prompt}+{shape.gen}"
-    text += f" @{shape.depth}" if shape.depth else ""
-    text += f" ×{shape.batch}" if shape.batch > 1 else ""
-    return text + (f", {shape.concurrency} clients" if shape.concurrency > 1 else "")
-
-
 def cells(row: Row, task: str) -> list[str]:
     """The measured columns of a row."""
     shape = row.shape
     if not row.rounds:
-        return [shape_text(shape, task), *["-"] * (len(MEASURED[task]) - 1 + len(COMMON))]
+        return [shape.text(), *["-"] * (len(MEASURED[task]) - 1 + len(COMMON))]
     peak, cpus = row.memory.get("peak_rss_bytes"), row.cpu_per_wall()
     common = [
         f"{row.load_s or 0:.2f}",
@@ -49,12 +39,12 @@ def cells(row: Row, task: str) -> list[str]:
     if task != "text-generation":
         p50, p90 = (quantile(row.prefill_ns(), q) / 1e6 for q in (0.5, 0.9))
         first = row.first["prefill_ns"][0] / 1e6 if row.first else 0.0
-        return [shape_text(shape, task), _spread(prefill, 0), f"{p50:.2f} / {p90:.2f}", f"{first:.1f}", *common]
+        return [shape.text(), _spread(prefill, 0), f"{p50:.2f} / {p90:.2f}", f"{first:.1f}", *common]
     steps = row.decode_ns()
     itl = f"{quantile(steps, 0.5) / 1e6:.2f} / {quantile(steps, 0.9) / 1e6:.2f}" if steps else "-"
     decode = [shape.batch * 1e9 / ns for ns in row.decode_medians_ns()]
     ttft = f"{statistics.median(row.prefill_ns()) / 1e6:.1f}"
-    return [shape_text(shape, task), _spread(prefill, 0), _spread(decode) if decode else "-", itl, ttft, *common]
+    return [shape.text(), _spread(prefill, 0), _spread(decode) if decode else "-", itl, ttft, *common]
 
 
 def ordered(run: Run) -> tuple[list[tuple[str, Row]], list[Row]]:
@@ -84,7 +74,9 @@ def _explained(row: Row) -> str:
     if row.verified or not bad:
         twin = "run twice, to tell noise; " if row.plan.again else ""
         worst = max((c["max_abs"] for c in row.checks if c.get("max_abs") is not None), default=None)
-        same = "same tokens" if worst is None else f"max |difference| {worst:.1e}"
+        ties = [c["note"] for c in row.checks if c["verdict"] == "near-tie" and c.get("note")]
+        said = ties[0] if ties else "same tokens"
+        same = said if worst is None else f"max |difference| {worst:.1e}"
         remark = "; prefill gives all positions' logits" if row.facts.get("prefill_logits") == "all" else ""
         return f"{twin}{same}{remark}"
     check = bad[0]
@@ -110,7 +102,7 @@ def remarks(run: Run, task: str) -> list[str]:
     """What to know about the numbers: the noise of every shape, and what speaks against them."""
     said = []
     for result in run.shapes:
-        what = shape_text(result.shape, task)
+        what = result.shape.text()
         if result.noise is not None and not result.noise.noisy:
             said.append(
                 f"{what}: the same row twice differs by {result.noise.text()} (95 %); rows closer than that tie"
@@ -128,14 +120,15 @@ def markdown(run: Run, task: str) -> str:
 
 def rich_table(run: Run, task: str, title: str) -> Any:
     """A table for the terminal."""
+    from rich.markup import escape
     from rich.table import Table
 
     header, body = lines(run, task)
-    table = Table(title=title, title_justify="left")
+    table = Table(title=escape(title), title_justify="left")
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i in (1, 2) or i >= len(header) - 2 else "right", overflow="fold")
     colours = {"pass": "green", "near-tie": "yellow"}
     for line in body:
         colour = colours.get(line[-2], "red" if line[-2] in ("fail", "failed") else "dim")
-        table.add_row(*line[:-2], f"[{colour}]{line[-2]}[/]", line[-1])
+        table.add_row(*map(escape, line[:-2]), f"[{colour}]{line[-2]}[/]", escape(line[-1]))
     return table

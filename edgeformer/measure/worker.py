@@ -135,7 +135,13 @@ class Worker:
 
     def energy(self, window_s: float, **request: Any) -> dict[str, Any]:
         """Energy per prefill and per decode step, by the machine's own counter."""
-        return energy.of_rounds(lambda: self._run(**{**request, "gen": 0}), lambda: self._run(**request), window_s)
+        fill, depth = None, request["depth"]
+        if depth:
+            before = {"prompt": [ids[:depth] for ids in request["prompt"]], "gen": 0}
+            fill = lambda: self._run(**before)  # noqa: E731
+        return energy.of_rounds(
+            lambda: self._run(**{**request, "gen": 0}), lambda: self._run(**request), window_s, fill=fill
+        )
 
 
 def main() -> None:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from edgeformer.measure.reading import schema
+
 COLUMNS = (
-    "model", "runtime", "precision", "machine", "shape", "rank", "prefill_ts", "decode_ts", "itl_ms_p50", "itl_ms_p90",
-    "ttft_ms", "ttft_cold_ms", "load_ms", "peak_mb", "artifact_mb", "bits_per_weight", "kl", "roofline", "energy_mj", "verdict",
+    "model", "runtime", "precision", "machine", "shape", "rank", "prefill_ts", "decode_ts", "throughput_ts", "itl_ms_p50",
+    "itl_ms_p90", "ttft_ms", "ttft_cold_ms", "load_ms", "peak_mb", "artifact_mb", "bits_per_weight", "kl", "roofline",
+    "energy_mj", "verdict",
 )  # fmt: skip
 """What tables show, in order."""
 
@@ -19,7 +22,7 @@ def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """
     found: dict[tuple, dict[str, Any]] = {}
     for number, record in enumerate(records):
-        row = found.setdefault(_key(record, records), _row(record))
+        row = found.setdefault(_key(record), _row(record))
         row["records"].append(number)
         _add(row, record)
     made = list(found.values())
@@ -38,7 +41,7 @@ def machine_of(record: dict[str, Any]) -> str:
     return f"{name}{gpu}" + (f", {threads} threads" if threads else "")
 
 
-def _key(record: dict[str, Any], records: list[dict[str, Any]]) -> tuple:
+def _key(record: dict[str, Any]) -> tuple:
     own = tuple(record.get(name) for name in ("run_id", "label", "model", "model_filename", "precision", "twin"))
     return (*own, *_shape(record), machine_of(record))
 
@@ -48,7 +51,10 @@ def _shape(record: dict[str, Any]) -> tuple:
     if record.get("schema_read") == 1:  # its prefill tests don't say how much was generated afterwards
         return (record.get("prompt"), record["batch"])
     if record["suite"] == "llama-bench":  # its tests are apart
-        return tuple(record.get(name) for name in (*names, "n_prompt", "n_gen"))
+        others = {k: str(v) for k, v in record.items() if k not in schema()["properties"]}
+        listed = ("n_batch", "n_threads", "type_k", "type_v", "n_gpu_layers", "main_gpu", "tensor_split")
+        settings = [str(record.get(name)) for name in listed]
+        return (*(record.get(name) for name in (*names, "n_prompt", "n_gen")), *settings, *sorted(others.items()))
     return tuple(record.get(name) for name in names)
 
 
@@ -84,6 +90,8 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "suite": record["suite"],
         "rank": record.get("rank"),
         "tie": False,
+        "served": bool(record.get("served")),
+        "throughput_ts": record.get("throughput_ts"),
         "twin": bool(record.get("twin")),
         "verdict": record["parity_verdict"] if record["status"] == "ok" else "failed",
         "ranked": record.get("rank") is not None,
@@ -117,6 +125,9 @@ def _add(row: dict[str, Any], record: dict[str, Any]) -> None:
     decode = bool(record["n_gen"])
     kind = "decode" if decode else "prefill"
     row["flags"] += [*record["flags"], *(record.get("run_flags") or [])]
+    if record["suite"] == "llama-bench" and record["n_prompt"] and decode:
+        row["flags"].append(f"{record['avg_ts']:.1f} tokens per second, prompt and generation together")
+        return
     rates = _rates(record, decode)
     if rates:
         ordered = sorted(rates)
@@ -151,7 +162,9 @@ def _add(row: dict[str, Any], record: dict[str, Any]) -> None:
 
 
 def _rates(record: dict[str, Any], decode: bool) -> list[float]:
-    """Tokens per second of each round, by the median step."""
+    """Tokens per second of each round, by the median step; of other tools their own samples."""
+    if record["suite"] != "edgeformer":
+        return list(record["samples_ts"])
     medians = record.get("round_medians_ns") or []
     tokens = record["batch"] * (1 if decode else record["n_prompt"])
     return [tokens * 1e9 / ns for ns in medians if ns]
@@ -161,13 +174,16 @@ def _mark_ties(made: list[dict[str, Any]]) -> None:
     """Rows of one shape of one run that share a rank."""
     for row in made:
         same = [
-            r for r in made if r["ranked"] and all(r[k] == row[k] for k in ("run", "shape", "model", "machine", "rank"))
+            r
+            for r in made
+            if r["ranked"] and all(r[k] == row[k] for k in ("run", "shape", "model", "machine", "served", "rank"))
         ]
         row["tie"] = row["ranked"] and len(same) > 1
 
 
 def roofs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Points of the lines that no row can lie above: by machine and device, bandwidth up to the ridge and then arithmetic."""
+    """Points of the lines that rows of their arithmetic can't lie above: by machine and device, bandwidth up to the ridge, then
+    the rate of float32; other arithmetic's rates as levels of their own."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
         for device, rates in (record.get("rates") or {}).items():
@@ -176,19 +192,22 @@ def roofs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for (machine, device), rates in found.items():
         peak = rates.get("fp32_flops")
         measured = sorted(rates.get("bandwidth") or [])
+        if not peak or not measured:
+            continue
+        fastest = max(bandwidth for _, bandwidth in measured)
+        drawn: list[tuple[str, list[float], float, float]] = []
         for name, at in (("memory", -1), ("cache", 0)) if len(measured) > 1 else (("memory", -1),):
-            if not peak or not measured:
-                continue
             size, bandwidth = measured[at]
-            for intensity in (0.05, peak / bandwidth, 2000.0):
-                lines.append(
-                    {
-                        "machine": machine,
-                        "roof": f"{device}: {name}, {bandwidth / 1e9:.0f} GB/s of {size / 1e6:.0f} MB",
-                        "intensity": intensity,
-                        "gflops": min(intensity * bandwidth, peak) / 1e9,
-                    }
-                )
+            title = f"{device}: fp32, {name} {bandwidth / 1e9:.0f} GB/s ({size / 1e6:.0f} MB)"
+            drawn.append((title, [0.05, peak / bandwidth, 2000.0], bandwidth, peak))
+        for name, title in (("fp16_flops", "fp16"), ("int8_ops", "int8")):
+            if rates.get(name):
+                drawn.append((f"{device}: {title}", [rates[name] / fastest, 2000.0], fastest, rates[name]))
+        for title, places, bandwidth, level in drawn:
+            lines += [
+                {"machine": machine, "roof": title, "intensity": x, "gflops": min(x * bandwidth, level) / 1e9}
+                for x in places
+            ]
     return lines
 
 

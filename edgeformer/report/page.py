@@ -29,14 +29,7 @@ def html(records: list[dict[str, Any]], *, title: str | None = None) -> str:
     """The page."""
     from edgeformer.report.charts import specs
 
-    try:
-        import altair  # noqa: F401
-        import vl_convert
-    except ImportError as e:
-        raise RuntimeUnavailable(
-            f'the HTML report needs Altair and vl-convert ({e}); pip install "edgeformer[report]"'
-        ) from e
-    bundle: Any = vl_convert.javascript_bundle  # its stub asks for arguments that have defaults
+    bundle = require_packages().javascript_bundle
     found = rows(records)
     name = title or ", ".join(dict.fromkeys(row["model"] for row in found)) or "no rows"
     data = {
@@ -50,11 +43,27 @@ def html(records: list[dict[str, Any]], *, title: str | None = None) -> str:
     parts = {
         "TITLE": _escaped(name),
         "STYLE": _asset("page.css"),
-        "DATA": json.dumps(finite(data), separators=(",", ":")).replace("</", "<\\/"),
+        "DATA": json.dumps(finite(data), separators=(",", ":")).replace("<", "\\u003c"),
         "VEGA": bundle().replace("</script", "<\\/script"),
         "SCRIPT": _asset("page.js"),
     }
     return re.sub(r"%([A-Z]+)%", lambda mark: parts[mark[1]], _asset("page.html"))
+
+
+def require_packages() -> Any:
+    """vl-convert, with Altair beside it.
+
+    Raises:
+        RuntimeUnavailable: one of them isn't installed.
+    """
+    try:
+        import altair  # noqa: F401
+        import vl_convert
+    except ImportError as e:
+        raise RuntimeUnavailable(
+            f'the HTML report needs Altair and vl-convert ({e}); pip install "edgeformer[report]"'
+        ) from e
+    return vl_convert
 
 
 def _asset(name: str) -> str:

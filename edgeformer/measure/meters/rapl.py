@@ -37,8 +37,9 @@ class Rapl:
 
 def open_meter(root: Path = ROOT) -> Rapl | None:
     """A meter if there are packages, and we may read them."""
-    packages = [p for p in sorted(root.glob("intel-rapl:*")) if p.name.count(":") == 1]
     try:
+        domains = [p for p in sorted(root.glob("intel-rapl:*")) if p.name.count(":") == 1]
+        packages = [p for p in domains if (p / "name").read_text().startswith("package")]  # psys holds them once more
         return Rapl(packages) if packages else None
     except (OSError, ValueError):  # no right to read it
         return None
