@@ -28,11 +28,11 @@ from edgeformer.measure.settings import Settings
 PROMPT, GEN, ROUNDS = 128, 64, 5
 
 
-def ours(plan: Plan, model: str, threads: int) -> tuple[list[float], list[float]]:
-    """Tokens per second, (prefill, decode) of each round."""
-    settings = Settings(prompts=(PROMPT,), gens=(GEN,), rounds=ROUNDS, threads=threads, twice=False)
-    (row,) = run([plan], load(model).spec, settings, reference=(model, {})).rows
-    if not row.verified:
+def ours(plan: Plan, model: str, threads: int, *, check: bool = False) -> tuple[list[float], list[float]]:
+    """Tokens per second, (prefill, decode) of each round. Checked once, apart: a peer computes no reference before its rounds."""
+    settings = Settings(prompts=(PROMPT,), gens=(GEN,), rounds=ROUNDS, threads=threads, twice=False, energy=False)
+    (row,) = run([plan], load(model).spec, settings, reference=(model, {}) if check else None).rows
+    if row.status != "ok" or (check and not row.verified):
         sys.exit(f"{plan.runtime}: {row.error or row.checks}")
     # a peer's figure is of whole generations: all steps of a round together
     decode = [GEN * 1e9 / sum(r["decode_ns"]) for r in row.rounds]
@@ -85,6 +85,7 @@ def genai_benchmark(script: str, folder: Path, scratch: Path) -> tuple[list[floa
 
 def compare(name: str, mine, theirs, turns: int) -> None:
     """mine, theirs: functions that measure once. Prints the ratio of medians, turn by turn in rotation."""
+    mine(check=True)
     kinds = ("prefill", "decode")
     a, b, peer = ({kind: [] for kind in kinds} for _ in range(3))
     for turn in range(turns):
@@ -124,7 +125,7 @@ def main() -> None:
                 file = folder / precision / "model.gguf"
                 compare(
                     f"llama.cpp {precision}",
-                    lambda plan=plan: ours(plan, options.model, threads),
+                    lambda check=False, plan=plan: ours(plan, options.model, threads, check=check),
                     lambda file=file: llama_bench(options.llama_bench, file, threads),
                     options.turns,
                 )
@@ -139,7 +140,7 @@ def main() -> None:
             plan = Plan("ort_genai", str(folder / "onnx"), "onnx", "fp32")
             compare(
                 "ONNX Runtime GenAI fp32",
-                lambda: ours(plan, options.model, threads),
+                lambda check=False: ours(plan, options.model, threads, check=check),
                 lambda: genai_benchmark(options.genai_benchmark, theirs, folder),
                 options.turns,
             )

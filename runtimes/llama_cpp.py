@@ -75,6 +75,7 @@ class LlamaSession(Session):
         if not self.context:
             raise ArtefactError(f"llama.cpp can't open a context of {self.capacity} tokens for {folder}")
         self.chunk = int(context.n_batch)
+        self.place: tuple[int, int] | None = None
         self.batch = llama_cpp.llama_batch_init(self.chunk, 0, 1)
 
     def _reset(self):
@@ -104,7 +105,10 @@ class LlamaSession(Session):
         if not wanted:
             return []
         logits = self.llama.llama_get_logits(self.context)
-        return [np.ctypeslib.as_array(logits, (wanted, self.spec.vocab)).copy()]
+        place = ctypes.addressof(logits.contents), wanted
+        if place != self.place:  # making a view costs more than a small model's step leaves unnoticed
+            self.place, self.view = place, np.ctypeslib.as_array(logits, (wanted, self.spec.vocab))
+        return [self.view.copy()]
 
     def tokenize(self, text: str, *, special: bool = True) -> list[int]:
         """llama.cpp's own ids of a text, with the model's special tokens around it."""

@@ -18,7 +18,8 @@ from edgeformer.spec import Model
 
 
 class GenaiSession(Session):
-    """GenAI's `Generator`, fed token by token so that every runtime decodes the same ids."""
+    """GenAI's `Generator`. Where the token to be taken in is its own greedy choice, its own loop takes it; any other is appended,
+    so that every runtime can be made to decode the same ids."""
 
     all_positions = False
 
@@ -38,7 +39,9 @@ class GenaiSession(Session):
             )
         manifest = bundle.read_manifest(folder) if (folder / bundle.MANIFEST).exists() else {}
         self.kv = "int8" if manifest.get("kv") == "int8" else manifest.get("compute")
-        search = json.loads((folder / "genai_config.json").read_text()).get("search", {})
+        told = json.loads((folder / "genai_config.json").read_text())
+        search, ends = told.get("search", {}), told["model"].get("eos_token_id", [])
+        self.ends = set(ends if isinstance(ends, list) else [ends])
         self.shared = bool(search.get("past_present_share_buffer"))
         self.genai: Any = onnxruntime_genai  # its names come from a compiled module
         config = self.genai.Config(str(folder))
@@ -56,16 +59,21 @@ class GenaiSession(Session):
             do_sample=False,
             past_present_share_buffer=self.shared,
         )
-        self.generator = self.genai.Generator(self.model, params)
+        self.generator, self.greedy = self.genai.Generator(self.model, params), None
 
     def _step(self, ids, mask, all_positions):
         if all_positions:
             raise InputError("GenAI gives the last position's logits only")
         if not mask.all():
             raise InputError("this adapter runs GenAI without padding; pad in the onnxruntime runtime instead")
-        self.generator.append_tokens(np.ascontiguousarray(ids, np.int32))
-        logits = np.asarray(self.generator.get_logits(), np.float32)
-        return logits.reshape(ids.shape[0], -1, self.spec.vocab)[:, -1]
+        if ids.size == 1 and int(ids[0, 0]) == self.greedy:
+            self.generator.generate_next_token()  # its own loop: what it chooses is what was asked for
+        else:
+            self.generator.append_tokens(np.ascontiguousarray(ids, np.int32))
+        logits = np.asarray(self.generator.get_logits(), np.float32).reshape(ids.shape[0], -1, self.spec.vocab)[:, -1]
+        best = int(logits[0].argmax())
+        self.greedy = None if best in self.ends else best  # after an end its loop would stop
+        return logits
 
     def facts(self):
         return {

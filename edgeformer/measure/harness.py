@@ -291,7 +291,7 @@ def _prepare(row: Row, ask: Ask, bench: _Bench, judges: dict[JudgeKey, Judge]) -
     )
     row.load_s, row.versions, row.facts, row.served = opened["load_s"], opened["versions"], opened["facts"], served
     row.processes += 1
-    row.first = ask("round", **request)
+    row.first = ask("round", **request, cold=True)
     warm = ask("warmup", **request)
     row.discarded, row.settled = row.discarded + warm["rounds"], warm["settled"]
     row.memory = ask("memory")  # before the check, which holds more than the runtime does

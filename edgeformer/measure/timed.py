@@ -16,6 +16,7 @@ MAX_WARMUP, STEADY, STEADY_ROUNDS = 10, 0.05, 3
 WARMUP_S = 60.0
 """Rounds that are this long in all are enough to warm up with, steady or not."""
 ENCODER_CALLS = 8
+LEAD_IN_S, LEAD_IN_TOKENS = 0.1, 8
 
 
 @dataclass
@@ -38,12 +39,25 @@ class Round:
         return sum(self.prefill_ns) + sum(self.decode_ns)
 
 
-def decoder_round(session: Session, prompt: np.ndarray, gen: int, depth: int = 0) -> Round:
-    """Prefill `prompt` int64 [B, depth + P], of which the first `depth` are not timed, then `gen` greedy steps.
+def lead_in(session: Session, prompt: np.ndarray) -> None:
+    """Short untimed work before a round: after a pause, and after other rows, cores sleep and caches hold what is others'."""
+    until = time.perf_counter() + LEAD_IN_S
+    session.reset()
+    session.forward(np.ascontiguousarray(prompt[:, :LEAD_IN_TOKENS]))
+    step = np.ascontiguousarray(prompt[:, :1])
+    while time.perf_counter() < until and session.length < session.capacity:
+        session.forward(step)
+
+
+def decoder_round(session: Session, prompt: np.ndarray, gen: int, depth: int = 0, *, cold: bool = False) -> Round:
+    """Prefill `prompt` int64 [B, depth + P], of which the first `depth` are not timed, then `gen` greedy steps. A `cold` round
+    has no lead-in.
 
     Choosing the token lies outside the timed spans. A session whose work is done elsewhere tells the time itself (`took_ns`).
     """
     clock, cpu, out = time.perf_counter_ns, time.process_time_ns, Round()
+    if not cold:
+        lead_in(session, prompt)
     session.reset()
     if depth:
         session.forward(prompt[:, :depth])

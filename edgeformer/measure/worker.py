@@ -107,12 +107,12 @@ class Worker:
             found = parity.check_encoder(self.session, inputs, expected, compute)
         return {"verdict": parity.overall(found), "checks": [asdict(c) for c in found]}
 
-    def _run(self, prompt: list[list[int]], gen: int, depth: int = 0) -> Round:
+    def _run(self, prompt: list[list[int]], gen: int, depth: int = 0, cold: bool = False) -> Round:
         if self.session.served:
             return served_round(self.session, prompt, gen)
         ids = np.array(prompt, np.int64)
         if self.session.spec.task == "text-generation":
-            return decoder_round(self.session, ids, gen, depth)
+            return decoder_round(self.session, ids, gen, depth, cold=cold)
         inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         return encoder_round(self.session, inputs)
 
