@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "EdgeformerError": "edgeformer.errors",
     "LoadedModel": "edgeformer.checkpoint",
+    "compare": "edgeformer.comparison",
     **dict.fromkeys(
         ("bench", "build_mlx", "build_torch", "export", "load", "quantize", "save", "verify"), "edgeformer.api"
     ),
@@ -20,6 +21,7 @@ _HOMES = {
 if TYPE_CHECKING:
     from edgeformer.api import bench, build_mlx, build_torch, export, load, quantize, save, verify
     from edgeformer.checkpoint import LoadedModel
+    from edgeformer.comparison import compare
     from edgeformer.errors import EdgeformerError
 
 __all__ = [
@@ -29,6 +31,7 @@ __all__ = [
     "bench",
     "build_mlx",
     "build_torch",
+    "compare",
     "export",
     "load",
     "quantize",

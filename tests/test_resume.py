@@ -83,6 +83,30 @@ def test_kill_and_resume(tmp_path):
     assert again.returncode == 2 and "there is no unfinished run of this" in again.stderr
 
 
+def test_ctrl_c_in_a_later_shape_can_be_resumed(tmp_path, monkeypatch):
+    from edgeformer import api
+    from edgeformer.measure import harness
+    from edgeformer.measure.settings import Settings
+
+    real, calls = harness._round, []
+
+    def interrupt(row, ask, bench):
+        calls.append(row)
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        real(row, ask, bench)
+
+    monkeypatch.setattr(harness, "_round", interrupt)
+    settings = Settings(prompts=(8, 12), gens=(4,), rounds=2, twice=False)
+    run = lambda resume: api.bench(str(STDLIB), runtimes=["null"], settings=settings, resume=resume)[1]  # noqa: E731
+    first = run(False)
+    assert first.interrupted and [len(row.rounds) for row in first.rows] == [2, 1]
+    second = run(True)
+    assert not second.interrupted and [len(row.rounds) for row in second.rows] == [2, 2]
+    assert [row.rounds[0] for row in second.rows] == [row.rounds[0] for row in first.rows]
+    assert second.rows[1].rounds[1]["process"] == 1 and second.run_id == first.run_id
+
+
 def test_a_journal_is_of_one_measurement():
     journal, _ = Journal.begin("key", resume=False)
     row = Row(Plan("numpy", "m", "checkpoint", "fp32"), Shape(), 1, load_s=1.5, verdict="pass")

@@ -112,7 +112,7 @@ def run(
     done = Run([], journal.run_id if journal else uuid.uuid4().hex)
     if spec.task != "text-generation" and (any(settings.depths) or max(settings.concurrency) > 1):
         done.notes.append("an encoder has no cache to fill and no server here: depths and concurrency are left out")
-    finished = False
+    finished, kept = False, True
     try:
         with tempfile.TemporaryDirectory(prefix="edgeformer-bench-") as scratch:
             bench = _Bench(spec, settings, reference, Path(scratch), report, journal)
@@ -131,9 +131,10 @@ def run(
                     return done
                 finally:
                     _judge(result)
-                finished = measured(done) is not False
+                kept = measured(done) is not False
         if not done.shapes:
             raise InputError("; ".join(dict.fromkeys(done.notes)) or "there is nothing to measure")
+        finished = kept
     finally:
         if journal is not None:
             if journal.broken is not None:
