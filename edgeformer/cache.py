@@ -17,6 +17,7 @@ from filelock import FileLock, Timeout
 
 PARTS = {
     "artefacts": "exports that `compare` made",
+    "kernels": "our native kernels for ONNX Runtime, built here",
     "runs": "measurements that were interrupted; --resume goes on with them",
     "models": "models brought here by --host",
     "web": "ONNX Runtime Web, from npm",
@@ -26,7 +27,7 @@ PARTS = {
 def cache_folder(part: str) -> Path:
     """Where a part of the cache lies; it may not exist yet."""
     base = os.environ.get("EDGEFORMER_CACHE")
-    return (Path(base) if base else Path(platformdirs.user_cache_dir("edgeformer"))) / part
+    return (Path(base) if base else Path(platformdirs.user_cache_dir("edgeformer", appauthor=False))) / part
 
 
 @dataclass(frozen=True)

@@ -187,7 +187,9 @@ def test_ctrl_c_keeps_what_was_measured(tmp_path):
 
     command = [sys.executable, "-m", "edgeformer", "bench", str(STDLIB), "--runtime", "numpy", "--rounds", "10000"]
     command += ["--prompt", "4", "--gen", "2", "--threads", "1", "--json", str(tmp_path / "rows.jsonl")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # a shell's background jobs, and what they start, ignore SIGINT
+    heed = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)  # noqa: E731
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
     for line in process.stderr:
         if line.startswith("round 3/"):
             break

@@ -227,4 +227,4 @@ def test_the_cache_is_shown_and_cleaned(tmp_path):
     gone = subprocess.run([*run, "--clean"], capture_output=True, text=True, check=True)
     assert gone.stdout.splitlines()[-1].startswith("1 entries, ") and cache.entries() == []
     wrong = subprocess.run([*run, "--part", "cellar"], capture_output=True, text=True)
-    assert wrong.returncode == 2 and "its parts are artefacts, runs, models, web" in wrong.stderr
+    assert wrong.returncode == 2 and "its parts are artefacts, kernels, runs, models, web" in wrong.stderr

@@ -17,9 +17,7 @@ from edgeformer.cli._common import as_json, print_json, size
 @click.option(
     "--older-than", type=click.FloatRange(min=0), default=0.0, metavar="DAYS", help="Only what lay unused for so long."
 )
-@click.option(
-    "--part", "parts", multiple=True, help="Only this part: artefacts, runs, models, web. May be given several times."
-)
+@click.option("--part", "parts", multiple=True, help="Only this part: artefacts, kernels, runs, models, web.")
 @as_json
 def command(clean: bool, older_than: float, parts: tuple[str, ...], as_json: bool) -> None:
     """Show what comparisons have left in the cache folder, or delete it.

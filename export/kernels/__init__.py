@@ -15,20 +15,12 @@ import sys
 import tempfile
 from pathlib import Path
 
-from platformdirs import user_cache_path
-
+from edgeformer.cache import cache_folder
 from edgeformer.errors import RuntimeUnavailable
 
 SOURCES = Path(__file__).parent
 ENVIRONMENT = "EDGEFORMER_OPS"
 """Environment variable with the path of a library to use instead of building one."""
-
-
-def cache_folder() -> Path:
-    """Where built libraries are kept: `$EDGEFORMER_CACHE`, or the user's cache folder."""
-    if (own := os.environ.get("EDGEFORMER_CACHE")) is not None:
-        return Path(own)
-    return user_cache_path("edgeformer", appauthor=False)
 
 
 def _source_files() -> list[Path]:
@@ -39,7 +31,7 @@ def _cached() -> Path:
     h = hashlib.sha256(f"{platform.machine()} {platform.node()} {sys.platform}".encode())
     for file in _source_files():
         h.update(file.name.encode() + file.read_bytes())
-    return cache_folder() / "kernels" / h.hexdigest()[:16] / "libedgeformer_ops.so"
+    return cache_folder("kernels") / h.hexdigest()[:16] / "libedgeformer_ops.so"
 
 
 def _missing_tools() -> str | None:
