@@ -147,20 +147,23 @@ def test_garbage_is_never_a_near_tie(server, loaded, seed):
 
 
 def test_a_real_near_tie_of_a_server(server, loaded):
-    """The second best token where it is nearly as good as the best; after it the reference's own continuation is asked for."""
+    """Another token where it is nearly as good as the best; after it the reference's own continuation is asked for. The same
+    token where it is not near fails."""
     reference = continuation(loaded, sample_batch(4096, 1, 12), 6, precision="fp32", threads=1)
-    reference.logits[0, 11 + 2, FakeServer.session.spec.vocab - 1] = reference.logits[0, 11 + 2].max() - 1e-3
     session = get("http")[0].open(loaded, Options(variant=server.removeprefix("http:")))
-    FakeServer.swapped = (12 + 2, FakeServer.session.spec.vocab - 1)
-    (check,) = parity.check_server(session, reference, "fp32")
-    FakeServer.swapped = None
-    assert check.verdict in ("near-tie", "fail") and check.first_divergence == 2
-    reference.logits[0, 11 + 2, FakeServer.session.spec.vocab - 1] += 1  # now it is not near any more in float32
-    reference.logits[0, 11 + 2, int(reference.tokens[0, 2])] += 100
-    FakeServer.swapped = (12 + 2, FakeServer.session.spec.vocab - 1)
-    (check,) = parity.check_server(session, reference, "fp32")
-    FakeServer.swapped = None
-    assert check.verdict == "fail"
+    prompt, tokens = reference.ids[0, :12].tolist(), reference.tokens[0].tolist()
+    right = session.text(prompt, tokens[:3])
+    said = ((t, session.text(prompt, [*tokens[:2], t])) for t in range(100, 4096))
+    other = next(t for t, text in said if text.isascii() and not right.startswith(text) and not text.startswith(right))
+    FakeServer.swapped = (12 + 2, other)
+    try:
+        (far,) = parity.check_server(session, reference, "fp32")
+        reference.logits[0, 11 + 2, other] = reference.logits[0, 11 + 2].max() - 1e-4
+        (near,) = parity.check_server(session, reference, "fp32")
+    finally:
+        FakeServer.swapped = None
+    assert (far.verdict, far.first_divergence) == ("fail", 2)
+    assert (near.verdict, near.first_divergence) == ("near-tie", 2) and near.top1 == pytest.approx(5 / 6)
 
 
 def test_servers_that_cannot_be_measured(server, loaded):

@@ -220,7 +220,7 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
         )
         if not options["no_roofline"] and not run.interrupted and any(row.rounds for row in run.rows):
             report("what this machine can do at most")
-            rates |= _rates(run, settings, made)
+            rates |= _rates(settings, made)
     keep(spec, run, last=True)
     if (page := options["report_file"]) is not None:
         from edgeformer.report import write_html
@@ -242,7 +242,7 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
         sys.exit(1)
 
 
-def _rates(run: Any, settings: Any, made: list[dict[str, Any]]) -> dict[str, Any]:
+def _rates(settings: Any, made: list[dict[str, Any]]) -> dict[str, Any]:
     """What the machine can do, measured by a process of its own; nothing if that fails."""
     from edgeformer.measure.process import WorkerFailed, WorkerProcess
 
