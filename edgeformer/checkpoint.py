@@ -34,7 +34,7 @@ from edgeformer.stored_tensors import (
     split_quantization,
     stored_tensors,
 )
-from edgeformer.weights import NameMap, Weights, bind
+from edgeformer.weights import NameMap, Weights, bind, name_map
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt",
@@ -215,7 +215,9 @@ def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool
         reader = HfConfig(config, str(file), stored)
         module = family(reader.model_type)
         spec, notes = _read_config(reader, allow_unread)
-        names = getattr(module, "MLX_NAMES", module.NAMES) if stored and is_mlx(folder) else module.NAMES
+        names = name_map(module, spec)
+        if stored and is_mlx(folder):
+            names = getattr(module, "MLX_NAMES", names)
         prefixes = getattr(module, "PREFIXES", ("",))
         ignored, tied = getattr(module, "IGNORED", {}), getattr(module, "TIED", {})
     else:

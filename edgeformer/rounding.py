@@ -155,5 +155,5 @@ def bits_per_weight(weights: Weights, plain: Mapping[str, int] | None = None) ->
         elif plain is not None:
             bits += number * plain[name]
         else:
-            bits += 8 * sum(t.nbytes for t in stored.parts()) / getattr(source.part, "of", 1)
+            bits += 8 * sum(t.nbytes for t in stored.parts()) * source.share
     return round(bits / count, 3)

@@ -1,7 +1,7 @@
 """Weights by canonical name, read on demand, whatever a checkpoint calls them and however it stores them.
 
 A name map is data: `{"layers.{i}.attention.q.weight": "model.layers.{i}.self_attn.q_proj.weight", ...}`. Where the stored
-tensor isn't the one we need, the value is a `Part`. Names left over on either side are an error.
+tensor isn't the one we need, the value is an entry of `edgeformer.parts`. Names left over on either side are an error.
 """
 
 from __future__ import annotations
@@ -14,41 +14,11 @@ from typing import Any
 import numpy as np
 
 from edgeformer.errors import CheckpointError
+from edgeformer.parts import Cut, Part, Stack, numbered, stacked
 from edgeformer.safetensors_file import StoredTensor
 from edgeformer.spec import Model, tensors
 
-
-@dataclass(frozen=True)
-class Part:
-    """One of `of` equal slices of a stored tensor along `axis`, transposed afterwards if `transposed`.
-
-    GPT-2 stores linear maps as [inputs, outputs] and q, k, v side by side: `Part(name, 0, of=3, axis=1, transposed=True)`.
-    """
-
-    name: str
-    index: int = 0
-    of: int = 1
-    axis: int = 0
-    transposed: bool = False
-
-    def take(self, x: Any) -> Any:
-        """The slice of a stored tensor, a numpy or MLX array."""
-        size = x.shape[self.axis] // self.of
-        cut = [slice(None)] * x.ndim
-        cut[self.axis] = slice(self.index * size, (self.index + 1) * size)
-        x = x[tuple(cut)]
-        return x.T if self.transposed else x
-
-    def shape(self, stored: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape `take` gives for a stored shape."""
-        shape = list(stored)
-        if shape[self.axis] % self.of:
-            return (-1,)  # can't be cut into equal parts: fits nothing
-        shape[self.axis] //= self.of
-        return tuple(reversed(shape)) if self.transposed else tuple(shape)
-
-
-NameMap = Mapping[str, "str | Part"]
+NameMap = Mapping[str, "str | Cut | Stack"]
 
 
 @dataclass(frozen=True)
@@ -56,7 +26,12 @@ class Source:
     """Where one canonical tensor comes from; `part` is None when it is used exactly as stored."""
 
     stored: StoredTensor
-    part: Part | None
+    part: Cut | None
+
+    @property
+    def share(self) -> float:
+        """How much of the stored tensor it is."""
+        return 1.0 if self.part is None else self.part.share
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -117,19 +92,27 @@ def bind(
         CheckpointError: missing tensors, unused tensors (both listed), or wrong shapes.
     """
     wanted = tensors(spec)
-    prefix = max(prefixes, key=lambda p: sum(p + stored_part(names, n).name in checkpoint for n in wanted))
+    prefix = max(prefixes, key=lambda p: sum(p + _first_name(stored_part(names, n)) in checkpoint for n in wanted))
     sources: dict[str, Source] = {}
     missing, misshapen, used = [], [], set()
     for name, shape in wanted.items():
         part = stored_part(names, name)
-        full = part.name if part.name in checkpoint else prefix + part.name
-        if (stored := checkpoint.get(full)) is None:
-            missing.append(f"{full} (for {name} {list(shape)})")
+        found, absent = _members(part, checkpoint, prefix)
+        if absent:
+            missing.append(f"{absent} (for {name} {list(shape)})")
             continue
-        used.add(full)
-        if len(stored.shape) != len(shape) or part.shape(stored.shape) != shape:
+        used.update(found)
+        if isinstance(part, Stack):
+            members = list(found.values())
+            if any(m.shape != part.part_shape(shape) for m in members):
+                misshapen.append(f"{part.name} are {list(members[0].shape)}; {name} needs {list(shape)} of them")
+                continue
+            sources[name] = Source(stacked(members, part.flat), None)
+            continue
+        ((full, stored),) = found.items()
+        if part.shape(stored.shape) != shape:
             misshapen.append(f"{full} is {list(stored.shape)}; {name} needs {list(shape)}")
-        sources[name] = Source(stored, None if part == Part(part.name) else part)
+        sources[name] = Source(stored, None if part.plain else part)
     notes: dict[str, list[str]] = {}
     unused = []
     for name in checkpoint:
@@ -175,15 +158,34 @@ def _equal(a: StoredTensor, b: StoredTensor) -> bool:
     return True
 
 
-def stored_part(names: NameMap, canonical: str) -> Part:
+def name_map(family: Any, spec: Model) -> NameMap:
+    """A family's map for a spec: `names(spec)` where the cuts depend on sizes, else `NAMES`."""
+    return family.names(spec) if hasattr(family, "names") else family.NAMES
+
+
+def stored_part(names: NameMap, canonical: str) -> Cut | Stack:
     """The map's entry for a canonical name; without one the stored name is the canonical name."""
-    if (direct := names.get(canonical)) is not None:
-        return direct if isinstance(direct, Part) else Part(direct)
+    if (entry := names.get(canonical)) is not None:
+        return Part(entry) if isinstance(entry, str) else entry
     pattern = re.sub(r"\.(\d+)\.", ".{i}.", canonical, count=1)
     if (entry := names.get(pattern)) is None:
         return Part(canonical)
     number = re.search(r"\.(\d+)\.", canonical)
-    index = number.group(1) if number else ""
-    if isinstance(entry, str):
-        return Part(entry.replace("{i}", index))
-    return Part(entry.name.replace("{i}", index), entry.index, entry.of, entry.axis, entry.transposed)
+    return numbered(Part(entry) if isinstance(entry, str) else entry, number.group(1) if number else "")
+
+
+def _first_name(part: Cut | Stack) -> str:
+    return part.names()[0] if isinstance(part, Stack) else part.name
+
+
+def _members(
+    part: Cut | Stack, checkpoint: Mapping[str, StoredTensor], prefix: str
+) -> tuple[dict[str, StoredTensor], str | None]:
+    """The stored tensors that an entry means, and the name of one that isn't there."""
+    found: dict[str, StoredTensor] = {}
+    for name in part.names() if isinstance(part, Stack) else [part.name]:
+        full = name if name in checkpoint else prefix + name
+        if (stored := checkpoint.get(full)) is None:
+            return found, full
+        found[full] = stored
+    return found, None

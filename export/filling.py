@@ -29,7 +29,7 @@ def fill(
         ExportError: a file can't be linked as asked, or a tensor can't be converted.
     """
     sources = plan.weights.sources
-    done, total = 0, sum(sources[n].stored.nbytes // getattr(sources[n].part, "of", 1) for n in built.weights)
+    done, total = 0, sum(int(sources[n].stored.nbytes * sources[n].share) for n in built.weights)
 
     def advance(count: int) -> None:
         nonlocal done

@@ -22,6 +22,7 @@ from edgeformer.formats import QUANTIZED, QuantizedTensor
 from edgeformer.gguf_archs._common import ROPE_FACTORS
 from edgeformer.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
 from edgeformer.models._shape import Unmapped
+from edgeformer.parts import Part
 from edgeformer.rounding import GROUP_PRECISIONS, bits_per_weight, group_format, in_groups, stored_precision
 from edgeformer.safetensors_file import DTYPES
 from edgeformer.spec import Model, digest, tensors, to_json
@@ -168,6 +169,7 @@ def _tensors(
         part = stored_part(arch.NAMES, name)
         if part.name == name:
             raise ExportError(f"llama.cpp's {arch.__name__.rsplit('.', 1)[-1]} has no place for the tensor {name}")
+        assert isinstance(part, Part)  # what these types store is whole, or equal slices
         found.setdefault(part.name, []).append((part.index, name))
     heads = _interleaved_heads(spec, arch)
     if factors is not None:

@@ -21,10 +21,11 @@ from edgeformer.export.safetensors import Group, write_shards
 from edgeformer.layers.encoder import Encoder
 from edgeformer.models._config import HfConfig
 from edgeformer.models._shape import Unmapped
+from edgeformer.parts import Cut, Stack
 from edgeformer.rounding import stored_precision
 from edgeformer.safetensors_file import DTYPES
 from edgeformer.spec import Model, digest, tensors, to_json
-from edgeformer.weights import Part, Source, stored_part
+from edgeformer.weights import Source, name_map, stored_part
 
 TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
 _TORCH = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
@@ -131,34 +132,40 @@ def _groups(spec: Model, sources: dict[str, Source], family: ModuleType, dtype: 
     prefix = next(iter(getattr(family, "PREFIXES", ("",))))
     if spec.task == "feature-extraction" and getattr(spec, "pooler", False):
         prefix = ""  # the bare model's own names
-    found: dict[str, list[tuple[Part, str]]] = {}
+    names, found, groups = name_map(family, spec), {}, []
+
+    def full(name: str) -> str:
+        return name if name.startswith(getattr(family, "UNPREFIXED", "lm_head.")) else prefix + name
+
     for name in tensors(spec):
-        part = stored_part(family.NAMES, name)
-        full = part.name if part.name.startswith("lm_head.") else prefix + part.name
-        found.setdefault(full, []).append((part, name))
-    groups = []
-    for full, parts in found.items():
-        parts.sort(key=lambda entry: entry[0].index)
-        axis = parts[0][0].axis
-        shapes = [_stored_shape(part, sources[name].shape) for part, name in parts]
-        shape = list(shapes[0])
-        shape[axis] = sum(s[axis] for s in shapes)
-        make = lambda parts=parts, axis=axis: [_joined(parts, axis, sources, dtype)]  # noqa: E731
-        groups.append(Group({full: (dtype, tuple(shape))}, make))
+        part = stored_part(names, name)
+        if isinstance(part, Stack):
+            shape = part.part_shape(sources[name].shape)
+            make = lambda part=part, name=name: [  # noqa: E731
+                np.ascontiguousarray(x) for x in part.parts(_read(sources, name, dtype))
+            ]
+            groups.append(Group({full(n): (dtype, shape) for n in part.names()}, make))
+        else:
+            found.setdefault(full(part.name), []).append((part, name))
+    for stored, parts in found.items():
+        shape = parts[0][0].whole(sources[parts[0][1]].shape)
+        make = lambda parts=parts, shape=shape: [_joined(parts, shape, sources, dtype)]  # noqa: E731
+        groups.append(Group({stored: (dtype, shape)}, make))
     return groups
 
 
-def _stored_shape(part: Part, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return tuple(reversed(shape)) if part.transposed else shape
-
-
-def _joined(parts: list[tuple[Part, str]], axis: int, sources: dict[str, Source], dtype: np.dtype) -> np.ndarray:
-    arrays = []
+def _joined(
+    parts: list[tuple[Cut, str]], shape: tuple[int, ...], sources: dict[str, Source], dtype: np.dtype
+) -> np.ndarray:
+    """A stored tensor put together from what it holds."""
+    whole = np.empty(shape, dtype)
     for part, name in parts:
-        x = sources[name].read()
-        if dtype == np.float16 and np.abs(x.astype(np.float32)).max(initial=0) > 65504:
-            raise ExportError(f"{name} holds a weight larger than fp16 can hold (65504); use --precision fp32 or bf16")
-        arrays.append(x.T if part.transposed else x)
-    return np.ascontiguousarray(np.concatenate(arrays, axis) if len(arrays) > 1 else arrays[0]).astype(
-        dtype, copy=False
-    )
+        part.put(whole, _read(sources, name, dtype))
+    return whole
+
+
+def _read(sources: dict[str, Source], name: str, dtype: np.dtype) -> np.ndarray:
+    x = sources[name].read()
+    if dtype == np.float16 and np.abs(x.astype(np.float32)).max(initial=0) > 65504:
+        raise ExportError(f"{name} holds a weight larger than fp16 can hold (65504); use --precision fp32 or bf16")
+    return x.astype(dtype, copy=False)

@@ -25,9 +25,10 @@ from edgeformer.export.safetensors import Group, write_shards
 from edgeformer.formats import GROUP
 from edgeformer.layers.rope import length_dependent
 from edgeformer.models._shape import Unmapped
+from edgeformer.parts import Part
 from edgeformer.rounding import bits_per_weight
 from edgeformer.spec import Model, digest, tensors, to_json
-from edgeformer.weights import stored_part
+from edgeformer.weights import name_map, stored_part
 
 CODE_TARGET, CODE_NAME = "edgeformer", "edgeformer_model.py"
 MODEL_FILE = '''"""The model of this folder for mlx-lm (trust_remote_code): edgeformer builds it from the spec in config.json."""
@@ -169,11 +170,12 @@ def _stored_names(spec: Model, config: dict[str, Any] | None) -> dict[str, list[
     if config is None:
         return {name: [name] for name in tensors(spec)}
     module = family(config["model_type"])
-    names = getattr(module, "MLX_NAMES", module.NAMES)
+    names = getattr(module, "MLX_NAMES", None) or name_map(module, spec)
     parts: dict[str, list[tuple[int, str]]] = {}
     for name in tensors(spec):
         part = stored_part(names, name)
         full = part.name if part.name.startswith("lm_head.") else f"model.{part.name}"
+        assert isinstance(part, Part)  # what these types store is whole, or equal slices
         parts.setdefault(full, []).append((part.index, name))
     return {full: [name for _, name in sorted(found)] for full, found in parts.items()}
 

@@ -152,7 +152,7 @@ class DataWriter:
         offset = self._start(int(math.prod(stored.shape) * dtype.itemsize))
         if source.part is not None or not stored.raw:  # cut, transposed, reordered or quantized: it has to be in memory
             self._file.write(_bytes(_convert(source.read(), dtype)))
-            self.progress(stored.nbytes // getattr(source.part, "of", 1))
+            self.progress(int(stored.nbytes * source.share))
         else:
             with stored.file.open("rb") as f:
                 f.seek(stored.offset)

@@ -13,8 +13,8 @@ from support import STDLIB, TINY, load_tiny
 
 from edgeformer.checkpoint import load, save
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
+from edgeformer.parts import Part
 from edgeformer.spec import to_json
-from edgeformer.weights import Part
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from typing import Any
 
 from edgeformer.models import gpt2
 from edgeformer.models._shape import need
+from edgeformer.parts import Part
 from edgeformer.spec import Model
-from edgeformer.weights import Part
 
 NAMES: dict[str, str | Part] = {
     "embed.weight": "token_embd.weight",

@@ -19,9 +19,10 @@ from edgeformer.affine import AffineTensor
 from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.backends.mlx.ops import MlxOps
 from edgeformer.formats import GROUP, QuantizedTensor
+from edgeformer.parts import Cut
 from edgeformer.safetensors_file import StoredTensor
 from edgeformer.spec import Model
-from edgeformer.weights import Part, Source, Weights
+from edgeformer.weights import Source, Weights
 
 DTYPES = {"fp32": mx.float32, "fp16": mx.float16, "bf16": mx.bfloat16}
 """precision -> what weights are stored and computed in. Norms, softmax and rotary angles are computed in float32 always."""
@@ -36,7 +37,7 @@ class MlxWeights:
         self._files: dict[Path, dict[str, mx.array]] = {}
         self._left = Counter((t.file, t.name) for s in self.sources.values() for t in s.stored.parts())
 
-    def _stored(self, tensor: StoredTensor, part: Part | None) -> mx.array:
+    def _stored(self, tensor: StoredTensor, part: Cut | None) -> mx.array:
         if tensor.file not in self._files:
             self._files[tensor.file] = mx.load(str(tensor.file), format="safetensors")  # type: ignore[assignment]
         self._left[tensor.file, tensor.name] -= 1
@@ -56,7 +57,7 @@ class MlxWeights:
         """Bits, group size and what `nn.QuantizedLinear` holds of a quantized weight, by its names; None of a plain one, or one
         that is cut so that its groups don't stay whole."""
         stored, part = self.sources[name].stored, self.sources[name].part
-        if part is not None and (part.transposed or part.axis):
+        if part is not None and not part.whole_rows:
             return None
         if isinstance(stored, QuantizedTensor):
             codes, scales = (x if part is None else part.take(x) for x in stored.quantized())
@@ -122,5 +123,5 @@ def _bytes(source: Source, size: int) -> int:
     if isinstance(stored, QuantizedTensor):
         return math.prod(stored.shape) * stored.format.bits // 8 + 2 * math.prod(stored.shape) // GROUP * size
     if isinstance(stored, AffineTensor):
-        return (stored.nbytes + 2 * math.prod(stored.scales.shape) * size) // getattr(source.part, "of", 1)
+        return int((stored.nbytes + 2 * math.prod(stored.scales.shape) * size) * source.share)
     return math.prod(source.shape) * size
