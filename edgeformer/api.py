@@ -27,7 +27,8 @@ from edgeformer.measure.row import Plan
 from edgeformer.measure.settings import Settings
 from edgeformer.rounding import stored_format
 from edgeformer.runtimes._protocol import get
-from edgeformer.spec import Model, digest
+from edgeformer.serialization import digest
+from edgeformer.spec import Model
 
 if TYPE_CHECKING:
     from edgeformer.backends.mlx import MlxModel

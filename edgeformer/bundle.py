@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.errors import ArtefactError, ExportError
-from edgeformer.spec import Model, from_json
+from edgeformer.serialization import from_json
+from edgeformer.spec import Model
 
 MANIFEST, SCHEMA = "edgeformer.json", 1
 _SAMPLES, _SAMPLE = 64, 4096

@@ -24,7 +24,8 @@ from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecE
 from edgeformer.gguf_checkpoint import gguf_in, read_gguf
 from edgeformer.models._config import HfConfig, read_json
 from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
-from edgeformer.spec import Model, from_json, tensors, to_json
+from edgeformer.serialization import from_json, to_json
+from edgeformer.spec import Model, tensors
 from edgeformer.stored_tensors import (
     config_beside,
     has_weights,

@@ -22,7 +22,8 @@ from edgeformer.measure.plans import artefact_plans, checkpoint_plans, too_slow
 from edgeformer.measure.row import Plan
 from edgeformer.measure.settings import Settings
 from edgeformer.runtimes._protocol import Options, get, names, require
-from edgeformer.spec import Model, digest
+from edgeformer.serialization import digest
+from edgeformer.spec import Model
 
 NATIVE = ("4bit", "8bit")
 """MLX's own formats, which nothing else is exported to."""

@@ -4,19 +4,17 @@ The default body of a fused op is its definition: reference, fallback, test orac
 file carries. A back end overrides a fused op where it has something faster.
 
 Shapes use these letters: B batch, T new tokens, S keys (past and new tokens), D hidden width, H query heads, G key/value
-heads, K head width, F feed-forward width, E experts, V vocabulary. Tensors support `+ - * / @ &` and unary `-` with
-numbers on either side; a number takes the other operand's dtype. Axes and sizes are Python ints unless they come from
-`shape`.
+heads, K head width, F feed-forward width, E experts, V vocabulary.
 
 Precision policy: norms, softmax and rotary tables are computed in float32 and cast back to the input's dtype.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from edgeformer.primitives import Primitives
 
 MASKED = -1e9
 """What a hidden key's score gets. Finite: a row that sees no key must not become NaN (it does in MLX and ONNX Runtime
@@ -40,134 +38,6 @@ class Bias:
     """A position scheme that adds to the scores: `[B or 1, H, T, S]`."""
 
     tensor: Any
-
-
-class Primitives(ABC):
-    """What a back end must implement. Every method takes and returns the back end's own tensors."""
-
-    @abstractmethod
-    def shape(self, x: Any, axis: int) -> Any:
-        """The size of one axis: an int, or a symbolic int64 scalar tensor of shape `[1]` in a graph."""
-
-    @abstractmethod
-    def reshape(self, x: Any, sizes: Sequence[Any]) -> Any:
-        """New shape; 0 keeps the size of the same axis, -1 is inferred."""
-
-    @abstractmethod
-    def permute(self, x: Any, axes: Sequence[int]) -> Any:
-        """Reorder all axes."""
-
-    @abstractmethod
-    def expand_dims(self, x: Any, axis: int) -> Any:
-        """Insert an axis of size 1."""
-
-    @abstractmethod
-    def concat(self, xs: Sequence[Any], axis: int) -> Any:
-        """Join along an axis."""
-
-    @abstractmethod
-    def split(self, x: Any, sizes: Sequence[int], axis: int) -> Sequence[Any]:
-        """Cut an axis into pieces of the given sizes."""
-
-    @abstractmethod
-    def last(self, x: Any, count: Any) -> Any:
-        """The last `count` entries of axis 1 of `[B, T, ...]`; 0 means all of them."""
-
-    @abstractmethod
-    def repeat_heads(self, x: Any, count: int) -> Any:
-        """`[B, G, S, K] -> [B, G·count, S, K]`, each head `count` times in a row."""
-
-    @abstractmethod
-    def mean(self, x: Any) -> Any:
-        """Mean over the last axis, kept with size 1."""
-
-    @abstractmethod
-    def sum(self, x: Any, axis: int, *, keep: bool = False) -> Any:
-        """Sum over one axis."""
-
-    @abstractmethod
-    def largest(self, x: Any) -> Any:
-        """The largest element of an integer tensor, as a tensor of shape `[1]`."""
-
-    @abstractmethod
-    def cumsum(self, x: Any) -> Any:
-        """Running sum over axis 1 of an integer tensor `[B, S]`."""
-
-    @abstractmethod
-    def rsqrt(self, x: Any) -> Any:
-        """1 / sqrt(x)."""
-
-    @abstractmethod
-    def exp(self, x: Any) -> Any:
-        """e ** x."""
-
-    @abstractmethod
-    def sin(self, x: Any) -> Any:
-        """Sine."""
-
-    @abstractmethod
-    def cos(self, x: Any) -> Any:
-        """Cosine."""
-
-    @abstractmethod
-    def tanh(self, x: Any) -> Any:
-        """Hyperbolic tangent."""
-
-    @abstractmethod
-    def sigmoid(self, x: Any) -> Any:
-        """1 / (1 + e ** -x)."""
-
-    @abstractmethod
-    def erf(self, x: Any) -> Any:
-        """The Gauss error function."""
-
-    @abstractmethod
-    def relu(self, x: Any) -> Any:
-        """max(x, 0)."""
-
-    @abstractmethod
-    def softmax(self, x: Any) -> Any:
-        """Softmax over the last axis, in the input's dtype."""
-
-    @abstractmethod
-    def take(self, table: Any, ids: Any) -> Any:
-        """Rows of `table` by integer ids: `ids.shape + table.shape[1:]`."""
-
-    @abstractmethod
-    def topk(self, x: Any, count: int) -> tuple[Any, Any]:
-        """The `count` largest entries of the last axis, in falling order, and their int64 indices."""
-
-    @abstractmethod
-    def where(self, condition: Any, a: float, b: float) -> Any:
-        """float32 tensor: `a` where the boolean tensor holds, else `b`."""
-
-    @abstractmethod
-    def equal(self, a: Any, b: Any) -> Any:
-        """Elementwise a == b."""
-
-    @abstractmethod
-    def less(self, a: Any, b: Any) -> Any:
-        """Elementwise a < b."""
-
-    @abstractmethod
-    def clip(self, x: Any, low: int, high: int) -> Any:
-        """Limit an integer tensor to `[low, high]`."""
-
-    @abstractmethod
-    def arange(self, count: int, like: Any) -> Any:
-        """The int64 tensor 0 .. count-1 for a static count, on the device of `like`."""
-
-    @abstractmethod
-    def cast(self, x: Any, like: Any) -> Any:
-        """`x` in the dtype of the tensor `like`."""
-
-    @abstractmethod
-    def f32(self, x: Any) -> Any:
-        """`x` in float32 (float64 stays float64: the oracle's precision)."""
-
-    @abstractmethod
-    def boolean(self, x: Any) -> Any:
-        """An integer tensor as booleans: true where it is not 0."""
 
 
 class Ops(Primitives):
@@ -215,6 +85,10 @@ class Ops(Primitives):
         """tanh(x)."""
         return self.tanh(x)
 
+    def act_identity(self, x: Any) -> Any:
+        """x: the bilinear gate of Shazeer 2020."""
+        return x
+
     # ------------------------------------------------------------------------------------------------------- norms
 
     def rms_norm(self, x: Any, weight: Any, *, eps: float) -> Any:
@@ -227,14 +101,15 @@ class Ops(Primitives):
         total = x + d
         return total, Ops.rms_norm(self, total, weight, eps=eps)
 
-    def layer_norm(self, x: Any, weight: Any, bias: Any | None, *, eps: float) -> Any:
-        """(x − mean) / sqrt(var + eps) · weight + bias over the last axis (Ba et al. 2016). `bias` may be None."""
+    def layer_norm(self, x: Any, weight: Any | None, bias: Any | None, *, eps: float) -> Any:
+        """(x − mean) / sqrt(var + eps) · weight + bias over the last axis (Ba et al. 2016). Both may be None."""
         f = self.f32(x)
         f = f - self.mean(f)
-        y = self.cast(f * self.rsqrt(self.mean(f * f) + eps), x) * weight
+        y = self.cast(f * self.rsqrt(self.mean(f * f) + eps), x)
+        y = y if weight is None else y * weight
         return y if bias is None else y + bias
 
-    def add_layer_norm(self, x: Any, d: Any, weight: Any, bias: Any | None, *, eps: float) -> tuple[Any, Any]:
+    def add_layer_norm(self, x: Any, d: Any, weight: Any | None, bias: Any | None, *, eps: float) -> tuple[Any, Any]:
         """`(x + d, layer_norm(x + d))`."""
         total = x + d
         return total, Ops.layer_norm(self, total, weight, bias, eps=eps)
@@ -274,7 +149,9 @@ class Ops(Primitives):
         return self.reshape(self.permute(x, (0, 2, 1, 3)), (0, -1, width))
 
     def norm_heads(self, norm: Any, x: Any, heads: int, dim: int) -> Any:
-        """A norm's handle on each head of [B, T, heads·dim]."""
+        """A norm's handle on queries or keys [B, T, heads·dim]: on each head, or as the norm says (`Norm.over_heads`)."""
+        if norm.layer.over_heads:
+            return norm.layer.on_heads(self, norm, x, heads, dim)
         return self.reshape(norm(self.reshape(x, (0, -1, heads, dim))), (0, -1, heads * dim))
 
     def rotary(self, layer: Any, step: Any, frequencies: Any) -> Rotary:
@@ -285,15 +162,27 @@ class Ops(Primitives):
             cos, sin = cos * magnitude, sin * magnitude
         return Rotary(cos, sin, layer)
 
-    def rotate(self, x: Any, cos: Any, sin: Any, *, dim: int, rotated: int) -> Any:
-        """Rotary position embedding (Su et al. 2021), half-split pairs (i, i + rotated/2), on the first `rotated` of
-        `dim` channels. x: [B, H, T, dim]; cos, sin: [B, 1, T, rotated/2]."""
+    def rotate(self, x: Any, cos: Any, sin: Any, *, dim: int, rotated: int, interleaved: bool = False) -> Any:
+        """Rotary position embedding (Su et al. 2021) on the first `rotated` of `dim` channels, of the pairs (i, i + rotated/2),
+        or (2i, 2i + 1) if `interleaved`. x: [B, H, T, dim]; cos, sin: [B, 1, T, rotated/2]."""
         cos, sin, half = self.cast(cos, x), self.cast(sin, x), rotated // 2
+        if interleaved:
+            head, *rest = self.split(x, (rotated, dim - rotated), -1) if rotated < dim else (x,)
+            a, b = self.split(self.reshape(head, (0, 0, 0, half, 2)), (1, 1), -1)
+            cos, sin = self.expand_dims(cos, 4), self.expand_dims(sin, 4)
+            turned = self.concat([a * cos - b * sin, b * cos + a * sin], -1)
+            return self.concat([self.reshape(turned, (0, 0, 0, rotated)), *rest], -1)
         if rotated < dim:
             a, b, rest = self.split(x, (half, half, dim - rotated), -1)
             return self.concat([a * cos - b * sin, b * cos + a * sin, rest], -1)
         a, b = self.split(x, (half, half), -1)
         return self.concat([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def turn(self, x: Any, position: Rotary, head_dim: int) -> Any:
+        """`rotate` by a position scheme. x: [B, H, T, head_dim]."""
+        layer = position.layer
+        cos, sin = position.cos, position.sin
+        return self.rotate(x, cos, sin, dim=head_dim, rotated=layer.dim, interleaved=layer.interleaved)
 
     def mask(self, spec: Any, queries: Any, keys: Any, valid: Any | None) -> Any:
         """Which keys a query may see, as this back end's `attention` wants it (opaque to layers).
@@ -309,6 +198,9 @@ class Ops(Primitives):
             if not spec.causal:
                 near = near & self.less(k - q, spec.window)
             seen = near if seen is None else seen & near
+        if spec.chunk is not None:
+            same = self.equal(self.floor_divide(q, spec.chunk), self.floor_divide(k, spec.chunk))
+            seen = same if seen is None else seen & same
         if valid is not None:
             real = self.expand_dims(valid, 1)
             seen = real if seen is None else seen & real
@@ -325,11 +217,12 @@ class Ops(Primitives):
         groups: int,
         scale: float,
         softcap: float | None = None,
+        sinks: Any = None,
         dropout: Any = None,
     ) -> Any:
         """softmax(softcap(q kᵀ · scale) + bias + mask) v, in float32 (Vaswani et al. 2017; softcap: Gemma Team 2024).
 
-        q: [B, H, T, K]; k: [B, G, S, K]; v: [B, G, S, Kv]; groups = H / G. Returns [B, H, T, Kv].
+        q: [B, H, T, K]; k: [B, G, S, K]; v: [B, G, S, Kv]; groups = H / G. Returns [B, H, T, Kv]. sinks: see `weigh`.
         """
         if groups > 1:
             k, v = self.repeat_heads(k, groups), self.repeat_heads(v, groups)
@@ -338,10 +231,23 @@ class Ops(Primitives):
             scores = self.tanh(scores * (1 / softcap)) * softcap
         if bias is not None:
             scores = scores + bias
-        if mask is not None:
-            scores = scores + mask
+        return self.weigh(scores if mask is None else scores + mask, v, sinks, dropout)
+
+    def weigh(self, scores: Any, v: Any, sinks: Any = None, dropout: Any = None) -> Any:
+        """softmax(scores) v. scores: float32 [B, H, T, S], masked already; v: [B, H, S, Kv].
+
+        sinks: [H], a logit per head that takes part in the softmax and has no value (OpenAI 2025, gpt-oss; Miller 2023).
+        """
+        if sinks is not None:  # as a key before all others, whose value is 0
+            sink = self.expand_dims(self.expand_dims(self.cast(sinks, scores), 1), 2)
+            scores = self.concat([self.sum(scores, -1, keep=True) * 0.0 + sink, scores], -1)
+            v = self.concat([self.sum(v, 2, keep=True) * 0.0, v], 2)
         weights = self.cast(self.softmax(scores), v)
         return (weights if dropout is None else dropout(weights)) @ v
+
+    def additive_mask(self, mask: Any, scores: Any) -> Any | None:
+        """A mask as a tensor to add to scores [B, H, T, S], for layers that compute scores of their own."""
+        return mask
 
     def attend(
         self,
@@ -357,6 +263,7 @@ class Ops(Primitives):
         position: Rotary | Bias | None = None,
         mask: Any = None,
         softcap: float | None = None,
+        sinks: Any = None,
         dropout: Any = None,
     ) -> Any:
         """Normalise heads, rotate, remember k and v, attend: the one seam for fused kernels and caches.
@@ -372,9 +279,7 @@ class Ops(Primitives):
             for x, n, d in ((q, heads, head_dim), (k, kv_heads, head_dim), (v, kv_heads, value_dim))
         )
         if isinstance(position, Rotary):
-            q, k = (
-                self.rotate(x, position.cos, position.sin, dim=head_dim, rotated=position.layer.dim) for x in (q, k)
-            )
+            q, k = (self.turn(x, position, head_dim) for x in (q, k))
         if slot is not None:
             k, v = slot.append(k=k, v=v)
         y = self.attention(
@@ -386,6 +291,7 @@ class Ops(Primitives):
             groups=heads // kv_heads,
             scale=scale,
             softcap=softcap,
+            sinks=sinks,
             dropout=dropout,
         )
         return self.merge_heads(y, heads * value_dim)

@@ -24,7 +24,7 @@ from edgeformer.reference import (
     sample_ids,
 )
 from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, require
-from edgeformer.spec import digest
+from edgeformer.serialization import digest
 from edgeformer.verdict import FAIL, NEAR_TIE, PASS, UNCHECKED, Check, Verdict, overall
 from edgeformer.weight_checks import check_weights
 

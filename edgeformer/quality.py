@@ -23,7 +23,7 @@ from edgeformer.errors import ArtefactError, InputError
 from edgeformer.reference import reference_runtime
 from edgeformer.rounding import bits_per_weight
 from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, require
-from edgeformer.spec import digest
+from edgeformer.serialization import digest
 
 REFERENCE = "original"
 

@@ -11,16 +11,10 @@ maths (`apply`) in the op vocabulary of `edgeformer.ops`. It never looks inside 
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
-import types
-import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgeformer import discover
 from edgeformer.errors import SpecError
 
 # ---------------------------------------------------------------------------------------------------- declarations
@@ -189,6 +183,13 @@ class Norm(Layer):
         """`(x + d, normalised x + d)`: the residual addition and the norm as one step."""
         raise NotImplementedError
 
+    over_heads: ClassVar[bool] = False
+    """Whether, as a norm of queries or keys, it has parameters over all heads (`on_heads`) instead of one head's."""
+
+    def on_heads(self, ops: Any, p: Any, x: Any, heads: int, dim: int) -> Any:
+        """The norm of queries or keys [B, T, heads · dim], of those that go over all heads."""
+        raise NotImplementedError
+
     def divided(self, tensors: dict[str, Any], scale: Any) -> dict[str, Any]:
         """Its vectors such that the output comes divided by `scale`, one number per channel: of a norm that is linear in them."""
         return {name: x / scale for name, x in tensors.items()}
@@ -274,112 +275,6 @@ def tensors(layer: Layer) -> dict[str, tuple[int, ...]]:
     return {
         tensor_name(path, suffix): shape for path, leaf in leaves(layer) for suffix, shape in leaf.tensors().items()
     }
-
-
-# ------------------------------------------------------------------------------------------------------------- JSON
-
-
-def to_json(node: Node) -> dict[str, Any]:
-    """The node as plain JSON data. Runs of equal blocks are written once, as `{"repeat": n, "of": {...}}`."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, Node):
-            return to_json(value)
-        if isinstance(value, tuple):
-            out: list[Any] = []
-            for item in map(plain, value):
-                if out and isinstance(out[-1], dict) and isinstance(item, dict):
-                    last = out[-1]
-                    if last.get("of") == item:
-                        last["repeat"] += 1
-                        continue
-                    if last == item:
-                        out[-1] = {"repeat": 2, "of": item}
-                        continue
-                out.append(item)
-            return out
-        return value
-
-    def number(field: dataclasses.Field, value: Any) -> Any:  # 10000 and 10000.0 are one spec
-        return float(value) if isinstance(value, int) and str(field.type).startswith("float") else value
-
-    fields = {f.name: number(f, plain(getattr(node, f.name))) for f in dataclasses.fields(node)}
-    return {"kind": node.kind, **fields}
-
-
-def from_json(data: Any) -> Node:
-    """The node that `data` describes.
-
-    Raises:
-        SpecError: an unknown kind or field, a missing field, or a value of the wrong type.
-    """
-    if not isinstance(data, dict) or "kind" not in data:
-        raise SpecError(f"a spec node is an object with a 'kind', not {json.dumps(data)[:80]}")
-    cls = node_class(str(data["kind"]))
-    fields = {f.name: f for f in dataclasses.fields(cls)}
-    given = {k: _value(v) for k, v in data.items() if k != "kind"}
-    if unknown := sorted(given.keys() - fields.keys()):
-        raise SpecError(f"{cls.kind}: unknown fields {', '.join(unknown)}; it has {', '.join(fields)}")
-    required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
-    if missing := sorted(required - given.keys()):
-        raise SpecError(f"{cls.kind}: missing fields {', '.join(missing)}")
-    hints = typing.get_type_hints(cls)
-    for name, value in given.items():
-        if not _matches(value, hints[name]):
-            raise SpecError(f"{cls.kind}.{name}: {value!r} is not of type {hints[name]}")
-    return cls(**given)
-
-
-def node_class(kind: str) -> type[Node]:
-    """The class of a kind, from `edgeformer/layers/<kind>.py` or an entry point."""
-    if kind == Init.kind:
-        return Init
-    module = discover.find("edgeformer.layers", kind)
-    if module is None:
-        raise SpecError(
-            f"unknown kind {kind!r}: no file edgeformer/layers/{kind}.py and no entry point of that name in the"
-            " group 'edgeformer.layers'"
-        )
-    for value in vars(module).values():
-        if isinstance(value, type) and issubclass(value, Node) and value.__dict__.get("kind") == kind:
-            return value
-    raise SpecError(f"the module {module.__name__} defines no class with kind = {kind!r}")
-
-
-def _value(value: Any) -> Any:
-    if isinstance(value, dict):
-        return from_json(value)
-    if isinstance(value, list):
-        out: list[Any] = []
-        for item in value:
-            if isinstance(item, dict) and item.keys() == {"repeat", "of"}:
-                if not isinstance(item["repeat"], int) or item["repeat"] < 1:
-                    raise SpecError(f"'repeat' must be a positive integer, got {item['repeat']!r}")
-                out += [_value(item["of"])] * item["repeat"]
-            else:
-                out.append(_value(item))
-        return tuple(out)
-    return value
-
-
-def _matches(value: Any, hint: Any) -> bool:
-    origin, args = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(_matches(value, a) for a in args)
-    if origin is tuple:
-        return isinstance(value, tuple) and all(_matches(v, args[0]) for v in value)
-    if hint is Any:
-        return True
-    if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, type(None) if hint is None else hint)
-
-
-def digest(node: Node) -> str:
-    """Sixteen hex digits that identify the spec, whatever the order of its JSON keys."""
-    return hashlib.sha256(json.dumps(to_json(node), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def check(model: Layer) -> None:

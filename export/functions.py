@@ -119,7 +119,16 @@ class FunctionOps(GraphOps):
         operands = [x, weights, chosen, gate, up, down]
         return self.fused("MoE", GraphOps.moe, operands, act=act, count=count)
 
-    def attention(self, q, k, v, mask, bias, *, groups, scale, softcap=None, dropout=None):
+    def attention(self, q, k, v, mask, bias, *, groups, scale, softcap=None, sinks=None, dropout=None):
+        if sinks is not None:
+            return self.fused(
+                "SinkAttention",
+                _sink_attention,
+                [q, k, v, mask, bias, sinks],
+                groups=groups,
+                scale=float(scale),
+                softcap=softcap,
+            )
         return self.fused(
             "Attention", GraphOps.attention, [q, k, v, mask, bias], groups=groups, scale=float(scale), softcap=softcap
         )
@@ -128,3 +137,9 @@ class FunctionOps(GraphOps):
 
     rms_norm_body = GraphOps.rms_norm
     add_rms_norm_body = GraphOps.add_rms_norm
+
+
+def _sink_attention(
+    ops: GraphOps, q: Any, k: Any, v: Any, mask: Any, bias: Any, sinks: Any, **attributes: Any
+) -> GraphTensor:
+    return GraphOps.attention(ops, q, k, v, mask, bias, sinks=sinks, **attributes)

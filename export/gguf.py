@@ -25,7 +25,8 @@ from edgeformer.models._shape import Unmapped
 from edgeformer.parts import Part
 from edgeformer.rounding import GROUP_PRECISIONS, bits_per_weight, group_format, in_groups, stored_precision
 from edgeformer.safetensors_file import DTYPES
-from edgeformer.spec import Model, digest, tensors, to_json
+from edgeformer.serialization import digest, to_json
+from edgeformer.spec import Model, tensors
 from edgeformer.weights import Source, Weights, stored_part
 
 MODEL_FILE = "model.gguf"

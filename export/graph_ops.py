@@ -294,7 +294,11 @@ class GraphOps(Ops):
         return self.binary("Less", a, b, dtype=BOOL)
 
     def clip(self, x, low, high):
-        return self.node("Clip", [x, np.int64(low), np.int64(high)])
+        kind = x.dtype.numpy().type
+        return self.node("Clip", [x, kind(low), kind(high)])
+
+    def floor_divide(self, x, count):
+        return self.binary("Div", x, count)
 
     def arange(self, count, like):
         return self.constant(np.arange(count, dtype=np.int64))
@@ -321,6 +325,8 @@ class GraphOps(Ops):
         return self.unary("Gelu", x, approximate="tanh")
 
     def layer_norm(self, x, weight, bias, *, eps):
+        if weight is None:
+            weight = np.ones(x.dims[-1], x.dtype.numpy())
         return self.node("LayerNormalization", [x, weight, bias], axis=-1, epsilon=eps)
 
     def add_layer_norm(self, x, d, weight, bias, *, eps):

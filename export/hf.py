@@ -24,7 +24,8 @@ from edgeformer.models._shape import Unmapped
 from edgeformer.parts import Cut, Stack
 from edgeformer.rounding import stored_precision
 from edgeformer.safetensors_file import DTYPES
-from edgeformer.spec import Model, digest, tensors, to_json
+from edgeformer.serialization import digest, to_json
+from edgeformer.spec import Model, tensors
 from edgeformer.weights import Source, name_map, stored_part
 
 TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}

@@ -27,7 +27,8 @@ from edgeformer.layers.rope import length_dependent
 from edgeformer.models._shape import Unmapped
 from edgeformer.parts import Part
 from edgeformer.rounding import bits_per_weight
-from edgeformer.spec import Model, digest, tensors, to_json
+from edgeformer.serialization import digest, to_json
+from edgeformer.spec import Model, tensors
 from edgeformer.weights import name_map, stored_part
 
 CODE_TARGET, CODE_NAME = "edgeformer", "edgeformer_model.py"

@@ -23,7 +23,7 @@ from edgeformer.export.graph_ops import FLOAT
 from edgeformer.export.hf import family_config
 from edgeformer.export.storage import Plan, plan
 from edgeformer.rounding import bits_per_weight
-from edgeformer.spec import digest, to_json
+from edgeformer.serialization import digest, to_json
 
 
 def export_onnx(

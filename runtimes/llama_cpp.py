@@ -17,7 +17,8 @@ from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.export.gguf import MODEL_FILE
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
-from edgeformer.spec import Model, from_json
+from edgeformer.serialization import from_json
+from edgeformer.spec import Model
 
 _F32, _F16 = 0, 1  # ggml_type
 

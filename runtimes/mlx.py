@@ -19,7 +19,7 @@ from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._profile import layer_clock
 from edgeformer.runtimes._protocol import Options, Session
 from edgeformer.sampling import Sampling
-from edgeformer.spec import digest
+from edgeformer.serialization import digest
 
 
 def build_mlx(loaded: LoadedModel, *, precision: str = "fp32") -> Any:

@@ -14,7 +14,7 @@ from support import STDLIB, TINY, load_tiny
 from edgeformer.checkpoint import load, save
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
 from edgeformer.parts import Part
-from edgeformer.spec import to_json
+from edgeformer.serialization import to_json
 
 
 @pytest.fixture
@@ -369,7 +369,7 @@ def test_negative_offsets(folder):
 
 
 def test_integers_and_floats_are_one_spec(folder):
-    from edgeformer.spec import digest
+    from edgeformer.serialization import digest
 
     edit(folder, rope_parameters={"rope_type": "default", "rope_theta": 10000})
     assert digest(load(folder).spec) == digest(load(STDLIB).spec)

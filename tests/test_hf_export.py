@@ -8,7 +8,7 @@ from edgeformer import load
 from edgeformer.api import export
 from edgeformer.errors import ExportError
 from edgeformer.quantize.run import quantize
-from edgeformer.spec import digest
+from edgeformer.serialization import digest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

@@ -28,7 +28,7 @@ from edgeformer.export.onnx import export_onnx  # noqa: E402
 from edgeformer.layers.decoder import Decoder  # noqa: E402
 from edgeformer.parity import verify  # noqa: E402
 from edgeformer.runtimes._protocol import Options, require  # noqa: E402
-from edgeformer.spec import digest  # noqa: E402
+from edgeformer.serialization import digest  # noqa: E402
 from edgeformer.weight_checks import check_affine  # noqa: E402
 
 STOCK = {  # which cases a model type of mlx-lm holds; the others bring their code

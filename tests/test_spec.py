@@ -20,7 +20,8 @@ from edgeformer.layers.moe import MoE
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
 from edgeformer.layers.rope_yarn import YarnScaling
-from edgeformer.spec import check, digest, from_json, layers, node_class, tensors, to_json
+from edgeformer.serialization import digest, from_json, node_class, to_json
+from edgeformer.spec import check, layers, tensors
 
 NORM = RMSNorm(eps=1e-5)
 

@@ -104,6 +104,9 @@ class NumpyOps(Ops):
     def clip(self, x, low, high):
         return np.clip(x, low, high)
 
+    def floor_divide(self, x, count):
+        return x // count
+
     def arange(self, count, like):
         return np.arange(count)
 

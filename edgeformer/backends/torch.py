@@ -104,6 +104,9 @@ class TorchOps(Ops):
     def clip(self, x, low, high):
         return x.clamp(low, high)
 
+    def floor_divide(self, x, count):
+        return x // count
+
     def arange(self, count, like):
         return torch.arange(count, device=like.device)
 
@@ -128,23 +131,26 @@ class TorchOps(Ops):
         return F.gelu(x, approximate="tanh")
 
     def layer_norm(self, x, weight, bias, *, eps):
-        return F.layer_norm(x, weight.shape, weight, bias, eps)
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
 
     def add_layer_norm(self, x, d, weight, bias, *, eps):
         total = x + d
-        return total, F.layer_norm(total, weight.shape, weight, bias, eps)
+        return total, self.layer_norm(total, weight, bias, eps=eps)
 
     def mask(self, spec, queries, keys, valid):
-        if valid is None and queries is keys and spec.causal and spec.window is None:
+        if valid is None and queries is keys and spec.plain:
             return "causal"  # a whole unpadded sequence: the kernel needs no mask tensor
         return super().mask(spec, queries, keys, valid)
 
-    def attention(self, q, k, v, mask, bias, *, groups, scale, softcap=None, dropout=None):
+    def additive_mask(self, mask, scores):
+        return self._causal(scores) if isinstance(mask, str) else mask
+
+    def attention(self, q, k, v, mask, bias, *, groups, scale, softcap=None, sinks=None, dropout=None):
         causal = isinstance(mask, str)
-        if softcap is not None:
-            if causal:
-                mask = self._causal(q)
-            return super().attention(q, k, v, mask, bias, groups=groups, scale=scale, softcap=softcap, dropout=dropout)
+        if softcap is not None or sinks is not None:
+            rest = dict(softcap=softcap, sinks=sinks, dropout=dropout)
+            mask = self.additive_mask(mask, q)
+            return super().attention(q, k, v, mask, bias, groups=groups, scale=scale, **rest)
         if causal and bias is not None:
             mask, causal = self._causal(q), False
         added = mask if bias is None else bias if mask is None else mask + bias

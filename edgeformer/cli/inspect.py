@@ -24,7 +24,7 @@ def command(model: str, context: int | None, memory: float | None, allow_unread_
     """Show a model's tree, parameters, bytes, KV cache and FLOPs. A config or spec alone is enough."""
     from edgeformer.errors import InputError
     from edgeformer.inspection import attention_flops, costs, tree
-    from edgeformer.spec import digest
+    from edgeformer.serialization import digest
 
     if memory is not None and memory != memory:
         raise InputError("--memory must be a number")

@@ -1,1 +1,1 @@
-"""One file per kind of layer; the file's name is the kind. `spec.from_json` finds them here."""
+"""One file per kind of layer; the file's name is the kind. `serialization.from_json` finds them here."""

@@ -12,6 +12,8 @@ from edgeformer.spec import Declaration, Dropout, Fold, Layer, Norm, Sub
 @dataclass(frozen=True, kw_only=True)
 class Block(Layer):
     """x += attention(norm(x)); x += ffn(norm(x)) (Xiong et al. 2020; GPT-2, Llama). `cross` adds a step in between.
+    `residual_scale` multiplies what is added (Granite; MiniCPM, Hu et al. 2024). `attention_norm` is the norm before attention
+    where it is another one.
 
     The residual stream travels as a pair (x, d) meaning x + d, so that an addition and the next norm fuse, also across
     block borders.
@@ -22,11 +24,13 @@ class Block(Layer):
     ffn: Layer
     norm: Norm
     cross: Layer | None = None
+    attention_norm: Norm | None = None
+    residual_scale: float = 1.0
     dropout: float = 0.0
 
     def params(self, width: int) -> dict[str, Declaration]:
         params: dict[str, Declaration] = {
-            "attention_norm": Sub(self.norm, width),
+            "attention_norm": Sub(self.attention_norm or self.norm, width),
             "attention": Sub(self.attention, width),
         }
         if self.cross is not None:
@@ -45,7 +49,10 @@ class Block(Layer):
         )
 
     def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
-        drop = p.dropout if self.dropout else _identity
+        def drop(y: Any) -> Any:
+            y = p.dropout(y) if self.dropout else y
+            return y if self.residual_scale == 1 else y * self.residual_scale
+
         x, h = add_norm(p.attention_norm, x, d)
         d = drop(p.attention(h, step))
         if self.cross is not None:
@@ -53,7 +60,3 @@ class Block(Layer):
             d = drop(p.cross(h, step))
         x, h = add_norm(p.ffn_norm, x, d)
         return x, drop(p.ffn(h))
-
-
-def _identity(x: Any) -> Any:
-    return x

@@ -5,23 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgeformer.layers.learned import Learned
 from edgeformer.layers.stack import BlockStack
-from edgeformer.spec import Declaration, Dropout, Input, Linear, Sub, Table
+from edgeformer.spec import Declaration, Dropout, Input, Layer, Linear, Norm, Sub, Table
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder(BlockStack):
-    """embedding (+ learned positions) -> blocks -> norm -> head. `tied`: the head is the embedding's table.
+    """embedding (+ positions) -> blocks -> norm -> head. `tied`: the head is the embedding's table.
 
-    `context` is the number of positions the model was made for.
+    `context` is the number of positions the model was made for. `embed_scale` multiplies embeddings (Gemma: √width; Granite),
+    `embed_norm` normalises them (BLOOM); where they are of another width than the blocks, `embed_width`, a linear map follows
+    and another comes before the head (OPT 350M). `logit_scale` multiplies logits (Cohere, Granite), `logit_softcap` bends them
+    to ±softcap (Gemma 2).
     """
 
     kind: ClassVar[str] = "decoder"
     task: ClassVar[str] = "text-generation"
-    positions: Learned | None = None
+    positions: Layer | None = None
+    embed_scale: float = 1.0
+    embed_norm: Norm | None = None
+    embed_width: int | None = None
     tied: bool = True
     head_bias: bool = False
+    logit_scale: float = 1.0
+    logit_softcap: float | None = None
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -29,13 +36,18 @@ class Decoder(BlockStack):
         self.require(not (self.tied and self.head_bias), "a tied head has no bias")
 
     def params(self, width: int = 0) -> dict[str, Declaration]:
-        params: dict[str, Declaration] = {"embed": Table(self.vocab, self.width)}
+        narrow = self.embed_width or self.width
+        params: dict[str, Declaration] = {"embed": Table(self.vocab, narrow)}
+        if self.embed_width is not None:
+            params |= {"project_in": Linear(narrow, self.width), "project_out": Linear(self.width, narrow)}
+        if self.embed_norm is not None:
+            params |= {"embed_norm": Sub(self.embed_norm, self.width)}
         if self.positions is not None:
             params |= {"position_embed": Sub(self.positions, self.width)}
         if self.dropout:
             params |= {"dropout": Dropout(self.dropout)}
         params |= self.stack_params()
-        return params if self.tied else params | {"head": Linear(self.width, self.vocab, self.head_bias)}
+        return params if self.tied else params | {"head": Linear(narrow, self.vocab, self.head_bias)}
 
     def inputs(self) -> tuple[Input, ...]:
         return (
@@ -49,13 +61,26 @@ class Decoder(BlockStack):
 
     def apply(self, ops: Any, p: Any, inputs: dict[str, Any], step: Any) -> dict[str, Any]:
         x = p.embed(inputs["input_ids"])
+        if self.embed_scale != 1:
+            x = x * self.embed_scale
+        if self.embed_width is not None:
+            x = p.project_in(x)
         if self.positions is not None:
-            x = x + p.position_embed(step)
+            x = x + ops.cast(p.position_embed(step), x)
+        if self.embed_norm is not None:
+            x = p.embed_norm(x)
         if self.dropout:
             x = p.dropout(x)
         x = ops.last(self.run_stack(p, x, step), step.keep)
-        return {"logits": self.logits(p, x)}
+        return {"logits": self.logits(ops, p, x)}
 
-    def logits(self, p: Any, x: Any) -> Any:
+    def logits(self, ops: Any, p: Any, x: Any) -> Any:
         """[B, T, width] -> [B, T, vocab], by the head or the embedding's transpose."""
-        return p.embed.as_linear(x) if self.tied else p.head(x)
+        if self.embed_width is not None:
+            x = p.project_out(x)
+        y = p.embed.as_linear(x) if self.tied else p.head(x)
+        if self.logit_scale != 1:
+            y = y * self.logit_scale
+        if self.logit_softcap is not None:
+            y = ops.tanh(y * (1 / self.logit_softcap)) * self.logit_softcap
+        return y

@@ -5,19 +5,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgeformer.layers.activation import require_activation
+from edgeformer.layers.activation import Activation, activate, activation_params, require_activation
 from edgeformer.spec import Declaration, Fold, Layer, Linear
 
 
 @dataclass(frozen=True, kw_only=True)
 class GLU(Layer):
-    """y = down(act(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202); SwiGLU is act = "silu", GeGLU "gelu"."""
+    """y = down(act(gate(x)) · up(x)) (Shazeer 2020, arXiv 2002.05202).
+
+    act "sigmoid" is GLU (Dauphin et al. 2016), "identity" Bilinear, "relu" ReGLU, "gelu" GeGLU, "silu" SwiGLU.
+    """
 
     kind: ClassVar[str] = "glu"
     same_input: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
     reads: ClassVar[tuple[str, ...]] = ("gate", "up")
     hidden: int
-    act: str = "silu"
+    act: Activation = "silu"
     bias: bool = False
 
     def __post_init__(self) -> None:
@@ -29,10 +32,14 @@ class GLU(Layer):
             "gate": Linear(width, self.hidden, self.bias),
             "up": Linear(width, self.hidden, self.bias),
             "down": Linear(self.hidden, width, self.bias, residual=True),
+            **activation_params(self.act, self.hidden),
         }
 
     def folds(self) -> tuple[Fold, ...]:
         return (Fold("up", ("down",)),)
 
     def apply(self, ops: Any, p: Any, x: Any) -> Any:
+        if not isinstance(self.act, str):
+            gate, up = ops.linears(x, p.gate, p.up)
+            return p.down(activate(ops, p, self.act, gate) * up)
         return ops.glu_ffn(x, p.gate, p.up, p.down, act=self.act)

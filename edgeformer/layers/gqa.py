@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.mask import Mask
-from edgeformer.spec import Declaration, Dropout, Fold, Layer, Linear, Norm, Sub
+from edgeformer.spec import Declaration, Dropout, Fold, Layer, Linear, Norm, Sub, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,9 +14,10 @@ class GQA(Layer):
     """`heads` query heads share `kv_heads` key/value heads (Ainslie et al. 2023, arXiv 2305.13245).
 
     kv_heads = heads is multi-head attention (Vaswani et al. 2017), kv_heads = 1 multi-query attention (Shazeer 2019).
-    `position` is a rotary or bias scheme, or None (positions added at the embedding, or none at all). `qk_norm` is
-    applied to each head's query and key before the rotation. `scale` is head_dim ** -0.5 unless given. `dropout` acts on
-    the attention weights.
+    `position` is a rotary or bias scheme, or None (positions added at the embedding, or none at all: Kazemnejad et al. 2023,
+    NoPE). `qk_norm` is applied to each head's query and key before the rotation (Henry et al. 2020; `WholeNorm`: to all heads at once).
+    `clip` limits what q, k and v give (MPT, OLMo). `scale` is head_dim ** -0.5 unless given. `sinks`: a learned logit per head
+    without a value. `dropout` acts on the attention weights.
     """
 
     kind: ClassVar[str] = "gqa"
@@ -31,7 +32,9 @@ class GQA(Layer):
     bias: bool = False
     output_bias: bool = False
     scale: float | None = None
+    clip: float | None = None
     softcap: float | None = None
+    sinks: bool = False
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -40,6 +43,9 @@ class GQA(Layer):
             self.kv_heads > 0 and self.heads % self.kv_heads == 0,
             f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})",
         )
+        for name in ("clip", "softcap"):
+            limit = getattr(self, name)
+            self.require(limit is None or limit > 0, f"{name} must be positive, got {limit}")
         rotated = getattr(self.position, "dim", 0)
         self.require(
             rotated <= self.head_dim, f"position rotates {rotated} of only {self.head_dim} channels (head_dim)"
@@ -53,22 +59,30 @@ class GQA(Layer):
             "v": Linear(width, kv, self.bias),
             "o": Linear(q, width, self.output_bias, residual=True),
         }
-        if self.qk_norm is not None:
-            params |= {"q_norm": Sub(self.qk_norm, self.head_dim), "k_norm": Sub(self.qk_norm, self.head_dim)}
+        if (norm := self.qk_norm) is not None:
+            q, kv = (q, kv) if norm.over_heads else (self.head_dim, self.head_dim)
+            params |= {"q_norm": Sub(norm, q), "k_norm": Sub(norm, kv)}
+        if self.sinks:
+            params |= {"sinks": Vector(self.heads, fill=0.0)}
         if self.dropout:
             params |= {"dropout": Dropout(self.dropout)}
         return params
 
     def folds(self) -> tuple[Fold, ...]:
+        if self.clip is not None:
+            return ()
         return (Fold("v", ("o",), repeat=self.heads // self.kv_heads, block=self.head_dim),)
 
     def cache(self) -> dict[str, tuple[int, int]]:
         return {name: (self.kv_heads, self.head_dim) for name in ("k", "v")} if self.mask.causal else {}
 
     def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+        qkv = ops.linears(x, p.q, p.k, p.v)
+        if self.clip is not None:
+            qkv = tuple(ops.clip(y, -self.clip, self.clip) for y in qkv)
         y = ops.attend(
             step.slot(p) if self.mask.causal else None,
-            ops.linears(x, p.q, p.k, p.v),
+            qkv,
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
@@ -78,6 +92,7 @@ class GQA(Layer):
             position=None if self.position is None else step.tables[self.position],
             mask=step.tables[self.mask],
             softcap=self.softcap,
+            sinks=p.sinks if self.sinks else None,
             dropout=p.dropout if self.dropout else None,
         )
         return p.o(y)

@@ -10,18 +10,25 @@ from edgeformer.spec import Declaration, Norm, Vector
 
 @dataclass(frozen=True, kw_only=True)
 class LayerNorm(Norm):
-    """y = (x − mean(x)) / sqrt(var(x) + eps) · weight + bias (Ba et al. 2016, arXiv 1607.06450)."""
+    """y = (x − mean(x)) / sqrt(var(x) + eps) · weight + bias (Ba et al. 2016, arXiv 1607.06450).
+
+    Without a bias: MPT, Cohere. With neither weight nor bias: OLMo (Groeneveld et al. 2024, section 2.1).
+    """
 
     kind: ClassVar[str] = "layer_norm"
     eps: float = 1e-5
+    weight: bool = True
     bias: bool = True
 
     def params(self, width: int) -> dict[str, Declaration]:
-        weight: dict[str, Declaration] = {"weight": Vector(width)}
-        return weight | {"bias": Vector(width, fill=0.0)} if self.bias else weight
+        params: dict[str, Declaration] = {"weight": Vector(width)} if self.weight else {}
+        return params | {"bias": Vector(width, fill=0.0)} if self.bias else params
 
     def apply(self, ops: Any, p: Any, x: Any) -> Any:
-        return ops.layer_norm(x, p.weight, p.bias if self.bias else None, eps=self.eps)
+        return ops.layer_norm(x, *self._vectors(p), eps=self.eps)
 
     def add(self, ops: Any, p: Any, x: Any, d: Any) -> tuple[Any, Any]:
-        return ops.add_layer_norm(x, d, p.weight, p.bias if self.bias else None, eps=self.eps)
+        return ops.add_layer_norm(x, d, *self._vectors(p), eps=self.eps)
+
+    def _vectors(self, p: Any) -> tuple[Any, Any]:
+        return p.weight if self.weight else None, p.bias if self.bias else None

@@ -10,13 +10,21 @@ from edgeformer.spec import Declaration, Layer, Table
 
 @dataclass(frozen=True, kw_only=True)
 class Learned(Layer):
-    """One learned vector per position, added to the embedding (Gehring et al. 2017; BERT, GPT-2)."""
+    """One learned vector per position, added to the embedding (Gehring et al. 2017; BERT, GPT-2).
+
+    `offset` rows come before that of position 0: OPT and RoBERTa keep two.
+    """
 
     kind: ClassVar[str] = "learned"
     count: int
+    offset: int = 0
+
+    def __post_init__(self) -> None:
+        self.require_positive("count")
+        self.require(self.offset >= 0, f"offset can't be negative, got {self.offset}")
 
     def params(self, width: int) -> dict[str, Declaration]:
-        return {"table": Table(self.count, width)}
+        return {"table": Table(self.count + self.offset, width)}
 
     def apply(self, ops: Any, p: Any, step: Any) -> Any:
-        return p.table(step.positions)
+        return p.table(step.positions + self.offset if self.offset else step.positions)

@@ -11,13 +11,23 @@ from edgeformer.spec import Node
 @dataclass(frozen=True, kw_only=True)
 class Mask(Node):
     """`causal`: only keys at or before the query. `window`: only the nearest `window` positions, the own one included.
+    `chunk`: only keys of the query's own chunk of `chunk` positions. All that are given hold at once.
 
     Sliding windows: Beltagy et al. 2020 (Longformer); Jiang et al. 2023 (Mistral) count the same way.
+    Chunks: Llama 4 (Meta 2025).
     """
 
     kind: ClassVar[str] = "mask"
     causal: bool = True
     window: int | None = None
+    chunk: int | None = None
 
     def __post_init__(self) -> None:
-        self.require(self.window is None or self.window > 0, f"window must be positive, got {self.window}")
+        for name in ("window", "chunk"):
+            size = getattr(self, name)
+            self.require(size is None or size > 0, f"{name} must be positive, got {size}")
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is causal and nothing else."""
+        return self.causal and self.window is None and self.chunk is None

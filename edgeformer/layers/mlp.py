@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgeformer.layers.activation import require_activation
+from edgeformer.layers.activation import Activation, activate, activation_params, require_activation
 from edgeformer.spec import Declaration, Fold, Layer, Linear
 
 
@@ -16,7 +16,7 @@ class MLP(Layer):
     kind: ClassVar[str] = "mlp"
     reads: ClassVar[tuple[str, ...]] = ("up",)
     hidden: int
-    act: str = "gelu"
+    act: Activation = "gelu"
     bias: bool = True
 
     def __post_init__(self) -> None:
@@ -27,10 +27,11 @@ class MLP(Layer):
         return {
             "up": Linear(width, self.hidden, self.bias),
             "down": Linear(self.hidden, width, self.bias, residual=True),
+            **activation_params(self.act, self.hidden),
         }
 
     def folds(self) -> tuple[Fold, ...]:
         return (Fold("up", ("down",)),) if self.act == "relu" else ()  # the others are not linear in positive scales
 
     def apply(self, ops: Any, p: Any, x: Any) -> Any:
-        return p.down(ops.activate(self.act, p.up(x)))
+        return p.down(activate(ops, p, self.act, p.up(x)))

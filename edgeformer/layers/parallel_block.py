@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.stack import add_norm
-from edgeformer.spec import Declaration, Fold, Layer, Norm, Sub
+from edgeformer.spec import Declaration, Dropout, Fold, Layer, Norm, Sub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class ParallelBlock(Layer):
     ffn: Layer
     norm: Norm
     shared_norm: bool = False
+    dropout: float = 0.0
 
     def params(self, width: int) -> dict[str, Declaration]:
         params: dict[str, Declaration] = {
@@ -29,7 +30,8 @@ class ParallelBlock(Layer):
         }
         if not self.shared_norm:
             params |= {"ffn_norm": Sub(self.norm, width)}
-        return params | {"ffn": Sub(self.ffn, width)}
+        params |= {"ffn": Sub(self.ffn, width)}
+        return params | {"dropout": Dropout(self.dropout)} if self.dropout else params
 
     def folds(self) -> tuple[Fold, ...]:
         fed = {"attention": self.attention.reads, "ffn": self.ffn.reads}
@@ -42,4 +44,5 @@ class ParallelBlock(Layer):
 
     def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
         x, h = add_norm(p.attention_norm, x, d)
-        return x, p.attention(h, step) + p.ffn(h if self.shared_norm else p.ffn_norm(x))
+        d = p.attention(h, step) + p.ffn(h if self.shared_norm else p.ffn_norm(x))
+        return x, p.dropout(d) if self.dropout else d

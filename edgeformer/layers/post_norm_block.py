@@ -11,28 +11,37 @@ from edgeformer.spec import Declaration, Dropout, Layer, Norm, Sub
 
 @dataclass(frozen=True, kw_only=True)
 class PostNormBlock(Layer):
-    """x = norm(x + attention(x)); x = norm(x + ffn(x)) (Vaswani et al. 2017; BERT)."""
+    """x = norm(x + attention(x)); x = norm(x + ffn(x)) (Vaswani et al. 2017; BERT). `cross` adds a step in between.
+
+    `residual_scale` is DeepNorm's alpha: norm(alpha · x + ...) (Wang et al. 2022, arXiv 2203.00555; `deep_norm_init` is for it).
+    """
 
     kind: ClassVar[str] = "post_norm_block"
     attention: Layer
     ffn: Layer
     norm: Norm
+    cross: Layer | None = None
+    residual_scale: float = 1.0
     dropout: float = 0.0
 
     def params(self, width: int) -> dict[str, Declaration]:
         params: dict[str, Declaration] = {
             "attention": Sub(self.attention, width),
             "attention_norm": Sub(self.norm, width),
-            "ffn": Sub(self.ffn, width),
-            "ffn_norm": Sub(self.norm, width),
         }
+        if self.cross is not None:
+            params |= {"cross": Sub(self.cross, width), "cross_norm": Sub(self.norm, width)}
+        params |= {"ffn": Sub(self.ffn, width), "ffn_norm": Sub(self.norm, width)}
         return params | {"dropout": Dropout(self.dropout)} if self.dropout else params
 
     def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
         if d is not None:
             x = x + d
-        y = p.attention(x, step)
-        _, x = add_norm(p.attention_norm, x, p.dropout(y) if self.dropout else y)
-        y = p.ffn(x)
-        _, x = add_norm(p.ffn_norm, x, p.dropout(y) if self.dropout else y)
-        return x, None
+        x = self._joined(p, p.attention_norm, x, p.attention(x, step))
+        if self.cross is not None:
+            x = self._joined(p, p.cross_norm, x, p.cross(x, step))
+        return self._joined(p, p.ffn_norm, x, p.ffn(x)), None
+
+    def _joined(self, p: Any, norm: Any, x: Any, y: Any) -> Any:
+        x = x if self.residual_scale == 1 else x * self.residual_scale
+        return add_norm(norm, x, p.dropout(y) if self.dropout else y)[1]

@@ -52,6 +52,9 @@ class Rope(Layer):
     """
 
     kind: ClassVar[str] = "rope"
+    interleaved: ClassVar[bool] = False
+    """Whether pairs are (2i, 2i + 1) instead of (i, i + dim/2)."""
+
     dim: int
     theta: float = 10_000.0
     scaling: RopeScaling | None = None

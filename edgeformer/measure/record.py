@@ -28,7 +28,8 @@ from edgeformer.measure.reading import SCHEMA_VERSION
 from edgeformer.measure.roofline import bound
 from edgeformer.measure.row import Row, quantile
 from edgeformer.measure.settings import Settings
-from edgeformer.spec import Model, digest
+from edgeformer.serialization import digest
+from edgeformer.spec import Model
 
 
 def records(

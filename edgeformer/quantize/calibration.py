@@ -134,6 +134,8 @@ class Calibration:
         with self.torch.no_grad():
             for x, d, *_ in self.inputs:
                 y = add_norm(self.model.norm, x, d)[1] if self.spec.norm is not None else (x if d is None else x + d)
+                if getattr(self.spec, "embed_width", None) is not None:
+                    y = self.model.project_out(y)  # type: ignore[operator]
                 rows = y.reshape(-1, y.shape[-1])
                 total = total + rows.T @ rows
                 count += len(rows)

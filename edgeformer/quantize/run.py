@@ -31,7 +31,7 @@ from edgeformer.quantize.job import Job, Method, Quantized
 from edgeformer.quantize.partial import WEIGHTS, PartialFile
 from edgeformer.rounding import bits_per_weight, chosen, quantizable, stored_format
 from edgeformer.safetensors_file import DTYPES
-from edgeformer.spec import digest, to_json
+from edgeformer.serialization import digest, to_json
 
 Progress = Callable[[int, int], None]
 """Called with (weights done, weights in all)."""

@@ -38,9 +38,10 @@ class _Mask:
 
 @dataclass(frozen=True)
 class _WithoutCausality:
-    """What `GroupQueryAttention` leaves to `attention_bias`: padding, and a window looking back."""
+    """What `GroupQueryAttention` leaves to `attention_bias`: padding, chunks, and a window looking back."""
 
     window: int | None
+    chunk: int | None
     causal: bool = False
 
 
@@ -123,6 +124,8 @@ class OnnxRuntimeTarget(FunctionOps):
         return self._skip_norm("SkipSimplifiedLayerNormalization", [x, d, weight], eps)
 
     def add_layer_norm(self, x, d, weight, bias, *, eps):
+        if weight is None:
+            weight = np.ones(x.dims[-1], x.dtype.numpy())
         return self._skip_norm("SkipLayerNormalization", [x, d, weight, bias], eps)
 
     def _skip_norm(self, op: str, inputs: list[Any], eps: float) -> tuple[GraphTensor, GraphTensor]:
@@ -137,7 +140,7 @@ class OnnxRuntimeTarget(FunctionOps):
         full = super().mask(spec, queries, keys, valid)
         if not spec.causal:
             return _Mask(full, None)
-        extra = super().mask(_WithoutCausality(spec.window), queries, keys, valid)
+        extra = super().mask(_WithoutCausality(spec.window, spec.chunk), queries, keys, valid)
         if (
             extra is not None and extra.dims[2] == 1
         ):  # padding alone: the same for every query, but the operator wants rows
@@ -149,7 +152,10 @@ class OnnxRuntimeTarget(FunctionOps):
         return _Mask(full, extra)
 
     def attention(self, q, k, v, mask, bias, **attributes):
-        return super().attention(q, k, v, mask.full if isinstance(mask, _Mask) else mask, bias, **attributes)
+        return super().attention(q, k, v, self.additive_mask(mask, q), bias, **attributes)
+
+    def additive_mask(self, mask, scores):
+        return mask.full if isinstance(mask, _Mask) else mask
 
     def attend(self, slot, qkv, *, norms=None, position=None, mask: Any = None, **shape):
         refusal = None if slot is None else self._refusal(position, shape)
@@ -179,33 +185,39 @@ class OnnxRuntimeTarget(FunctionOps):
                 (cos, sin), positions = table, self._positions(slot.store)
         if (packed := _whole_product(q, k, v)) is not None:
             q, k, v = packed, None, None
+        sinks = shape.get("sinks")
+        extra = mask.extra
+        if isinstance(position, Bias):
+            extra = extra + self.cast(position.tensor, extra)
         past = [slot.store.past[slot.path, name] for name in ("k", "v")]
         scales = [slot.store.scales[slot.path, name] for name in ("k", "v")] if slot.store.scales else []
         y, *present = self.fused(
-            "CachedAttention" + ("Int8" if scales else ""),
+            "CachedAttention" + ("Int8" if scales else "") + ("" if sinks is None else "Sinks"),
             type(self).cached_attention_body,
-            [q, k, v, *past, *self._lengths(slot.store), cos, sin, positions, mask.extra, *scales],
+            [q, k, v, *past, *self._lengths(slot.store), cos, sin, positions, extra, sinks, *scales],
             3,
             heads=shape["heads"],
             kv_heads=shape["kv_heads"],
             scale=float(shape["scale"]),
             softcap=shape.get("softcap"),
+            interleaved=int(cos is not None and position.layer.interleaved) or None,
         )
         slot.store.present[slot.path, "k"], slot.store.present[slot.path, "v"] = present
         return y
 
     def cached_attention_body(
-        self, q, k, v, past_k, past_v, last, total, cos, sin, positions, bias, *scales, heads, kv_heads, scale, softcap
-    ):
+        self, q, k, v, past_k, past_v, last, total, cos, sin, positions, bias, sinks, *scales,
+        heads, kv_heads, scale, softcap, interleaved,
+    ):  # fmt: skip
         attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
         if cos is not None:
-            attributes["do_rotary"] = 1
+            attributes |= {"do_rotary": 1, "rotary_interleaved": interleaved or 0}
         if softcap is not None:
             attributes["softcap"] = float(softcap)
-        inputs = [q, k, v, past_k, past_v, last, total, cos, sin, positions, bias]
+        inputs = [q, k, v, past_k, past_v, last, total, cos, sin, positions, bias, sinks]
         if scales:  # int8, one scale per head and channel
             attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
-            inputs += [None, *scales]
+            inputs += scales
         cache = (past_k.dims[0], past_k.dims[1], None, past_k.dims[3])
         described = [(q.dtype, (*q.dims[:2], heads * past_k.dims[3])), (past_k.dtype, cache), (past_v.dtype, cache)]
         return tuple(self.nodes_out("GroupQueryAttention", inputs, described, domain=CONTRIB, **attributes))
@@ -244,8 +256,6 @@ class OnnxRuntimeTarget(FunctionOps):
         if self.compute not in self.attention_types:
             types = ", ".join(t.name for t in self.attention_types)
             return f"this provider's GroupQueryAttention computes in {types}, not in {self.compute.name}"
-        if isinstance(position, Bias):
-            return "GroupQueryAttention has its attention_bias taken by the padding"
         if shape["head_dim"] != shape["value_dim"]:
             return "keys and values differ in width"
         if shape["head_dim"] % 8:
@@ -255,8 +265,7 @@ class OnnxRuntimeTarget(FunctionOps):
     def _rotate(self, x: GraphTensor, rotary: Rotary, heads: int, head_dim: int) -> GraphTensor:
         """The reference rotation of [B, T, heads·head_dim]."""
         split = self.split_heads(x, heads, head_dim)
-        split = self.rotate(split, rotary.cos, rotary.sin, dim=head_dim, rotated=rotary.layer.dim)
-        return self.merge_heads(split, heads * head_dim)
+        return self.merge_heads(self.turn(split, rotary, head_dim), heads * head_dim)
 
 
 def _whole_product(*parts: Any) -> GraphTensor | None:

@@ -130,6 +130,9 @@ class MlxOps(Ops):
     def clip(self, x, low, high):
         return mx.clip(x, low, high)
 
+    def floor_divide(self, x, count):
+        return x // count
+
     def arange(self, count, like):
         return mx.arange(count)
 
@@ -206,26 +209,30 @@ class MlxOps(Ops):
         return MlxRotary(angles.cos, angles.sin, layer, getattr(step, "start", None), found)
 
     def mask(self, spec, queries, keys, valid):
-        if spec.causal and spec.window is None and valid is None and queries is keys:
+        if spec.plain and valid is None and queries is keys:
             return "causal"  # a whole unpadded sequence
         # bools as the default body's 0 / MASKED would be; it is written for tensors that add
         additive = super().mask(spec, queries, keys, valid)
         return None if additive is None else additive == 0
 
-    def attention(self, q, k, v, mask, bias, *, groups, scale, softcap=None, dropout=None):
+    def additive_mask(self, mask, scores):
+        seen = _bool_mask(mask, scores.shape[2], scores.shape[3])
+        return None if seen is None else self.where(seen, 0.0, MASKED)
+
+    def attention(self, q, k, v, mask, bias, *, groups, scale, softcap=None, sinks=None, dropout=None):
         dropping = dropout is not None and dropout.training and dropout.p > 0
-        kernel = self.kernels.get("decode_attention")
-        if kernel is not None and not dropping and kernel.takes(q, k, v, softcap):
-            return kernel(q, k, v, _bool_mask(mask, q, k), bias, scale=scale, softcap=softcap)
+        kernel, sizes = self.kernels.get("decode_attention"), (q.shape[2], k.shape[2])
+        if kernel is not None and sinks is None and not dropping and kernel.takes(q, k, v, softcap):
+            return kernel(q, k, v, _bool_mask(mask, *sizes), bias, scale=scale, softcap=softcap)
         if softcap is not None or dropping:
-            seen = _bool_mask(mask, q, k)
+            seen = _bool_mask(mask, *sizes)
             added = None if seen is None else self.where(seen, 0.0, MASKED)
-            return super().attention(
-                q, k, v, added, bias, groups=groups, scale=scale, softcap=softcap, dropout=dropout if dropping else None
-            )
+            rest = dict(softcap=softcap, sinks=sinks, dropout=dropout if dropping else None)
+            return super().attention(q, k, v, added, bias, groups=groups, scale=scale, **rest)
         if bias is not None:
-            mask = _biased(bias, _bool_mask(mask, q, k), q.dtype)
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask)
+            mask = _biased(bias, _bool_mask(mask, *sizes), q.dtype)
+        sinks = None if sinks is None else sinks.astype(q.dtype)
+        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
 
     def attend(self, slot, qkv, *, norms=None, position=None, mask: Any = None, dropout=None, **shape):
         heads, kv_heads, dim = shape["heads"], shape["kv_heads"], shape["head_dim"]
@@ -250,6 +257,7 @@ class MlxOps(Ops):
             groups=heads // kv_heads,
             scale=shape["scale"],
             softcap=shape.get("softcap"),
+            sinks=shape.get("sinks"),
             dropout=dropout,
         )
         return self.merge_heads(y, heads * dim)
@@ -262,7 +270,8 @@ class MlxOps(Ops):
         plain = norms is None or isinstance(norms[0].layer, RMSNorm)
         if isinstance(qkv, Packed) and plain:
             kernel = self.kernels.get("rope_pack")
-            if rotary is not None and kernel is not None and kernel.takes(qkv.whole, dim):
+            takes = kernel is not None and kernel.takes(qkv.whole, dim)
+            if takes and rotary is not None and not rotary.layer.interleaved:
                 weights = None if norms is None else (norms[0].weight, norms[1].weight)
                 eps = 0.0 if norms is None else norms[0].layer.eps
                 shape = dict(heads=heads, kv_heads=kv_heads, head_dim=dim, rotated=rotary.layer.dim)
@@ -312,7 +321,13 @@ class MlxOps(Ops):
 
 def _fast_rope(x: mx.array, rotary: MlxRotary, offset: mx.array) -> mx.array:
     return mx.fast.rope(
-        x, rotary.layer.dim, traditional=False, base=None, scale=1.0, offset=offset, freqs=rotary.periods
+        x,
+        rotary.layer.dim,
+        traditional=rotary.layer.interleaved,
+        base=None,
+        scale=1.0,
+        offset=offset,
+        freqs=rotary.periods,
     )
 
 
@@ -335,11 +350,10 @@ def _gated(act: str) -> Callable[[mx.array, mx.array], mx.array]:
     return mx.compile(lambda g, u: ops.activate(act, g) * u, shapeless=True)
 
 
-def _bool_mask(mask: Any, q: mx.array, k: mx.array) -> mx.array | None:
-    """A mask as booleans: "causal" written out, [1, 1, T, S]."""
+def _bool_mask(mask: Any, new: int, keys: int) -> mx.array | None:
+    """A mask as booleans, for `new` queries and `keys` keys: "causal" written out, [1, 1, T, S]."""
     if not isinstance(mask, str):
         return mask
-    new, keys = q.shape[2], k.shape[2]
     return (mx.arange(keys)[None] <= mx.arange(keys - new, keys)[:, None])[None, None]
 
 

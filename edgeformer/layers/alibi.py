@@ -1,0 +1,43 @@
+"""Attention with linear biases."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgeformer.ops import Bias
+from edgeformer.spec import Const, Declaration, Layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alibi(Layer):
+    """score −= slope · (query − key), a slope per head (Press et al. 2021, arXiv 2108.12409).
+
+    For a power of two heads the slopes are 2 ** (−max_bias · h / heads), h = 1 .. heads; otherwise those of the next lower power
+    of two, then every second one of twice as many (the authors' code; BLOOM and MPT do the same).
+    """
+
+    kind: ClassVar[str] = "alibi"
+    heads: int
+    max_bias: float = 8.0
+
+    def __post_init__(self) -> None:
+        self.require_positive("heads", "max_bias")
+
+    def slopes(self) -> np.ndarray:
+        """float32 [heads]."""
+
+        def of(count: int) -> list[float]:
+            return [2 ** (-self.max_bias * (h + 1) / count) for h in range(count)]
+
+        power = 1 << (self.heads.bit_length() - 1)
+        return np.array((of(power) + of(2 * power)[0::2])[: self.heads], np.float32)
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        return {"slopes": Const(lambda: self.slopes().reshape(1, self.heads, 1, 1))}
+
+    def apply(self, ops: Any, p: Any, step: Any) -> Bias:
+        queries, keys = ops.expand_dims(step.queries, 2), ops.expand_dims(step.keys, 1)
+        return Bias(ops.expand_dims(ops.cast(keys - queries, p.slopes), 1) * p.slopes)

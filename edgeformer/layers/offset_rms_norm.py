@@ -1,0 +1,28 @@
+"""Root mean square norm around a weight of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.spec import Declaration, Vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class OffsetRMSNorm(RMSNorm):
+    """y = x / sqrt(mean(x²) + eps) · (1 + weight) (Gemma Team 2024, arXiv 2403.08295)."""
+
+    kind: ClassVar[str] = "offset_rms_norm"
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        return {"weight": Vector(width, fill=0.0)}
+
+    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+        return ops.rms_norm(x, p.weight + 1.0, eps=self.eps)
+
+    def add(self, ops: Any, p: Any, x: Any, d: Any) -> tuple[Any, Any]:
+        return ops.add_rms_norm(x, d, p.weight + 1.0, eps=self.eps)
+
+    def divided(self, tensors: dict[str, Any], scale: Any) -> dict[str, Any]:
+        return {name: (1 + x) / scale - 1 for name, x in tensors.items()}

@@ -1,0 +1,36 @@
+"""Block that normalises what each of its parts adds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.spec import Declaration, Dropout, Layer, Norm, Sub
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputNormBlock(Layer):
+    """x += norm(attention(x)); x += norm(ffn(x)) (Liu et al. 2021, Swin V2; OLMo Team 2024, OLMo 2)."""
+
+    kind: ClassVar[str] = "output_norm_block"
+    attention: Layer
+    ffn: Layer
+    norm: Norm
+    dropout: float = 0.0
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        params: dict[str, Declaration] = {
+            "attention": Sub(self.attention, width),
+            "attention_norm": Sub(self.norm, width),
+            "ffn": Sub(self.ffn, width),
+            "ffn_norm": Sub(self.norm, width),
+        }
+        return params | {"dropout": Dropout(self.dropout)} if self.dropout else params
+
+    def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
+        if d is not None:
+            x = x + d
+        y = p.attention_norm(p.attention(x, step))
+        x = x + (p.dropout(y) if self.dropout else y)
+        y = p.ffn_norm(p.ffn(x))
+        return x, p.dropout(y) if self.dropout else y

@@ -1,0 +1,62 @@
+"""T5's relative position bias."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgeformer.ops import Bias
+from edgeformer.spec import Const, Declaration, Layer, Table
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelativeBias(Layer):
+    """A learned bias per head and bucket of distances (Raffel et al. 2019, arXiv 1910.10683, section 2.1).
+
+    Half of the `buckets` (of each direction, if `bidirectional`) are single distances, the others grow logarithmically up to
+    `furthest`, beyond which all distances share the last. Which bucket a distance falls into is a table made at build time, so
+    that no runtime computes a logarithm.
+    """
+
+    kind: ClassVar[str] = "relative_bias"
+    heads: int
+    buckets: int = 32
+    furthest: int = 128
+    bidirectional: bool = True
+
+    def __post_init__(self) -> None:
+        self.require_positive("heads", "buckets", "furthest")
+        self.require(
+            self.buckets % 2 == 0 or not self.bidirectional, f"buckets ({self.buckets}) must be even for two directions"
+        )
+        self.require(
+            self.furthest > self.buckets // (4 if self.bidirectional else 2),
+            "furthest lies within the single distances",
+        )
+
+    def lookup(self) -> np.ndarray:
+        """int64 [2 · furthest + 1]: the bucket of key − query = −furthest .. furthest."""
+        distance = np.arange(-self.furthest, self.furthest + 1)
+        count, offset = self.buckets, 0
+        if self.bidirectional:
+            count //= 2
+            offset, away = np.where(distance > 0, count, 0), np.abs(distance)
+        else:
+            away = np.maximum(-distance, 0)
+        exact = count // 2
+        # rounded where the published code rounds: float32 logarithms, cut off towards zero
+        far = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(exact)) / np.float32(
+            np.log(self.furthest / exact)
+        )
+        grown = np.minimum(exact + (far.astype(np.float32) * np.float32(count - exact)).astype(np.int64), count - 1)
+        return (offset + np.where(away < exact, away, grown)).astype(np.int64)
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        return {"bucket": Const(self.lookup), "table": Table(self.buckets, self.heads)}
+
+    def apply(self, ops: Any, p: Any, step: Any) -> Bias:
+        distance = ops.expand_dims(step.keys, 1) - ops.expand_dims(step.queries, 2)
+        bucket = ops.take(p.bucket, ops.clip(distance, -self.furthest, self.furthest) + self.furthest)
+        return Bias(ops.permute(ops.f32(p.table(bucket)), (0, 3, 1, 2)))

@@ -1,0 +1,39 @@
+"""Sinusoidal absolute positions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from edgeformer.spec import Const, Declaration, Layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sinusoidal(Layer):
+    """sin and cos of position / 10000 ** (2i / width), added to the embedding (Vaswani et al. 2017, section 3.5).
+
+    `interleaved`: sin and cos in turn, as in the paper; otherwise all sines, then all cosines (Marian).
+    There are `count` rows.
+    """
+
+    kind: ClassVar[str] = "sinusoidal"
+    count: int
+    interleaved: bool = True
+
+    def __post_init__(self) -> None:
+        self.require_positive("count")
+
+    def table(self, width: int) -> np.ndarray:
+        """float32 [count, width]."""
+        self.require(width % 2 == 0, f"the width must be even, got {width}")
+        angles = np.arange(self.count)[:, None] / 10_000 ** (2 * np.arange(width // 2) / width)
+        pair = np.stack([np.sin(angles), np.cos(angles)], -1 if self.interleaved else 1)
+        return pair.reshape(self.count, width).astype(np.float32)
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        return {"rows": Const(lambda: self.table(width))}
+
+    def apply(self, ops: Any, p: Any, step: Any) -> Any:
+        return ops.take(p.rows, step.positions)

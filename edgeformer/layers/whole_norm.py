@@ -1,0 +1,26 @@
+"""A norm of queries or keys over all heads at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.spec import Declaration, Norm
+
+
+@dataclass(frozen=True, kw_only=True)
+class WholeNorm(Norm):
+    """`norm` of the projected query (or key) before it is cut into heads (OLMo Team 2024, arXiv 2501.00656, section 3.2)."""
+
+    kind: ClassVar[str] = "whole_norm"
+    over_heads: ClassVar[bool] = True
+    norm: Norm
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        return self.norm.params(width)
+
+    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+        return self.norm.apply(ops, p, x)
+
+    def on_heads(self, ops: Any, p: Any, x: Any, heads: int, dim: int) -> Any:
+        return self.norm.apply(ops, p, x)
