@@ -127,6 +127,12 @@ class Ops(Primitives):
         """down(act(gate(x)) · up(x)) (Shazeer 2020). x: [B, T, D]."""
         return down(self.activate(act, gate(x)) * up(x))
 
+    def routed(self, scores: Any, chosen: Any) -> None:
+        """Told by mixtures of experts: each token's scores [B, T, E], which sum to 1, and the experts chosen [B, T, k].
+
+        Nothing by default; a back end that trains keeps them for a load-balancing loss.
+        """
+
     def moe(self, x: Any, weights: Any, chosen: Any, gate: Any, up: Any, down: Any, *, act: str, count: int) -> Any:
         """Mixture of gated FFNs. weights, chosen: [B, T, k]; handles are Stacked over `count` experts.
 

@@ -202,6 +202,34 @@ class Reordered:
 
 
 @dataclass(frozen=True)
+class Flat:
+    """A vector that is stored as a matrix of `rows` rows: Cohere's norms, a row per head."""
+
+    name: str
+    rows: int
+
+    plain = False
+    whole_rows = False
+    share = 1.0
+
+    def take(self, x: Any) -> Any:
+        """The canonical tensor of a stored one, a numpy or MLX array."""
+        return x.reshape(-1)
+
+    def put(self, whole: np.ndarray, x: np.ndarray) -> None:
+        """Write a canonical tensor into its place in a stored one."""
+        whole[...] = x.reshape(whole.shape)
+
+    def shape(self, stored: Shape) -> Shape:
+        """The shape `take` gives for a stored shape; one that fits nothing where it has another number of rows."""
+        return (stored[0] * stored[1],) if len(stored) == 2 and stored[0] == self.rows else (-1,)
+
+    def whole(self, shape: Shape) -> Shape:
+        """The stored shape for a canonical one."""
+        return (self.rows, shape[0] // self.rows)
+
+
+@dataclass(frozen=True)
 class Stack:
     """Several stored tensors as one: `name` holds `{e}`, 0 up to `count`; along a new first axis, or end to end if `flat`.
 
@@ -227,7 +255,7 @@ class Stack:
         return (shape[0] // self.count, *shape[1:]) if self.flat else shape[1:]
 
 
-Cut = Part | Rows | Reordered
+Cut = Part | Rows | Reordered | Flat
 """What takes a canonical tensor out of one stored tensor."""
 
 

@@ -1,7 +1,7 @@
 """The primitives of the op vocabulary: what a back end must implement. `edgeformer.ops` builds on them.
 
-Tensors support `+ - * / @ &` and unary `-` with numbers on either side; a number takes the other operand's dtype. Axes and sizes are
-Python ints unless they come from `shape`.
+Tensors support `+ - * / @ &` and unary `-` with numbers on either side; a number takes the other operand's dtype. Axes and
+sizes are Python ints unless they come from `shape`.
 """
 
 from __future__ import annotations

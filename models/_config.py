@@ -42,6 +42,8 @@ ACTIVATIONS = {
     "gelu_fast": "gelu_tanh",
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_python": "gelu",
+    "linear": "identity",
     "quick_gelu": "quick_gelu",
     "relu": "relu",
     "relu2": "relu2",
@@ -51,7 +53,7 @@ ACTIVATIONS = {
     "tanh": "tanh",
 }
 """Hugging Face's activation names -> ours."""
-HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh"}
+HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "identity": "linear"}
 """Ours -> Hugging Face's, where they differ."""
 
 
@@ -100,6 +102,10 @@ class HfConfig:
         if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
             raise ConfigError(f"{self.where}: {key} must be a number, got {value!r}")
         return float(value)
+
+    def optional_number(self, key: str, default: float | None = None) -> float | None:
+        """A finite number, or None where the key is absent or null."""
+        return None if self.take(key, default) is None else self.number(key, default or 0.0)
 
     def flag(self, key: str, default: bool) -> bool:
         """A boolean; null is the default."""

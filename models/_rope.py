@@ -21,13 +21,20 @@ from edgeformer.models._shape import Unmapped
 
 
 def rope(
-    config: HfConfig, head_dim: int, context: int, theta: float = 10_000.0, *, partial: float = 1.0
+    config: HfConfig,
+    head_dim: int,
+    context: int,
+    theta: float = 10_000.0,
+    *,
+    partial: float | None = None,
+    kind: type[Rope] = Rope,
 ) -> tuple[Rope, int]:
     """The position scheme of a config, and the positions it reaches. `context` is the config's max_position_embeddings.
 
     A YaRN or dynamic scaling whose original length *is* max_position_embeddings reaches `factor` times that.
 
-    `theta` and `partial` (the share of head_dim that is rotated) are the family's defaults.
+    `theta` and `partial` (the share of head_dim that is rotated; None: a family that rotates whole heads) are the family's
+    defaults, `kind` is how it pairs channels.
 
     Raises:
         ConfigError: an unknown rope_type, or a parameter that its type doesn't have.
@@ -36,23 +43,33 @@ def rope(
     old = dict(config.take("rope_scaling", None) or {})
     data |= {k: v for k, v in old.items() if k not in data}
     theta = float(data.pop("rope_theta", config.take("rope_theta", theta)))
-    share = float(data.pop("partial_rotary_factor", config.take("partial_rotary_factor", partial)))
-    if partial == 1.0 and share != 1.0:
+    share = float(data.pop("partial_rotary_factor", config.take("partial_rotary_factor", partial or 1.0)))
+    if partial is None and share != 1.0:
         raise ConfigError(f"{config.where}: {config.model_type} rotates whole heads; partial_rotary_factor is {share}")
+    outer = config.take("original_max_position_embeddings", None)
+    scaling = read_scaling(config, data, context, outer)
+    if isinstance(scaling, (YarnScaling, DynamicScaling)) and scaling.original_context == context:
+        context = math.floor(scaling.factor * context)
+    return kind(dim=int(head_dim * share), theta=theta, scaling=scaling), context
+
+
+def read_scaling(config: HfConfig, data: dict[str, Any], context: int, outer: int | None = None) -> RopeScaling | None:
+    """The scaling that rope parameters (without theta) describe; `outer` is the original length by the config's own key.
+
+    Raises:
+        ConfigError: an unknown rope_type, or a parameter that its type doesn't have.
+    """
     named = data.pop("rope_type", None)
     legacy = data.pop("type", None)
     kind = named or legacy or "default"
     original = data.pop("original_max_position_embeddings", None)
-    outer = config.take("original_max_position_embeddings", None)
     scaling = _scaling(kind, data, context, outer or original, config)
     if data:
         raise ConfigError(
             f"{config.where}: rope parameters of type {kind!r} have keys that are not understood:"
             f" {', '.join(sorted(data))}"
         )
-    if isinstance(scaling, (YarnScaling, DynamicScaling)) and scaling.original_context == context:
-        context = math.floor(scaling.factor * context)
-    return Rope(dim=int(head_dim * share), theta=theta, scaling=scaling), context
+    return scaling
 
 
 def _scaling(kind: str, data: dict[str, Any], context: int, original: int | None, config: HfConfig) -> Any:

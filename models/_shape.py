@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from edgeformer.layers.block import Block
@@ -10,7 +11,7 @@ from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
-from edgeformer.spec import Model
+from edgeformer.spec import Model, Node
 
 
 class Unmapped(Exception):
@@ -23,6 +24,14 @@ def need(rule: bool, reason: str) -> None:
         raise Unmapped(reason)
 
 
+def only(node: Node, *fields: str) -> None:
+    """Raise `Unmapped` if the node says something besides these fields: a part that whoever maps it doesn't know."""
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
+        if field.name not in fields and value != field.default:
+            raise Unmapped(f"{node.kind} has {field.name} = {value.kind if isinstance(value, Node) else value}")
+
+
 def llama_shaped(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
     """The config that all Llama-shaped types share (without activation and rotation, which configs spell differently), each
     block's attention, and the feed-forward network.
@@ -33,18 +42,19 @@ def llama_shaped(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
     need(isinstance(spec, Decoder), f"it is a {spec.kind}, no decoder")
     assert isinstance(spec, Decoder)
     need(spec.positions is None, "positions are added at the embedding")
-    need(not spec.head_bias, "the head has a bias")
+    only(spec, "vocab", "width", "context", "init", "blocks", "norm", "tied", "dropout")
     norm, blocks = spec.norm, spec.blocks
-    need(isinstance(norm, RMSNorm), "there is no final RMSNorm")
+    need(type(norm) is RMSNorm, "there is no final RMSNorm")
     assert isinstance(norm, RMSNorm)
     attentions: list[GQA] = []
     for block in dict.fromkeys(blocks):
         need(isinstance(block, Block), f"blocks are {block.kind}")
         assert isinstance(block, Block)
         need(block.norm == norm, "norms differ")
-        need(block.cross is None, "blocks have cross-attention")
-        need(isinstance(block.attention, GQA), f"attention is {block.attention.kind}")
-        need(isinstance(block.ffn, GLU) and block.ffn == blocks[0].ffn, "feed-forward networks differ or are not gated")  # type: ignore[attr-defined]
+        only(block, "attention", "ffn", "norm", "dropout")
+        need(type(block.attention) is GQA, f"attention is {block.attention.kind}")
+        need(type(block.ffn) is GLU and block.ffn == blocks[0].ffn, "feed-forward networks differ or are not gated")  # type: ignore[attr-defined]
+        need(isinstance(block.ffn.act, str), "the activation has parameters")  # type: ignore[attr-defined]
     for block in blocks:
         attentions.append(block.attention)  # type: ignore[attr-defined]
     first, ffn = attentions[0], blocks[0].ffn  # type: ignore[attr-defined]
@@ -56,9 +66,11 @@ def llama_shaped(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
             "attention differs from block to block",
         )  # fmt: skip
         need(a.scale is None or a.scale == a.head_dim**-0.5, f"scores are scaled by {a.scale}")
-        need(a.softcap is None, "scores are capped (softcap)")
-        need(a.mask.causal, "attention is not causal")
-    need(isinstance(first.position, Rope), "positions are not rotary")
+        only(
+            a, "heads", "kv_heads", "head_dim", "position", "mask", "qk_norm", "bias", "output_bias", "scale", "dropout"
+        )
+        need(a.mask.causal and a.mask.chunk is None, "attention is not causal, or by chunks")
+    need(type(first.position) is Rope, "positions are not rotary, with halves of a head turned against each other")
     config = {
         "hidden_size": spec.width,
         "num_hidden_layers": len(blocks),

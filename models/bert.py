@@ -12,7 +12,7 @@ from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
-from edgeformer.models._shape import need
+from edgeformer.models._shape import need, only
 from edgeformer.spec import Init, Model
 
 NAMES = {
@@ -105,6 +105,7 @@ def config(spec: Model) -> dict[str, Any]:
         all(b == block for b in spec.blocks) and isinstance(block, PostNormBlock), "blocks differ, or are not post-norm"
     )
     assert isinstance(block, PostNormBlock)
+    only(block, "attention", "ffn", "norm", "dropout")
     a, ffn, norm = block.attention, block.ffn, block.norm
     need(isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm), "the parts are not BERT's")
     assert isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm)

@@ -13,7 +13,7 @@ from edgeformer.layers.learned import Learned
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
-from edgeformer.models._shape import need
+from edgeformer.models._shape import need, only
 from edgeformer.parts import Part
 from edgeformer.spec import Init, Model
 
@@ -97,14 +97,24 @@ def config(spec: Model) -> dict[str, Any]:
     """
     need(isinstance(spec, Decoder), f"it is a {spec.kind}, no decoder")
     assert isinstance(spec, Decoder)
+    only(spec, "vocab", "width", "context", "init", "blocks", "norm", "positions", "tied", "dropout")
     block = spec.blocks[0]
     need(all(b == block for b in spec.blocks) and isinstance(block, Block), "blocks differ or are of another kind")
     assert isinstance(block, Block)
+    only(block, "attention", "ffn", "norm", "dropout")
     a, ffn, norm = block.attention, block.ffn, spec.norm
-    need(spec.positions is not None and not spec.head_bias, "positions are not learned, or the head has a bias")
-    need(isinstance(norm, LayerNorm) and norm.bias and block.norm == norm, "norms are not one LayerNorm with bias")
+    need(isinstance(spec.positions, Learned) and not spec.positions.offset, "positions are not learned, or offset")
+    need(
+        isinstance(norm, LayerNorm) and norm.bias and norm.weight and block.norm == norm,
+        "norms are not one LayerNorm with bias",
+    )
     need(isinstance(a, GQA) and isinstance(ffn, MLP), "attention or feed-forward network are of another kind")
-    assert isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm) and spec.positions is not None
+    assert (
+        isinstance(a, GQA)
+        and isinstance(ffn, MLP)
+        and isinstance(norm, LayerNorm)
+        and isinstance(spec.positions, Learned)
+    )
     plain = GQA(
         heads=a.heads, kv_heads=a.heads, head_dim=spec.width // a.heads, mask=Mask(), bias=True, output_bias=True,
         dropout=a.dropout,

@@ -5,6 +5,7 @@ Touvron et al. 2023, arXiv 2302.13971; Grattafiori et al. 2024, arXiv 2407.21783
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ from edgeformer.layers.rope_dynamic import DynamicScaling
 from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
 from edgeformer.models._rope import rope, rope_config
 from edgeformer.models._shape import llama_shaped, need
-from edgeformer.spec import Init, Model
+from edgeformer.spec import Init, Layer, Model, Norm
 
 NAMES = {
     "embed.weight": "embed_tokens.weight",
@@ -62,19 +63,30 @@ def spec(config: HfConfig) -> Decoder:
     return llama_like(config, [attention] * config.size("num_hidden_layers"), context, ffn_bias=ffn_bias)
 
 
+def gated(config: HfConfig, act: str = "silu", bias: bool = False) -> GLU:
+    """The feed-forward network of Llama's descendants."""
+    return GLU(hidden=config.size("intermediate_size"), act=config.activation("hidden_act", act), bias=bias)
+
+
 def llama_like(config: HfConfig, attentions: list[GQA], context: int, *, ffn_bias: bool = False) -> Decoder:
     """The decoder shared by Llama's descendants: pre-norm RMSNorm blocks with a gated FFN, one per attention."""
-    norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
-    act = config.activation("hidden_act", "silu")
-    ffn = GLU(hidden=config.size("intermediate_size"), act=act, bias=ffn_bias)
+    norm, ffn = RMSNorm(eps=config.number("rms_norm_eps", 1e-6)), gated(config, bias=ffn_bias)
+    return decoder(config, [Block(attention=a, ffn=ffn, norm=norm) for a in attentions], norm, context)
+
+
+def decoder(
+    config: HfConfig, blocks: Sequence[Layer], norm: Norm | None, context: int, *, tied: bool = False, **fields: Any
+) -> Decoder:
+    """A decoder of these blocks, with what all of Llama's descendants say of it; `tied` is the family's default."""
     return Decoder(
         vocab=config.size("vocab_size"),
         width=config.size("hidden_size"),
         context=context,
         init=Init(std=config.number("initializer_range", 0.02)),
-        blocks=tuple(Block(attention=attention, ffn=ffn, norm=norm) for attention in attentions),
+        blocks=tuple(blocks),
         norm=norm,
-        tied=config.flag("tie_word_embeddings", False),
+        tied=config.flag("tie_word_embeddings", tied),
+        **fields,
     )
 
 

@@ -21,17 +21,6 @@ from edgeformer.spec import tensors
 ROOT = Path(__file__).parent.parent
 STDLIB = ROOT / "models" / "stdlib-5m"
 
-TINY = {
-    "hidden_size": 48,
-    "intermediate_size": 80,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 6,
-    "num_key_value_heads": 2,
-    "vocab_size": 97,
-    "max_position_embeddings": 256,
-    "initializer_range": 0.2,
-}
-
 
 def hf_model(folder: Path, model_type: str, **config):
     """A random transformers model in float32, saved to `folder`. A large initializer_range makes attention sharp."""

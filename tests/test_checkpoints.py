@@ -8,8 +8,9 @@ import struct
 
 import numpy as np
 import pytest
+from family_cases import TINY
 from safetensors.numpy import load_file, save_file
-from support import STDLIB, TINY, load_tiny
+from support import STDLIB, load_tiny
 
 from edgeformer.checkpoint import load, save
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError

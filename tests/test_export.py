@@ -9,7 +9,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from support import STDLIB, TINY, load_tiny, open_session, random_ids, run_cached, saved, small_spec
+from family_cases import TINY
+from support import STDLIB, load_tiny, open_session, random_ids, run_cached, saved, small_spec
 
 from edgeformer import bundle
 from edgeformer.checkpoint import load

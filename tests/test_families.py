@@ -8,127 +8,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tolerances
-from support import TINY, hf_logits, load_tiny, random_ids, run_cached, sessions
+from family_cases import CASES, DECODERS, TINY, settings
+from support import hf_logits, load_tiny, random_ids, run_cached, sessions
 
 pytest.importorskip("transformers")
 
 T, PREFILL = 160, 100
 LONG = list(np.linspace(1.5, 6.0, 8))
-YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
-DECODERS = {
-    "llama-groups-of-3": ("llama", {"head_dim": 16}),
-    "llama-mqa-bias-gelu-linear": (
-        "llama",
-        dict(
-            head_dim=24,
-            num_key_value_heads=1,
-            attention_bias=True,
-            mlp_bias=True,
-            hidden_act="gelu",
-            tie_word_embeddings=True,
-            rope_parameters={"rope_type": "linear", "factor": 2.0, "rope_theta": 10000.0},
-        ),
-    ),
-    "llama-mha-llama3": (
-        "llama",
-        dict(
-            head_dim=32,
-            num_key_value_heads=6,
-            rope_parameters={
-                "rope_type": "llama3",
-                "rope_theta": 500000.0,
-                "factor": 8.0,
-                "low_freq_factor": 1.0,
-                "high_freq_factor": 4.0,
-                "original_max_position_embeddings": 64,
-            },
-        ),
-    ),
-    "llama-yarn-relu-odd-head": (
-        "llama",
-        dict(
-            head_dim=20,
-            hidden_act="relu",
-            rope_parameters=YARN,
-        ),
-    ),
-    "mistral-window": ("mistral", dict(sliding_window=32, head_dim=16)),
-    "mistral-no-window-tied": ("mistral", dict(sliding_window=None, head_dim=8, tie_word_embeddings=True)),
-    "mistral-narrow-window-odd-head": (
-        "mistral",
-        dict(sliding_window=7, head_dim=24, num_key_value_heads=1, hidden_act="gelu_pytorch_tanh"),
-    ),
-    "mistral-window-linear": (
-        "mistral",
-        dict(
-            sliding_window=50,
-            head_dim=16,
-            num_key_value_heads=6,
-            rope_parameters={"rope_type": "linear", "factor": 4.0, "rope_theta": 1e6},
-        ),
-    ),
-    "qwen2-plain": ("qwen2", dict(hidden_size=96)),
-    "qwen2-mixed-windows": (
-        "qwen2",
-        dict(
-            hidden_size=96,
-            num_hidden_layers=3,
-            use_sliding_window=True,
-            sliding_window=20,
-            layer_types=["full_attention", "sliding_attention", "full_attention"],
-        ),
-    ),
-    "qwen2-max-window-layers-tied": (
-        "qwen2",
-        dict(use_sliding_window=True, sliding_window=33, max_window_layers=1, tie_word_embeddings=True),
-    ),
-    "qwen2-yarn-mqa-relu": (
-        "qwen2",
-        dict(
-            num_key_value_heads=1,
-            hidden_act="relu",
-            rope_parameters=YARN,
-        ),
-    ),
-    "qwen3-plain": ("qwen3", dict(head_dim=16)),
-    "qwen3-bias-odd-head": ("qwen3", dict(head_dim=24, attention_bias=True, num_key_value_heads=6)),
-    "qwen3-mixed-windows-tied": (
-        "qwen3",
-        dict(
-            head_dim=32,
-            tie_word_embeddings=True,
-            use_sliding_window=True,
-            sliding_window=24,
-            layer_types=["sliding_attention", "full_attention"],
-        ),
-    ),
-    "qwen3-mqa-gelu-linear": (
-        "qwen3",
-        dict(
-            head_dim=40,
-            num_key_value_heads=1,
-            hidden_act="gelu",
-            rope_parameters={"rope_type": "linear", "factor": 3.0, "rope_theta": 1e6},
-        ),
-    ),
-    "gpt2-plain": ("gpt2", {}),
-    "gpt2-relu-inner-untied": ("gpt2", dict(activation_function="relu", n_inner=72, tie_word_embeddings=False)),
-    "gpt2-erf-gelu-odd-head": ("gpt2", dict(n_embd=36, n_head=3, activation_function="gelu", n_layer=3)),
-    "gpt2-one-head-tanh": ("gpt2", dict(n_head=1, activation_function="tanh", layer_norm_epsilon=1e-3)),
-}
 
 
-def settings(model_type: str, config: dict) -> dict:
-    if model_type == "gpt2":
-        base = {"n_embd": 48, "n_head": 6, "n_layer": 2, "n_positions": 256, "vocab_size": 97, "initializer_range": 0.2}
-        return base | config
-    return TINY | config
-
-
-@pytest.mark.parametrize("case", DECODERS)
-def test_decoder(case, tmp_path):
-    model_type, config = DECODERS[case]
-    loaded, hf = load_tiny(tmp_path / "hf", model_type, **settings(model_type, config))
+@pytest.mark.parametrize(("model_type", "case"), DECODERS)
+def test_decoder(model_type, case, tmp_path):
+    loaded, hf = load_tiny(tmp_path / "hf", model_type, **settings(model_type, CASES[model_type][case]))
     ids = random_ids(97, 3, T)
     # row 1 padded on the left; row 2 on the right: at the end of the sequence, or at the end of a prompt that goes on
     ended, resumed = np.ones_like(ids), np.ones_like(ids)

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import STDLIB, TINY, hf_logits, load_tiny, random_ids
+from family_cases import TINY
+from support import STDLIB, hf_logits, load_tiny, random_ids
 
 from edgeformer import load
 from edgeformer.api import export, verify

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support import STDLIB, TINY, hf_logits, load_tiny, random_ids, saved, small_spec
+from family_cases import TINY
+from support import STDLIB, hf_logits, load_tiny, random_ids, saved, small_spec
 
 from edgeformer import load
 from edgeformer.api import export, verify

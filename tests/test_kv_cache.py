@@ -3,7 +3,8 @@
 import numpy as np
 import onnx
 import pytest
-from support import STDLIB, TINY, load_tiny, random_ids, saved, small_spec
+from family_cases import TINY
+from support import STDLIB, load_tiny, random_ids, saved, small_spec
 
 from edgeformer import load
 from edgeformer.api import export, verify

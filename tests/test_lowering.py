@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tolerances
-from support import STDLIB, TINY, load_tiny, open_session, random_ids, run_cached, saved, small_spec
+from family_cases import TINY
+from support import STDLIB, load_tiny, open_session, random_ids, run_cached, saved, small_spec
 
 from edgeformer import parity
 from edgeformer.backends.numpy import NumpyModel

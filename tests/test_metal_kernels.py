@@ -13,7 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tolerances
-from support import TINY, load_tiny, random_ids
+from family_cases import TINY
+from support import load_tiny, random_ids
 
 mx = pytest.importorskip("mlx.core")
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tolerances
-from support import STDLIB, TINY, load_tiny, random_ids, run_cached, saved, small_spec
-from test_families import DECODERS, settings
+from family_cases import CASES, TINY, settings
+from support import STDLIB, load_tiny, random_ids, run_cached, saved, small_spec
 from test_training import BERT
 
 mx = pytest.importorskip("mlx.core")
@@ -31,11 +31,14 @@ from edgeformer.runtimes._protocol import Options, require  # noqa: E402
 from edgeformer.sampling import Sampling, choose  # noqa: E402
 from edgeformer.spec import tensors  # noqa: E402
 
-NO_DROPOUT = {"gpt2": dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)}
+NO_DROPOUT = {"gpt2": dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), "opt": dict(dropout=0.0)}
 TRAINED = {
-    **{f: DECODERS[c] for f, c in {
-        "llama": "llama-mqa-bias-gelu-linear", "mistral": "mistral-narrow-window-odd-head",
-        "qwen2": "qwen2-mixed-windows", "qwen3": "qwen3-mixed-windows-tied", "gpt2": "gpt2-plain",
+    **{f: (f, CASES[f][c]) for f, c in {
+        "llama": "mqa-bias-gelu-linear", "mistral": "narrow-window-odd-head", "qwen2": "mixed-windows",
+        "qwen3": "mixed-windows-tied", "gpt2": "plain", "gemma2": "tight-caps-types", "phi": "forty-percent-norms-groups",
+        "opt": "350m-projected-norm-after", "bloom": "six-heads", "mpt": "clipped-scaled", "stablelm": "parallel-head-norms",
+        "olmo2": "whole-norms", "granite": "multipliers", "cohere": "head-norms-scale", "deepseek_v2": "groups-bias-yarn",
+        "mixtral": "plain", "glm4": "half-rotated", "falcon": "40b-two-norms",
     }.items()},
     "bert": ("bert", BERT),
 }  # fmt: skip
@@ -88,8 +91,8 @@ def test_a_fresh_model_trains():
 @pytest.mark.parametrize("case", ["llama-yarn-relu-odd-head", "qwen3-mixed-windows-tied", "gpt2-plain"])
 def test_compiled_steps_say_the_same(case, tmp_path):
     """Compiled steps over a bucket of the cache against eager steps over its filled part, beyond the first bucket."""
-    model_type, config = DECODERS[case]
-    loaded, _ = load_tiny(tmp_path, model_type, **settings(model_type, config))
+    model_type, _, name = case.partition("-")
+    loaded, _ = load_tiny(tmp_path, model_type, **settings(model_type, CASES[model_type][name]))
     ids = random_ids(97, 2, 256)[:, :250]
     ids[:, 240:] = ids[:, 230:240]
     valid = np.ones_like(ids)

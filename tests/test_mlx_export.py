@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tolerances
+from family_cases import CASES, DECODERS, settings
 from support import STDLIB, hf_logits, load_tiny, random_ids, saved, small_spec
-from test_families import DECODERS, settings
 from test_layers import BLOCKS, NORM
 
 mx = pytest.importorskip("mlx.core")
@@ -38,6 +38,7 @@ STOCK = {  # which cases a model type of mlx-lm holds; the others bring their co
     "qwen2-plain": "qwen2",
     "qwen3-plain": "qwen3",
     "gpt2-plain": "gpt2",
+    "phi3-fused": "llama",
 }
 
 
@@ -52,10 +53,10 @@ def lm_logits(folder, ids, split):
     return np.array(mx.concatenate(parts, 1)[0].astype(mx.float32))
 
 
-@pytest.mark.parametrize("case", DECODERS)
-def test_mlx_lm_says_what_transformers_says(case, tmp_path):
-    model_type, config = DECODERS[case]
-    loaded, hf = load_tiny(tmp_path / "hf", model_type, **settings(model_type, config))
+@pytest.mark.parametrize(("model_type", "name"), DECODERS)
+def test_mlx_lm_says_what_transformers_says(model_type, name, tmp_path):
+    case = f"{model_type}-{name}"
+    loaded, hf = load_tiny(tmp_path / "hf", model_type, **settings(model_type, CASES[model_type][name]))
     made = export_mlx(loaded, tmp_path / "mlx", precision="fp32")
     assert made.manifest["target"] == STOCK.get(case, "edgeformer")
     assert any("trust_remote_code" in note for note in made.notes) == (case not in STOCK)

@@ -7,7 +7,8 @@ import subprocess
 import sys
 
 import pytest
-from support import STDLIB, TINY, load_tiny, saved, small_spec
+from family_cases import TINY
+from support import STDLIB, load_tiny, saved, small_spec
 
 mx = pytest.importorskip("mlx.core")
 pytest.importorskip("mlx_lm")

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from support import ROOT, STDLIB, TINY, hf_logits, load_tiny, random_ids
+from family_cases import TINY
+from support import ROOT, STDLIB, hf_logits, load_tiny, random_ids
 
 from edgeformer import load
 from edgeformer.api import export, verify

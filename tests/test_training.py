@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tolerances
-from support import TINY, load_tiny, random_ids
+from family_cases import TINY
+from support import load_tiny, random_ids
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

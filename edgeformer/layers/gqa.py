@@ -14,10 +14,10 @@ class GQA(Layer):
     """`heads` query heads share `kv_heads` key/value heads (Ainslie et al. 2023, arXiv 2305.13245).
 
     kv_heads = heads is multi-head attention (Vaswani et al. 2017), kv_heads = 1 multi-query attention (Shazeer 2019).
-    `position` is a rotary or bias scheme, or None (positions added at the embedding, or none at all: Kazemnejad et al. 2023,
-    NoPE). `qk_norm` is applied to each head's query and key before the rotation (Henry et al. 2020; `WholeNorm`: to all heads at once).
-    `clip` limits what q, k and v give (MPT, OLMo). `scale` is head_dim ** -0.5 unless given. `sinks`: a learned logit per head
-    without a value. `dropout` acts on the attention weights.
+    `position` is a rotary or bias scheme, or None: positions added at the embedding, or none at all (NoPE, Kazemnejad et al.
+    2023). `qk_norm` is applied to each head's query and key (Henry et al. 2020), or to all heads at once (`WholeNorm`), before
+    the rotation. `clip` limits what comes of that, and the values (MPT, OLMo). `scale` is head_dim ** -0.5 unless given.
+    `sinks`: a learned logit per head without a value. `dropout` acts on the attention weights.
     """
 
     kind: ClassVar[str] = "gqa"
@@ -78,8 +78,9 @@ class GQA(Layer):
 
     def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
         qkv = ops.linears(x, p.q, p.k, p.v)
+        norms = None if self.qk_norm is None else (p.q_norm, p.k_norm)
         if self.clip is not None:
-            qkv = tuple(ops.clip(y, -self.clip, self.clip) for y in qkv)
+            qkv, norms = self._clipped(ops, qkv, norms), None
         y = ops.attend(
             step.slot(p) if self.mask.causal else None,
             qkv,
@@ -88,7 +89,7 @@ class GQA(Layer):
             head_dim=self.head_dim,
             value_dim=self.head_dim,
             scale=self.head_dim**-0.5 if self.scale is None else self.scale,
-            norms=None if self.qk_norm is None else (p.q_norm, p.k_norm),
+            norms=norms,
             position=None if self.position is None else step.tables[self.position],
             mask=step.tables[self.mask],
             softcap=self.softcap,
@@ -96,3 +97,12 @@ class GQA(Layer):
             dropout=p.dropout if self.dropout else None,
         )
         return p.o(y)
+
+    def _clipped(self, ops: Any, qkv: tuple[Any, ...], norms: tuple[Any, Any] | None) -> tuple[Any, ...]:
+        """q, k (normalised) and v, limited."""
+        q, k, v = qkv
+        if norms is not None:
+            q = ops.norm_heads(norms[0], q, self.heads, self.head_dim)
+            k = ops.norm_heads(norms[1], k, self.kv_heads, self.head_dim)
+        assert self.clip is not None
+        return tuple(ops.clip(y, -self.clip, self.clip) for y in (q, k, v))

@@ -15,7 +15,8 @@ class MLA(Layer):
 
     c = norm(kv_down(x)) of width `rank` and one shared rotary key of width `rope` are all that is cached. The maps from
     the latent to each head are absorbed: the query goes into latent space (`k_up`, [nope -> rank] per head), attends with
-    one key head of rank + rope, and its value, the latent itself, goes out through `v_up` ([rank -> v_dim] per head).
+    one key head of rank + rope, and its value, the latent itself, goes out through `v_up` ([rank -> v_dim] per head). With
+    `q_rank`, queries come from a latent of their own. `bias` is of the maps from and to the residual stream.
     """
 
     kind: ClassVar[str] = "mla"
@@ -26,17 +27,21 @@ class MLA(Layer):
     rank: int
     position: Layer
     norm: Norm
+    q_rank: int | None = None
+    bias: bool = False
     mask: Mask = Mask()
     scale: float | None = None
 
     def params(self, width: int) -> dict[str, Declaration]:
-        return {
-            "q": Linear(width, self.heads * (self.nope + self.rope)),
-            "kv_down": Linear(width, self.rank + self.rope),
+        queries: dict[str, Declaration] = {"q": Linear(self.q_rank or width, self.heads * (self.nope + self.rope))}
+        if self.q_rank is not None:
+            queries |= {"q_down": Linear(width, self.q_rank, self.bias), "q_norm": Sub(self.norm, self.q_rank)}
+        return queries | {
+            "kv_down": Linear(width, self.rank + self.rope, self.bias),
             "norm": Sub(self.norm, self.rank),
             "k_up": Stacked(self.heads, self.nope, self.rank),
             "v_up": Stacked(self.heads, self.rank, self.v_dim),
-            "o": Linear(self.heads * self.v_dim, width, residual=True),
+            "o": Linear(self.heads * self.v_dim, width, self.bias, residual=True),
         }
 
     def cache(self) -> dict[str, tuple[int, int]]:
@@ -46,9 +51,10 @@ class MLA(Layer):
         rotary = step.tables[self.position]
 
         def rotate(y: Any) -> Any:
-            return ops.rotate(y, rotary.cos, rotary.sin, dim=self.rope, rotated=self.rope)
+            return ops.turn(y, rotary, self.rope)
 
-        q = ops.split_heads(p.q(x), self.heads, self.nope + self.rope)
+        queries = p.q(x if self.q_rank is None else p.q_norm(p.q_down(x)))
+        q = ops.split_heads(queries, self.heads, self.nope + self.rope)
         q_nope, q_rope = ops.split(q, (self.nope, self.rope), -1)
         latent, k_rope = ops.split(p.kv_down(x), (self.rank, self.rope), -1)
         latent, k_rope = ops.expand_dims(p.norm(latent), 1), rotate(ops.expand_dims(k_rope, 1))

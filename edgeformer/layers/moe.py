@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.activation import require_activation
-from edgeformer.spec import Declaration, Layer, Linear, Stacked
+from edgeformer.spec import Declaration, Layer, Linear, Stacked, Sub
 
 
 @dataclass(frozen=True, kw_only=True)
 class MoE(Layer):
     """Each token goes to its `chosen` best of `experts` gated FFNs (Shazeer et al. 2017; Jiang et al. 2024, Mixtral).
 
-    weights = softmax over all experts' router scores, top `chosen`, renormalised to sum 1 when `renormalize`.
+    weights = softmax over all experts' router scores, top `chosen`; times `scale`, and made to sum 1 when `renormalize`, which is
+    the same as a softmax over the chosen scores alone. `shared` is a network that every token goes through, too (DeepSeek-AI
+    2024, section 2.2). With `groups`, only experts of the `chosen_groups` groups with the best single expert can be chosen.
     """
 
     kind: ClassVar[str] = "moe"
@@ -22,22 +24,50 @@ class MoE(Layer):
     hidden: int
     act: str = "silu"
     renormalize: bool = True
+    scale: float = 1.0
+    groups: int = 1
+    chosen_groups: int = 1
+    shared: Layer | None = None
 
     def __post_init__(self) -> None:
         self.require_positive("hidden")
         require_activation(self, self.act)
         self.require(0 < self.chosen <= self.experts, f"can't choose {self.chosen} of {self.experts} experts")
+        self.require(
+            0 < self.chosen_groups <= self.groups and self.experts % self.groups == 0,
+            f"can't choose {self.chosen_groups} of {self.groups} equal groups of {self.experts} experts",
+        )
+        reach = self.experts // self.groups * self.chosen_groups
+        self.require(self.chosen <= reach, f"{self.chosen_groups} groups have only {reach} of {self.chosen} experts")
 
     def params(self, width: int) -> dict[str, Declaration]:
-        return {
+        params: dict[str, Declaration] = {
             "router": Linear(width, self.experts),
             "gate": Stacked(self.experts, width, self.hidden),
             "up": Stacked(self.experts, width, self.hidden),
             "down": Stacked(self.experts, self.hidden, width, residual=True),
         }
+        return params if self.shared is None else params | {"shared": Sub(self.shared, width)}
 
     def apply(self, ops: Any, p: Any, x: Any) -> Any:
-        weights, chosen = ops.topk(ops.softmax(ops.f32(p.router(x))), self.chosen)
+        scores = ops.softmax(ops.f32(p.router(x)))
+        weights, chosen = ops.topk(self._allowed(ops, scores), self.chosen)
+        ops.routed(scores, chosen)
         if self.renormalize:
             weights = weights / ops.sum(weights, -1, keep=True)
-        return ops.moe(x, ops.cast(weights, x), chosen, p.gate, p.up, p.down, act=self.act, count=self.experts)
+        if self.scale != 1:
+            weights = weights * self.scale
+        y = ops.moe(x, ops.cast(weights, x), chosen, p.gate, p.up, p.down, act=self.act, count=self.experts)
+        return y if self.shared is None else y + p.shared(x)
+
+    def _allowed(self, ops: Any, scores: Any) -> Any:
+        """Scores [B, T, experts], 0 where an expert's group is not among the best."""
+        if self.chosen_groups == self.groups:
+            return scores
+        per = self.experts // self.groups
+        grouped = ops.reshape(scores, (0, -1, self.groups, per))
+        best = ops.reshape(ops.topk(grouped, 1)[0], (0, -1, self.groups))
+        groups = ops.topk(best, self.chosen_groups)[1]
+        hits = ops.equal(ops.expand_dims(groups, 3), ops.arange(self.groups, groups))
+        allowed = ops.sum(ops.cast(hits, scores), 2)
+        return ops.reshape(grouped * ops.expand_dims(allowed, 3), (0, -1, self.experts))

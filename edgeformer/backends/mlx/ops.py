@@ -115,7 +115,7 @@ class MlxOps(Ops):
         return table[ids]
 
     def topk(self, x, count):
-        ids = mx.argsort(-x, axis=-1)[..., :count]
+        ids = mx.stop_gradient(mx.argsort(-x, axis=-1)[..., :count])
         return mx.take_along_axis(x, ids, -1), ids
 
     def where(self, condition, a, b):
@@ -267,11 +267,11 @@ class MlxOps(Ops):
     ) -> tuple[mx.array, mx.array]:
         """Queries `[B, H, T, K]`, and keys and values as one array `[B, 2G, T, K]`; queries and keys normalised, rotated."""
         new = qkv[0].shape[1]
-        plain = norms is None or isinstance(norms[0].layer, RMSNorm)
+        plain = norms is None or type(norms[0].layer) is RMSNorm
         if isinstance(qkv, Packed) and plain:
             kernel = self.kernels.get("rope_pack")
-            takes = kernel is not None and kernel.takes(qkv.whole, dim)
-            if takes and rotary is not None and not rotary.layer.interleaved:
+            half_split = rotary is not None and not rotary.layer.interleaved
+            if rotary is not None and half_split and kernel is not None and kernel.takes(qkv.whole, dim):
                 weights = None if norms is None else (norms[0].weight, norms[1].weight)
                 eps = 0.0 if norms is None else norms[0].layer.eps
                 shape = dict(heads=heads, kv_heads=kv_heads, head_dim=dim, rotated=rotary.layer.dim)

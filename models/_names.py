@@ -1,0 +1,61 @@
+"""Writing name maps: canonical names on the left, a checkpoint's own on the right, `{i}` the layer's number."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from edgeformer.layers.moe import MoE
+from edgeformer.parts import Cut, Part, Rows, Stack
+from edgeformer.spec import Model, layers
+
+KINDS = ("weight", "bias")
+Names = dict[str, "str | Cut | Stack"]
+
+
+def named(pairs: Mapping[str, str], ours: str = "", theirs: str = "") -> Names:
+    """Weight and bias of each pair, below `ours` and `theirs`."""
+    return {f"{ours}{a}.{kind}": f"{theirs}{b}.{kind}" for a, b in pairs.items() for kind in KINDS}
+
+
+def side_by_side(ours: str, stored: str, sizes: Mapping[str, int]) -> Names:
+    """Maps whose rows lie one after the other in one stored matrix: Phi-3's qkv_proj and gate_up_proj."""
+    out: Names = {}
+    total, start = sum(sizes.values()), 0
+    for name, size in sizes.items():
+        for kind in KINDS:
+            out[f"{ours}.{name}.{kind}"] = Rows(f"{stored}.{kind}", start, start + size, total)
+        start += size
+    return out
+
+
+def by_group(ours: str, stored: str, groups: int, head_dim: int) -> Names:
+    """q, k and v by key head: `groups` query heads, then their key, then their value (GPT-NeoX with 1, BLOOM, Falcon)."""
+    return side_by_side(ours, stored, {"q": groups * head_dim, "k": head_dim, "v": head_dim})
+
+
+def experts(spec: Model, stored: str, theirs: Mapping[str, str]) -> Names:
+    """Experts that are stored apart. `stored` is a pattern with `{i}`, `{e}` and, where the map's name comes, `{map}`.
+
+    Layer by layer: dense layers of the same model have maps of the same names.
+    """
+    out: Names = {}
+    for path, layer, _ in layers(spec):
+        if isinstance(layer, MoE):
+            where = stored.replace("{i}", path.split(".")[1])
+            out |= {
+                f"{path}.{ours}.weight": Stack(where.replace("{map}", name) + ".weight", layer.experts)
+                for ours, name in theirs.items()
+            }
+    return out
+
+
+PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
+
+
+def halves(ours: str, stored: str, first: str = "gate", second: str = "up") -> Names:
+    """Two maps of one size in one stored matrix, one after the other."""
+    return {
+        f"{ours}.{name}.{kind}": Part(f"{stored}.{kind}", index, 2)
+        for index, name in enumerate((first, second))
+        for kind in KINDS
+    }

@@ -1,0 +1,45 @@
+"""GLM-4-0414 (Zhipu AI 2025): norms before and after, half of each head rotated by neighbouring channels, gate and up fused."""
+
+from __future__ import annotations
+
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.layers.rope_interleaved import RopeInterleaved
+from edgeformer.layers.sandwich_block import SandwichBlock
+from edgeformer.models import llama
+from edgeformer.models._config import HfConfig
+from edgeformer.models._names import halves, named
+from edgeformer.models._rope import rope
+from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
+
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+
+NAMES = (
+    llama.NAMES
+    | named(
+        {"attention_out_norm": "post_self_attn_layernorm", "ffn_out_norm": "post_mlp_layernorm"},
+        "layers.{i}.",
+        "layers.{i}.",
+    )
+    | halves("layers.{i}.ffn", "layers.{i}.mlp.gate_up_proj")
+)
+
+
+def spec(config: HfConfig) -> Decoder:
+    """A GLM-4 decoder."""
+    heads, head_dim = config.size("num_attention_heads", 32), config.optional_size("head_dim", 128)
+    head_dim = head_dim or config.size("hidden_size", 4096) // heads
+    longest = config.size("max_position_embeddings", 131_072)
+    position, context = rope(config, head_dim, longest, partial=0.5, kind=RopeInterleaved)
+    norm = RMSNorm(eps=config.number("rms_norm_eps", 1.5625e-07))
+    attention = GQA(
+        heads=heads,
+        kv_heads=config.optional_size("num_key_value_heads", 2) or heads,
+        head_dim=head_dim,
+        position=position,
+        bias=config.flag("attention_bias", False),
+        dropout=config.number("attention_dropout", 0.0),
+    )
+    block = SandwichBlock(attention=attention, ffn=gated(config), norm=norm)
+    return decoder(config, [block] * config.size("num_hidden_layers", 40), norm, context)

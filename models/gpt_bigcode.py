@@ -1,0 +1,81 @@
+"""GPT-BigCode: SantaCoder and StarCoder (Li et al. 2023, arXiv 2305.06161): GPT-2 with one key head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.layer_norm import LayerNorm
+from edgeformer.layers.learned import Learned
+from edgeformer.layers.mlp import MLP
+from edgeformer.models._config import HfConfig
+from edgeformer.models._names import Names, by_group, named, side_by_side
+from edgeformer.spec import Init, Model
+
+PREFIXES = ("transformer.", "")
+IGNORED = {r"\.attn\.(masked_)?bias$": ""}  # buffers of old checkpoints
+TIED = {"lm_head.weight": "embed.weight"}
+
+
+def spec(config: HfConfig) -> Decoder:
+    """A GPT-BigCode decoder."""
+    config.ignore("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "inference_runner", "pad_key_length")
+    config.ignore("max_batch_size", "max_sequence_length", "pre_allocate_kv_cache", "validate_runner_input")
+    config.ignore(
+        "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"
+    )
+    config.ignore("num_key_value_heads")  # written by transformers, which reads multi_query
+    width, heads, context = config.size("n_embd", 768), config.size("n_head", 12), config.size("n_positions", 1024)
+    norm = LayerNorm(eps=config.number("layer_norm_epsilon", 1e-5))
+    attention = GQA(
+        heads=heads,
+        kv_heads=1 if config.flag("multi_query", True) else heads,
+        head_dim=width // heads,
+        bias=True,
+        output_bias=True,
+        scale=None if config.flag("scale_attn_weights", True) else 1.0,
+        dropout=config.number("attn_pdrop", 0.1),
+    )
+    ffn = MLP(
+        hidden=config.optional_size("n_inner") or 4 * width,
+        act=config.activation("activation_function", "gelu_pytorch_tanh"),
+    )
+    block = Block(attention=attention, ffn=ffn, norm=norm, dropout=config.number("resid_pdrop", 0.1))
+    return Decoder(
+        vocab=config.size("vocab_size", 50_257),
+        width=width,
+        context=context,
+        init=Init(std=config.number("initializer_range", 0.02), scale_residual=True),
+        blocks=(block,) * config.size("n_layer", 12),
+        norm=norm,
+        positions=Learned(count=context),
+        tied=config.flag("tie_word_embeddings", True),
+        dropout=config.number("embd_pdrop", 0.1),
+    )
+
+
+def names(spec: Model) -> Names:
+    """Canonical name -> stored name."""
+    a: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    ours, theirs = "layers.{i}.attention", "h.{i}.attn.c_attn"
+    if a.kv_heads == a.heads:
+        qkv = by_group(ours, theirs, 1, a.head_dim)
+    else:
+        qkv = side_by_side(ours, theirs, {"q": a.heads * a.head_dim, "k": a.head_dim, "v": a.head_dim})
+    return (
+        named({"embed": "wte", "position_embed.table": "wpe", "norm": "ln_f", "head": "lm_head"})
+        | named(
+            {
+                "attention_norm": "ln_1",
+                "ffn_norm": "ln_2",
+                "attention.o": "attn.c_proj",
+                "ffn.up": "mlp.c_fc",
+                "ffn.down": "mlp.c_proj",
+            },
+            "layers.{i}.",
+            "h.{i}.",
+        )
+        | qkv
+    )

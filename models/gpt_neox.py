@@ -1,0 +1,65 @@
+"""GPT-NeoX and Pythia (Black et al. 2022, arXiv 2204.06745; Biderman et al. 2023, arXiv 2304.01373)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.layer_norm import LayerNorm
+from edgeformer.layers.mlp import MLP
+from edgeformer.layers.parallel_block import ParallelBlock
+from edgeformer.models._config import HfConfig
+from edgeformer.models._names import Names, by_group, named
+from edgeformer.models._rope import rope
+from edgeformer.models.llama import decoder
+from edgeformer.spec import Model
+
+PREFIXES = ("gpt_neox.", "")
+IGNORED = {r"\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)$": ""}  # buffers of old checkpoints
+TIED = {"embed_out.weight": "embed.weight"}
+UNPREFIXED = "embed_out."
+
+
+def spec(config: HfConfig) -> Decoder:
+    """A GPT-NeoX decoder."""
+    config.ignore("classifier_dropout", "num_key_value_heads")  # transformers has the latter and doesn't read it
+    heads, width = config.size("num_attention_heads", 64), config.size("hidden_size", 6144)
+    theta, share = config.number("rotary_emb_base", 10_000.0), config.number("rotary_pct", 0.25)
+    position, context = rope(config, width // heads, config.size("max_position_embeddings", 2048), theta, partial=share)
+    norm, bias = LayerNorm(eps=config.number("layer_norm_eps", 1e-5)), config.flag("attention_bias", True)
+    attention = GQA(
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        position=position,
+        bias=bias,
+        output_bias=bias,
+        dropout=config.number("attention_dropout", 0.0),
+    )
+    ffn = MLP(hidden=config.size("intermediate_size", 24_576), act=config.activation("hidden_act", "gelu"))
+    kind: Any = ParallelBlock if config.flag("use_parallel_residual", True) else Block
+    block = kind(attention=attention, ffn=ffn, norm=norm, dropout=config.number("hidden_dropout", 0.0))
+    blocks = [block] * config.size("num_hidden_layers", 44)
+    return decoder(config, blocks, norm, context, dropout=config.number("hidden_dropout", 0.0))
+
+
+def names(spec: Model) -> Names:
+    """Canonical name -> stored name."""
+    attention: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    return (
+        named({"embed": "embed_in", "norm": "final_layer_norm", "head": "embed_out"})
+        | named(
+            {
+                "attention_norm": "input_layernorm",
+                "ffn_norm": "post_attention_layernorm",
+                "attention.o": "attention.dense",
+                "ffn.up": "mlp.dense_h_to_4h",
+                "ffn.down": "mlp.dense_4h_to_h",
+            },
+            "layers.{i}.",
+            "layers.{i}.",
+        )
+        | by_group("layers.{i}.attention", "layers.{i}.attention.query_key_value", 1, attention.head_dim)
+    )

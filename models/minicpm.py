@@ -1,0 +1,49 @@
+"""MiniCPM 1B and 2B (Hu et al. 2024, arXiv 2404.06395): Llama with multipliers that depend on depth and width.
+
+transformers has no class for it: the published code's formula is the reference (h · scale_depth / √layers in each residual,
+logits of h / (width / dim_model_base)).
+"""
+
+from __future__ import annotations
+
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.models._config import HfConfig
+from edgeformer.models._rope import rope
+from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, decoder, gated
+
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+
+
+def spec(config: HfConfig) -> Decoder:
+    """A MiniCPM decoder."""
+    heads, norm = config.size("num_attention_heads", 32), RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
+    head_dim = config.size("hidden_size", 4096) // heads
+    position, context = rope(config, head_dim, config.size("max_position_embeddings", 2048))
+    bias = config.flag("attention_bias", False)
+    attention = GQA(
+        heads=heads,
+        kv_heads=config.optional_size("num_key_value_heads") or heads,
+        head_dim=head_dim,
+        position=position,
+        bias=bias,
+        output_bias=bias,
+        dropout=config.number("attention_dropout", 0.0),
+    )
+    scales = multipliers(config)
+    count = config.size("num_hidden_layers", 32)
+    block = Block(attention=attention, ffn=gated(config), norm=norm, residual_scale=scales.pop("residual_scale"))
+    return decoder(config, [block] * count, norm, context, tied=True, **scales)
+
+
+def multipliers(config: HfConfig) -> dict[str, float]:
+    """The multipliers of MiniCPM's papers, from the config's keys; 1 where these are absent."""
+    width, count = config.size("hidden_size"), config.size("num_hidden_layers", 32)
+    depth = config.optional_number("scale_depth")
+    return {
+        "residual_scale": 1.0 if depth is None else depth / count**0.5,
+        "embed_scale": config.number("scale_emb", 1.0),
+        "logit_scale": (config.optional_size("dim_model_base") or width) / width,
+    }

@@ -1,0 +1,27 @@
+"""MiniCPM3 (OpenBMB 2024): latent attention with MiniCPM's multipliers."""
+
+from __future__ import annotations
+
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.layers.rope import Rope
+from edgeformer.models._config import HfConfig
+from edgeformer.models.deepseek_v2 import IGNORED, PREFIXES, TIED, latent_attention, names
+from edgeformer.models.llama import decoder, gated
+from edgeformer.models.minicpm import multipliers
+
+__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
+
+
+def spec(config: HfConfig) -> Decoder:
+    """A MiniCPM3 decoder."""
+    count, norm = config.size("num_hidden_layers", 62), RMSNorm(eps=config.number("rms_norm_eps", 1e-5))
+    config.data.setdefault("scale_emb", 12)
+    config.data.setdefault("scale_depth", 1.4)
+    config.data.setdefault("dim_model_base", 256)
+    attention, context = latent_attention(config, Rope, inner_eps=norm.eps)
+    scales = multipliers(config)
+    ffn = gated(config, bias=config.flag("mlp_bias", False))
+    block = Block(attention=attention, ffn=ffn, norm=norm, residual_scale=scales.pop("residual_scale"))
+    return decoder(config, [block] * count, norm, context, tied=True, **scales)

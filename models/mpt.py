@@ -1,0 +1,76 @@
+"""MPT (MosaicML 2023): ALiBi, norms and linear maps without biases, queries, keys and values clipped."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeformer.layers.alibi import Alibi
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.layer_norm import LayerNorm
+from edgeformer.layers.mlp import MLP
+from edgeformer.models._config import HfConfig
+from edgeformer.models._names import Names, named, side_by_side
+from edgeformer.spec import Init, Model
+
+PREFIXES = ("transformer.", "")
+TIED = {"lm_head.weight": "embed.weight"}
+
+
+def spec(config: HfConfig) -> Decoder:
+    """An MPT decoder. Its attention is described by an object of its own, attn_config."""
+    config.expect(logit_scale=None, no_bias=True, expansion_ratio=4)
+    config.ignore(
+        "embedding_fraction", "init_device", "init_config", "learned_pos_emb", "norm_type", "verbose", "emb_pdrop"
+    )
+    config.ignore("tokenizer_name", "use_pad_tok_in_ffn")  # of the original code
+    inner = HfConfig({"model_type": "mpt", **(config.take("attn_config", None) or {})}, f"{config.where} (attn_config)")
+    inner.expect(attn_type="multihead_attention", prefix_lm=False, qk_ln=False, alibi=True, attn_uses_sequence_id=False)
+    inner.expect(alibi_bias_max=8)  # transformers has the key and doesn't read it
+    inner.ignore("attn_impl")
+    width, heads = config.size("d_model", 2048), config.size("n_heads", 16)
+    dropout = inner.number("attn_pdrop", 0.0)
+    norm = LayerNorm(eps=config.number("layer_norm_epsilon", 1e-5), bias=False)
+    attention = GQA(
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        position=Alibi(heads=heads),
+        scale=inner.optional_number("softmax_scale"),
+        clip=inner.optional_number("clip_qkv") or None,
+        dropout=dropout,
+    )
+    inner.done()
+    config.number("resid_pdrop", 0.0)
+    block = Block(attention=attention, ffn=MLP(hidden=4 * width, act="gelu", bias=False), norm=norm, dropout=dropout)
+    return Decoder(
+        vocab=config.size("vocab_size", 50_368),
+        width=width,
+        context=config.size("max_seq_len", 2048),
+        init=Init(std=config.number("initializer_range", 0.02)),
+        blocks=(block,) * config.size("n_layers", 24),
+        norm=norm,
+        tied=config.flag("tie_word_embeddings", True),
+    )
+
+
+def names(spec: Model) -> Names:
+    """Canonical name -> stored name."""
+    attention: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    size = attention.heads * attention.head_dim
+    return (
+        named({"embed": "wte", "norm": "norm_f", "head": "lm_head"})
+        | named(
+            {
+                "attention_norm": "norm_1",
+                "ffn_norm": "norm_2",
+                "attention.o": "attn.out_proj",
+                "ffn.up": "ffn.up_proj",
+                "ffn.down": "ffn.down_proj",
+            },
+            "layers.{i}.",
+            "blocks.{i}.",
+        )
+        | side_by_side("layers.{i}.attention", "blocks.{i}.attn.Wqkv", {"q": size, "k": size, "v": size})
+    )

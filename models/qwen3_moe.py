@@ -1,0 +1,66 @@
+"""Qwen3 MoE (Yang et al. 2025, arXiv 2505.09388): Qwen3 with a mixture of experts in all blocks or some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.mask import Mask
+from edgeformer.layers.moe import MoE
+from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.models import llama
+from edgeformer.models._config import HfConfig
+from edgeformer.models._names import PROJECTIONS, Names, experts
+from edgeformer.models._rope import rope
+from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
+from edgeformer.spec import Model
+
+__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
+
+
+def spec(config: HfConfig) -> Decoder:
+    """A Qwen3 MoE decoder."""
+    config.ignore("router_aux_loss_coef", "output_router_logits", "max_window_layers")
+    heads, norm = config.size("num_attention_heads", 32), RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
+    head_dim = config.optional_size("head_dim") or config.size("hidden_size") // heads
+    position, context = rope(config, head_dim, config.size("max_position_embeddings", 32_768))
+    bias = config.flag("attention_bias", False)
+    window = config.optional_size("sliding_window", 4096) if config.flag("use_sliding_window", False) else None
+    config.ignore("sliding_window")
+    attention = GQA(
+        heads=heads,
+        kv_heads=config.optional_size("num_key_value_heads", 4) or heads,
+        head_dim=head_dim,
+        position=position,
+        mask=Mask(window=window),
+        qk_norm=norm,
+        bias=bias,
+        output_bias=bias,
+        dropout=config.number("attention_dropout", 0.0),
+    )
+    ffns = feed_forward(
+        config, step=config.size("decoder_sparse_step", 1), dense=config.take("mlp_only_layers", None) or []
+    )
+    return decoder(config, [Block(attention=attention, ffn=ffn, norm=norm) for ffn in ffns], norm, context)
+
+
+def feed_forward(config: HfConfig, step: int, dense: list[int]) -> list[Any]:
+    """Each layer's network: every `step`-th is a mixture, but those that are listed as dense."""
+    mixture = MoE(
+        experts=config.size("num_experts", config.take("num_local_experts", 128)),
+        chosen=config.size("num_experts_per_tok", 8),
+        hidden=config.size("moe_intermediate_size", 768),
+        act=config.activation("hidden_act", "silu"),
+        renormalize=config.flag("norm_topk_prob", False),
+    )
+    config.ignore("num_local_experts")
+    plain = gated(config)
+    return [plain if i in dense or (i + 1) % step else mixture for i in range(config.size("num_hidden_layers", 24))]
+
+
+def names(spec: Model) -> Names:
+    """Canonical name -> stored name."""
+    router: Names = {"layers.{i}.ffn.router.weight": "layers.{i}.mlp.gate.weight"}
+    return llama.NAMES | router | experts(spec, "layers.{i}.mlp.experts.{e}.{map}", PROJECTIONS)

@@ -1,0 +1,56 @@
+"""StableLM 2 and 3B (Bellagente et al. 2024, arXiv 2402.17834): LayerNorm with a gated FFN, a quarter of each head rotated."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.heads_layer_norm import HeadsLayerNorm
+from edgeformer.layers.layer_norm import LayerNorm
+from edgeformer.layers.parallel_block import ParallelBlock
+from edgeformer.models import llama
+from edgeformer.models._config import HfConfig
+from edgeformer.models._names import Names, named
+from edgeformer.models._rope import rope
+from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
+from edgeformer.parts import Stack
+from edgeformer.spec import Model
+
+__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
+
+
+def spec(config: HfConfig) -> Decoder:
+    """A StableLM decoder."""
+    config.ignore("rotary_scaling_factor")
+    heads, eps = config.size("num_attention_heads", 32), config.number("layer_norm_eps", 1e-5)
+    norm, head_dim = LayerNorm(eps=eps), config.size("hidden_size", 2560) // heads
+    position, context = rope(config, head_dim, config.size("max_position_embeddings", 4096), partial=0.25)
+    attention = GQA(
+        heads=heads,
+        kv_heads=config.optional_size("num_key_value_heads", 32) or heads,
+        head_dim=head_dim,
+        position=position,
+        qk_norm=HeadsLayerNorm(eps=eps) if config.flag("qk_layernorm", False) else None,
+        bias=config.flag("use_qkv_bias", False),
+        dropout=config.number("attention_dropout", 0.0),
+    )
+    shape: dict[str, Any] = dict(attention=attention, ffn=gated(config), norm=norm)
+    shape |= {"dropout": config.number("hidden_dropout", 0.0)}
+    side = config.flag("use_parallel_residual", False)
+    block = ParallelBlock(shared_norm=True, **shape) if side else Block(**shape)
+    return decoder(config, [block] * config.size("num_hidden_layers", 32), norm, context)
+
+
+def names(spec: Model) -> Names:
+    """Canonical name -> stored name."""
+    a: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    norms = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
+    per_head: Names = {
+        f"layers.{{i}}.attention.{n}_norm.weight": Stack(
+            f"layers.{{i}}.self_attn.{n}_layernorm.norms.{{e}}.weight", count, flat=True
+        )
+        for n, count in (("q", a.heads), ("k", a.kv_heads))
+    }
+    return llama.NAMES | named({"norm": "norm"}) | named(norms, "layers.{i}.", "layers.{i}.") | per_head

@@ -1,0 +1,56 @@
+"""StarCoder2 (Lozhkov et al. 2024, arXiv 2402.19173): LayerNorm, biases, a plain FFN, rotation and grouped queries."""
+
+from __future__ import annotations
+
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.layer_norm import LayerNorm
+from edgeformer.layers.mask import Mask
+from edgeformer.layers.mlp import MLP
+from edgeformer.models import llama
+from edgeformer.models._config import HfConfig
+from edgeformer.models._names import named
+from edgeformer.models._rope import rope
+from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder
+
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+
+NAMES = (
+    llama.NAMES
+    | named({"norm": "norm"})
+    | named(
+        {
+            "attention_norm": "input_layernorm",
+            "ffn_norm": "post_attention_layernorm",
+            "ffn.up": "mlp.c_fc",
+            "ffn.down": "mlp.c_proj",
+        },
+        "layers.{i}.",
+        "layers.{i}.",
+    )
+)
+
+
+def spec(config: HfConfig) -> Decoder:
+    """A StarCoder2 decoder."""
+    config.expect(mlp_type="default", norm_type="layer_norm")
+    heads, norm = config.size("num_attention_heads", 24), LayerNorm(eps=config.number("norm_epsilon", 1e-5))
+    head_dim = config.optional_size("head_dim") or config.size("hidden_size", 3072) // heads
+    position, context = rope(config, head_dim, config.size("max_position_embeddings", 4096))
+    bias = config.flag("use_bias", True)
+    attention = GQA(
+        heads=heads,
+        kv_heads=config.optional_size("num_key_value_heads", 2) or heads,
+        head_dim=head_dim,
+        position=position,
+        mask=Mask(window=config.optional_size("sliding_window")),
+        bias=bias,
+        output_bias=bias,
+        dropout=config.number("attention_dropout", 0.0),
+    )
+    act = config.activation("hidden_act", "gelu_pytorch_tanh")
+    ffn = MLP(hidden=config.size("intermediate_size", 12_288), act=act, bias=bias)
+    block = Block(attention=attention, ffn=ffn, norm=norm, dropout=config.number("residual_dropout", 0.0))
+    blocks, dropout = [block] * config.size("num_hidden_layers", 30), config.number("embedding_dropout", 0.0)
+    return decoder(config, blocks, norm, context, tied=True, dropout=dropout)
