@@ -1,0 +1,147 @@
+"""What holds for every family: gradients are transformers', and nothing that isn't understood is passed over."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import tolerances
+from family_cases import CASES, settings
+from support import hf_model, random_ids
+
+from edgeformer import discover
+from edgeformer.checkpoint import load
+from edgeformer.errors import ConfigError
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+from edgeformer.api import build_torch  # noqa: E402
+
+FORMULAS = {
+    "minicpm": dict(hidden_size=48, intermediate_size=80, num_hidden_layers=2, num_attention_heads=6, vocab_size=97),
+    "chatglm": dict(
+        num_layers=2, padded_vocab_size=97, hidden_size=48, ffn_hidden_size=80, kv_channels=16, num_attention_heads=6,
+    ),
+    "openelm": dict(
+        num_transformer_layers=2, model_dim=48, head_dim=16, vocab_size=97, num_query_heads=[2, 3], num_kv_heads=[1, 1],
+        ffn_multipliers=[1.0, 2.0], activation_fn_name="swish",
+    ),
+}  # fmt: skip
+OTHERS = {"bert": {"vocab_size": 97}}
+# a key that a family reads, with a value that it doesn't model
+UNMODELLED = {
+    "albert": {"inner_group_num": 2},
+    "bart": {"activation_function": "mish"},
+    "bert": {"position_embedding_type": "relative_key"},
+    "bloom": {"apply_residual_connection_post_layernorm": True},
+    "chatglm": {"post_layer_norm": False},
+    "cohere": {"hidden_act": "mish"},
+    "deepseek_v2": {"norm_topk_prob": True},
+    "distilbert": {"activation": "mish"},
+    "falcon": {"alibi": True},
+    "gemma": {"use_bidirectional_attention": True},
+    "gemma2": {"layer_types": ["full_attention", "chunked_attention"]},
+    "gemma3_text": {"attn_logit_softcapping": 30.0},
+    "glm4": {"rope_scaling": {"rope_type": "mrope"}, "rope_parameters": None},
+    "gpt2": {"reorder_and_upcast_attn": "yes"},
+    "gpt_bigcode": {"activation_function": "mish"},
+    "gpt_neo": {"attention_types": [[["global", "strided"], 1]]},
+    "gpt_neox": {"hidden_act": "mish"},
+    "granite": {"logits_scaling": "half"},
+    "llama": {"rope_parameters": {"rope_type": "hyperbolic", "rope_theta": 1e4}},
+    "marian": {"activation_function": "mish"},
+    "minicpm": {"rope_scaling": {"type": "linear"}},
+    "minicpm3": {"attention_dropout": 0.5},
+    "mistral": {"sliding_window": -3},
+    "mixtral": {"num_experts_per_tok": 9},
+    "modernbert": {"layer_types": ["chunked_attention", "full_attention"]},
+    "mpt": {"attn_config": {"prefix_lm": True}},
+    "olmo": {"clip_qkv": "hard"},
+    "olmo2": {"num_key_value_heads": 4},
+    "olmoe": {"num_experts_per_tok": 50},
+    "openelm": {"ffn_with_glu": False},
+    "opt": {"layerdrop": 0.5},
+    "phi": {"hidden_act": "mish"},
+    "phi3": {"rope_parameters": {"rope_type": "longrope", "rope_theta": 1e4}},
+    "qwen2": {"layer_types": ["sliding_attention", "sliding_attention"]},
+    "qwen3": {"layer_types": ["full_attention"]},
+    "qwen3_moe": {"num_experts_per_tok": 0},
+    "roberta": {"position_embedding_type": "relative_key_query"},
+    "smollm3": {"no_rope_layers": [1, 2]},
+    "stablelm": {"rope_scaling": {"factor": 2.0}, "rope_parameters": None},
+    "starcoder2": {"norm_type": "rms_norm"},
+    "t5": {"feed_forward_proj": "gated-mish"},
+}
+
+
+def config_of(model_type: str) -> dict:
+    """A config.json of a family, as transformers writes it where it knows the family."""
+    if model_type in FORMULAS:
+        return {"model_type": model_type, **FORMULAS[model_type]}
+    if model_type in CASES:
+        config = settings(model_type, next(iter(CASES[model_type].values())))
+    else:
+        config = OTHERS[model_type]
+    return transformers.AutoConfig.for_model(model_type, **config).to_dict()
+
+
+def read(config: dict, folder):
+    (folder / "config.json").write_text(json.dumps(config))
+    return load(folder).spec
+
+
+FAMILIES = discover.names("edgeformer.models")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_an_invented_key_is_refused(model_type, tmp_path):
+    config = config_of(model_type)
+    read(config, tmp_path)
+    with pytest.raises(ConfigError, match="invented_key"):
+        read(config | {"invented_key": 1}, tmp_path)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_a_value_that_is_not_modelled_is_refused(model_type, tmp_path):
+    wrong = UNMODELLED[model_type]
+    with pytest.raises(Exception) as caught:
+        read(config_of(model_type) | wrong, tmp_path)
+    message = str(caught.value)
+    assert type(caught.value).__module__ == "edgeformer.errors"
+    words = [*wrong, *(k for v in wrong.values() if isinstance(v, dict) for k in v), "heads", "experts", "rope"]
+    assert any(word in message for word in words), message
+
+
+@pytest.mark.parametrize("model_type", CASES)
+def test_gradients_against_transformers(model_type, tmp_path):
+    """Every parameter's gradient of a language model's loss. transformers' are saved as if they were weights, so that our own
+    reading of a checkpoint says which is which."""
+    config = settings(model_type, next(iter(CASES[model_type].values())))
+    config |= {key: 0.1 for key in ("initializer_range", "init_std") if key in config}
+    model = hf_model(tmp_path / "hf", model_type, **config)  # in eval mode: no dropout
+    loaded = load(tmp_path / "hf")
+    ids = torch.from_numpy(random_ids(80, 2, 40)) + 10  # transformers keeps a padding token's row from learning
+
+    def loss(logits):
+        return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+
+    loss(model(ids).logits).backward()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.zeros_like(p) if p.grad is None else p.grad)
+    model.save_pretrained(tmp_path / "gradients")
+    expected = load(tmp_path / "gradients").require_weights()
+    ours = build_torch(loaded).eval()
+    loss(ours(ids)).backward()
+    found = {name: p.grad for name, p in ours.named_parameters()}
+    assert found.keys() == dict(expected).keys()
+    largest = max(np.abs(x).max() for x in expected.values())
+    for name, gradient in found.items():
+        assert gradient is not None, name
+        scale = np.abs(expected[name]).max()
+        assert scale > 0, name
+        if name.endswith(".k.bias"):  # without rotation it moves all scores of a query alike: its gradient is rounding
+            scale = max(scale, 1e-3 * largest)
+        assert np.abs(gradient.numpy() - expected[name]).max() <= tolerances.GRADIENT * scale, name
