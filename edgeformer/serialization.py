@@ -113,5 +113,18 @@ def _matches(value: Any, hint: Any) -> bool:
 
 
 def digest(node: Node) -> str:
-    """Sixteen hex digits that identify the spec, whatever the order of its JSON keys."""
-    return hashlib.sha256(json.dumps(to_json(node), sort_keys=True).encode()).hexdigest()[:16]
+    """Sixteen hex digits that identify the spec, whatever the order of its JSON keys.
+
+    Fields that have their default are left out, so that a field that comes later changes no digest; a default must never change.
+    """
+    return hashlib.sha256(json.dumps(_without_defaults(to_json(node)), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_defaults(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_without_defaults(v) for v in value]
+    if not isinstance(value, dict) or "kind" not in value:
+        return {k: _without_defaults(v) for k, v in value.items()} if isinstance(value, dict) else value
+    usual = {f.name: f.default for f in dataclasses.fields(node_class(value["kind"]))}
+    plain = {k: to_json(v) if isinstance(v, Node) else v for k, v in usual.items()}
+    return {k: _without_defaults(v) for k, v in value.items() if k not in plain or v != plain[k]}

@@ -219,7 +219,9 @@ class Input:
 class Model(Layer):
     """The root of a spec."""
 
-    task: ClassVar[str]  # "text-generation" | "feature-extraction"
+    task: ClassVar[str]  # "text-generation" | "feature-extraction" | "text2text-generation"
+    counts_padding: bool = False
+    """Whether positions number slots, padding included, instead of real tokens (BERT does)."""
     vocab: int
     width: int
     context: int

@@ -141,11 +141,10 @@ def build(
         keep.value.const_value = ir.tensor(np.zeros(1, np.int64), name=LOGITS_TO_KEEP)
         extra = [*(t.value for t in past.values()), keep.value]
     root = LayerHandle(ops, spec, 0, weights)
-    slots = spec.task == "feature-extraction"
     with ops.scope("step"):
         mask, positions = inputs["attention_mask"], inputs.get("position_ids")
         new = ops.node("Shape", [inputs["input_ids"]], dims=(1,), dtype=INT64, start=1, end=2)
-        step = begin(ops, mask, positions, new=new, slots=slots, store=store, keep=keep)
+        step = begin(ops, mask, positions, new=new, slots=spec.counts_padding, store=store, keep=keep)
     made = root(inputs, step)
     outputs = {name: (made[name], shape) for name, shape in spec.outputs().items()}
     values = [_output(ops, tensor, name, shape) for name, (tensor, shape) in outputs.items()]

@@ -9,13 +9,17 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
 from edgeformer.layers.mask import Mask
+from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
+from edgeformer.models._names import Names
 from edgeformer.models._shape import need, only
 from edgeformer.spec import Init, Model
 
-NAMES = {
+NAMES: Names = {
+    "mlm_bias": "cls.predictions.bias",
+    "head.weight": "cls.predictions.decoder.weight",
     "embed.weight": "embeddings.word_embeddings.weight",
     "position_embed.table.weight": "embeddings.position_embeddings.weight",
     "type_embed.weight": "embeddings.token_type_embeddings.weight",
@@ -24,6 +28,8 @@ NAMES = {
     for ours, theirs in {
         "embed_norm": "embeddings.LayerNorm",
         "pooler": "pooler.dense",
+        "mlm.dense": "cls.predictions.transform.dense",
+        "mlm.norm": "cls.predictions.transform.LayerNorm",
         "layers.{i}.attention.q": "encoder.layer.{i}.attention.self.query",
         "layers.{i}.attention.k": "encoder.layer.{i}.attention.self.key",
         "layers.{i}.attention.v": "encoder.layer.{i}.attention.self.value",
@@ -38,13 +44,20 @@ NAMES = {
 PREFIXES = ("bert.", "")
 IGNORED = {
     r"embeddings\.position_ids$": "",  # 0 .. n-1, a buffer of old checkpoints
-    r"^cls\.": "heads of the pre-training tasks; edgeformer builds the encoder",
+    r"^cls\.predictions\.bias$": "",  # see `names`
+    r"^cls\.seq_relationship\.": "the next-sentence head of pre-training; edgeformer builds the one for masked tokens",
     r"^classifier\.": "a classification head; edgeformer builds the encoder",
     r"^qa_outputs\.": "a question-answering head; edgeformer builds the encoder",
 }
-
-
+TIED = {"cls.predictions.decoder.weight": "embed.weight", "cls.predictions.decoder.bias": "mlm_bias"}
+UNPREFIXED = "cls."
 RENAMED = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}  # saves from before 2019
+
+
+def names(spec: Model) -> Names:
+    """Canonical name -> stored name. An output map of its own brings its own bias, and the shared one is not used."""
+    own = isinstance(spec, Encoder) and spec.mlm is not None and not spec.mlm.tied
+    return NAMES | {"mlm_bias": "cls.predictions.decoder.bias"} if own else NAMES
 
 
 def spec(config: HfConfig) -> Encoder:
@@ -52,10 +65,17 @@ def spec(config: HfConfig) -> Encoder:
     config.expect(position_embedding_type="absolute")
     config.expect(pooler_type="first_token_transform")
     config.ignore("classifier_dropout", "directionality", "pooler_fc_size", "pooler_num_attention_heads")
-    config.ignore("pooler_num_fc_layers", "pooler_size_per_head", "tie_word_embeddings")
+    config.ignore("pooler_num_fc_layers", "pooler_size_per_head")
+    return bert_like(config, has_mlm(config, "cls.predictions.transform.dense.weight"))
+
+
+def bert_like(config: HfConfig, mlm: bool, padding: int | None = None) -> Encoder:
+    """BERT's architecture; `padding` is the padding token's id where positions are counted from it (RoBERTa)."""
     width, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
     context, dropout = config.size("max_position_embeddings", 512), config.number("hidden_dropout_prob", 0.1)
-    norm = LayerNorm(eps=config.number("layer_norm_eps", 1e-12))
+    norm, offset = LayerNorm(eps=config.number("layer_norm_eps", 1e-12)), 0 if padding is None else padding + 1
+    act, std = config.activation("hidden_act", "gelu"), config.number("initializer_range", 0.02)
+    tied = config.flag("tie_word_embeddings", True)
     block = PostNormBlock(
         attention=GQA(
             heads=heads,
@@ -66,28 +86,39 @@ def spec(config: HfConfig) -> Encoder:
             output_bias=True,
             dropout=config.number("attention_probs_dropout_prob", 0.1),
         ),
-        ffn=MLP(hidden=config.size("intermediate_size", 3072), act=config.activation("hidden_act", "gelu")),
+        ffn=MLP(hidden=config.size("intermediate_size", 3072), act=act),
         norm=norm,
         dropout=dropout,
     )
     return Encoder(
         vocab=config.size("vocab_size", 30_522),
         width=width,
-        context=context,
-        init=Init(std=config.number("initializer_range", 0.02)),
+        context=context - offset,
+        counts_padding=padding is None,
+        init=Init(std=std),
         blocks=(block,) * config.size("num_hidden_layers", 12),
         embed_norm=norm,
-        positions=Learned(count=context),
+        positions=Learned(count=context - offset, offset=offset),
         token_types=config.size("type_vocab_size", 2),
-        pooler=_has_pooler(config),
+        pooler=has_pooler(config),
+        mlm=MlmHead(width=width, norm=norm, act="gelu" if padding is not None else act, tied=tied) if mlm else None,
         dropout=dropout,
     )
 
 
-def _has_pooler(config: HfConfig) -> bool:
+def has_mlm(config: HfConfig, weight: str) -> bool:
+    """Whether the checkpoint stores a head for masked tokens, one of whose weights is called so; for a lone config, whether its
+    class has one."""
+    if config.stored is not None:
+        return any(name == weight or name.endswith("." + weight) for name in config.stored)
+    architecture = (config.data.get("architectures") or [""])[0]
+    return architecture.endswith(("ForMaskedLM", "ForPreTraining"))
+
+
+def has_pooler(config: HfConfig) -> bool:
     """Whether the checkpoint stores a pooler; for a lone config, whether its class has one."""
     if config.stored is not None:
-        return any("pooler.dense." in name for name in config.stored)
+        return any(".pooler." in f".{name}" for name in config.stored)
     architecture = (config.data.get("architectures") or ["BertModel"])[0]
     return not architecture.endswith(("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"))
 
@@ -111,7 +142,8 @@ def config(spec: Model) -> dict[str, Any]:
     assert isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm)
     return {
         "model_type": "bert",
-        "architectures": ["BertModel" if spec.pooler else "BertForMaskedLM"],
+        "architectures": ["BertForMaskedLM" if spec.mlm or not spec.pooler else "BertModel"],
+        "tie_word_embeddings": spec.mlm is None or spec.mlm.tied,
         "hidden_size": spec.width,
         "num_attention_heads": a.heads,
         "num_hidden_layers": len(spec.blocks),

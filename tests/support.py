@@ -22,14 +22,14 @@ ROOT = Path(__file__).parent.parent
 STDLIB = ROOT / "models" / "stdlib-5m"
 
 
-def hf_model(folder: Path, model_type: str, **config):
+def hf_model(folder: Path, model_type: str, *, auto: str | None = None, **config):
     """A random transformers model in float32, saved to `folder`. A large initializer_range makes attention sharp."""
     import torch
     import transformers
 
     torch.manual_seed(0)
     settings = transformers.AutoConfig.for_model(model_type, **config)
-    kinds = transformers.AutoModel if model_type == "bert" else transformers.AutoModelForCausalLM
+    kinds = getattr(transformers, auto or ("AutoModel" if model_type == "bert" else "AutoModelForCausalLM"))
     model = kinds.from_config(settings, attn_implementation="eager").float().eval()
     with torch.no_grad():  # biases start at 0 and norms at 1, where mistakes don't show
         for p in model.parameters():
@@ -77,9 +77,9 @@ def random_ids(vocab: int, *shape: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, vocab, shape)
 
 
-def load_tiny(folder: Path, model_type: str, **config) -> tuple[LoadedModel, object]:
+def load_tiny(folder: Path, model_type: str, *, auto: str | None = None, **config) -> tuple[LoadedModel, object]:
     """A tiny random model twice: ours and transformers'."""
-    model = hf_model(folder, model_type, **config)
+    model = hf_model(folder, model_type, auto=auto, **config)
     return load(folder), model
 
 

@@ -68,30 +68,3 @@ def test_length_dependent_rope(kind, model_type, tmp_path):
         whole = session.forward(ids, all_positions=True)
         assert np.abs(whole - uncached).max() <= tolerances.FAMILY, name
         assert np.abs(run_cached(session, ids, None, 40) - cached).max() <= tolerances.FAMILY, name
-
-
-BERTS = {
-    "plain": {},
-    "relu-3-types-odd-head": dict(hidden_act="relu", type_vocab_size=3, hidden_size=36, num_attention_heads=3),
-    "tanh-gelu-1-layer-1-head": dict(hidden_act="gelu_new", num_hidden_layers=1, num_attention_heads=1),
-    "large-eps-wide-ffn": dict(layer_norm_eps=1e-3, intermediate_size=200, num_attention_heads=12),
-}
-
-
-@pytest.mark.parametrize("case", BERTS)
-def test_bert(case, tmp_path):
-    import torch
-
-    config = {k: v for k, v in TINY.items() if k != "num_key_value_heads"} | BERTS[case]
-    loaded, hf = load_tiny(tmp_path / "hf", "bert", **config)
-    ids = random_ids(97, 3, T)
-    mask, types = np.ones_like(ids), random_ids(config.get("type_vocab_size", 2), 3, T, seed=1)
-    mask[1, T - 20 :], mask[2, :11] = 0, 0
-    with torch.no_grad():
-        expected = hf(*(torch.from_numpy(x) for x in (ids, mask, types)))
-    real = mask.astype(bool)
-    for name, session in sessions(loaded, tmp_path).items():
-        outputs = session.encode({"input_ids": ids, "attention_mask": mask, "token_type_ids": types})
-        hidden = np.abs(outputs["last_hidden_state"] - expected.last_hidden_state.numpy())[real].max()
-        pooled = np.abs(outputs["pooler_output"] - expected.pooler_output.numpy()).max()
-        assert max(hidden, pooled) <= tolerances.FAMILY, f"{name}: {hidden:.2e} {pooled:.2e}"

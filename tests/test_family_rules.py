@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 import tolerances
-from family_cases import CASES, settings
+from family_cases import CASES, ENCODERS, encoder_settings, settings
 from support import hf_model, random_ids
 
 from edgeformer import discover
@@ -29,7 +29,6 @@ FORMULAS = {
         ffn_multipliers=[1.0, 2.0], activation_fn_name="swish",
     ),
 }  # fmt: skip
-OTHERS = {"bert": {"vocab_size": 97}}
 # a key that a family reads, with a value that it doesn't model
 UNMODELLED = {
     "albert": {"inner_group_num": 2},
@@ -83,7 +82,7 @@ def config_of(model_type: str) -> dict:
     if model_type in CASES:
         config = settings(model_type, next(iter(CASES[model_type].values())))
     else:
-        config = OTHERS[model_type]
+        config = encoder_settings(model_type, next(iter(ENCODERS[model_type].values())))
     return transformers.AutoConfig.for_model(model_type, **config).to_dict()
 
 

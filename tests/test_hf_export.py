@@ -83,5 +83,5 @@ def test_what_no_family_says_is_refused(tmp_path):
     loaded, _ = saved(small_spec(softcap=5.0), tmp_path / "m")
     with pytest.raises(ExportError, match="no family of transformers") as caught:
         export(loaded, tmp_path / "out", to="hf")
-    assert "llama: scores are capped" in str(caught.value)
+    assert "llama: gqa has softcap = 5.0" in str(caught.value)
     assert not (tmp_path / "out").exists()

@@ -234,7 +234,7 @@ class NumpyModel:
             attention_mask,
             position_ids,
             new=input_ids.shape[1],
-            slots=self.spec.task == "feature-extraction",
+            slots=self.spec.counts_padding,
             store=store if self.spec.task == "text-generation" else None,
             keep=keep,
         )

@@ -312,7 +312,14 @@ class TorchModel(Module):
         else:
             places = store.slots if isinstance(store, FixedStore) and store.whole else None
             step = begin(
-                self.ops, attention_mask, position_ids, new=new, places=places, slots=encoder, store=store, keep=keep
+                self.ops,
+                attention_mask,
+                position_ids,
+                new=new,
+                places=places,
+                slots=self.layer.counts_padding,
+                store=store,
+                keep=keep,
             )
         inputs = {"input_ids": input_ids}
         if encoder:

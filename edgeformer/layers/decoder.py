@@ -46,7 +46,7 @@ class Decoder(BlockStack):
             params |= {"position_embed": Sub(self.positions, self.width)}
         if self.dropout:
             params |= {"dropout": Dropout(self.dropout)}
-        params |= self.stack_params()
+        params |= self.stack_params(self.width)
         return params if self.tied else params | {"head": Linear(narrow, self.vocab, self.head_bias)}
 
     def inputs(self) -> tuple[Input, ...]:

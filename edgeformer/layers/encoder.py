@@ -5,42 +5,56 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from edgeformer.layers.learned import Learned
+from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.pooling import Pooling, first_token
 from edgeformer.layers.stack import BlockStack
-from edgeformer.spec import Declaration, Dropout, Input, Linear, Norm, Sub, Table
+from edgeformer.spec import Declaration, Dropout, Input, Layer, Linear, Norm, Sub, Table, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder(BlockStack):
     """embedding (+ positions + token types, normalised) -> blocks (Devlin et al. 2019, BERT).
 
-    `pooler` is BERT's tanh(Linear(first token)); `pooling` gives a sentence embedding. `norm` is a final norm (pre-norm
-    encoders), `embed_norm` the one after the embeddings.
+    `pooler` is BERT's tanh(Linear(first token)); `pooling` gives a sentence embedding, `mlm` logits for masked tokens. `norm` is
+    a final norm (pre-norm encoders), `embed_norm` the one after the embeddings. Embeddings of another width than the blocks,
+    `embed_width`, go through a linear map (Lan et al. 2019, ALBERT). `counts_padding`: positions number slots, as BERT does,
+    instead of real tokens (RoBERTa).
     """
 
     kind: ClassVar[str] = "encoder"
     task: ClassVar[str] = "feature-extraction"
+    counts_padding: bool = True
     embed_norm: Norm | None = None
-    positions: Learned | None = None
+    embed_width: int | None = None
+    positions: Layer | None = None
     token_types: int = 0
     pooler: bool = False
     pooling: Pooling | None = None
+    mlm: MlmHead | None = None
     dropout: float = 0.0
 
     def params(self, width: int = 0) -> dict[str, Declaration]:
-        params: dict[str, Declaration] = {"embed": Table(self.vocab, self.width)}
+        narrow = self.embed_width or self.width
+        params: dict[str, Declaration] = {"embed": Table(self.vocab, narrow)}
         if self.positions is not None:
-            params |= {"position_embed": Sub(self.positions, self.width)}
+            params |= {"position_embed": Sub(self.positions, narrow)}
         if self.token_types:
-            params |= {"type_embed": Table(self.token_types, self.width)}
+            params |= {"type_embed": Table(self.token_types, narrow)}
         if self.embed_norm is not None:
-            params |= {"embed_norm": Sub(self.embed_norm, self.width)}
+            params |= {"embed_norm": Sub(self.embed_norm, narrow)}
+        if self.embed_width is not None:
+            params |= {"project_in": Linear(narrow, self.width, bias=True)}
         if self.dropout:
             params |= {"dropout": Dropout(self.dropout)}
-        params |= self.stack_params()
+        params |= self.stack_params(self.width)
         if self.pooler:
             params |= {"pooler": Linear(self.width, self.width, bias=True)}
+        if self.mlm is not None:
+            params |= {"mlm": Sub(self.mlm, self.width)}
+            if not self.mlm.tied:
+                params |= {"head": Linear(self.mlm.width, self.vocab)}
+            if self.mlm.output_bias:
+                params |= {"mlm_bias": Vector(self.vocab, fill=0.0)}
         return params | {"pooling": Sub(self.pooling, self.width)} if self.pooling else params
 
     def inputs(self) -> tuple[Input, ...]:
@@ -56,6 +70,8 @@ class Encoder(BlockStack):
             outputs["pooler_output"] = ("batch_size", self.width)
         if self.pooling is not None:
             outputs["sentence_embedding"] = ("batch_size", self.width)
+        if self.mlm is not None:
+            outputs["logits"] = ("batch_size", "sequence_length", self.vocab)
         return outputs
 
     def apply(self, ops: Any, p: Any, inputs: dict[str, Any], step: Any) -> dict[str, Any]:
@@ -63,15 +79,21 @@ class Encoder(BlockStack):
         if self.token_types:
             x = x + p.type_embed(inputs["token_type_ids"])
         if self.positions is not None:
-            x = x + p.position_embed(step)
+            x = x + ops.cast(p.position_embed(step), x)
         if self.embed_norm is not None:
             x = p.embed_norm(x)
         if self.dropout:
             x = p.dropout(x)
+        if self.embed_width is not None:
+            x = p.project_in(x)
         x = self.run_stack(p, x, step)
         outputs = {"last_hidden_state": x}
         if self.pooler:
             outputs["pooler_output"] = ops.tanh(p.pooler(first_token(ops, x)))
         if self.pooling is not None:
             outputs["sentence_embedding"] = p.pooling(x, inputs["attention_mask"])
+        if self.mlm is not None:
+            y = p.mlm(x)
+            y = p.embed.as_linear(y) if self.mlm.tied else p.head(y)
+            outputs["logits"] = y + p.mlm_bias if self.mlm.output_bias else y
         return outputs

@@ -19,38 +19,53 @@ def add_norm(norm: Any, x: Any, d: Any) -> tuple[Any, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockStack(Model):
-    """A model made of blocks and, unless None, a final norm."""
+class Blocks(Layer):
+    """Blocks and, unless None, a final norm. `order` says which block runs when, if one runs more than once (ALBERT)."""
 
     blocks: tuple[Layer, ...]
     norm: Norm | None = None
+    order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         self.require(len(self.blocks) > 0, "at least one block is needed")
-        self.require_positive("vocab", "width", "context")
+        if self.order is not None:
+            known = all(0 <= i < len(self.blocks) for i in self.order)
+            self.require(bool(self.order) and known, f"order names blocks 0..{len(self.blocks) - 1}, got {self.order}")
+            remembers = any(layer.cache() for block in self.blocks for _, layer, _ in layers(block, 1))
+            self.require(not remembers, "a block that remembers tokens can run only once per step")
         # found once: a forward pass must not walk the tree
         object.__setattr__(self, "_positions", _distinct(self.blocks, "position", Layer))
         object.__setattr__(self, "_masks", _distinct(self.blocks, "mask", Mask))
 
     def depth(self) -> int:
-        return len(self.blocks)
+        """How many blocks a token passes."""
+        return len(self.blocks if self.order is None else self.order)
 
-    def stack_params(self) -> dict[str, Declaration]:
+    def stack_params(self, width: int) -> dict[str, Declaration]:
         """`positions` (each distinct scheme once), `layers`, and `norm` if there is a final one."""
         params: dict[str, Declaration] = {
-            "positions": tuple(Sub(p, self.width) for p in self._positions),  # pyright: ignore[reportAttributeAccessIssue]
-            "layers": tuple(Sub(b, self.width) for b in self.blocks),
+            "positions": tuple(Sub(p, width) for p in self._positions),  # pyright: ignore[reportAttributeAccessIssue]
+            "layers": tuple(Sub(b, width) for b in self.blocks),
         }
-        return params if self.norm is None else params | {"norm": Sub(self.norm, self.width)}
+        return params if self.norm is None else params | {"norm": Sub(self.norm, width)}
 
     def run_stack(self, p: Any, x: Any, step: Any) -> Any:
         """All blocks and the final norm on x: [B, T, D]."""
         step, d = step.prepare(p, self._positions, self._masks), None  # pyright: ignore[reportAttributeAccessIssue]
-        for layer in p.layers:
+        for layer in p.layers if self.order is None else [p.layers[i] for i in self.order]:
             x, d = layer(x, d, step)
         if self.norm is None:
             return x if d is None else x + d
         return add_norm(p.norm, x, d)[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockStack(Blocks, Model):
+    """A model made of one stack of blocks."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require_positive("vocab", "width", "context")
 
 
 def _distinct(blocks: tuple[Layer, ...], field: str, kind: type) -> tuple[Any, ...]:

@@ -167,7 +167,14 @@ class MlxModel(Module):
         else:
             places = None if store is None or store.visible is None else store.start + mx.arange(new)
             made = begin(
-                self.ops, attention_mask, position_ids, new=new, places=places, slots=encoder, store=store, keep=keep
+                self.ops,
+                attention_mask,
+                position_ids,
+                new=new,
+                places=places,
+                slots=self.layer.counts_padding,
+                store=store,
+                keep=keep,
             )
             step = MlxStep(**vars(made), start=made.positions[:, 0] if new == 1 else None)
         inputs = {"input_ids": input_ids}

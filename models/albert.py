@@ -1,0 +1,103 @@
+"""ALBERT (Lan et al. 2019, arXiv 1909.11942): BERT with one block for all layers, and narrow embeddings."""
+
+from __future__ import annotations
+
+from edgeformer.layers.encoder import Encoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.layer_norm import LayerNorm
+from edgeformer.layers.learned import Learned
+from edgeformer.layers.mask import Mask
+from edgeformer.layers.mlm_head import MlmHead
+from edgeformer.layers.mlp import MLP
+from edgeformer.layers.post_norm_block import PostNormBlock
+from edgeformer.models._config import HfConfig
+from edgeformer.models._names import Names, named
+from edgeformer.models.bert import has_mlm, has_pooler
+from edgeformer.spec import Init, Model
+
+NAMES: Names = (
+    {"mlm_bias": "predictions.bias", "head.weight": "predictions.decoder.weight"}
+    | named(
+        {
+            "embed": "embeddings.word_embeddings",
+            "position_embed.table": "embeddings.position_embeddings",
+            "type_embed": "embeddings.token_type_embeddings",
+            "embed_norm": "embeddings.LayerNorm",
+            "project_in": "encoder.embedding_hidden_mapping_in",
+            "pooler": "pooler",
+            "mlm.dense": "predictions.dense",
+            "mlm.norm": "predictions.LayerNorm",
+        }
+    )
+    | named(
+        {
+            "attention.q": "attention.query",
+            "attention.k": "attention.key",
+            "attention.v": "attention.value",
+            "attention.o": "attention.dense",
+            "attention_norm": "attention.LayerNorm",
+            "ffn.up": "ffn",
+            "ffn.down": "ffn_output",
+            "ffn_norm": "full_layer_layer_norm",
+        },
+        "layers.{i}.",
+        "encoder.albert_layer_groups.{i}.albert_layers.0.",
+    )
+)
+PREFIXES = ("albert.", "")
+TIED = {"predictions.decoder.weight": "embed.weight", "predictions.decoder.bias": "mlm_bias"}
+IGNORED = {
+    r"embeddings\.position_ids$": "",
+    r"^predictions\.bias$": "",  # see `names`
+    r"^(sop_)?classifier\.|^qa_outputs\.": "a head of another task; edgeformer builds the encoder",
+}
+
+
+def names(spec: Model) -> Names:
+    """Canonical name -> stored name. An output map of its own brings its own bias, and the shared one is not used."""
+    own = isinstance(spec, Encoder) and spec.mlm is not None and not spec.mlm.tied
+    return NAMES | {"mlm_bias": "predictions.decoder.bias"} if own else NAMES
+
+
+def spec(config: HfConfig) -> Encoder:
+    """An ALBERT encoder."""
+    config.expect(inner_group_num=1, position_embedding_type="absolute")
+    config.ignore("classifier_dropout_prob", "down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")
+    config.ignore("layers_to_keep")
+    width, heads = config.size("hidden_size", 4096), config.size("num_attention_heads", 64)
+    context, dropout = config.size("max_position_embeddings", 512), config.number("hidden_dropout_prob", 0.0)
+    norm, act = LayerNorm(eps=config.number("layer_norm_eps", 1e-12)), config.activation("hidden_act", "gelu_new")
+    count, groups = config.size("num_hidden_layers", 12), config.size("num_hidden_groups", 1)
+    narrow, tied = config.size("embedding_size", 128), config.flag("tie_word_embeddings", True)
+    block = PostNormBlock(
+        attention=GQA(
+            heads=heads,
+            kv_heads=heads,
+            head_dim=width // heads,
+            mask=Mask(causal=False),
+            bias=True,
+            output_bias=True,
+            dropout=config.number("attention_probs_dropout_prob", 0.0),
+        ),
+        ffn=MLP(hidden=config.size("intermediate_size", 16_384), act=act),
+        norm=norm,
+        dropout=dropout,
+    )
+    mlm = MlmHead(
+        width=narrow, norm=LayerNorm(eps=1e-5), act=act, tied=tied
+    )  # transformers' head has an epsilon of its own
+    return Encoder(
+        vocab=config.size("vocab_size", 30_000),
+        width=width,
+        context=context,
+        init=Init(std=config.number("initializer_range", 0.02)),
+        blocks=(block,) * groups,
+        order=tuple(int(i / (count / groups)) for i in range(count)),
+        embed_norm=norm,
+        embed_width=narrow,
+        positions=Learned(count=context),
+        token_types=config.size("type_vocab_size", 2),
+        pooler=has_pooler(config),
+        mlm=mlm if has_mlm(config, "predictions.dense.weight") else None,
+        dropout=dropout,
+    )

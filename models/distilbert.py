@@ -1,0 +1,79 @@
+"""DistilBERT (Sanh et al. 2019, arXiv 1910.01108): BERT of half the depth, without token types and pooler."""
+
+from __future__ import annotations
+
+from edgeformer.layers.encoder import Encoder
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.layer_norm import LayerNorm
+from edgeformer.layers.learned import Learned
+from edgeformer.layers.mask import Mask
+from edgeformer.layers.mlm_head import MlmHead
+from edgeformer.layers.mlp import MLP
+from edgeformer.layers.post_norm_block import PostNormBlock
+from edgeformer.models._config import HfConfig
+from edgeformer.models._names import Names, named
+from edgeformer.models.bert import has_mlm
+from edgeformer.spec import Init
+
+NAMES: Names = (
+    {"mlm_bias": "vocab_projector.bias", "head.weight": "vocab_projector.weight"}
+    | named(
+        {
+            "embed": "embeddings.word_embeddings",
+            "position_embed.table": "embeddings.position_embeddings",
+            "embed_norm": "embeddings.LayerNorm",
+            "mlm.dense": "vocab_transform",
+            "mlm.norm": "vocab_layer_norm",
+        }
+    )
+    | named(
+        {
+            **{f"attention.{n}": f"attention.{n}_lin" for n in "qkv"},
+            "attention.o": "attention.out_lin",
+            "attention_norm": "sa_layer_norm",
+            "ffn.up": "ffn.lin1",
+            "ffn.down": "ffn.lin2",
+            "ffn_norm": "output_layer_norm",
+        },
+        "layers.{i}.",
+        "transformer.layer.{i}.",
+    )
+)
+PREFIXES = ("distilbert.", "")
+TIED = {"vocab_projector.weight": "embed.weight"}
+IGNORED = {r"^(pre_)?classifier\.|^qa_outputs\.": "a head of another task; edgeformer builds the encoder"}
+
+
+def spec(config: HfConfig) -> Encoder:
+    """A DistilBERT encoder."""
+    config.ignore("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds")  # the latter is how the table began
+    width, heads, norm = config.size("dim", 768), config.size("n_heads", 12), LayerNorm(eps=1e-12)
+    context, dropout = config.size("max_position_embeddings", 512), config.number("dropout", 0.1)
+    act = config.activation("activation", "gelu")
+    block = PostNormBlock(
+        attention=GQA(
+            heads=heads,
+            kv_heads=heads,
+            head_dim=width // heads,
+            mask=Mask(causal=False),
+            bias=True,
+            output_bias=True,
+            dropout=config.number("attention_dropout", 0.1),
+        ),
+        ffn=MLP(hidden=config.size("hidden_dim", 3072), act=act),
+        norm=norm,
+        dropout=dropout,
+    )
+    tied = config.flag("tie_word_embeddings", True)
+    mlm = MlmHead(width=width, norm=LayerNorm(eps=1e-12), act=act, tied=tied)
+    return Encoder(
+        vocab=config.size("vocab_size", 30_522),
+        width=width,
+        context=context,
+        init=Init(std=config.number("initializer_range", 0.02)),
+        blocks=(block,) * config.size("n_layers", 6),
+        embed_norm=norm,
+        positions=Learned(count=context),
+        mlm=mlm if has_mlm(config, "vocab_transform.weight") else None,
+        dropout=dropout,
+    )

@@ -1,0 +1,110 @@
+"""ModernBERT (Warner et al. 2024, arXiv 2412.13663): rotation, gated FFNs, norms before, full attention in every third layer."""
+
+from __future__ import annotations
+
+from edgeformer.layers.block import Block
+from edgeformer.layers.encoder import Encoder
+from edgeformer.layers.glu import GLU
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.identity_norm import IdentityNorm
+from edgeformer.layers.layer_norm import LayerNorm
+from edgeformer.layers.mask import Mask
+from edgeformer.layers.mlm_head import MlmHead
+from edgeformer.layers.rope import Rope
+from edgeformer.models._config import HfConfig
+from edgeformer.models._names import Names, halves, named, side_by_side
+from edgeformer.models._rope import read_scaling
+from edgeformer.models._windows import FULL, SLIDING, layer_types
+from edgeformer.models.bert import has_mlm
+from edgeformer.spec import Init, Model
+
+PREFIXES = ("model.", "")
+TIED = {"decoder.weight": "embed.weight"}
+UNPREFIXED = ("head.", "decoder.")
+IGNORED = {r"^classifier\.": "a classification head; edgeformer builds the encoder"}
+
+
+def spec(config: HfConfig) -> Encoder:
+    """A ModernBERT encoder."""
+    config.ignore("classifier_dropout", "classifier_pooling", "deterministic_flash_attn", "initializer_cutoff_factor")
+    config.ignore("sparse_pred_ignore_index", "sparse_prediction", "reference_compile", "repad_logits_with_grad")
+    config.ignore("gradient_checkpointing", "position_embedding_type")
+    width, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
+    count, context = config.size("num_hidden_layers", 22), config.size("max_position_embeddings", 8192)
+    norm = LayerNorm(eps=config.number("norm_eps", 1e-5), bias=config.flag("norm_bias", False))
+    every = config.size("global_attn_every_n_layers", 3)
+    types = layer_types(config, count, [SLIDING if i % every else FULL for i in range(count)])
+    reach, bias = config.size("local_attention", 128) // 2 + 1, config.flag("attention_bias", False)
+    ropes = _ropes(config, width // heads, context)
+    ffn = GLU(
+        hidden=config.size("intermediate_size", 1152),
+        act=config.activation("hidden_activation", "gelu"),
+        bias=config.flag("mlp_bias", False),
+    )
+    dropout = config.number("mlp_dropout", 0.0)
+    attentions = [
+        GQA(
+            heads=heads,
+            kv_heads=heads,
+            head_dim=width // heads,
+            position=ropes[kind],
+            mask=Mask(causal=False, window=reach if kind == SLIDING else None),
+            bias=bias,
+            output_bias=bias,
+            dropout=config.number("attention_dropout", 0.0),
+        )
+        for kind in types
+    ]
+    blocks = [  # the first block's input is normalised after the embedding already
+        Block(attention=a, ffn=ffn, norm=norm, attention_norm=None if i else IdentityNorm(), dropout=dropout)
+        for i, a in enumerate(attentions)
+    ]
+    mlm = MlmHead(
+        width=width,
+        norm=norm,
+        act=config.activation("classifier_activation", "gelu"),
+        bias=config.flag("classifier_bias", False),
+        output_bias=config.flag("decoder_bias", True),
+        tied=config.flag("tie_word_embeddings", True),
+    )
+    return Encoder(
+        vocab=config.size("vocab_size", 50_368),
+        width=width,
+        context=context,
+        init=Init(std=config.number("initializer_range", 0.02)),
+        blocks=tuple(blocks),
+        norm=norm,
+        embed_norm=norm,
+        mlm=mlm if has_mlm(config, "head.dense.weight") else None,
+        dropout=config.number("embedding_dropout", 0.0),
+    )
+
+
+def _ropes(config: HfConfig, head_dim: int, context: int) -> dict[str, Rope]:
+    """The rotation of each kind of layer."""
+    named_ropes = config.take("rope_parameters", None) or {}
+    usual = {FULL: config.number("global_rope_theta", 160_000.0)}
+    usual[SLIDING] = config.optional_number("local_rope_theta", 10_000.0) or usual[FULL]
+    ropes = {}
+    for kind, theta in usual.items():
+        data = dict(named_ropes.get(kind) or {})
+        theta = float(data.pop("rope_theta", theta))
+        ropes[kind] = Rope(dim=head_dim, theta=theta, scaling=read_scaling(config, data, context))
+    return ropes
+
+
+def names(spec: Model) -> Names:
+    """Canonical name -> stored name."""
+    top = {
+        "embed": "embeddings.tok_embeddings",
+        "embed_norm": "embeddings.norm",
+        "norm": "final_norm",
+        "mlm.dense": "head.dense",
+        "mlm.norm": "head.norm",
+        "head": "decoder",
+    }
+    block = {"attention_norm": "attn_norm", "attention.o": "attn.Wo", "ffn_norm": "mlp_norm", "ffn.down": "mlp.Wo"}
+    where = "layers.{i}."
+    qkv = side_by_side(f"{where}attention", f"{where}attn.Wqkv", dict.fromkeys("qkv", spec.width))
+    maps = named(block, where, where) | qkv | halves(f"{where}ffn", f"{where}mlp.Wi")
+    return named(top) | {"mlm_bias": "decoder.bias"} | maps
