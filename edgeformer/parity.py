@@ -14,6 +14,7 @@ import numpy as np
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import ArtefactError, InputError
+from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.reference import (
     LONGEST_PASS,
     Reference,
@@ -283,13 +284,20 @@ def verify(
     length = min(length if ids is None else len(ids), manifest["context"])
     if length < 4:
         raise InputError(f"at least 4 tokens are needed to verify, got {length}")
-    if against.spec.task == "text-generation":
+    if against.spec.task != "feature-extraction":
         ids = sample_ids(against.spec.vocab, length, seed) if ids is None else np.asarray(ids[:length], np.int64)
         prompt = min(max(length // 4, 1), 32)
         generate = min(generate, manifest["context"] - prompt)
-        reference = make_reference(against, ids, precision=precision, threads=threads, prompt=prompt, generate=generate)
+        read = (
+            sample_ids(against.spec.vocab, length, seed + 1)[None] if isinstance(against.spec, EncoderDecoder) else None
+        )
+        reference = make_reference(
+            against, ids, precision=precision, threads=threads, prompt=prompt, generate=generate, read=read
+        )
         capacity = max(length, prompt + generate)
         session = made.open(opened, Options(threads=threads, capacity=capacity, variant=variant))
+        if read is not None:
+            session.source(read)
         checks += check_decoder(session, reference, session.compute or compute)
         name = reference.runtime
     else:

@@ -61,12 +61,22 @@ def sample_batch(vocab: int, batch: int, count: int, seed: int = 0) -> np.ndarra
 
 
 def make_reference(
-    loaded: LoadedModel, ids: np.ndarray, *, precision: str, threads: int, prompt: int, generate: int
+    loaded: LoadedModel,
+    ids: np.ndarray,
+    *,
+    precision: str,
+    threads: int,
+    prompt: int,
+    generate: int,
+    read: np.ndarray | None = None,
 ) -> Reference:
-    """One pass over `ids` int64 [T], and `generate` greedy tokens after its first `prompt` ids."""
+    """One pass over `ids` int64 [T], and `generate` greedy tokens after its first `prompt` ids; `read` int64 [1, M] is the text
+    that an encoder–decoder model is given first."""
     name = reference_runtime()
     capacity = max(len(ids), prompt + generate)
     session = require(name)[0].open(loaded, Options(threads=threads, capacity=capacity, precision=precision))
+    if read is not None:
+        session.source(read)
     logits = session.forward(ids[None], all_positions=True)
     tokens, margins = greedy(session, ids[None, :prompt], generate)
     prefill = max(len(ids) // 2, 1)

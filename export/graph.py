@@ -7,7 +7,8 @@ Names follow Hugging Face Optimum and transformers.js: `input_ids attention_mask
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,7 @@ from edgeformer.export.functions import FunctionOps
 from edgeformer.export.graph_ops import CONTRIB, DOMAIN, FLOAT, INT64, IR_VERSION, OPSET, GraphTensor
 from edgeformer.export.handles import Initializers, LayerHandle
 from edgeformer.export.storage import Storage
+from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.layers.rope import Rope
 from edgeformer.spec import Model, layers
 from edgeformer.step import begin
@@ -57,6 +59,8 @@ class GraphStore:
         self.grows = False  # whether any layer joins past and new itself, so that no shared buffer can be bound
         self.shared: dict[str, Any] = {}
         """What a target computes once per step."""
+        self.read: dict[tuple[str, str], GraphTensor] = {}
+        """What is kept of the text that an encoder–decoder model read."""
         self.scales: dict[tuple[str, str], GraphTensor] = {}
         """What int8 caches are multiplied with, `[1, heads, 1, dim]`; empty for others."""
 
@@ -70,8 +74,8 @@ class GraphStore:
         return tuple(self.present[path, name] for name in tensors)
 
     def once(self, path: str, make: Any) -> dict[str, Any]:
-        """Encoder–decoder models are exported as two programs, which this target does not do yet."""
-        raise ExportError("encoder–decoder models can't be exported to ONNX yet")
+        """What the encoder's program made, as inputs."""
+        return {name: x for (where, name), x in self.read.items() if where == path}
 
 
 def target_class(target: str) -> type[FunctionOps]:
@@ -90,8 +94,11 @@ def target_class(target: str) -> type[FunctionOps]:
 def cache_names(spec: Model) -> dict[tuple[str, str], str]:
     """(layer path, tensor) -> `N.key`, `N.value`, ...: how the ecosystem names a cache, numbered in layer order."""
     paths = [(path, list(layer.cache())) for path, layer, _ in layers(spec) if layer.cache()]
+    side = "decoder." if isinstance(spec, EncoderDecoder) else ""
     return {
-        (path, name): f"{i}.{CACHE_NAMES.get(name, name)}" for i, (path, names) in enumerate(paths) for name in names
+        (path, name): f"{i}.{side}{CACHE_NAMES.get(name, name)}"
+        for i, (path, names) in enumerate(paths)
+        for name in names
     }
 
 
@@ -105,6 +112,7 @@ def build(
     inline: bool = False,
     accuracy_level: int = 0,
     cache_scales: CacheScales | None = None,
+    program: str = "decoder",
 ) -> BuiltGraph:
     """Build the graph of a model.
 
@@ -117,6 +125,7 @@ def build(
         inline: write the definitions of fused ops in place instead of as functions.
         accuracy_level: of MatMulNBits: 0 multiplies dequantized weights; 4 rounds activations to int8 first.
         cache_scales: (layer path, k or v) -> float32 [heads, dim], to keep the cache in int8: value = scale · code.
+        program: of an encoder–decoder model, `encoder` or `decoder`.
 
     Raises:
         ExportError: a layer, or the target, that can't do it.
@@ -124,10 +133,13 @@ def build(
     kind = target_class(target)
     ops = kind(compute, inline=inline or not kind.functions, accuracy_level=accuracy_level)
     weights = Initializers(ops, storage)
+    if isinstance(spec, EncoderDecoder) and program == "encoder":
+        return _finished(ops, weights, storage, spec, *_encoder(ops, weights, spec), None)
     inputs = {i.name: _input(ops, i.name, INT64, i.shape) for i in spec.inputs()}
     _tables(ops, weights, spec, context or spec.context)
     names, store, keep, extra = cache_names(spec), None, 0, []
-    if spec.task == "text-generation":
+    given: dict[str, Any] = {}
+    if spec.task != "feature-extraction":
         held = compute if cache_scales is None else INT8
         past = {
             key: _input(ops, f"past_key_values.{names[key]}", held, ("batch_size", h, "past_sequence_length", d))
@@ -140,11 +152,18 @@ def build(
         keep = _input(ops, LOGITS_TO_KEEP, INT64, (1,))
         keep.value.const_value = ir.tensor(np.zeros(1, np.int64), name=LOGITS_TO_KEEP)
         extra = [*(t.value for t in past.values()), keep.value]
+        if isinstance(spec, EncoderDecoder):
+            store.read = {
+                key: _input(ops, f"past_key_values.{name}", compute, ("batch_size", h, "encoder_sequence_length", d))
+                for key, (name, h, d) in read_names(spec).items()
+            }
+            extra = [*(t.value for t in store.read.values()), *extra]
+            given["memory_valid"] = ops.boolean(inputs["encoder_attention_mask"])
     root = LayerHandle(ops, spec, 0, weights)
     with ops.scope("step"):
         mask, positions = inputs["attention_mask"], inputs.get("position_ids")
         new = ops.node("Shape", [inputs["input_ids"]], dims=(1,), dtype=INT64, start=1, end=2)
-        step = begin(ops, mask, positions, new=new, slots=spec.counts_padding, store=store, keep=keep)
+        step = begin(ops, mask, positions, new=new, slots=spec.counts_padding, store=store, keep=keep, **given)
     made = root(inputs, step)
     outputs = {name: (made[name], shape) for name, shape in spec.outputs().items()}
     values = [_output(ops, tensor, name, shape) for name, (tensor, shape) in outputs.items()]
@@ -155,12 +174,27 @@ def build(
             heads, dim = _cache_sizes(spec)[key]
             shape = ("batch_size", heads, "total_sequence_length", dim)
             values.append(_output(ops, store.present[key], f"present.{name}", shape, store.past[key].dtype))
-    initializers = [*weights.values.values()] + ([keep.value] if isinstance(keep, GraphTensor) else [])
+    given_values = [*(t.value for t in inputs.values()), *extra]
+    held = None if store is None else "growing" if store.grows else "shared"
+    return _finished(ops, weights, storage, spec, given_values, values, held, [keep] if store is not None else [])
+
+
+def _finished(
+    ops: FunctionOps,
+    weights: Initializers,
+    storage: dict[str, Storage],
+    spec: Model,
+    given: list[ir.Value],
+    values: list[ir.Value],
+    cache: str | None,
+    defaults: Sequence[Any] = (),
+) -> BuiltGraph:
+    """The graph of what was traced. `defaults` are inputs that need not be fed."""
     graph = ir.Graph(
-        [*(t.value for t in inputs.values()), *extra],
+        given,
         values,
         nodes=ops.nodes,
-        initializers=initializers,
+        initializers=[*weights.values.values(), *(t.value for t in defaults)],
         opset_imports={"": OPSET, DOMAIN: 1, CONTRIB: 1},
         name=spec.kind,
     )
@@ -176,8 +210,40 @@ def build(
         codes,
         {n: a for n, a in weights.constants.items() if n in used},
         ops.notes,
-        None if store is None else "growing" if store.grows else "shared",
+        cache,
     )
+
+
+def _encoder(ops: FunctionOps, weights: Initializers, spec: EncoderDecoder) -> tuple[list[ir.Value], list[ir.Value]]:
+    """Inputs and outputs of the first of two programs: what each of the decoder's layers keeps of a text."""
+    shape = ("batch_size", "encoder_sequence_length")
+    ids, mask = (_input(ops, name, INT64, shape) for name in ("input_ids", "attention_mask"))
+    _tables(ops, weights, spec, spec.context)
+    root = LayerHandle(ops, spec, 0, weights)
+    new = ops.node("Shape", [ids], dims=(1,), dtype=INT64, start=1, end=2)
+    memory = root.encode(ids, mask, new)
+    outputs = [_output(ops, memory, "last_hidden_state", (*shape, spec.width))]
+    made: dict[str, dict[str, GraphTensor]] = {}
+    for (path, name), (public, heads, dim) in read_names(spec).items():
+        if path not in made:
+            made[path] = functools.reduce(_child, path.split("."), root).remember(memory)
+        where = ("batch_size", heads, "encoder_sequence_length", dim)
+        outputs.append(_output(ops, made[path][name], f"present.{public}", where, ops.compute))
+    return [ids.value, mask.value], outputs
+
+
+def _child(handle: Any, name: str) -> Any:
+    return handle[int(name)] if name.isdigit() else getattr(handle, name)
+
+
+def read_names(spec: Model) -> dict[tuple[str, str], tuple[str, int, int]]:
+    """(layer path, tensor) -> `N.encoder.key`, heads, dim of what an encoder–decoder keeps of the text that it read."""
+    paths = [(path, layer.once()) for path, layer, _ in layers(spec) if layer.once()]
+    return {
+        (path, name): (f"{i}.encoder.{CACHE_NAMES.get(name, name)}", *size)
+        for i, (path, sizes) in enumerate(paths)
+        for name, size in sizes.items()
+    }
 
 
 def _clean(model: ir.Model) -> None:

@@ -18,10 +18,11 @@ from edgeformer.export.artefact import Exported, copy_tokenizer, source_files
 from edgeformer.export.filling import Progress, fill
 from edgeformer.export.functions import FunctionOps
 from edgeformer.export.genai import genai_config
-from edgeformer.export.graph import CacheScales, build, target_class
+from edgeformer.export.graph import BuiltGraph, CacheScales, build, target_class
 from edgeformer.export.graph_ops import FLOAT
 from edgeformer.export.hf import family_config
 from edgeformer.export.storage import Plan, plan
+from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.rounding import bits_per_weight
 from edgeformer.serialization import digest, to_json
 
@@ -90,8 +91,13 @@ def export_onnx(
         accuracy_level=accuracy_level,
         cache_scales=cache_scales,
     )
+    reader = _reader(loaded, target, made, inline, accuracy_level, weights, model_file)
     with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
         (folder / model_file).parent.mkdir(exist_ok=True)
+        if reader is not None:
+            model_file, data_file = "decoder_model.onnx", "decoder_model.onnx.data"
+            fill(reader, made, folder, "encoder_model.onnx.data", False, progress)
+            ir.save(reader.model, folder / "encoder_model.onnx")
         linked = fill(built, made, (folder / model_file).parent, data_file, weights == "link", progress)
         ir.save(built.model, folder / model_file)
         _companions(loaded, folder, config)
@@ -135,6 +141,33 @@ def export_onnx(
             " tools will not; use --weights copy for those"
         )
     return Exported(Path(output), manifest, notes)
+
+
+def _reader(
+    loaded: LoadedModel, target: str, made: Plan, inline: bool, accuracy_level: int, weights: str, model_file: str
+) -> BuiltGraph | None:
+    """The encoder's program of an encoder–decoder model; None of any other.
+
+    Raises:
+        ExportError: a target with a layout of its own, or weights that are to be linked.
+    """
+    if not isinstance(loaded.spec, EncoderDecoder):
+        return None
+    if "/" in model_file:
+        raise ExportError(
+            f"the target {target} has no layout for encoder–decoder models; use cpu, cuda, webgpu or portable"
+        )
+    if weights == "link":
+        raise ExportError("encoder–decoder models are exported as two files that share weights; use --weights copy")
+    return build(
+        loaded.spec,
+        made.storage,
+        target=target,
+        compute=made.compute,
+        inline=inline,
+        accuracy_level=accuracy_level,
+        program="encoder",
+    )
 
 
 def _quantization(loaded: LoadedModel, made: Plan, codes: Collection[str], accuracy_level: int) -> dict | None:

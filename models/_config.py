@@ -145,7 +145,7 @@ class HfConfig:
         """
         if self.take("quantization_config", None) is not None:
             raise ConfigError(f"{self.where} describes a quantized checkpoint (quantization_config); use the original")
-        self.expect(**_MUST_BE)
+        self.expect(**{key: value for key, value in _MUST_BE.items() if key not in self.read})
         unread = sorted(self.data.keys() - self.read)
         if unread and not allow_unread:
             raise ConfigError(

@@ -22,6 +22,7 @@ from edgeformer.sampling import Sampling, choose
 from edgeformer.spec import Model
 
 PACKAGE = "edgeformer.runtimes"
+EVERY_TASK = ("text-generation", "feature-extraction", "text2text-generation")
 FORMATS = {
     "checkpoint": "a checkpoint",
     "onnx": "an ONNX artefact",
@@ -58,7 +59,7 @@ class Served:
 
 
 class Session:
-    """An opened model. Decoders implement `_step` and `_reset`, encoders `_encode`."""
+    """An opened model. Decoders implement `_step` and `_reset`, encoders `_encode`, models of both `_source` besides."""
 
     all_positions: ClassVar[bool] = True
     """Whether `forward` can give logits of every new position, not only the last."""
@@ -75,7 +76,7 @@ class Session:
     def __init__(self, spec: Model, options: Options):
         self.spec, self.options = spec, options
         self.capacity = min(options.capacity or spec.context, spec.context)
-        self.length, self._turn = 0, 0
+        self.length, self._turn, self._read = 0, 0, False
         self._mask = np.zeros((options.batch, self.capacity), np.int64)
 
     def reset(self) -> None:
@@ -100,6 +101,8 @@ class Session:
         """
         end = self.length + ids.shape[1]
         check_ids(ids, self.spec.vocab)
+        if self.spec.task == "text2text-generation" and not self._read:
+            raise InputError("an encoder–decoder model has to be given the text that it reads first: Session.source")
         if end > self.capacity:
             raise InputError(
                 f"{self.length} + {ids.shape[1]} tokens do not fit: the cache holds {self.capacity} and the model has"
@@ -112,6 +115,24 @@ class Session:
         logits = self._step(ids, self._mask[:, :end], all_positions or trailing)
         self.length = end
         return _last_real(logits, np.asarray(valid)) if trailing else logits
+
+    def source(self, ids: np.ndarray, valid: np.ndarray | None = None) -> None:
+        """Let an encoder–decoder model read a text; `forward` then writes, from the start.
+
+        ids: int64 [B, M]; valid: int64 [B, M], 0 where padded, None when nothing is.
+
+        Raises:
+            InputError: an id outside the vocabulary, another batch, or more tokens than the model has positions.
+        """
+        check_ids(ids, self.spec.vocab)
+        if ids.shape[1] > self.spec.context or ids.shape[0] != self._mask.shape[0]:
+            raise InputError(
+                f"a text of shape {list(ids.shape)} can't be read: the session was opened for batches of"
+                f" {self._mask.shape[0]}, and the model has {self.spec.context} positions"
+            )
+        self._source(ids, np.ones_like(ids) if valid is None else valid)
+        self.reset()
+        self._read = True
 
     def encode(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run an encoder on `input_ids`, `attention_mask` and, if it has them, `token_type_ids`, all int64 [B, T]."""
@@ -161,6 +182,9 @@ class Session:
     def _step(self, ids: np.ndarray, mask: np.ndarray, all_positions: bool) -> np.ndarray:
         raise NotImplementedError
 
+    def _source(self, ids: np.ndarray, mask: np.ndarray) -> None:
+        raise NotImplementedError
+
     def _reset(self) -> None:
         """Nothing to forget by default."""
 
@@ -196,6 +220,7 @@ class Runtime(ABC):
     also_opens: ClassVar[tuple[str, ...]] = ()
     """Artefacts that it opens besides, being checkpoints too."""
     tasks: ClassVar[tuple[str, ...]] = ("text-generation", "feature-extraction")
+    """What kinds of model it runs; `EVERY_TASK` is all there are."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions it needs, the first being the runtime itself."""
     extra: ClassVar[str] = ""

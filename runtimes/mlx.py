@@ -15,7 +15,9 @@ import numpy as np
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import RuntimeUnavailable
+from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._encoder_decoder import EncoderDecoderSession
 from edgeformer.runtimes._profile import layer_clock
 from edgeformer.runtimes._protocol import Options, Session
 from edgeformer.sampling import Sampling
@@ -178,6 +180,20 @@ def tune_here(loaded: LoadedModel, precision: str, **options: Any) -> Any:
     return made
 
 
+def _encoder_decoder(loaded: LoadedModel, spec: EncoderDecoder, options: Options) -> Session:
+    import mlx.core as mx
+
+    model = build_mlx(loaded, precision=options.precision)
+    return EncoderDecoderSession(
+        spec,
+        options,
+        model.ops,
+        model,
+        lambda x: mx.array(x.astype(np.int32)),
+        lambda y: np.array(y.astype(mx.float32)),
+    )
+
+
 class Runtime(_protocol.Runtime):
     """MLX on Apple silicon, CUDA or CPU."""
 
@@ -186,6 +202,7 @@ class Runtime(_protocol.Runtime):
     packages = ("mlx",)
     extra = "mlx"
     variants = ("compile", "eager", "kernels", "ops", "kv-int8")
+    tasks = _protocol.EVERY_TASK
 
     @property
     def slow(self) -> bool:  # type: ignore[override]
@@ -203,4 +220,6 @@ class Runtime(_protocol.Runtime):
             session = MlxSession(load(source), replace(options, precision=precision))
             session.compute = session.compute or precision
             return session
+        if isinstance(source.spec, EncoderDecoder):
+            return _encoder_decoder(source, source.spec, options)
         return MlxSession(source, options)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 from threadpoolctl import threadpool_limits
 
-from edgeformer.backends.numpy import NumpyModel, NumpyOps
+from edgeformer.backends.numpy import Handle, NumpyModel, NumpyOps
 from edgeformer.checkpoint import LoadedModel
+from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._encoder_decoder import EncoderDecoderSession
 from edgeformer.runtimes._precision import rounded
 from edgeformer.runtimes._profile import layer_clock
 from edgeformer.runtimes._protocol import Options, Session
@@ -51,7 +54,12 @@ class Runtime(_protocol.Runtime):
     opens = "checkpoint"
     packages = ("numpy",)
     slow = True
+    tasks = _protocol.EVERY_TASK
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, LoadedModel)
+        if isinstance(source.spec, EncoderDecoder):
+            ops, weights = NumpyOps(), rounded(source.require_weights(), options.precision)
+            root = Handle(ops, source.spec, 0, lambda name: np.asarray(weights[name]).astype(np.float32))
+            return EncoderDecoderSession(source.spec, options, ops, root, np.asarray)
         return NumpySession(source, options)

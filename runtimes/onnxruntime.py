@@ -17,6 +17,7 @@ from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import ArtefactError
 from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._onnx_encoder_decoder import ENCODER, OnnxEncoderDecoderSession
 from edgeformer.runtimes._onnx_providers import CPU, KNOWN, TARGETS, built_in, claims, missing, operations, plugins, use
 from edgeformer.runtimes._protocol import Options, Session, check_no_hole
 
@@ -194,6 +195,7 @@ class OnnxSession(Session):
 class Runtime(_protocol.Runtime):
     """ONNX Runtime, CPU execution provider by default. Variants are the other providers of the installation, and `kernels`."""
 
+    tasks = _protocol.EVERY_TASK
     opens = "onnx"
     packages = ("onnxruntime",)
 
@@ -215,4 +217,8 @@ class Runtime(_protocol.Runtime):
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, Path)
+        if (source / ENCODER).exists():
+            manifest = bundle.read_manifest(source)
+            bundle.check_files(source, manifest)
+            return OnnxEncoderDecoderSession(source, manifest, options, lambda m: open_onnx(source, m, options))
         return OnnxSession(source, options)

@@ -10,7 +10,9 @@ import numpy as np
 
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import RuntimeUnavailable
+from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._encoder_decoder import EncoderDecoderSession
 from edgeformer.runtimes._precision import rounded
 from edgeformer.runtimes._profile import layer_clock
 from edgeformer.runtimes._protocol import Options, Session
@@ -24,9 +26,11 @@ def build_torch(loaded: LoadedModel, *, precision: str = "fp32", device: str = "
     import torch
 
     from edgeformer.backends.torch import TorchModel
+    from edgeformer.backends.torch_encoder_decoder import TorchEncoderDecoder
 
+    kind = TorchEncoderDecoder if isinstance(loaded.spec, EncoderDecoder) else TorchModel
     with torch.device("meta"):
-        model = TorchModel(loaded.spec)
+        model = kind(loaded.spec)
     model = model.materialize(device)
     weights, state = rounded(loaded.require_weights(), precision), model.state_dict()
     for name, tensor in state.items():
@@ -121,6 +125,19 @@ class TorchSession(Session):
             return {k: v.float().cpu().numpy() for k, v in outputs.items()}
 
 
+def _encoder_decoder(loaded: LoadedModel, spec: EncoderDecoder, options: Options) -> Session:
+    import torch
+
+    torch.set_num_threads(options.threads)
+    model = build_torch(loaded, precision=options.precision, device=options.device)
+    model.requires_grad_(False)
+
+    def array(x: np.ndarray) -> Any:
+        return torch.from_numpy(np.ascontiguousarray(x)).to(options.device)
+
+    return EncoderDecoderSession(spec, options, model.ops, model, array, lambda y: y.float().cpu().numpy())
+
+
 class Runtime(_protocol.Runtime):
     """PyTorch on any of its devices."""
 
@@ -128,7 +145,10 @@ class Runtime(_protocol.Runtime):
     packages = ("torch",)
     extra = "torch"
     variants = ("compile", "cuda", "mps")
+    tasks = _protocol.EVERY_TASK
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, LoadedModel)
+        if isinstance(source.spec, EncoderDecoder):
+            return _encoder_decoder(source, source.spec, options)
         return TorchSession(source, options)

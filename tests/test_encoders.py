@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import tolerances
-from family_cases import ENCODERS, encoder_settings
+from encoder_cases import ENCODERS, encoder_settings
 from support import load_tiny, random_ids, sessions
 
 pytest.importorskip("transformers")

@@ -7,7 +7,8 @@ import json
 import numpy as np
 import pytest
 import tolerances
-from family_cases import CASES, ENCODERS, encoder_settings, settings
+from encoder_cases import ENCODER_DECODERS, ENCODERS, encoder_settings, pair_settings
+from family_cases import CASES, settings
 from support import hf_model, random_ids
 
 from edgeformer import discover
@@ -81,6 +82,8 @@ def config_of(model_type: str) -> dict:
         return {"model_type": model_type, **FORMULAS[model_type]}
     if model_type in CASES:
         config = settings(model_type, next(iter(CASES[model_type].values())))
+    elif model_type in ENCODER_DECODERS:
+        config = pair_settings(model_type, next(iter(ENCODER_DECODERS[model_type].values())))
     else:
         config = encoder_settings(model_type, next(iter(ENCODERS[model_type].values())))
     return transformers.AutoConfig.for_model(model_type, **config).to_dict()

@@ -16,6 +16,7 @@ import mlx.nn as nn
 import numpy as np
 
 from edgeformer.backends.mlx.packing import Packed, packed_product
+from edgeformer.backends.mlx.store import MlxStore
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.ops import MASKED, Bias, Ops, Rotary
 from edgeformer.spec import Layer
@@ -244,7 +245,7 @@ class MlxOps(Ops):
             position = rotary = replace(rotary, cos=rotary.cos / magnitude, sin=rotary.sin / magnitude)
             magnitude = 1.0
         direct = rotary is None or (rotary.start is not None and magnitude == 1.0)
-        if slot is None or shape["value_dim"] != dim or not direct:
+        if slot is None or shape["value_dim"] != dim or not direct or not isinstance(slot.store, MlxStore):
             return super().attend(slot, qkv, norms=norms, position=position, mask=mask, dropout=dropout, **shape)
         q, kv = self._prepared(qkv, rotary, norms, heads, kv_heads, dim)
         k, v = slot.store.write(slot.path, kv)

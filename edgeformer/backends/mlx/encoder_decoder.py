@@ -1,0 +1,41 @@
+"""Encoder–decoder models in MLX: the two programs as one module to train."""
+
+from __future__ import annotations
+
+import mlx.core as mx
+
+from edgeformer.backends.mlx.module import MlxModel
+from edgeformer.layers.encoder_decoder import EncoderDecoder
+from edgeformer.step import begin
+
+
+class MlxEncoderDecoder(MlxModel):
+    """A whole model; see `MlxModel`."""
+
+    layer: EncoderDecoder  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def __call__(  # type: ignore[override]
+        self,
+        input_ids: mx.array,
+        attention_mask: mx.array | None = None,
+        decoder_input_ids: mx.array | None = None,
+        decoder_attention_mask: mx.array | None = None,
+        keep: int = 0,
+    ) -> mx.array:
+        """Logits [B, T, V] of `decoder_input_ids` [B, T], after reading `input_ids` [B, M].
+
+        The masks are integers, 0 where padded; None where nothing is. keep: logits of the last `keep` positions only; 0 for all.
+        """
+        assert decoder_input_ids is not None
+        mask = mx.ones_like(input_ids) if attention_mask is None else attention_mask
+        written = mx.ones_like(decoder_input_ids) if decoder_attention_mask is None else decoder_attention_mask
+        memory = self.layer.encode(self.ops, self, input_ids, mask, input_ids.shape[1])
+        step = begin(
+            self.ops,
+            written,
+            new=decoder_input_ids.shape[1],
+            keep=keep,
+            memory=memory,
+            memory_valid=self.ops.boolean(mask),
+        )
+        return self.layer.decode(self.ops, self, decoder_input_ids, step)

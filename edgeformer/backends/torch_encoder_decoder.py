@@ -1,0 +1,41 @@
+"""Encoder–decoder models in PyTorch: the two programs as one module to train."""
+
+from __future__ import annotations
+
+import torch
+
+from edgeformer.backends.torch import TorchModel
+from edgeformer.layers.encoder_decoder import EncoderDecoder
+from edgeformer.step import begin
+
+
+class TorchEncoderDecoder(TorchModel):
+    """A whole model; see `TorchModel`."""
+
+    layer: EncoderDecoder  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        decoder_input_ids: torch.Tensor | None = None,
+        decoder_attention_mask: torch.Tensor | None = None,
+        keep: int = 0,
+    ) -> torch.Tensor:
+        """Logits [B, T, V] of `decoder_input_ids` int64 [B, T], after reading `input_ids` int64 [B, M].
+
+        The masks are int64, 0 where padded; None where nothing is. keep: logits of the last `keep` positions only; 0 for all.
+        """
+        assert decoder_input_ids is not None
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        written = torch.ones_like(decoder_input_ids) if decoder_attention_mask is None else decoder_attention_mask
+        memory = self.layer.encode(self.ops, self, input_ids, mask, input_ids.shape[1])
+        step = begin(
+            self.ops,
+            written,
+            new=decoder_input_ids.shape[1],
+            keep=keep,
+            memory=memory,
+            memory_valid=self.ops.boolean(mask),
+        )
+        return self.layer.decode(self.ops, self, decoder_input_ids, step)

@@ -1,0 +1,72 @@
+"""Encoder–decoder model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.layers.tower import Tower
+from edgeformer.spec import Declaration, Input, Linear, Model, Sub, Table, Vector
+from edgeformer.step import begin
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderDecoder(Model):
+    """A decoder that also attends to an encoder's output (Vaswani et al. 2017; Raffel et al. 2019, T5; Lewis et al. 2019, BART).
+
+    Both share one table of embeddings, which is the head, too, if `tied`. `logit_scale` multiplies what the head is given (T5),
+    `head_bias` is added to the logits. `context` is the number of positions of each side.
+
+    Two programs over one tree of parameters: `encode`, once for a text, and `decode`.
+    """
+
+    kind: ClassVar[str] = "encoder_decoder"
+    task: ClassVar[str] = "text2text-generation"
+    encoder: Tower
+    decoder: Tower
+    tied: bool = True
+    head_bias: bool = False
+    logit_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        self.require_positive("vocab", "width", "context")
+
+    def depth(self) -> int:
+        return self.encoder.depth() + self.decoder.depth()
+
+    def params(self, width: int = 0) -> dict[str, Declaration]:
+        params: dict[str, Declaration] = {
+            "embed": Table(self.vocab, self.width),
+            "encoder": Sub(self.encoder, self.width),
+            "decoder": Sub(self.decoder, self.width),
+        }
+        if not self.tied:
+            params |= {"head": Linear(self.width, self.vocab)}
+        return params | {"head_bias": Vector(self.vocab, fill=0.0)} if self.head_bias else params
+
+    def inputs(self) -> tuple[Input, ...]:
+        """Those of `decode`, besides what the encoder's output became."""
+        return (
+            Input("input_ids", ("batch_size", "sequence_length")),
+            Input("attention_mask", ("batch_size", "total_sequence_length")),
+            Input("encoder_attention_mask", ("batch_size", "encoder_sequence_length")),
+        )
+
+    def outputs(self) -> dict[str, tuple[str | int, ...]]:
+        return {"logits": ("batch_size", "logits_length", self.vocab)}
+
+    def encode(self, ops: Any, p: Any, ids: Any, mask: Any, new: Any) -> Any:
+        """The encoder's output [B, M, D] for ids int64 [B, M] and mask int64 [B, M], 0 where padded. `new` is M."""
+        step = begin(ops, mask, None, new=new, slots=True)
+        return p.encoder(p.embed(ids), step)
+
+    def decode(self, ops: Any, p: Any, ids: Any, step: Any) -> Any:
+        """Logits of ids int64 [B, T]; the step has the encoder's output (`memory`), or a store that remembers it."""
+        x = ops.last(p.decoder(p.embed(ids), step), step.keep)
+        if self.logit_scale != 1:
+            x = x * self.logit_scale
+        y = p.embed.as_linear(x) if self.tied else p.head(x)
+        return y + p.head_bias if self.head_bias else y
+
+    def apply(self, ops: Any, p: Any, inputs: dict[str, Any], step: Any) -> dict[str, Any]:
+        return {"logits": self.decode(ops, p, inputs["input_ids"], step)}

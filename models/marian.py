@@ -1,0 +1,24 @@
+"""Marian (Junczys-Dowmunt et al. 2018, arXiv 1804.00344; Opus-MT): the original Transformer with sinusoidal positions."""
+
+from __future__ import annotations
+
+from edgeformer.layers.encoder_decoder import EncoderDecoder
+from edgeformer.layers.sinusoidal import Sinusoidal
+from edgeformer.models._config import HfConfig
+from edgeformer.models.bart import NAMES, PREFIXES, TIED, UNPREFIXED, bart_like
+
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "UNPREFIXED", "spec"]
+
+IGNORED = {r"embed_positions\.weight$": ""}  # recomputed
+
+
+def spec(config: HfConfig) -> EncoderDecoder:
+    """A Marian encoder–decoder."""
+    config.expect(share_encoder_decoder_embeddings=True, normalize_before=False, add_final_layer_norm=False)
+    config.expect(
+        normalize_embedding=False, static_position_embeddings=True, add_bias_logits=False, extra_pos_embeddings=0
+    )
+    config.expect(decoder_vocab_size=config.size("vocab_size", 58_101))
+    config.ignore("tokenizer_class", "num_hidden_layers")
+    context = config.size("max_position_embeddings", 1024)
+    return bart_like(config, Sinusoidal(count=context, interleaved=False), None, context)

@@ -1,0 +1,57 @@
+"""Encoder–decoder models on the back ends that run a spec directly: numpy, torch, MLX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from edgeformer.layers.encoder_decoder import EncoderDecoder
+from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.step import GrowingStore, begin
+
+
+class EncoderDecoderSession(Session):
+    """Keys and values of what is written are joined at each step; those of what was read are made once.
+
+    Args:
+        spec: the model.
+        options: how it was opened.
+        ops: the back end's vocabulary.
+        root: the handle of the model's parameters.
+        array: numpy array -> the back end's.
+        plain: the back end's -> float32 numpy array.
+    """
+
+    def __init__(
+        self, spec: EncoderDecoder, options: Options, ops: Any, root: Any, array: Callable, plain: Callable = np.asarray
+    ):
+        super().__init__(spec, options)
+        self.model, self.ops, self.root, self.array, self.plain = spec, ops, root, array, plain
+        self.past: dict[Any, Any] = {}
+        self.cross: dict[Any, Any] = {}
+        self.memory = self.valid = None
+
+    def _source(self, ids, mask):
+        self.valid = self.array(mask)
+        self.memory = self.model.encode(self.ops, self.root, self.array(ids), self.valid, ids.shape[1])
+        self.cross = {}
+
+    def _step(self, ids, mask, all_positions):
+        store = GrowingStore(self.ops, self.past, self.cross)
+        step = begin(
+            self.ops,
+            self.array(mask),
+            new=ids.shape[1],
+            store=store,
+            keep=0 if all_positions else 1,
+            memory=self.memory,
+            memory_valid=self.ops.boolean(self.valid),
+        )
+        logits = self.plain(self.model.decode(self.ops, self.root, self.array(ids), step))
+        self.past = store.present
+        return logits if all_positions else logits[:, -1]
+
+    def _reset(self):
+        self.past = {}

@@ -1,0 +1,57 @@
+"""An encoder–decoder artefact in ONNX Runtime: one session for each of its two programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer import bundle
+from edgeformer.runtimes._protocol import Options, Session
+
+ENCODER = "encoder_model.onnx"
+_FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+
+
+class OnnxEncoderDecoderSession(Session):
+    """Caches are inputs and outputs, joined at each step; what the encoder made is fed again."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any], options: Options, open_file: Any):
+        super().__init__(bundle.read_spec(folder), options)
+        self.capacity = min(self.capacity, manifest["context"] or self.capacity)
+        self.encoder = open_file({**manifest, "model_file": ENCODER})
+        self.decoder = open_file(manifest)
+        self.inputs = {i.name: i for i in self.decoder.get_inputs()}
+        self.outputs = [o.name for o in self.decoder.get_outputs()]
+        self.read: dict[str, np.ndarray] = {}
+        self.past: dict[str, np.ndarray] = {}
+
+    def _source(self, ids, mask):
+        feed = {
+            "input_ids": np.ascontiguousarray(ids, np.int64),
+            "attention_mask": np.ascontiguousarray(mask, np.int64),
+        }
+        names = [o.name for o in self.encoder.get_outputs() if o.name.startswith("present.")]
+        made = self.encoder.run(names, feed)
+        self.read = {n.replace("present", "past_key_values"): x for n, x in zip(names, made, strict=True)}
+        self.read["encoder_attention_mask"] = feed["attention_mask"]
+
+    def _reset(self):
+        self.past = {
+            name: np.zeros((self.options.batch, node.shape[1], 0, node.shape[3]), _FLOATS[node.type])
+            for name, node in self.inputs.items()
+            if name.startswith("past_key_values.") and ".decoder." in name
+        }
+
+    def _step(self, ids, mask, all_positions):
+        feed = {
+            "input_ids": np.ascontiguousarray(ids, np.int64),
+            "attention_mask": np.ascontiguousarray(mask, np.int64),
+            "num_logits_to_keep": np.array([0 if all_positions else 1], np.int64),
+            **{name: x for name, x in self.read.items() if name in self.inputs},
+            **self.past,
+        }
+        logits, *present = self.decoder.run(self.outputs, feed)
+        self.past = {n.replace("present", "past_key_values"): x for n, x in zip(self.outputs[1:], present, strict=True)}
+        return logits if all_positions else logits[:, -1]
