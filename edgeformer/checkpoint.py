@@ -355,4 +355,32 @@ def special_ids(folder: Path | None, config: dict | None = None) -> dict[str, An
     return ids
 
 
-__all__ = ["TOKENIZER_FILES", "LoadedModel", "as_numpy", "family", "load", "named_specs", "save", "special_ids"]
+def decoder_start(folder: Path | None) -> int:
+    """The id that an encoder–decoder model begins to write with.
+
+    Raises:
+        ConfigError: no config says it.
+    """
+    found = None
+    for name in ("config.json", "generation_config.json"):
+        if folder is not None and (file := folder / name).exists():
+            data = read_json(file)
+            found = data.get("decoder_start_token_id", found)
+            if found is None and data.get("model_type") == "t5":
+                found = data.get("pad_token_id", 0)
+    if not isinstance(found, int):
+        raise ConfigError(f"{folder} has no decoder_start_token_id, so it isn't known how to begin to write")
+    return found
+
+
+__all__ = [
+    "TOKENIZER_FILES",
+    "LoadedModel",
+    "as_numpy",
+    "decoder_start",
+    "family",
+    "load",
+    "named_specs",
+    "save",
+    "special_ids",
+]

@@ -24,7 +24,10 @@ def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTe
     quantization: the `quantization` of an MLX folder's config.
     """
     if holds_onnx(folder):
-        return read_initializers(onnx_file(folder), linked=_linked_elsewhere(folder))
+        found = read_initializers(onnx_file(folder), linked=_linked_elsewhere(folder))
+        if (encoder := manifest_of(folder).get("encoder_file")) is not None:  # the other of two programs
+            found = read_initializers(folder / encoder) | found
+        return found
     stored = read_checkpoint(folder)
     return formats.join(stored, str(folder)) if quantization is None else affine.join(stored, quantization, str(folder))
 

@@ -203,7 +203,7 @@ def _finished(
     )
     _clean(model)
     used = {v.name for v in model.graph.initializers.values()}
-    codes = {n: [c for c in forms if c in used] for n, forms in weights.codes.items()}
+    codes = {n: found for n, forms in weights.codes.items() if (found := [c for c in forms if c in used])}
     return BuiltGraph(
         model,
         [n for n in storage if n in used or n in codes],

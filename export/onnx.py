@@ -120,6 +120,7 @@ def export_onnx(
             "quantization": _quantization(loaded, made, built.codes, accuracy_level),
             "target": target,
             "model_file": model_file,
+            **({} if reader is None else {"encoder_file": "encoder_model.onnx"}),
             "estimate": kind.estimate(built.model),
             "context": context,
             "lowering": built.notes,

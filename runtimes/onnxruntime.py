@@ -217,8 +217,7 @@ class Runtime(_protocol.Runtime):
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, Path)
-        if (source / ENCODER).exists():
-            manifest = bundle.read_manifest(source)
+        if (source / ENCODER).exists() and "encoder_file" in (manifest := bundle.read_manifest(source)):
             bundle.check_files(source, manifest)
             return OnnxEncoderDecoderSession(source, manifest, options, lambda m: open_onnx(source, m, options))
         return OnnxSession(source, options)

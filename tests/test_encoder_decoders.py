@@ -5,9 +5,12 @@ Oracle: transformers in float32, on each text's real tokens alone.
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tolerances
+from click.testing import CliRunner
 from encoder_cases import ENCODER_DECODERS, pair_settings
 from support import load_tiny, random_ids, run_cached, sessions
 
@@ -16,6 +19,7 @@ pytest.importorskip("transformers")
 
 from edgeformer.api import build_torch  # noqa: E402
 from edgeformer.checkpoint import load  # noqa: E402
+from edgeformer.cli import cli  # noqa: E402
 
 READ, WRITTEN, PREFILL = 60, 160, 100
 PAIRS = [(model_type, name) for model_type, cases in ENCODER_DECODERS.items() for name in cases]
@@ -45,6 +49,36 @@ def test_encoder_decoder(model_type, case, tmp_path):
         assert np.abs(whole - expected).max() <= tolerances.FAMILY, f"{name}: {np.abs(whole - expected).max():.2e}"
         cached = run_cached(session, written, None, PREFILL)
         assert np.abs(cached - expected).max() <= tolerances.FAMILY, f"{name}, cached"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "q8"])
+def test_exported_verified_and_generated_from(precision, tmp_path):
+    """Oracle of the text: transformers' greedy search."""
+    sizes = dict(d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, vocab_size=96, decoder_start_token_id=0)
+    hf = load_tiny(tmp_path / "hf", "t5", auto="AutoModelForSeq2SeqLM", **sizes)[1]
+    source, out = str(tmp_path / "hf"), str(tmp_path / "onnx")
+    run = CliRunner().invoke
+    assert run(cli, ["export", source, "-o", out, "--precision", precision]).exit_code == 0
+    verified = run(cli, ["verify", out, "--against", source, "--length", "40", "--gen", "12", "--json"])
+    assert verified.exit_code == 0 and json.loads(verified.output)["verdict"] == "pass"
+    if precision == "fp32":
+        read = random_ids(80, 9) + 10
+        with torch.no_grad():
+            theirs = hf.generate(torch.from_numpy(read[None]), max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:]
+        for model in (source, out):
+            made = run(cli, ["generate", model, "--ids", ",".join(map(str, read)), "-n", "12", "--json"])
+            ours = json.loads(made.output)["ids"]
+            assert ours == theirs.tolist()[: len(ours)] and ours
+
+
+def test_what_is_not_done_is_said(tmp_path):
+    tiny(tmp_path / "hf", "t5", "plain")
+    for command, words in (("bench", "not measured"), ("compare", "not measured"), ("launches", "no decode step")):
+        said = CliRunner().invoke(cli, [command, str(tmp_path / "hf")])
+        assert said.exit_code == 1 and words in str(said.exception), said.output
+    linked = ["export", str(tmp_path / "hf"), "-o", str(tmp_path / "linked"), "--weights", "link"]
+    assert "use --weights copy" in str(CliRunner().invoke(cli, linked).exception)
+    assert not (tmp_path / "linked").exists()
 
 
 @pytest.mark.parametrize("model_type", ENCODER_DECODERS)

@@ -54,7 +54,13 @@ def command(
     allow_unread_config: bool,
     as_json: bool,
 ) -> None:
-    """Continue a prompt with MODEL (a checkpoint or an artefact), streaming the text."""
+    """Continue a prompt with MODEL (a checkpoint or an artefact), streaming the text.
+
+    An encoder–decoder model reads the prompt and writes its answer.
+    """
+    import numpy as np
+
+    from edgeformer.checkpoint import decoder_start
     from edgeformer.errors import InputError
     from edgeformer.generate import load_tokenizer, stream_ids, stream_text
     from edgeformer.sampling import Sampling
@@ -77,9 +83,13 @@ def command(
             precision,
             lambda folder: len(encode(folder)) + gen,
         )
-        if session.spec.task != "text-generation":
+        if session.spec.task == "feature-extraction":
             raise InputError(f"{model} is an encoder; it does not generate text")
         tokenizer, start = load_tokenizer(folder) if ids is None else None, encode(folder)
+        reads = session.spec.task == "text2text-generation"
+        if reads:  # the prompt is what is read; writing begins with a token of its own
+            session.source(np.array([start], np.int64))
+            start = [decoder_start(folder)]
         stream = stream_ids(session, start, gen, sampling, _stops(folder))
         if as_json:
             made = list(stream)
@@ -87,8 +97,8 @@ def command(
         elif tokenizer is None:
             click.echo(",".join(map(str, stream)))
         else:
-            click.echo(prompt, nl=False)
-            for piece in stream_text(tokenizer, stream, start):
+            click.echo("" if reads else prompt, nl=False)
+            for piece in stream_text(tokenizer, stream, [] if reads else start):
                 click.echo(piece, nl=False)
             click.echo()
 

@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 
+from edgeformer.errors import InputError
 from edgeformer.measure.row import Shape
 from edgeformer.reference import sample_batch
 from edgeformer.spec import Model
@@ -44,7 +45,16 @@ class Settings:
         return np.resize(np.array(self.text, np.int64), count * length).reshape(count, length)
 
     def shapes(self, spec: Model) -> list[Shape]:
-        """Every combination; encoders generate nothing and have no depth."""
+        """Every combination; encoders generate nothing and have no depth.
+
+        Raises:
+            InputError: an encoder–decoder model.
+        """
+        if spec.task == "text2text-generation":
+            raise InputError(
+                "encoder–decoder models are exported, verified and generated from, and not measured: a row would need a text to"
+                " read besides the one to write"
+            )
         if spec.task != "text-generation":
             return [Shape(prompt, 0, batch) for batch, prompt in product(self.batches, self.prompts)]
         swept = product(self.concurrency, self.batches, self.depths, self.prompts, self.gens)
