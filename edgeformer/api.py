@@ -61,9 +61,9 @@ def build_torch(
 
     require("torch")
     if isinstance(model, Model):
-        from edgeformer.backends.torch import TorchModel
+        from edgeformer.backends.torch_encoder_decoder import torch_model
 
-        return TorchModel(model).to(device)
+        return torch_model(model).to(device)
     from edgeformer.runtimes.torch import build_torch as build
 
     loaded = _loaded(model)
@@ -120,9 +120,9 @@ def build_mlx(model: ModelLike | Model, *, precision: str = "fp32") -> MlxModel:
 
     require("mlx")
     if isinstance(model, Model):
-        from edgeformer.backends.mlx import MlxModel
+        from edgeformer.backends.mlx.encoder_decoder import mlx_model
 
-        return MlxModel(model)
+        return mlx_model(model)
     from edgeformer.runtimes.mlx import build_mlx as build
 
     loaded = _loaded(model)

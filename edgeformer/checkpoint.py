@@ -6,6 +6,7 @@ spec file, a named spec or a Hugging Face Hub id.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import os
@@ -146,8 +147,11 @@ def load(
         folder = _download(name, revision)
         loaded = _from_folder(folder, name, allow_unread_config, skip_weights=weights is not None)
     else:
+        near = difflib.get_close_matches(name.lower(), known, 5, 0.5)
         raise ModelNotFound(
-            f"{name!r} is neither a folder, a spec file, a hub id (owner/name) nor a named spec ({', '.join(known)})"
+            f"{name!r} is neither a folder, a spec file, a hub id (owner/name) nor a named spec"
+            + (f"; near are {', '.join(near)}" if near else "")
+            + ". `edgeformer named` lists all named specs"
         )
     if weights is None:
         return loaded

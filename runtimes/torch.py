@@ -25,12 +25,10 @@ def build_torch(loaded: LoadedModel, *, precision: str = "fp32", device: str = "
     """
     import torch
 
-    from edgeformer.backends.torch import TorchModel
-    from edgeformer.backends.torch_encoder_decoder import TorchEncoderDecoder
+    from edgeformer.backends.torch_encoder_decoder import torch_model
 
-    kind = TorchEncoderDecoder if isinstance(loaded.spec, EncoderDecoder) else TorchModel
     with torch.device("meta"):
-        model = kind(loaded.spec)
+        model = torch_model(loaded.spec)
     model = model.materialize(device)
     weights, state = rounded(loaded.require_weights(), precision), model.state_dict()
     for name, tensor in state.items():

@@ -33,7 +33,7 @@ def edit(folder, remove=(), **changes):
 
 def test_unknown_model_type_names_the_file_to_add(folder):
     edit(folder, model_type="mamba")
-    with pytest.raises(ConfigError, match=r"there is no models/mamba\.py.*Known: albert, bert"):
+    with pytest.raises(ConfigError, match=r"there is no models/mamba\.py.*Known: albert, bart, bert"):
         load(folder)
 
 

@@ -6,7 +6,13 @@ import torch
 
 from edgeformer.backends.torch import TorchModel
 from edgeformer.layers.encoder_decoder import EncoderDecoder
+from edgeformer.spec import Model
 from edgeformer.step import begin
+
+
+def torch_model(spec: Model) -> TorchModel:
+    """The module of a spec, freshly initialised."""
+    return TorchEncoderDecoder(spec) if isinstance(spec, EncoderDecoder) else TorchModel(spec)
 
 
 class TorchEncoderDecoder(TorchModel):

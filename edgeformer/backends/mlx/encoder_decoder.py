@@ -5,8 +5,15 @@ from __future__ import annotations
 import mlx.core as mx
 
 from edgeformer.backends.mlx.module import MlxModel
+from edgeformer.backends.mlx.ops import MlxOps
 from edgeformer.layers.encoder_decoder import EncoderDecoder
+from edgeformer.spec import Model
 from edgeformer.step import begin
+
+
+def mlx_model(spec: Model, ops: MlxOps | None = None) -> MlxModel:
+    """The module of a spec, freshly initialised."""
+    return MlxEncoderDecoder(spec, ops) if isinstance(spec, EncoderDecoder) else MlxModel(spec, ops)
 
 
 class MlxEncoderDecoder(MlxModel):

@@ -16,11 +16,10 @@ import numpy as np
 from mlx.utils import tree_unflatten
 
 from edgeformer.affine import AffineTensor
-from edgeformer.backends.mlx.encoder_decoder import MlxEncoderDecoder
+from edgeformer.backends.mlx.encoder_decoder import mlx_model
 from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.backends.mlx.ops import MlxOps
 from edgeformer.formats import GROUP, QuantizedTensor
-from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.parts import Cut
 from edgeformer.safetensors_file import StoredTensor
 from edgeformer.spec import Model
@@ -86,8 +85,7 @@ def load_model(spec: Model, weights: Weights, precision: str = "fp32", ops: MlxO
         precision: fp32, fp16 or bf16: what plain weights and activations are held in (and scales of quantized ones).
         ops: the vocabulary.
     """
-    kind = MlxEncoderDecoder if isinstance(spec, EncoderDecoder) else MlxModel
-    model, found, dtype = kind(spec, ops), MlxWeights(weights), DTYPES[precision]
+    model, found, dtype = mlx_model(spec, ops), MlxWeights(weights), DTYPES[precision]
     plain: list[tuple[str, mx.array]] = []
     replaced: list[tuple[str, nn.Module]] = []
     modules = dict(model.named_modules())

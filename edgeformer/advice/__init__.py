@@ -1,0 +1,29 @@
+"""What an architecture's sizes cost on each target: remarks on a spec, before anything is trained. One file per target.
+
+A remark says what was found, why it matters there, and what would be better. None is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeformer import discover
+from edgeformer.spec import Model
+
+
+@dataclass(frozen=True)
+class Remark:
+    """About `target`: what was found, and what to do."""
+
+    target: str
+    text: str
+
+
+def advise(spec: Model) -> list[Remark]:
+    """The remarks of every target, in the order of their names."""
+    found = []
+    for name in discover.names("edgeformer.advice"):
+        module = discover.find("edgeformer.advice", name)
+        assert module is not None
+        found += [Remark(module.TARGET, text) for text in module.remarks(spec)]
+    return found

@@ -1,0 +1,42 @@
+"""`edgeformer named`."""
+
+from __future__ import annotations
+
+import click
+
+from edgeformer.cli._common import as_json, print_json
+
+
+@click.command(name="named", epilog="Examples:  edgeformer named  ·  edgeformer named qwen --json")
+@click.argument("contains", default="")
+@as_json
+def command(contains: str, as_json: bool) -> None:
+    """List the specs that are MODELs by name, without a download. CONTAINS keeps those whose name has it."""
+    from edgeformer.checkpoint import load, named_specs
+    from edgeformer.inspection import costs
+
+    found = []
+    for name in named_specs():
+        if contains.lower() in name:
+            spec = load(name).spec
+            count = costs(spec)
+            found.append(
+                {
+                    "name": name,
+                    "parameters": count.parameters,
+                    "layers": spec.depth(),
+                    "width": spec.width,
+                    "vocab": spec.vocab,
+                    "context": spec.context,
+                    "kv_bytes_per_token_fp16": count.kv_bytes_per_token,
+                }
+            )
+    if as_json:
+        print_json(found)
+        return
+    head = ("name", "parameters", "layers", "width", "vocab", "context", "KV bytes/token")
+    click.echo(f"{head[0]:<26}{head[1]:>12}{head[2]:>8}{head[3]:>7}{head[4]:>9}{head[5]:>9}{head[6]:>16}")
+    for row in found:
+        name, count, *rest = row.values()
+        cells = "".join(f"{x:>{n}}" for x, n in zip(rest, (8, 7, 9, 9, 16), strict=True))
+        click.echo(f"{name:<26}{count / 1e6:>10.1f} M{cells}")

@@ -1,0 +1,60 @@
+"""`edgeformer new`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeformer.cli._common import as_json, load_model, print_json
+
+_SIZE = click.IntRange(min=1)
+
+
+@click.command(
+    name="new",
+    epilog="Examples:  edgeformer new my-model --like qwen3-0.6b --layers 12  ·  edgeformer new tiny --like smollm2-135m"
+    " --width 384 --vocab 16384",
+)
+@click.argument("name", type=click.Path(path_type=Path))
+@click.option("--like", required=True, help="MODEL to start from: a named spec, a spec file, a config or checkpoint.")
+@click.option("--layers", type=_SIZE, default=None, help="Blocks; more than there are go on with their pattern.")
+@click.option("--width", type=_SIZE, default=None, help="Hidden size; heads and FFN follow unless given.")
+@click.option("--heads", type=_SIZE, default=None, help="Query heads.")
+@click.option("--kv-heads", type=_SIZE, default=None, help="Key and value heads.")
+@click.option("--head-dim", type=_SIZE, default=None, help="Width of a head.")
+@click.option("--ffn", type=_SIZE, default=None, help="Hidden width of the feed-forward networks.")
+@click.option("--vocab", type=_SIZE, default=None, help="Size of the vocabulary.")
+@click.option("--context", type=_SIZE, default=None, help="Positions.")
+@click.option("--tied/--untied", default=None, help="Whether the head is the embedding's table.")
+@click.option("--rope-theta", type=float, default=None, help="Base of the rotary frequencies.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@as_json
+def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) -> None:
+    """Write the spec NAME.json: an architecture like another, with other sizes; and what each target will make of it."""
+    import json
+
+    from edgeformer.advice import advise
+    from edgeformer.bundle import write_text
+    from edgeformer.derive import Sizes, derive
+    from edgeformer.errors import InputError
+    from edgeformer.inspection import costs, tree
+    from edgeformer.serialization import digest, to_json
+    from edgeformer.spec import check
+
+    file = name if name.suffix == ".json" else name.with_name(name.name + ".json")
+    if file.exists() and not force:
+        raise InputError(f"{file} is there already; give another name, or --force to replace it")
+    spec = derive(load_model(like, False).spec, Sizes(**sizes))  # type: ignore[arg-type]
+    check(spec)
+    found, count = advise(spec), costs(spec)
+    write_text(file, json.dumps(to_json(spec), indent=1) + "\n")
+    if as_json:
+        remarks = [{"target": r.target, "remark": r.text} for r in found]
+        print_json({"file": str(file), "digest": digest(spec), "parameters": count.parameters, "remarks": remarks})
+        return
+    click.echo("\n".join(tree(spec)))
+    click.echo(f"\n{file} written: {count.parameters / 1e6:.1f} M parameters")
+    for remark in found:
+        click.echo(f"  {remark.target}: {remark.text}")
+    click.echo(f"train it: edgeformer.build_torch(edgeformer.load({str(file)!r}).spec)")
