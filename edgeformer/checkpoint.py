@@ -1,7 +1,7 @@
 """From what a user calls MODEL to a spec and, where there are any, its weights.
 
 MODEL is a Hugging Face folder, an edgeformer folder (`spec.json` + `model.safetensors`), a GGUF file, an exported artefact, a
-spec file, a named spec or a Hugging Face Hub id.
+spec file, a named spec, a Hugging Face Hub id, or a LoRA adapter's folder (`BASE+ADAPTER` where it doesn't say its base).
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import ml_dtypes
 import numpy as np
 
 from edgeformer import discover
+from edgeformer.adapters import base_of, is_adapter, merged
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
 from edgeformer.gguf_checkpoint import gguf_in, read_gguf
 from edgeformer.models._config import HfConfig, read_json
+from edgeformer.parts import Part
 from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
 from edgeformer.serialization import from_json, to_json
 from edgeformer.spec import Model, tensors
@@ -133,6 +135,10 @@ def load(
         ModelNotFound, ConfigError, SpecError, CheckpointError: see their docstrings.
     """
     path, name = Path(model), str(model)
+    if not path.exists() and "+" in name and is_adapter(adapter := Path(name.rpartition("+")[2])):
+        return _adapted(name.rpartition("+")[0], adapter, name, allow_unread_config, revision)
+    if path.is_dir() and is_adapter(path):
+        return _adapted(base_of(path), path, name, allow_unread_config, revision)
     if path.is_file() and path.suffix == ".gguf":
         loaded = _from_gguf(path.resolve(), name, allow_unread_config)
     elif path.is_file():
@@ -161,6 +167,18 @@ def load(
     stored = read_checkpoint(source) if source.is_dir() else read_header(source)
     bound, notes = bind(loaded.spec, stored, names or {}, where=str(source))
     return replace(loaded, weights=bound, notes=loaded.notes + notes)
+
+
+def _adapted(base: str, adapter: Path, name: str, allow_unread: bool, revision: str | None) -> LoadedModel:
+    """A base model with a LoRA adapter merged."""
+    folder = Path(base)
+    if not folder.is_dir():
+        if base.count("/") != 1 or base.startswith((".", "/", "~")):
+            raise ModelNotFound(
+                f"the adapter {adapter} was trained on {base!r}, which is no folder here; give the model as BASE+{adapter}"
+            )
+        folder = _download(base, revision)
+    return _from_folder(folder.resolve(), name, allow_unread, skip_weights=False, adapter=adapter)
 
 
 def _from_file(path: Path, name: str, allow_unread: bool) -> LoadedModel:
@@ -201,8 +219,12 @@ def _read_config(config: HfConfig, allow_unread: bool) -> tuple[Model, list[str]
     return spec, [f"config keys not understood and skipped: {', '.join(unread)}"] if unread else []
 
 
-def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool) -> LoadedModel:
+def _from_folder(
+    folder: Path, name: str, allow_unread: bool, skip_weights: bool, adapter: Path | None = None
+) -> LoadedModel:
     want_weights = not skip_weights and has_weights(folder)
+    if adapter is not None and not (want_weights and (folder / "config.json").exists()):
+        raise CheckpointError(f"an adapter is merged into a Hugging Face folder with weights; {folder} is none")
     if (file := folder / "spec.json").exists():
         spec, notes = _model(read_json(file), file), []
         config, quantization = config_beside(file)
@@ -225,6 +247,10 @@ def _from_folder(folder: Path, name: str, allow_unread: bool, skip_weights: bool
             names = getattr(module, "MLX_NAMES", names)
         prefixes = getattr(module, "PREFIXES", ("",))
         ignored, tied = getattr(module, "IGNORED", {}), getattr(module, "TIED", {})
+        if adapter is not None and stored is not None:
+            turned = [p.name for p in names.values() if isinstance(p, Part) and p.transposed]
+            stored = merged(stored, adapter, prefixes, turned)
+            notes = [*notes, f"the adapter {adapter} is merged"]
     else:
         raise ModelNotFound(f"{folder} holds neither a config.json (Hugging Face) nor a spec.json (edgeformer)")
     spec = _with_pooling(spec, folder)
@@ -341,50 +367,12 @@ def as_numpy(x: Any) -> np.ndarray:
     return np.asarray(x)
 
 
-def special_ids(folder: Path | None, config: dict | None = None) -> dict[str, Any]:
-    """The ids of `bos`, `eos` (an int or a list) and `pad`, from generation_config.json, else the config; None if unknown.
-
-    Raises:
-        ConfigError: one of the files is no JSON object.
-    """
-    ids: dict[str, Any] = dict.fromkeys(("bos", "eos", "pad"))
-    sources = [config or {}]
-    for name in ("config.json", "generation_config.json"):
-        if folder is not None and (file := folder / name).exists():
-            sources.append(read_json(file))
-            if not isinstance(sources[-1], dict):
-                raise ConfigError(f"{file} holds no JSON object")
-    for data in sources:
-        ids |= {k: data[f"{k}_token_id"] for k in ids if data.get(f"{k}_token_id") is not None}
-    return ids
-
-
-def decoder_start(folder: Path | None) -> int:
-    """The id that an encoder–decoder model begins to write with.
-
-    Raises:
-        ConfigError: no config says it.
-    """
-    found = None
-    for name in ("config.json", "generation_config.json"):
-        if folder is not None and (file := folder / name).exists():
-            data = read_json(file)
-            found = data.get("decoder_start_token_id", found)
-            if found is None and data.get("model_type") == "t5":
-                found = data.get("pad_token_id", 0)
-    if not isinstance(found, int):
-        raise ConfigError(f"{folder} has no decoder_start_token_id, so it isn't known how to begin to write")
-    return found
-
-
 __all__ = [
     "TOKENIZER_FILES",
     "LoadedModel",
     "as_numpy",
-    "decoder_start",
     "family",
     "load",
     "named_specs",
     "save",
-    "special_ids",
 ]

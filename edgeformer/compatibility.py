@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from edgeformer import discover
-from edgeformer.checkpoint import LoadedModel, special_ids
+from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import EdgeformerError
 from edgeformer.export.gguf import PRECISIONS as GGUF_PRECISIONS
 from edgeformer.export.gguf import architecture
@@ -21,6 +21,7 @@ from edgeformer.formats import QUANTIZED
 from edgeformer.rounding import chosen
 from edgeformer.runtimes._protocol import Options, get, names
 from edgeformer.spec import Model, tensors
+from edgeformer.special_tokens import special_ids
 
 _HALF = ("q4f16", "q8f16")
 

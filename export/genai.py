@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeformer.checkpoint import LoadedModel, special_ids
+from edgeformer.checkpoint import LoadedModel
 from edgeformer.layers.gqa import GQA
 from edgeformer.spec import layers
+from edgeformer.special_tokens import special_ids
 
 
 def genai_config(loaded: LoadedModel, context: int, inputs: list[str], shared: bool) -> dict[str, Any] | None:

@@ -13,7 +13,7 @@ import numpy as np
 
 import edgeformer
 from edgeformer import bundle, discover
-from edgeformer.checkpoint import LoadedModel, special_ids
+from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import ExportError
 from edgeformer.export.artefact import Exported, copy_tokenizer, source_files
 from edgeformer.export.filling import Progress
@@ -27,6 +27,7 @@ from edgeformer.rounding import GROUP_PRECISIONS, bits_per_weight, group_format,
 from edgeformer.safetensors_file import DTYPES
 from edgeformer.serialization import digest, to_json
 from edgeformer.spec import Model, tensors
+from edgeformer.special_tokens import special_ids
 from edgeformer.weights import Source, Weights, stored_part
 
 MODEL_FILE = "model.gguf"

@@ -16,7 +16,7 @@ from typing import Any
 
 import edgeformer
 from edgeformer import bundle, discover
-from edgeformer.checkpoint import LoadedModel, family, special_ids
+from edgeformer.checkpoint import LoadedModel, family
 from edgeformer.errors import ExportError
 from edgeformer.export.artefact import Exported, copy_tokenizer, source_files
 from edgeformer.export.filling import Progress
@@ -29,6 +29,7 @@ from edgeformer.parts import Part
 from edgeformer.rounding import bits_per_weight
 from edgeformer.serialization import digest, to_json
 from edgeformer.spec import Model, tensors
+from edgeformer.special_tokens import special_ids
 from edgeformer.weights import name_map, stored_part
 
 CODE_TARGET, CODE_NAME = "edgeformer", "edgeformer_model.py"

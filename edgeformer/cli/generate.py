@@ -60,10 +60,10 @@ def command(
     """
     import numpy as np
 
-    from edgeformer.checkpoint import decoder_start
     from edgeformer.errors import InputError
     from edgeformer.generate import load_tokenizer, stream_ids, stream_text
     from edgeformer.sampling import Sampling
+    from edgeformer.special_tokens import decoder_start
 
     if (prompt is None) == (ids is None):
         raise InputError("give a prompt with -p, or token ids with --ids")
@@ -149,7 +149,7 @@ def _open(
 
 def _stops(folder: Path | None) -> frozenset[int]:
     """The end-of-text ids of generation_config.json or config.json."""
-    from edgeformer.checkpoint import special_ids
+    from edgeformer.special_tokens import special_ids
 
     eos = special_ids(folder)["eos"]
     return frozenset() if eos is None else frozenset(eos if isinstance(eos, list) else [eos])

@@ -1,0 +1,169 @@
+"""LoRA adapters (Hu et al. 2021, arXiv 2106.09685) as PEFT saves them, merged into a checkpoint's tensors as these are read.
+
+`adapter_config.json` and `adapter_model.safetensors`, with `base_model.model.<module>.lora_A.weight` [r, inputs] and
+`lora_B.weight` [outputs, r]; the merged weight is W + alpha / r · B A (alpha / √r with `use_rslora`).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer.errors import CheckpointError, ConfigError
+from edgeformer.safetensors_file import StoredTensor, read_header
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_HARMLESS = frozenset((  # how it was trained, or which modules it has: the tensors say that themselves
+    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules",
+    "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout",
+    "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
+))  # fmt: skip
+_READ = frozenset(("peft_type", "r", "lora_alpha", "use_rslora", "alpha_pattern", "rank_pattern", "fan_in_fan_out"))
+_OFF: tuple[Any, ...] = (None, False, [], {}, "none")
+
+
+@dataclass(frozen=True)
+class MergedTensor(StoredTensor):
+    """A base tensor with what an adapter adds to it, float32. `offset` and `nbytes` are the base's."""
+
+    base: StoredTensor
+    down: StoredTensor
+    up: StoredTensor
+    scale: float
+    transposed: bool
+
+    @property
+    def raw(self) -> bool:
+        """It lies in no file."""
+        return False
+
+    def parts(self) -> tuple[StoredTensor, ...]:
+        return (*self.base.parts(), self.down, self.up)
+
+    def read(self) -> np.ndarray:
+        up, down = (t.read().astype(np.float32) for t in (self.up, self.down))
+        added = (up @ down) * np.float32(self.scale)
+        return self.base.read().astype(np.float32) + (added.T if self.transposed else added)
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds an adapter, and not a model."""
+    return (folder / CONFIG).exists() and not (folder / "config.json").exists()
+
+
+def base_of(folder: Path) -> str:
+    """The MODEL that an adapter was trained on, as it says.
+
+    Raises:
+        ConfigError: it does not say.
+    """
+    base = _config(folder).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise ConfigError(f"{folder / CONFIG} names no base_model_name_or_path; give the model as BASE+{folder}")
+    return base
+
+
+def merged(
+    stored: Mapping[str, StoredTensor], folder: Path, prefixes: Collection[str], turned: Collection[str]
+) -> dict[str, StoredTensor]:
+    """A checkpoint's tensors with an adapter merged.
+
+    Args:
+        stored: stored name -> tensor of the base.
+        folder: the adapter's.
+        prefixes: what stored names may start with.
+        turned: patterns (`{i}` a layer's number) of stored weights that lie as [inputs, outputs].
+
+    Raises:
+        ConfigError: a kind of adapter that is not merged here; the message names the setting.
+        CheckpointError: tensors that don't fit the base.
+    """
+    config = _checked(folder)
+    tensors = read_header(folder / WEIGHTS) if (folder / WEIGHTS).exists() else None
+    if tensors is None:
+        raise CheckpointError(f"{folder} holds no {WEIGHTS}; save the adapter with safetensors")
+    pairs: dict[str, dict[str, StoredTensor]] = {}
+    strange = []
+    for name, tensor in tensors.items():
+        found = re.fullmatch(r"base_model\.model\.(.+)\.lora_(A|B)(?:\.default)?\.weight", name)
+        if found is None:
+            strange.append(name)
+            continue
+        pairs.setdefault(found[1], {})[found[2]] = tensor
+    if strange:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} holds {len(strange)} tensors that are no LoRA pair of a linear map: {', '.join(strange[:4])}"
+        )
+    out = dict(stored)
+    for module, pair in pairs.items():
+        name = _place(module, stored, prefixes)
+        if name is None or len(pair) != 2:
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {module} has {' and '.join(f'lora_{k}' for k in sorted(pair))}, and the base"
+                f" {'no such weight' if name is None else 'that weight'}; it was trained on another model, or is cut short"
+            )
+        lies_turned = re.sub(r"\.\d+\.", ".{i}.", name) in {p + t for p in prefixes for t in turned}
+        out[name] = _merge(stored[name], pair, _scale(config, module, pair["A"].shape[0]), lies_turned, folder)
+    return out
+
+
+def _merge(base: StoredTensor, pair: dict[str, StoredTensor], scale: float, turned: bool, folder: Path) -> MergedTensor:
+    shape = (pair["B"].shape[0], pair["A"].shape[1])
+    if base.shape != (tuple(reversed(shape)) if turned else shape) or pair["A"].shape[0] != pair["B"].shape[1]:
+        raise CheckpointError(
+            f"{folder / WEIGHTS}: {pair['A'].name} {list(pair['A'].shape)} and {pair['B'].name} {list(pair['B'].shape)} don't fit"
+            f" {base.name} {list(base.shape)}"
+        )
+    return MergedTensor(
+        base.name, base.file, base.offset, base.nbytes, "F32", base.shape, base, pair["A"], pair["B"], scale, turned
+    )
+
+
+def _place(module: str, stored: Mapping[str, StoredTensor], prefixes: Collection[str]) -> str | None:
+    """The stored name of a module's weight: classes and checkpoints differ in the prefix."""
+    bare = next((module.removeprefix(p) for p in prefixes if p and module.startswith(p)), module)
+    candidates = [f"{module}.weight", *(f"{p}{bare}.weight" for p in (*prefixes, ""))]
+    return next((name for name in candidates if name in stored), None)
+
+
+def _scale(config: dict[str, Any], module: str, rank: int) -> float:
+    alpha = float(config.get("lora_alpha", 8))
+    for pattern, value in (config.get("alpha_pattern") or {}).items():
+        if re.fullmatch(rf"(.*\.)?({pattern})$", module):
+            alpha = float(value)
+            break
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    try:
+        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as e:
+        raise ConfigError(f"{folder / CONFIG} can't be read: {e}") from e
+    if not isinstance(data, dict):
+        raise ConfigError(f"{folder / CONFIG} holds no JSON object")
+    return data
+
+
+def _checked(folder: Path) -> dict[str, Any]:
+    config = _config(folder)
+    if config.get("peft_type") != "LORA":
+        raise ConfigError(f"{folder / CONFIG}: peft_type {config.get('peft_type')!r} can't be merged; LORA can")
+    start = config.get("init_lora_weights")
+    if isinstance(start, str) and start not in ("gaussian", "eva"):
+        raise ConfigError(
+            f"{folder / CONFIG}: init_lora_weights = {start!r} changed the base, too; convert the adapter to a plain LoRA with"
+            " PEFT"
+        )
+    on = {k: v for k, v in config.items() if k not in _HARMLESS | _READ and v not in _OFF}
+    if on:
+        said = ", ".join(f"{k} = {v!r}" for k, v in sorted(on.items()))
+        raise ConfigError(f"{folder / CONFIG}: {said} is not supported; a plain LoRA of linear maps can be merged")
+    return config
