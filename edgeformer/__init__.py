@@ -13,6 +13,7 @@ _HOMES = {
     "EdgeformerError": "edgeformer.errors",
     "LoadedModel": "edgeformer.checkpoint",
     "compare": "edgeformer.comparison",
+    "load_balancing": "edgeformer.expert_balance",
     **dict.fromkeys(
         ("bench", "build_mlx", "build_torch", "export", "load", "quantize", "save", "verify"), "edgeformer.api"
     ),
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from edgeformer.checkpoint import LoadedModel
     from edgeformer.comparison import compare
     from edgeformer.errors import EdgeformerError
+    from edgeformer.expert_balance import load_balancing
 
 __all__ = [
     "EdgeformerError",
@@ -34,6 +36,7 @@ __all__ = [
     "compare",
     "export",
     "load",
+    "load_balancing",
     "quantize",
     "save",
     "verify",

@@ -46,6 +46,9 @@ class Ops(Primitives):
     A handle is callable on `[..., inputs]`; a `Stacked` handle has `each(x)`: `[B, E, T, inputs] -> [B, E, T, outputs]`.
     """
 
+    routings: list[tuple[Any, Any]] | None = None
+    """What mixtures of experts decided, while it is recorded; see `routed`."""
+
     # ------------------------------------------------------------------------------------------------- activations
 
     def activate(self, name: str, x: Any) -> Any:
@@ -130,8 +133,10 @@ class Ops(Primitives):
     def routed(self, scores: Any, chosen: Any) -> None:
         """Told by mixtures of experts: each token's scores [B, T, E], which sum to 1, and the experts chosen [B, T, k].
 
-        Nothing by default; a back end that trains keeps them for a load-balancing loss.
+        Kept where someone asked for it (`expert_balance.load_balancing`).
         """
+        if self.routings is not None:
+            self.routings.append((scores, chosen))
 
     def moe(self, x: Any, weights: Any, chosen: Any, gate: Any, up: Any, down: Any, *, act: str, count: int) -> Any:
         """Mixture of gated FFNs. weights, chosen: [B, T, k]; handles are Stacked over `count` experts.
@@ -190,10 +195,11 @@ class Ops(Primitives):
         cos, sin = position.cos, position.sin
         return self.rotate(x, cos, sin, dim=head_dim, rotated=layer.dim, interleaved=layer.interleaved)
 
-    def mask(self, spec: Any, queries: Any, keys: Any, valid: Any | None) -> Any:
+    def mask(self, spec: Any, queries: Any, keys: Any, valid: Any | None, prefix: Any = None) -> Any:
         """Which keys a query may see, as this back end's `attention` wants it (opaque to layers).
 
-        spec: a `Mask` node; queries: positions [B or 1, T]; keys: positions [B or 1, S]; valid: bool [B, S] or None.
+        spec: a `Mask` node; queries: positions [B or 1, T]; keys: positions [B or 1, S]; valid: bool [B, S] or None; prefix:
+        int64 [B], for masks that have one.
         The default is an additive float32 tensor [B or 1, 1, T, S], or None when every key is seen.
         """
         q, k, seen = self.expand_dims(queries, 2), self.expand_dims(keys, 1), None
@@ -207,6 +213,9 @@ class Ops(Primitives):
         if spec.chunk is not None:
             same = self.equal(self.floor_divide(q, spec.chunk), self.floor_divide(k, spec.chunk))
             seen = same if seen is None else seen & same
+        if spec.prefix and seen is not None:
+            first = self.less(k, self.expand_dims(self.expand_dims(prefix, 1), 2))
+            seen = self.less(0, self.cast(seen, k) + self.cast(first, k))  # either
         if valid is not None:
             real = self.expand_dims(valid, 1)
             seen = real if seen is None else seen & real

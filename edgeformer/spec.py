@@ -206,6 +206,11 @@ class Init(Node):
     std: float = 0.02
     scale_residual: bool = False
 
+    def deviation(self, path: str, leaf: Leaf, depth: int) -> float:
+        """The standard deviation of a weight of a model of `depth` blocks."""
+        residual = self.scale_residual and getattr(leaf, "residual", False)
+        return self.std / (2 * depth) ** 0.5 if residual else self.std
+
 
 @dataclass(frozen=True)
 class Input:

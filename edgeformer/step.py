@@ -72,7 +72,8 @@ class Step:
     queries, keys: how many real tokens come before each new token [B or 1, T] and each token [B or 1, S]: what masks are made
     of. positions: what position schemes are given [B or 1, T], usually the queries. valid: bool [B, S], False where padded,
     or None; keep: how many last positions need logits (0 all). memory: the encoder's output [B, M, D] with
-    `memory_valid` [B, M]. tables: what `prepare` computed, by spec node.
+    `memory_valid` [B, M]. tables: what `prepare` computed, by spec node. shared: keys and values that a layer leaves to later
+    ones, by name; `prepare` begins a new one. prefix: int64 [B], how many tokens every token may see (`Mask.prefix`).
     """
 
     ops: Any
@@ -85,6 +86,8 @@ class Step:
     memory: Any = None
     memory_valid: Any = None
     tables: dict[Any, Any] = field(default_factory=dict)
+    shared: dict[str, tuple[Any, Any]] = field(default_factory=dict)
+    prefix: Any = None
 
     def slot(self, p: Any) -> Slot | None:
         """The layer's place in the cache. `p.path` is left unread without one: torch.compile specialises on it."""
@@ -98,8 +101,9 @@ class Step:
         """
         ops = self.ops
         tables = {spec: p.positions[i](self) for i, spec in enumerate(positions)}
-        tables |= {spec: ops.mask(spec, self.queries, self.keys, self.valid) for spec in masks}
-        return replace(self, tables=tables)
+        for spec in masks:
+            tables[spec] = ops.mask(spec, self.queries, self.keys, self.valid, self.prefix)
+        return replace(self, tables=tables, shared={})
 
 
 def begin(

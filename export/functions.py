@@ -117,7 +117,7 @@ class FunctionOps(GraphOps):
 
     def moe(self, x, weights, chosen, gate, up, down, *, act, count):
         operands = [x, weights, chosen, gate, up, down]
-        return self.fused("MoE", GraphOps.moe, operands, act=act, count=count)
+        return self.fused("MoE", type(self).moe_body, operands, act=act, count=count)
 
     def attention(self, q, k, v, mask, bias, *, groups, scale, softcap=None, sinks=None, dropout=None):
         if sinks is not None:
@@ -135,6 +135,7 @@ class FunctionOps(GraphOps):
 
     # what a target may replace by a faster body of the same meaning
 
+    moe_body = GraphOps.moe
     rms_norm_body = GraphOps.rms_norm
     add_rms_norm_body = GraphOps.add_rms_norm
 

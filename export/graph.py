@@ -160,6 +160,8 @@ def build(
             extra = [*(t.value for t in store.read.values()), *extra]
             given["memory_valid"] = ops.boolean(inputs["encoder_attention_mask"])
     root = LayerHandle(ops, spec, 0, weights)
+    if "prefix_length" in inputs:
+        given["prefix"] = inputs["prefix_length"]
     with ops.scope("step"):
         mask, positions = inputs["attention_mask"], inputs.get("position_ids")
         new = ops.node("Shape", [inputs["input_ids"]], dims=(1,), dtype=INT64, start=1, end=2)

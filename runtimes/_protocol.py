@@ -272,6 +272,10 @@ class Runtime(ABC):
         """None, or why this runtime can't run this spec this way."""
         if spec.task not in self.tasks:
             return f"it does not run {spec.task} models"
+        if getattr(spec, "prefixed", False):
+            return (
+                "sessions can't be told how long a prefix is; build the model, or run its ONNX graph with prefix_length"
+            )
         return None
 
     def declines_checkpoint(self, loaded: LoadedModel) -> str | None:

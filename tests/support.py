@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +101,11 @@ def saved(spec, folder, scale=0.3):
     weights = {n: (rng.standard_normal(s) * scale).astype(np.float32) for n, s in tensors(spec).items()}
     checkpoint.save(spec, weights, folder)
     return load(folder), weights
+
+
+def record_errors(table: str, row: str, errors: dict[str, float]) -> None:
+    """Keep what a test measured, for `tests/tables` to make a table of; nothing unless EDGEFORMER_TABLES names a folder."""
+    if folder := os.environ.get("EDGEFORMER_TABLES"):
+        file = Path(folder) / table / f"{row}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps({"row": row, "errors": errors}))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tolerances
 from family_cases import CASES, DECODERS, TINY, settings
-from support import hf_logits, load_tiny, random_ids, run_cached, sessions
+from support import hf_logits, load_tiny, random_ids, record_errors, run_cached, sessions
 
 pytest.importorskip("transformers")
 
@@ -26,6 +26,7 @@ def test_decoder(model_type, case, tmp_path):
     ended[1, :13] = resumed[1, :13] = 0
     ended[2, T - 12 :] = 0
     resumed[2, PREFILL - 12 : PREFILL] = 0
+    errors: dict[str, float] = {}
     for name, session in sessions(loaded, tmp_path, batch=3).items():
         session.reset()
         results = {
@@ -36,8 +37,11 @@ def test_decoder(model_type, case, tmp_path):
             for row in range(3):
                 real = valid[row].astype(bool)
                 expected = hf_logits(hf, ids[row, real])
-                worst = np.abs(logits[row, real] - expected).max()
+                worst = float(np.abs(logits[row, real] - expected).max())
+                kind = f"{name} {how if row == 0 else 'left-padded' if row == 1 else 'right-padded'}"
+                errors[kind] = max(errors.get(kind, 0.0), worst)
                 assert worst <= tolerances.FAMILY, f"{name}, {how}, row {row}: {worst:.2e}"
+    record_errors("families", f"{model_type}@{case}", errors)
 
 
 @pytest.mark.parametrize("kind", ["dynamic", "longrope"])

@@ -10,7 +10,7 @@ import pytest
 import tolerances
 from family_cases import TINY
 from safetensors.numpy import load_file, save_file
-from support import hf_logits, hf_model, random_ids, run_cached, sessions
+from support import hf_logits, hf_model, random_ids, record_errors, run_cached, sessions
 
 from edgeformer.checkpoint import load
 
@@ -19,19 +19,22 @@ pytest.importorskip("transformers")
 T = 160
 
 
-def check(folder, logits, tmp_path, batch=2):
+def check(folder, logits, tmp_path, case):
     """Our back ends against `logits(ids [T]) -> [T, V]`, cached and left-padded."""
+    errors: dict[str, float] = {}
     loaded = load(folder)
     ids = random_ids(97, 2, T)
     valid = np.ones_like(ids)
     valid[1, :13] = 0
     expected = [logits(ids[row, valid[row].astype(bool)]) for row in range(2)]
     for name, session in sessions(loaded, tmp_path, batch=2).items():
-        results = (session.forward(ids, valid, all_positions=True), run_cached(session, ids, valid, 100))
-        for found in results:
-            for row in range(2):
-                worst = np.abs(found[row, valid[row].astype(bool)] - expected[row]).max()
+        whole, cached = session.forward(ids, valid, all_positions=True), run_cached(session, ids, valid, 100)
+        for how, found in (("uncached", whole), ("cached", cached)):
+            for row, kind in enumerate((how, "left-padded")):
+                worst = float(np.abs(found[row, valid[row].astype(bool)] - expected[row]).max())
+                errors[f"{name} {kind}"] = max(errors.get(f"{name} {kind}", 0.0), worst)
                 assert worst <= tolerances.FAMILY, f"{name}, row {row}: {worst:.2e}"
+    record_errors("families", case, errors)
 
 
 MINICPM = {
@@ -59,7 +62,7 @@ def test_minicpm(case, tmp_path):
     model = hf_model(tmp_path / "hf", "granite", **shared, **granite)
     config = shared | scales | {"model_type": "minicpm", "rope_theta": 10_000.0}
     (tmp_path / "hf" / "config.json").write_text(json.dumps(config))
-    check(tmp_path / "hf", lambda ids: hf_logits(model, ids), tmp_path)
+    check(tmp_path / "hf", lambda ids: hf_logits(model, ids), tmp_path, f"minicpm@{case}")
 
 
 CHATGLM = {
@@ -108,7 +111,7 @@ def test_chatglm(case, tmp_path):
         "post_layer_norm": True, "original_rope": True, "tie_word_embeddings": False,
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(config))
-    check(folder, lambda ids: hf_logits(model, ids), tmp_path)
+    check(folder, lambda ids: hf_logits(model, ids), tmp_path, f"chatglm@{case}")
 
 
 OPENELM = {
@@ -164,7 +167,12 @@ def test_openelm(case, tmp_path):
     folder.mkdir()
     save_file(stored, folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps(config))
-    check(folder, lambda ids: _openelm(config, {k: v.astype(np.float64) for k, v in stored.items()}, ids), tmp_path)
+    check(
+        folder,
+        lambda ids: _openelm(config, {k: v.astype(np.float64) for k, v in stored.items()}, ids),
+        tmp_path,
+        f"openelm@{case}",
+    )
 
 
 def _openelm(config, w, ids):

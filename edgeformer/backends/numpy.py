@@ -217,6 +217,7 @@ class NumpyModel:
         token_type_ids: np.ndarray | None = None,
         past: Mapping[tuple[str, str], np.ndarray] | None = None,
         keep: int = 0,
+        prefix_length: np.ndarray | None = None,
     ) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
         """The program's outputs, and the cache after this step (pass it as `past` of the next).
 
@@ -237,6 +238,7 @@ class NumpyModel:
             slots=self.spec.counts_padding,
             store=store if self.spec.task == "text-generation" else None,
             keep=keep,
+            prefix=prefix_length,
         )
         inputs = dict(input_ids=input_ids, attention_mask=attention_mask, token_type_ids=token_type_ids)
         return self.root(inputs, step), store.present

@@ -6,7 +6,6 @@ Names in the state dict are the spec's canonical names (`layers.0.attention.q.we
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +14,21 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeformer.ops import Ops
-from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, layers
+from edgeformer.spec import (
+    Const,
+    Dropout,
+    Init,
+    Layer,
+    Linear,
+    Model,
+    Stacked,
+    Sub,
+    Table,
+    Vector,
+    check,
+    layers,
+    leaves,
+)
 from edgeformer.step import GrowingStore, Step, begin
 
 
@@ -137,10 +150,23 @@ class TorchOps(Ops):
         total = x + d
         return total, self.layer_norm(total, weight, bias, eps=eps)
 
-    def mask(self, spec, queries, keys, valid):
+    def moe(self, x, weights, chosen, gate, up, down, *, act, count):
+        """Only the experts that some token chose; traced, where that can't be known, all of them."""
+        if torch.compiler.is_compiling():
+            return super().moe(x, weights, chosen, gate, up, down, act=act, count=count)
+        flat, shares, picks = x.flatten(0, 1), weights.flatten(0, 1), chosen.flatten(0, 1)
+        total = torch.zeros_like(flat)
+        for expert in picks.unique().tolist():
+            rows, place = (picks == expert).nonzero(as_tuple=True)
+            h = flat[rows]
+            y = self.activate(act, h @ gate.weight[expert].T) * (h @ up.weight[expert].T)
+            total = total.index_add(0, rows, y @ down.weight[expert].T * shares[rows, place, None])
+        return total.view_as(x)
+
+    def mask(self, spec, queries, keys, valid, prefix=None):
         if valid is None and queries is keys and spec.plain:
             return "causal"  # a whole unpadded sequence: the kernel needs no mask tensor
-        return super().mask(spec, queries, keys, valid)
+        return super().mask(spec, queries, keys, valid, prefix)
 
     def additive_mask(self, mask, scores):
         return self._causal(scores) if isinstance(mask, str) else mask
@@ -172,7 +198,7 @@ class TorchOps(Ops):
 
 
 class _Linear(nn.Linear):
-    residual = False
+    """The map of a `Linear`."""
 
 
 class _Table(nn.Embedding):
@@ -181,8 +207,6 @@ class _Table(nn.Embedding):
 
 
 class _Stacked(nn.Module):
-    residual = False
-
     def __init__(self, count: int, inputs: int, outputs: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(count, outputs, inputs))
@@ -212,13 +236,9 @@ class Module(nn.Module):
     def _make(self, declaration: Any, path: str) -> nn.Module | nn.Parameter:
         match declaration:
             case Linear():
-                made: Any = _Linear(declaration.inputs, declaration.outputs, declaration.bias)
-                made.residual = declaration.residual
-                return made
+                return _Linear(declaration.inputs, declaration.outputs, declaration.bias)
             case Stacked():
-                made = _Stacked(declaration.count, declaration.inputs, declaration.outputs)
-                made.residual = declaration.residual
-                return made
+                return _Stacked(declaration.count, declaration.inputs, declaration.outputs)
             case Table():
                 return _Table(declaration.rows, declaration.width)
             case Vector():
@@ -274,11 +294,10 @@ class TorchModel(Module):
     @torch.no_grad()
     def initialize(self, init: Init) -> None:
         """Fresh weights: normal with `init.std` (see `spec.Init`), biases 0, norms 1."""
-        scale = 1 / math.sqrt(2 * self.layer.depth()) if init.scale_residual else 1.0
-        for module in self.modules():
+        found, depth = dict(leaves(self.layer)), self.layer.depth()
+        for path, module in self.named_modules():
             if isinstance(module, (_Linear, _Stacked, _Table)):
-                residual = getattr(module, "residual", False)
-                nn.init.normal_(module.weight, std=init.std * (scale if residual else 1.0))
+                nn.init.normal_(module.weight, std=init.deviation(path, found[path], depth))
             if isinstance(module, _Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
@@ -290,6 +309,7 @@ class TorchModel(Module):
         token_type_ids: torch.Tensor | None = None,
         store: GrowingStore | FixedStore | None = None,
         keep: int = 0,
+        prefix_length: torch.Tensor | None = None,
     ) -> Any:
         """Run the model.
 
@@ -300,6 +320,7 @@ class TorchModel(Module):
             token_type_ids: int64 [B, T], encoders with segment embeddings; None is all 0.
             store: the cache (`GrowingStore`, `FixedStore`), or None to train or score without one.
             keep: give logits for the last `keep` positions only; 0 for all.
+            prefix_length: int64 [B], of prefix language models: how many first tokens all tokens see.
         """
         device, new = input_ids.device, input_ids.shape[1]
         encoder = self.layer.task == "feature-extraction"
@@ -308,7 +329,7 @@ class TorchModel(Module):
             keys = torch.arange(past + new, device=device)[None]
             queries = keys[:, past:] if past else keys
             positions = queries if position_ids is None else position_ids
-            step = Step(self.ops, queries, keys, positions, store=store, keep=keep)
+            step = Step(self.ops, queries, keys, positions, store=store, keep=keep, prefix=prefix_length)
         else:
             places = store.slots if isinstance(store, FixedStore) and store.whole else None
             step = begin(
@@ -320,6 +341,7 @@ class TorchModel(Module):
                 slots=self.layer.counts_padding,
                 store=store,
                 keep=keep,
+                prefix=prefix_length,
             )
         inputs = {"input_ids": input_ids}
         if encoder:

@@ -50,10 +50,12 @@ class Decoder(BlockStack):
         return params if self.tied else params | {"head": Linear(narrow, self.vocab, self.head_bias)}
 
     def inputs(self) -> tuple[Input, ...]:
+        prefix = (Input("prefix_length", ("batch_size",)),) if self.prefixed else ()
         return (
             Input("input_ids", ("batch_size", "sequence_length")),
             Input("attention_mask", ("batch_size", "total_sequence_length")),
             Input("position_ids", ("batch_size", "sequence_length")),
+            *prefix,
         )
 
     def outputs(self) -> dict[str, tuple[str | int, ...]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.mask import Mask
+from edgeformer.ops import Bias, Rotary
 from edgeformer.spec import Declaration, Dropout, Fold, Layer, Linear, Norm, Sub, Vector
 
 
@@ -106,3 +107,25 @@ class GQA(Layer):
             k = ops.norm_heads(norms[1], k, self.kv_heads, self.head_dim)
         assert self.clip is not None
         return tuple(ops.clip(y, -self.clip, self.clip) for y in (q, k, v))
+
+    def rotation(self, step: Any) -> Rotary | None:
+        """The step's rotation, if positions are rotary."""
+        found = None if self.position is None else step.tables[self.position]
+        return found if isinstance(found, Rotary) else None
+
+    def attended(self, ops: Any, p: Any, q: Any, k: Any, v: Any, step: Any) -> Any:
+        """Attention of queries [B, T, H·K] to keys and values [B, G, S, K] that are complete and rotated; [B, T, H·K]."""
+        q, position = ops.split_heads(q, self.heads, self.head_dim), self.rotation(step)
+        bias = None if self.position is None else step.tables[self.position]
+        y = ops.attention(
+            q if position is None else ops.turn(q, position, self.head_dim),
+            k,
+            v,
+            step.tables[self.mask],
+            bias.tensor if isinstance(bias, Bias) else None,
+            groups=self.heads // self.kv_heads,
+            scale=self.head_dim**-0.5 if self.scale is None else self.scale,
+            softcap=self.softcap,
+            dropout=p.dropout if self.dropout else None,
+        )
+        return ops.merge_heads(y, self.heads * self.head_dim)

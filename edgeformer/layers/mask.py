@@ -11,7 +11,8 @@ from edgeformer.spec import Node
 @dataclass(frozen=True, kw_only=True)
 class Mask(Node):
     """`causal`: only keys at or before the query. `window`: only the nearest `window` positions, the own one included.
-    `chunk`: only keys of the query's own chunk of `chunk` positions. All that are given hold at once.
+    `chunk`: only keys of the query's own chunk of `chunk` positions. All that are given hold at once. `prefix`: the first
+    `step.prefix` tokens are seen by all, whatever else (a prefix language model: Raffel et al. 2019, section 3.2.1; ChatGLM).
 
     Sliding windows: Beltagy et al. 2020 (Longformer); Jiang et al. 2023 (Mistral) count the same way.
     Chunks: Llama 4 (Meta 2025).
@@ -21,6 +22,7 @@ class Mask(Node):
     causal: bool = True
     window: int | None = None
     chunk: int | None = None
+    prefix: bool = False
 
     def __post_init__(self) -> None:
         for name in ("window", "chunk"):
@@ -30,4 +32,4 @@ class Mask(Node):
     @property
     def plain(self) -> bool:
         """Whether it is causal and nothing else."""
-        return self.causal and self.window is None and self.chunk is None
+        return self.causal and self.window is None and self.chunk is None and not self.prefix

@@ -37,6 +37,11 @@ class Blocks(Layer):
         object.__setattr__(self, "_positions", _distinct(self.blocks, "position", Layer))
         object.__setattr__(self, "_masks", _distinct(self.blocks, "mask", Mask))
 
+    @property
+    def prefixed(self) -> bool:
+        """Whether the first tokens of a sequence are seen by all, so that a step has to be told how many (`Step.prefix`)."""
+        return any(mask.prefix for mask in self._masks)  # pyright: ignore[reportAttributeAccessIssue]
+
     def depth(self) -> int:
         """How many blocks a token passes."""
         return len(self.blocks if self.order is None else self.order)

@@ -43,6 +43,7 @@ class _WithoutCausality:
     window: int | None
     chunk: int | None
     causal: bool = False
+    prefix: bool = False
 
 
 class _Packed:
@@ -136,9 +137,9 @@ class OnnxRuntimeTarget(FunctionOps):
             statistic.value.name = ""  # an output without a name is not computed
         return out[3], out[0]
 
-    def mask(self, spec, queries, keys, valid):
-        full = super().mask(spec, queries, keys, valid)
-        if not spec.causal:
+    def mask(self, spec, queries, keys, valid, prefix=None):
+        full = super().mask(spec, queries, keys, valid, prefix)
+        if not spec.causal or spec.prefix:  # the operator is causal
             return _Mask(full, None)
         extra = super().mask(_WithoutCausality(spec.window, spec.chunk), queries, keys, valid)
         if (
@@ -158,7 +159,7 @@ class OnnxRuntimeTarget(FunctionOps):
         return mask.full if isinstance(mask, _Mask) else mask
 
     def attend(self, slot, qkv, *, norms=None, position=None, mask: Any = None, **shape):
-        refusal = None if slot is None else self._refusal(position, shape)
+        refusal = None if slot is None else self._refusal(position, mask, shape)
         if slot is None or refusal:
             if refusal:
                 self.note(f"attention runs its reference body: {refusal}")
@@ -251,11 +252,13 @@ class OnnxRuntimeTarget(FunctionOps):
             self.scopes = scopes
         return store.shared[name]
 
-    def _refusal(self, position: Any, shape: dict[str, Any]) -> str | None:
+    def _refusal(self, position: Any, mask: Any, shape: dict[str, Any]) -> str | None:
         """Why GroupQueryAttention can't take this attention."""
         if self.compute not in self.attention_types:
             types = ", ".join(t.name for t in self.attention_types)
             return f"this provider's GroupQueryAttention computes in {types}, not in {self.compute.name}"
+        if mask.extra is None:
+            return "GroupQueryAttention is causal, and a prefix is seen by all"
         if shape["head_dim"] != shape["value_dim"]:
             return "keys and values differ in width"
         if shape["head_dim"] % 8:

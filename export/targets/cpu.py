@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from edgeformer.export.graph_ops import CONTRIB, FLOAT
 from edgeformer.export.targets._onnxruntime import OnnxRuntimeTarget
+from edgeformer.export.targets._sparse_experts import sparse_experts
 
 
 class Target(OnnxRuntimeTarget):
     """Products of stored weights without a transposition in the graph."""
+
+    moe_body = sparse_experts
 
     def linear(self, x, weight):
         if x.dtype != FLOAT:

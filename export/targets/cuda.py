@@ -5,9 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgeformer.export.targets._onnxruntime import OnnxRuntimeTarget
+from edgeformer.export.targets._sparse_experts import sparse_experts
 
 
 class Target(OnnxRuntimeTarget):
     """Never run on a GPU by this project: the operators are those that ONNX Runtime's documentation lists for CUDA."""
 
     attention_types = (ir.DataType.FLOAT16,)
+    moe_body = sparse_experts

@@ -6,8 +6,7 @@ checkpoint's state.
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import mlx.core as mx
@@ -132,11 +131,10 @@ class MlxModel(Module):
 
     def initialize(self, init: Init) -> None:
         """Fresh weights: normal with `init.std` (see `spec.Init`), biases 0, norms 1."""
-        scale = 1 / math.sqrt(2 * self.layer.depth()) if init.scale_residual else 1.0
-        residual = {path for path, leaf in leaves(self.layer) if getattr(leaf, "residual", False)}
+        found, depth = dict(leaves(self.layer)), self.layer.depth()
         for path, module in self.named_modules():
             if isinstance(module, (nn.Linear, _Stacked, nn.Embedding)):
-                std = init.std * (scale if path in residual else 1.0)
+                std = init.deviation(path, found[path], depth)
                 module.weight = mx.random.normal(module.weight.shape) * std
                 if "bias" in module:
                     module.bias = mx.zeros(module.bias.shape)  # pyright: ignore
@@ -149,6 +147,7 @@ class MlxModel(Module):
         token_type_ids: mx.array | None = None,
         store: MlxStore | None = None,
         keep: int = 0,
+        prefix_length: mx.array | None = None,
     ) -> Any:
         """Run the model.
 
@@ -160,10 +159,11 @@ class MlxModel(Module):
             token_type_ids: integers [B, T], encoders with segment embeddings; None is all 0.
             store: the cache, with its `start` (and `visible`) set, or None.
             keep: give logits for the last `keep` positions only; 0 for all.
+            prefix_length: integers [B], of prefix language models: how many first tokens all tokens see.
         """
         new, encoder = input_ids.shape[1], self.layer.task == "feature-extraction"
         if attention_mask is None:
-            step = self._whole(new, position_ids, store, keep)
+            step = replace(self._whole(new, position_ids, store, keep), prefix=prefix_length)
         else:
             places = None if store is None or store.visible is None else store.start + mx.arange(new)
             made = begin(
@@ -175,6 +175,7 @@ class MlxModel(Module):
                 slots=self.layer.counts_padding,
                 store=store,
                 keep=keep,
+                prefix=prefix_length,
             )
             step = MlxStep(**vars(made), start=made.positions[:, 0] if new == 1 else None)
         inputs = {"input_ids": input_ids}

@@ -209,11 +209,11 @@ class MlxOps(Ops):
             found = 1 / frequencies.reshape(-1)
         return MlxRotary(angles.cos, angles.sin, layer, getattr(step, "start", None), found)
 
-    def mask(self, spec, queries, keys, valid):
+    def mask(self, spec, queries, keys, valid, prefix=None):
         if spec.plain and valid is None and queries is keys:
             return "causal"  # a whole unpadded sequence
         # bools as the default body's 0 / MASKED would be; it is written for tensors that add
-        additive = super().mask(spec, queries, keys, valid)
+        additive = super().mask(spec, queries, keys, valid, prefix)
         return None if additive is None else additive == 0
 
     def additive_mask(self, mask, scores):

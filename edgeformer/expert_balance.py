@@ -1,0 +1,45 @@
+"""The loss that keeps a mixture of experts from sending all tokens to a few (Fedus et al. 2021, arXiv 2101.03961)."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+@contextlib.contextmanager
+def load_balancing(model: Any) -> Iterator[Callable[[], Any]]:
+    """Remember what a model's mixtures of experts decide inside the block; the value gives the loss of that, a scalar tensor.
+
+    Example:
+        with edgeformer.load_balancing(model) as balance:
+            loss = cross_entropy(model(ids), targets) + 0.01 * balance()
+
+    Args:
+        model: a torch or MLX module of ours.
+
+    The loss is E · Σᵢ fᵢ · Pᵢ over the E experts: fᵢ the share of tokens that chose expert i (it sums to k for k chosen), Pᵢ the
+    mean of its scores, over all tokens of all layers. It is k where experts are chosen evenly. Padding counts.
+
+    Raises (the value, when called):
+        ValueError: no mixture of experts ran.
+    """
+    ops = model.ops
+    before, ops.routings = ops.routings, []
+    try:
+        yield lambda: _loss(ops, ops.routings)
+    finally:
+        ops.routings = before
+
+
+def _loss(ops: Any, routings: list[tuple[Any, Any]]) -> Any:
+    if not routings:
+        raise ValueError("no mixture of experts ran: the model has none, or was not called")
+    share = score = 0.0
+    tokens, experts = 0, routings[0][0].shape[-1]
+    for scores, chosen in routings:
+        hits = ops.cast(ops.equal(ops.expand_dims(chosen, 3), ops.arange(experts, chosen)), scores)
+        share = ops.sum(ops.sum(ops.sum(hits, 2), 1), 0) + share
+        score = ops.sum(ops.sum(scores, 1), 0) + score
+        tokens += scores.shape[0] * scores.shape[1]
+    return ops.sum(share * score, 0) * (experts / tokens**2)

@@ -1,0 +1,48 @@
+"""Additive attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.layers.mask import Mask
+from edgeformer.spec import Declaration, Layer, Linear, Vector
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdditiveAttention(Layer):
+    """score = vᵀ tanh(W q + U k), a vector v per head (Bahdanau et al. 2014, arXiv 1409.0473, section A.1.2).
+
+    For comparison with products: it writes out [heads, queries, keys, head_dim] numbers, and no kernel has it.
+    """
+
+    kind: ClassVar[str] = "additive_attention"
+    same_input: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
+    reads: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+    heads: int
+    head_dim: int
+    mask: Mask = Mask()
+    bias: bool = False
+
+    def __post_init__(self) -> None:
+        self.require_positive("heads", "head_dim")
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        inner = self.heads * self.head_dim
+        maps: dict[str, Declaration] = {name: Linear(width, inner, self.bias) for name in "qkv"}
+        return maps | {"score": Vector(inner, fill=0.1), "o": Linear(inner, width, self.bias, residual=True)}
+
+    def cache(self) -> dict[str, tuple[int, int]]:
+        return {name: (self.heads, self.head_dim) for name in ("k", "v")} if self.mask.causal else {}
+
+    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+        q, k, v = (ops.split_heads(y, self.heads, self.head_dim) for y in ops.linears(x, p.q, p.k, p.v))
+        slot = step.slot(p) if self.mask.causal else None
+        if slot is not None:
+            k, v = slot.append(k=k, v=v)
+        together = ops.tanh(ops.expand_dims(q, 3) + ops.expand_dims(k, 2))  # [B, H, T, S, K]
+        vector = ops.reshape(ops.f32(p.score), (self.heads, 1, 1, self.head_dim))
+        scores = ops.sum(ops.f32(together) * vector, -1)
+        mask = ops.additive_mask(step.tables[self.mask], scores)
+        y = ops.weigh(scores if mask is None else scores + mask, v)
+        return p.o(ops.merge_heads(y, self.heads * self.head_dim))

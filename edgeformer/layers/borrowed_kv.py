@@ -1,0 +1,42 @@
+"""Attention to an earlier layer's keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.layers.gqa import GQA
+from edgeformer.spec import Declaration, Fold
+
+
+@dataclass(frozen=True, kw_only=True)
+class BorrowedKV(GQA):
+    """`GQA` without keys and values of its own: those that an earlier `sharing_gqa` shares under the name `source`.
+
+    Cross-layer attention: Brandon et al. 2024, arXiv 2405.12981. It remembers nothing, so the cache is smaller by a layer.
+    """
+
+    kind: ClassVar[str] = "borrowed_kv"
+    same_input: ClassVar[tuple[tuple[str, ...], ...]] = ()
+    reads: ClassVar[tuple[str, ...]] = ("q",)
+    source: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.sinks is False and self.clip is None, "it is written without sinks and clip")
+
+    def params(self, width: int) -> dict[str, Declaration]:
+        return {k: v for k, v in super().params(width).items() if k not in ("k", "v", "k_norm")}
+
+    def folds(self) -> tuple[Fold, ...]:
+        return ()
+
+    def cache(self) -> dict[str, tuple[int, int]]:
+        return {}
+
+    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+        k, v = step.shared[self.source]
+        q = p.q(x)
+        if self.qk_norm is not None:
+            q = ops.norm_heads(p.q_norm, q, self.heads, self.head_dim)
+        return p.o(self.attended(ops, p, q, k, v, step))

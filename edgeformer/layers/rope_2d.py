@@ -1,0 +1,39 @@
+"""Rotary position embedding in two dimensions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.layers.rope import Rope
+from edgeformer.ops import Rotary
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rope2D(Rope):
+    """Rotations by two counts: the place in a prefix, and the place after it (Du et al. 2022, arXiv 2103.10360, section 2.3).
+
+    In a prefix of n tokens the first count runs 0 .. n − 1 and stays there, the second is 0 in it and runs 1, 2, .. after it. The
+    first half of the `dim/2` pairs turns by the first count, the second by the second, both with the frequencies of `dim/2`
+    channels. Pairs are (i, i + dim/2); ChatGLM-6B stores each half's pairs side by side, another order of the same rows.
+    """
+
+    kind: ClassVar[str] = "rope_2d"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.dim % 4 == 0, f"dim must be a multiple of 4, got {self.dim}")
+        self.require(self.scaling is None, "it has no scaling")
+
+    def frequencies(self) -> Any:
+        return Rope(dim=self.dim // 2, theta=self.theta).frequencies()
+
+    def table(self, length: int) -> None:
+        return None  # angles depend on the prefix
+
+    def apply(self, ops: Any, p: Any, step: Any) -> Rotary:
+        after = ops.clip(step.positions - (ops.expand_dims(step.prefix, 1) - 1), 0, 1 << 30)
+        counts = (step.positions - after, after)
+        parts = [ops.expand_dims(ops.cast(count, p.frequencies), 2) * p.frequencies for count in counts]
+        angles = ops.expand_dims(ops.concat(parts, -1), 1)
+        return Rotary(ops.cos(angles), ops.sin(angles), self)

@@ -1,0 +1,37 @@
+"""Attention whose keys and values later layers use, too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from edgeformer.layers.gqa import GQA
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharingGQA(GQA):
+    """`GQA` that leaves its keys and values, rotated, from the first token on, to layers that ask for `shares` (`borrowed_kv`).
+
+    Cross-layer attention: Brandon et al. 2024, arXiv 2405.12981.
+    """
+
+    kind: ClassVar[str] = "sharing_gqa"
+    shares: str
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(self.sinks is False and self.clip is None, "it is written without sinks and clip")
+
+    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+        q, k, v = ops.linears(x, p.q, p.k, p.v)
+        if self.qk_norm is not None:
+            q = ops.norm_heads(p.q_norm, q, self.heads, self.head_dim)
+            k = ops.norm_heads(p.k_norm, k, self.kv_heads, self.head_dim)
+        k, v = (ops.split_heads(y, self.kv_heads, self.head_dim) for y in (k, v))
+        position = self.rotation(step)
+        k = k if position is None else ops.turn(k, position, self.head_dim)
+        slot = step.slot(p) if self.mask.causal else None
+        if slot is not None:
+            k, v = slot.append(k=k, v=v)
+        step.shared[self.shares] = (k, v)
+        return p.o(self.attended(ops, p, q, k, v, step))
