@@ -1,5 +1,6 @@
-"""Makes docs/architectures.md of what the tests measured: `python tests/tables.py FOLDER`, where FOLDER is what EDGEFORMER_TABLES named
-while they ran. `bash .ci/run` does both and fails if a cell is empty.
+"""Makes docs/architectures.md of what the tests measured.
+
+`python tests/tables.py FOLDER`, where FOLDER is what EDGEFORMER_TABLES named while they ran; an empty cell is an error.
 """
 
 from __future__ import annotations
@@ -55,32 +56,28 @@ def families(folder: Path) -> list[str]:
     return lines
 
 
+INTRODUCTION = """# What was checked, architecture by architecture
+
+Made by the tests (`EDGEFORMER_TABLES=$PWD/tables bash tests/run && python tests/tables.py tables`); digits change with the
+machine, the limits do not.
+
+## Families
+
+Largest |difference| of logits from transformers in float32 (of chatglm, minicpm and openelm, which transformers has no class for:
+from the published formula), over all odd configs of the family; the limit is 1e-4. Cached: a prefill of 100 tokens and 60 single
+steps. Encoders have no cache; of encoder–decoder models, the text that is read is padded.
+"""
+BETWEEN = """
+## Components
+
+Largest |difference| of logits from float64, in a model of two such blocks, a prefill of 14 tokens and 10 single steps of a
+left-padded batch. Function bodies: the target `cpu`, where a fused operator of ONNX Runtime may stand for one.
+"""
+
+
 def page(folder: Path) -> str:
     """The whole document."""
-    return "\n".join(
-        [
-            "# What was checked, architecture by architecture",
-            "",
-            "Made by the tests (`EDGEFORMER_TABLES=tables bash tests/run && python tests/tables.py tables`); the digits change with"
-            " the machine, the limits do not.",
-            "",
-            "## Families",
-            "",
-            "Largest |difference| of logits from transformers in float32 (of chatglm, minicpm and openelm, which transformers has no"
-            " class for: from the published formula), over all odd configs of the family; the limit is 1e-4. Cached: a prefill of"
-            " 100 tokens and 60 single steps. Encoders have no cache; of encoder–decoder models, the text that is read is padded.",
-            "",
-            *families(folder),
-            "",
-            "## Components",
-            "",
-            "Largest |difference| of logits from float64, in a model of two such blocks, a prefill of 14 tokens and 10 single steps"
-            " of a left-padded batch. Function bodies: the target `cpu`, where a fused operator of ONNX Runtime may stand for one.",
-            "",
-            *components(folder),
-            "",
-        ]
-    )
+    return "\n".join([INTRODUCTION, *families(folder), BETWEEN, *components(folder), ""])
 
 
 if __name__ == "__main__":
