@@ -1,10 +1,10 @@
-"""How position schemes extrapolate: one small model per scheme, trained on bytes of Python's own library at one length, read at 1, 2,
-4 and 8 times that. Everything but the positions is the same: shape, seed, order of the text.
+"""How position schemes extrapolate: one small model per scheme, trained on bytes of Python's own library at one length, read at
+1, 2, 4 and 8 times that. Everything but the positions is the same: shape, seed, order of the text.
 
     python benchmarks/extrapolation.py --steps 300 --plot build/extrapolation.html
 
-Prints perplexity per byte on models/stdlib-5m/validation.txt (which is none of the training text), in windows of each length without
-overlap. The RoPE rows below "rope" are that same model read with another scaling: of factor 2, 4 and 8 as the length asks.
+Prints perplexity per byte on models/stdlib-5m/validation.txt, in windows of each length without overlap. The RoPE rows below
+"rope" are that same model read with another scaling: of factor 2, 4 and 8 as the length asks.
 """
 
 from __future__ import annotations

@@ -1,0 +1,38 @@
+"""`edgeformer trends`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeformer.cli._common import as_json, print_json
+
+
+@click.command(name="trends", epilog="Examples:  edgeformer trends  ·  edgeformer trends -o trends.html")
+@click.option("-o", "--output", default=None, type=click.Path(path_type=Path), help="Write a page with plots (HTML).")
+@as_json
+def command(output: Path | None, as_json: bool) -> None:
+    """What small language models are made of, by half-year: the survey's table with its errors marked, and our named specs."""
+    from edgeformer.bundle import write_text
+    from edgeformer.report.trends import TRAITS, counts, page, survey
+
+    if output is not None:
+        write_text(output, page())
+        click.echo(f"wrote {output}", err=True)
+        return
+    rows = survey()
+    if as_json:
+        print_json(rows)
+        return
+    for trait in TRAITS:
+        found = counts(rows, trait)
+        values = sorted({value for counter in found.values() for value in counter})
+        click.echo(f"{trait:<10}" + "".join(f"{value:>11}" for value in values))
+        for half, counter in found.items():
+            click.echo(f"{half:<10}" + "".join(f"{counter.get(value, 0) or '-':>11}" for value in values))
+        click.echo()
+    click.echo("known errors of the survey's table, and what was left out:")
+    for row in rows:
+        if row["error"]:
+            click.echo(f"  {row['model']}: {row['error']}")
