@@ -66,9 +66,13 @@ def spec(scheme: str, length: int) -> Decoder:
         case "rope":
             attention = replace(attention, position=Rope(dim=HEAD_DIM))
     norm, width = RMSNorm(), HEADS * HEAD_DIM
+    scale = (
+        width**0.5 if scheme == "sinusoidal" else 1.0
+    )  # as in the paper: a sinusoid is of size 1, an embedding is not
     block = Block(attention=attention, ffn=GLU(hidden=3 * width), norm=norm)
     blocks = (block,) * LAYERS
-    return Decoder(vocab=VOCAB, width=width, context=furthest, blocks=blocks, norm=norm, positions=positions)
+    shape = dict(vocab=VOCAB, width=width, context=furthest, blocks=blocks, norm=norm)
+    return Decoder(**shape, positions=positions, embed_scale=scale)  # pyright: ignore
 
 
 def stretched(model: Decoder, scaling: str, factor: int, length: int) -> Decoder:

@@ -1,6 +1,6 @@
 """Makes docs/architectures.md of what the tests measured.
 
-`python tests/tables.py FOLDER`, where FOLDER is what EDGEFORMER_TABLES named while they ran; an empty cell is an error.
+`python tests/tables.py FOLDER [FILE]`, where FOLDER is what EDGEFORMER_TABLES named while they ran; an empty cell is an error.
 """
 
 from __future__ import annotations
@@ -81,5 +81,6 @@ def page(folder: Path) -> str:
 
 
 if __name__ == "__main__":
-    DOCS.write_text(page(Path(sys.argv[1])), encoding="utf-8")
-    print(f"{DOCS} written")
+    target = Path(sys.argv[2]) if len(sys.argv) > 2 else DOCS
+    target.write_text(page(Path(sys.argv[1])), encoding="utf-8")
+    print(f"{target} written")
