@@ -71,8 +71,9 @@ def _attention(layer: Any) -> str:
 
 
 def _number(text: str) -> float | None:
+    """A ratio; the survey writes 0 where it differs from layer to layer."""
     try:
-        return float(text)
+        return float(text) or None
     except ValueError:
         return None
 
@@ -113,11 +114,13 @@ def page() -> str:
     base = alt.Chart(data, title="FFN width / hidden width", width=700, height=240)
     x = alt.X("half:O", title=None)
     hints = ["model:N", "ratio:Q", "ratio_survey:Q", "error:N"]
-    ours = base.mark_circle(size=70, opacity=0.6).encode(x=x, y=alt.Y("ratio:Q"), color="ffn:N", tooltip=hints)
+    ours = base.mark_circle(size=70, opacity=0.6).encode(
+        x=x, y=alt.Y("ratio:Q", title="ratio"), color="ffn:N", tooltip=hints
+    )
     theirs = (
         base.transform_filter(wrong)
         .mark_point(shape="cross", size=90, color="crimson")
-        .encode(x=x, y=alt.Y("ratio_survey:Q"), tooltip=hints)
+        .encode(x=x, y=alt.Y("ratio_survey:Q", title="ratio"), tooltip=hints)
     )
     figure = alt.vconcat(
         alt.hconcat(*bars[:2]).resolve_scale(color="independent"),
