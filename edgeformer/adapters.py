@@ -97,9 +97,11 @@ def merged(
             strange.append(name)
             continue
         pairs.setdefault(found[1], {})[found[2]] = tensor
-    if strange:
+    if not tensors or strange:
         raise CheckpointError(
             f"{folder / WEIGHTS} holds {len(strange)} tensors that are no LoRA pair of a linear map: {', '.join(strange[:4])}"
+            if strange
+            else f"{folder / WEIGHTS} holds no tensors"
         )
     out = dict(stored)
     for module, pair in pairs.items():
@@ -109,8 +111,12 @@ def merged(
                 f"{folder / WEIGHTS}: {module} has {' and '.join(f'lora_{k}' for k in sorted(pair))}, and the base"
                 f" {'no such weight' if name is None else 'that weight'}; it was trained on another model, or is cut short"
             )
+        if any(len(t.shape) != 2 or 0 in t.shape for t in pair.values()):
+            raise CheckpointError(
+                f"{folder / WEIGHTS}: {module}'s pair are no matrices: {[t.shape for t in pair.values()]}"
+            )
         lies_turned = re.sub(r"\.\d+\.", ".{i}.", name) in {p + t for p in prefixes for t in turned}
-        out[name] = _merge(stored[name], pair, _scale(config, module, pair["A"].shape[0]), lies_turned, folder)
+        out[name] = _merge(stored[name], pair, _scale(config, module, pair["A"].shape[0], folder), lies_turned, folder)
     return out
 
 
@@ -133,13 +139,32 @@ def _place(module: str, stored: Mapping[str, StoredTensor], prefixes: Collection
     return next((name for name in candidates if name in stored), None)
 
 
-def _scale(config: dict[str, Any], module: str, rank: int) -> float:
-    alpha = float(config.get("lora_alpha", 8))
-    for pattern, value in (config.get("alpha_pattern") or {}).items():
-        if re.fullmatch(rf"(.*\.)?({pattern})$", module):
-            alpha = float(value)
-            break
+def _scale(config: dict[str, Any], module: str, rank: int, folder: Path) -> float:
+    """alpha / r, or alpha / √r; both may differ from module to module.
+
+    Raises:
+        ConfigError: a rank that the tensors haven't, or values that are no numbers.
+    """
+    said = _of_module(config, "rank_pattern", module, config.get("r", 8), folder)
+    alpha = _of_module(config, "alpha_pattern", module, config.get("lora_alpha", 8), folder)
+    if said != rank:
+        raise ConfigError(f"{folder / CONFIG}: r of {module} is {said:g}, and its tensors are of rank {rank}")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _of_module(config: dict[str, Any], key: str, module: str, usual: Any, folder: Path) -> float:
+    """The number that holds for a module: of the first pattern that its name ends with, or the usual one."""
+    patterns, value = config.get(key) or {}, usual
+    try:
+        for pattern, own in patterns.items():
+            if re.fullmatch(rf"(.*\.)?({pattern})$", module):
+                value = own
+                break
+    except (AttributeError, TypeError, re.error) as e:
+        raise ConfigError(f"{folder / CONFIG}: {key} can't be read: {e}") from e
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+        raise ConfigError(f"{folder / CONFIG}: {key.split('_')[0]} of {module} must be a number, got {value!r}")
+    return float(value)
 
 
 def _config(folder: Path) -> dict[str, Any]:
@@ -162,6 +187,8 @@ def _checked(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG}: init_lora_weights = {start!r} changed the base, too; convert the adapter to a plain LoRA with"
             " PEFT"
         )
+    if not isinstance(config.get("use_rslora", False), bool):
+        raise ConfigError(f"{folder / CONFIG}: use_rslora must be true or false, got {config['use_rslora']!r}")
     on = {k: v for k, v in config.items() if k not in _HARMLESS | _READ and v not in _OFF}
     if on:
         said = ", ".join(f"{k} = {v!r}" for k, v in sorted(on.items()))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
+from edgeformer.errors import InputError
 from edgeformer.ops import Ops
 
 
@@ -100,6 +101,8 @@ class Step:
         block break activation checkpointing when the table has weights.
         """
         ops = self.ops
+        if self.prefix is None and any(spec.prefix for spec in masks):
+            raise InputError("this model's first tokens are seen by all: say how many they are, by prefix_length")
         tables = {spec: p.positions[i](self) for i, spec in enumerate(positions)}
         for spec in masks:
             tables[spec] = ops.mask(spec, self.queries, self.keys, self.valid, self.prefix)

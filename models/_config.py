@@ -103,6 +103,13 @@ class HfConfig:
             raise ConfigError(f"{self.where}: {key} must be a number, got {value!r}")
         return float(value)
 
+    def positive(self, key: str, default: float) -> float:
+        """A finite number above 0; null is the default."""
+        value = self.number(key, default)
+        if value <= 0:
+            raise ConfigError(f"{self.where}: {key} must be positive, got {value:g}")
+        return value
+
     def optional_number(self, key: str, default: float | None = None) -> float | None:
         """A finite number, or None where the key is absent or null."""
         return None if self.take(key, default) is None else self.number(key, default or 0.0)

@@ -43,7 +43,8 @@ def rope(
     old = dict(config.take("rope_scaling", None) or {})
     data |= {k: v for k, v in old.items() if k not in data}
     theta = float(data.pop("rope_theta", config.take("rope_theta", theta)))
-    share = float(data.pop("partial_rotary_factor", config.take("partial_rotary_factor", partial or 1.0)))
+    outside = config.take("partial_rotary_factor", None)
+    share = float(data.pop("partial_rotary_factor", (partial or 1.0) if outside is None else outside))
     if partial is None and share != 1.0:
         raise ConfigError(f"{config.where}: {config.model_type} rotates whole heads; partial_rotary_factor is {share}")
     outer = config.take("original_max_position_embeddings", None)

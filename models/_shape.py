@@ -69,7 +69,8 @@ def llama_shaped(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
         only(
             a, "heads", "kv_heads", "head_dim", "position", "mask", "qk_norm", "bias", "output_bias", "scale", "dropout"
         )
-        need(a.mask.causal and a.mask.chunk is None, "attention is not causal, or by chunks")
+        need(a.mask.causal, "attention is not causal")
+        only(a.mask, "causal", "window")
     need(type(first.position) is Rope, "positions are not rotary, with halves of a head turned against each other")
     config = {
         "hidden_size": spec.width,

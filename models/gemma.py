@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from edgeformer.errors import ConfigError
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.offset_rms_norm import OffsetRMSNorm
 from edgeformer.models._config import HfConfig
@@ -28,8 +32,20 @@ def spec(config: HfConfig) -> Decoder:
         output_bias=bias,
         dropout=config.number("attention_dropout", 0.0),
     )
-    norm, ffn = OffsetRMSNorm(eps=config.number("rms_norm_eps", 1e-6)), gated(config, "gelu_pytorch_tanh")
-    config.expect(hidden_activation=config.take("hidden_activation", None) and config.take("hidden_act", None))
+    norm, ffn = OffsetRMSNorm(eps=config.number("rms_norm_eps", 1e-6)), _feed_forward(config)
     block = Block(attention=attention, ffn=ffn, norm=norm)
     blocks = [block] * config.size("num_hidden_layers", 28)
     return decoder(config, blocks, norm, context, tied=True, embed_scale=config.size("hidden_size") ** 0.5)
+
+
+def _feed_forward(config: HfConfig) -> GLU:
+    """The network. Gemma's first configs say "gelu" and mean its tanh approximation, as transformers reads them; later ones say
+    it once more as hidden_activation."""
+    ffn = gated(config, "gelu_pytorch_tanh")
+    ffn = replace(ffn, act="gelu_tanh") if ffn.act == "gelu" else ffn
+    if config.take("hidden_activation", None) is not None and config.activation("hidden_activation", "") != ffn.act:
+        raise ConfigError(
+            f"{config.where}: hidden_act = {config.data.get('hidden_act')!r} and hidden_activation ="
+            f" {config.data['hidden_activation']!r} are two activations"
+        )
+    return ffn

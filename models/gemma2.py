@@ -51,7 +51,7 @@ def gemma_attention(
         head_dim=head_dim,
         bias=bias,
         output_bias=bias,
-        scale=config.number("query_pre_attn_scalar", 256) ** -0.5,
+        scale=config.positive("query_pre_attn_scalar", 256) ** -0.5,
         softcap=config.optional_number("attn_logit_softcapping", softcap),
         dropout=config.number("attention_dropout", 0.0),
     )

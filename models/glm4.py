@@ -38,7 +38,7 @@ def spec(config: HfConfig) -> Decoder:
         kv_heads=config.optional_size("num_key_value_heads", 2) or heads,
         head_dim=head_dim,
         position=position,
-        bias=config.flag("attention_bias", False),
+        bias=config.flag("attention_bias", True),
         dropout=config.number("attention_dropout", 0.0),
     )
     block = SandwichBlock(attention=attention, ffn=gated(config), norm=norm)

@@ -38,5 +38,5 @@ def spec(config: HfConfig) -> Decoder:
         norm,
         context,
         embed_scale=config.number("embedding_multiplier", 1.0),
-        logit_scale=1 / config.number("logits_scaling", 1.0),
+        logit_scale=1 / config.positive("logits_scaling", 1.0),
     )

@@ -10,7 +10,7 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
 from edgeformer.models._config import HfConfig
 from edgeformer.models._rope import rope
-from edgeformer.models._windows import FULL, windows_by_type
+from edgeformer.models._windows import FULL, SLIDING, windows_by_type
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, llama_like
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
@@ -40,7 +40,9 @@ def spec(config: HfConfig) -> Decoder:
         raise ConfigError(f"{config.where}: no_rope_layers must give 0 or 1 for each of {count} layers")
     windowed = config.flag("use_sliding_window", False)
     window = config.optional_size("sliding_window")
-    windows = windows_by_type(config, count, window if windowed else None, [FULL] * count)
+    window = window if windowed else None
+    usual = [FULL if r or window is None else SLIDING for r in rotated]
+    windows = windows_by_type(config, count, window, usual)
     attentions = [
         replace(attention, position=position if r else None, mask=Mask(window=w))
         for r, w in zip(rotated, windows, strict=True)

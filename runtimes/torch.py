@@ -42,7 +42,7 @@ class TorchSession(Session):
     def __init__(self, loaded: LoadedModel, options: Options):
         import torch
 
-        from edgeformer.backends.torch import FixedStore
+        from edgeformer.backends.torch_store import FixedStore
 
         super().__init__(loaded.spec, options)
         torch.set_num_threads(options.threads)

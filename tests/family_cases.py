@@ -263,6 +263,9 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
             no_rope_layers=[0, 1], use_sliding_window=True, sliding_window=20, tie_word_embeddings=False, pad_token_id=0,
             layer_types=["sliding_attention", "full_attention"],
         ),
+        "windows-where-nothing-turns": dict(
+            no_rope_layers=[1, 0], use_sliding_window=True, sliding_window=20, pad_token_id=0, layer_types=None
+        ),
         "interval-2-bias-yarn": dict(
             no_rope_layer_interval=2, num_hidden_layers=3, attention_bias=True, mlp_bias=True, pad_token_id=0,
             rope_parameters=rope("yarn"),

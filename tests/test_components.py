@@ -120,3 +120,63 @@ def test_one_block_as_often_as_order_says(tmp_path):
         NumpyModel(s, w, np.float64)(ids)[0]["last_hidden_state"] for s, w in ((spec, weights), (twice, copies))
     )
     assert np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("to", ["gguf", "mlx", "hf"])
+def test_other_tools_are_not_given_a_mask_that_they_cannot_hold(to, tmp_path):
+    import edgeformer
+    from edgeformer.errors import ExportError
+
+    loaded, _ = weights_of(PREFIXED["prefix-mask"], tmp_path / "model")
+    more = {"gguf": {"no_tokenizer": True}, "mlx": {"stock": True}, "hf": {}}[to]
+    with pytest.raises(ExportError):
+        edgeformer.export(loaded, tmp_path / "out", to=to, **more)
+
+
+@pytest.mark.parametrize("case", ["moe", "alibi", "sinks", "t5-bias", "qk-norm-whole", "shaw"])
+def test_half_precision(case, tmp_path):
+    """fp16 weights and arithmetic, against the same weights in float64."""
+    from edgeformer.runtimes._protocol import Options, require
+
+    spec = COMPONENTS[case]
+    loaded, weights = weights_of(spec, tmp_path / "model")
+    rounded = {name: w.astype(np.float16).astype(np.float64) for name, w in weights.items()}
+    ids = random_ids(31, 1, 24)
+    expected = NumpyModel(spec, rounded, np.float64)(ids)[0]["logits"]
+    export_onnx(loaded, tmp_path / "onnx", precision="fp16")
+    opened = {
+        "onnx": require("onnxruntime")[0].open(tmp_path / "onnx", Options()),
+        "mlx": require("mlx")[0].open(loaded, Options(precision="fp16")),
+    }
+    for name, session in opened.items():
+        worst = np.abs(run_cached(session, ids, None, 14) - expected).max()
+        assert worst <= tolerances.FP16 * np.abs(expected).max(), f"{name}: {worst:.1e}"
+
+
+def test_borrowed_keys_have_to_be_there():
+    from edgeformer.errors import SpecError
+    from edgeformer.layers.alibi import Alibi
+
+    spec = COMPONENTS["cross-layer-kv"]
+    sharer, borrower = spec.blocks
+    other = replace(borrower, attention=replace(borrower.attention, kv_heads=4))
+    for blocks, words in (
+        ((borrower, sharer), "no block before it"),
+        ((sharer, sharer, borrower), "another does already"),
+        ((sharer, other), "borrows 'a' of 2 heads"),
+        ((sharer, replace(borrower, attention=replace(borrower.attention, source="b"))), "'b'"),
+    ):
+        with pytest.raises(SpecError, match=words):
+            replace(spec, blocks=blocks)
+    with pytest.raises(SpecError, match="for 8 heads"):
+        replace(COMPONENTS["alibi"].blocks[0].attention, position=Alibi(heads=8))
+
+
+def test_a_prefix_has_to_be_given():
+    from edgeformer.errors import InputError
+    from edgeformer.spec import tensors
+
+    spec = PREFIXED["rope-2d"]
+    weights = {n: np.ones(s) for n, s in tensors(spec).items()}
+    with pytest.raises(InputError, match="prefix_length"):
+        NumpyModel(spec, weights)(random_ids(31, 1, 4))

@@ -116,6 +116,71 @@ def test_a_value_that_is_not_modelled_is_refused(model_type, tmp_path):
     assert any(word in message for word in words), message
 
 
+DIVISORS = {"gemma2": "query_pre_attn_scalar", "gemma3_text": "query_pre_attn_scalar", "granite": "logits_scaling"}
+
+
+@pytest.mark.parametrize("model_type", DIVISORS)
+@pytest.mark.parametrize("value", [0, -4])
+def test_divisors_have_to_be_positive(model_type, value, tmp_path):
+    key = DIVISORS[model_type]
+    with pytest.raises(ConfigError, match=f"{key} must be positive"):
+        read(config_of(model_type) | {key: value}, tmp_path)
+
+
+def test_gemmas_first_configs_mean_the_tanh_approximation(tmp_path):
+    """transformers reads them so, and writes the other name, so no case of its own can show it."""
+    config = config_of("gemma")
+    for act, more in (("gelu", {}), ("gelu", {"hidden_activation": "gelu_pytorch_tanh"}), ("gelu_pytorch_tanh", {})):
+        assert read(config | {"hidden_act": act} | more, tmp_path).blocks[0].ffn.act == "gelu_tanh"
+    with pytest.raises(ConfigError, match="two activations"):
+        read(config | {"hidden_act": "gelu", "hidden_activation": "relu"}, tmp_path)
+
+
+def test_defaults_are_those_of_the_config_classes(tmp_path):
+    """Of keys that a config.json may lack: what transformers fills in is read as what edgeformer fills in."""
+    for model_type, keys in DEFAULTS.items():
+        config = config_of(model_type)
+        bare = {k: v for k, v in config.items() if k not in keys}
+        filled = bare | {k: getattr(transformers.AutoConfig.for_model(model_type), k) for k in keys}
+        assert read(bare, tmp_path) == read(filled, tmp_path), model_type
+
+
+DEFAULTS = {
+    "glm4": ["attention_bias", "rms_norm_eps", "hidden_act"],
+    "gemma": ["attention_bias", "hidden_act", "rms_norm_eps", "tie_word_embeddings"],
+    "gemma2": ["query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation"],
+    "gemma3_text": ["query_pre_attn_scalar", "final_logit_softcapping", "hidden_activation"],
+    "phi": ["hidden_act", "qk_layernorm", "layer_norm_eps", "tie_word_embeddings"],
+    "stablelm": ["use_qkv_bias", "use_parallel_residual", "layer_norm_eps", "qk_layernorm"],
+    "starcoder2": ["use_bias", "norm_epsilon", "hidden_act", "tie_word_embeddings"],
+    "cohere": ["logit_scale", "use_qk_norm", "layer_norm_eps", "attention_bias", "tie_word_embeddings"],
+    "granite": [
+        "logits_scaling",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "attention_multiplier",
+        "rms_norm_eps",
+    ],
+    "olmo2": ["rms_norm_eps", "attention_bias", "tie_word_embeddings"],
+    "smollm3": ["attention_bias", "mlp_bias", "tie_word_embeddings", "rms_norm_eps"],
+    "mixtral": ["rms_norm_eps", "num_experts_per_tok", "tie_word_embeddings"],
+    "qwen3_moe": ["norm_topk_prob", "decoder_sparse_step", "rms_norm_eps"],
+    "deepseek_v2": ["routed_scaling_factor", "topk_method", "attention_bias"],
+    "opt": ["do_layer_norm_before", "enable_bias", "activation_function"],
+    "falcon": ["multi_query", "parallel_attn", "new_decoder_architecture", "bias", "activation"],
+    "gpt_neox": ["use_parallel_residual", "attention_bias", "layer_norm_eps", "hidden_act"],
+    "modernbert": ["norm_bias", "mlp_bias", "attention_bias", "local_attention", "norm_eps"],
+    "roberta": ["layer_norm_eps", "type_vocab_size", "hidden_act"],
+    "bart": ["scale_embedding", "activation_function"],
+    "t5": [
+        "feed_forward_proj",
+        "relative_attention_num_buckets",
+        "relative_attention_max_distance",
+        "layer_norm_epsilon",
+    ],
+}
+
+
 @pytest.mark.parametrize("model_type", CASES)
 def test_gradients_against_transformers(model_type, tmp_path):
     """Every parameter's gradient of a language model's loss. transformers' are saved as if they were weights, so that our own

@@ -271,7 +271,7 @@ def test_specs_without_an_architecture_are_refused(tmp_path):
     from edgeformer.layers.mask import Mask
 
     for change, reason in (
-        ({"softcap": 30.0}, "scores are capped"),
+        ({"softcap": 30.0}, "gqa has softcap"),
         ({"mask": Mask(window=8)}, "sliding windows (8)"),
         ({"scale": 0.5}, "scores are scaled"),
         ({"position": None}, "positions are not rotary"),

@@ -9,6 +9,7 @@ import pytest
 import tolerances
 from click.testing import CliRunner
 from family_cases import CASES, settings
+from safetensors.numpy import load_file, save_file
 from support import hf_logits, hf_model, random_ids
 
 from edgeformer.checkpoint import load
@@ -84,6 +85,13 @@ def test_what_is_no_plain_lora_is_refused(tmp_path):
         ({"bias": "all"}, "bias"),
         ({"init_lora_weights": "pissa"}, "pissa"),
         ({"a_new_key": 3}, "a_new_key"),
+        ({"lora_alpha": None}, "alpha of"),
+        ({"lora_alpha": float("nan")}, "alpha of"),
+        ({"alpha_pattern": {"(": 4}}, "alpha_pattern"),
+        ({"alpha_pattern": ["q_proj"]}, "alpha_pattern"),
+        ({"alpha_pattern": {"q_proj": "x"}}, "alpha of"),
+        ({"r": 5}, "of rank 4"),
+        ({"use_rslora": "yes"}, "use_rslora"),
     ):
         kept = (adapter / "adapter_config.json").read_text()
         change(adapter, **values)
@@ -93,6 +101,23 @@ def test_what_is_no_plain_lora_is_refused(tmp_path):
     change(adapter, base_model_name_or_path="/no/such/model")
     with pytest.raises(ModelNotFound, match=r"BASE\+"):
         load(adapter)
+
+
+def test_tensors_that_are_no_pairs_are_refused(tmp_path):
+    trained(tmp_path, "llama")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    stored = load_file(file)
+    name = next(n for n in stored if "lora_A" in n)
+    for changed, words in (
+        ({}, "no tensors"),
+        (stored | {name: stored[name][..., None, None]}, "no matrices"),
+        (stored | {name: stored[name][:0]}, "no matrices"),
+        ({n: t for n, t in stored.items() if n != name}, "cut short"),
+        (stored | {"base_model.model.score.weight": stored[name]}, "no LoRA pair"),
+    ):
+        save_file(changed, file)
+        with pytest.raises(CheckpointError, match=words):
+            load(tmp_path / "adapter")
 
 
 def test_an_adapter_of_another_model_is_refused(tmp_path):

@@ -12,7 +12,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgeformer.api import build_torch  # noqa: E402
-from edgeformer.backends.torch import FixedStore, TorchModel  # noqa: E402
+from edgeformer.backends.torch import TorchModel  # noqa: E402
+from edgeformer.backends.torch_store import FixedStore  # noqa: E402
 from edgeformer.checkpoint import load, save  # noqa: E402
 from edgeformer.step import GrowingStore  # noqa: E402
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from edgeformer.backends.torch_store import FixedStore
 from edgeformer.ops import Ops
 from edgeformer.spec import (
     Const,
@@ -26,7 +27,6 @@ from edgeformer.spec import (
     Table,
     Vector,
     check,
-    layers,
     leaves,
 )
 from edgeformer.step import GrowingStore, Step, begin
@@ -361,44 +361,3 @@ class TorchModel(Module):
     def cache(self, past: dict | None = None) -> GrowingStore:
         """A cache for this model; `store.present` of one step is `past` of the next."""
         return GrowingStore(self.ops, past)
-
-
-class FixedStore:
-    """A cache of fixed capacity, written in place: one buffer `[batch, heads, capacity, dim]` per remembered tensor.
-
-    `place` says where the next step's tokens go. `whole`: layers see the full buffer (static shapes, for torch.compile;
-    the mask hides what isn't filled), otherwise its filled part.
-    """
-
-    def __init__(self, model: TorchModel, batch: int, capacity: int, *, whole: bool = False):
-        parameter = next(model.parameters())
-        self.whole, self.end = whole, 0
-        self.slots = torch.zeros(0, dtype=torch.int64)
-        self.buffers = {
-            (path, name): torch.zeros(batch, heads, capacity, dim, dtype=parameter.dtype, device=parameter.device)
-            for path, layer, _ in layers(model.layer)
-            for name, (heads, dim) in layer.cache().items()
-        }
-
-    def place(self, slots: torch.Tensor, end: int) -> None:
-        """The slots (int64 [T]) of the next step's tokens, and one past the last of them."""
-        self.slots, self.end = slots, end
-
-    def length(self) -> int:
-        """Tokens remembered before this step."""
-        if self.whole:
-            raise ValueError("a store of whole buffers needs an attention_mask over its capacity")
-        return self.end - len(self.slots)
-
-    def append(self, path: str, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Write the new tensors to their slots; the buffers."""
-        full = []
-        for name, new in tensors.items():
-            buffer = self.buffers[path, name]
-            buffer.index_copy_(2, self.slots, new)
-            full.append(buffer if self.whole else buffer[:, :, : self.end])
-        return tuple(full)
-
-    def once(self, path: str, make: Callable) -> dict[str, torch.Tensor]:
-        """Encoder–decoder models are not run through this store."""
-        raise NotImplementedError

@@ -47,6 +47,8 @@ class GQA(Layer):
         for name in ("clip", "softcap"):
             limit = getattr(self, name)
             self.require(limit is None or limit > 0, f"{name} must be positive, got {limit}")
+        biased = getattr(self.position, "heads", self.heads)
+        self.require(biased == self.heads, f"position is for {biased} heads, and these are {self.heads}")
         rotated = getattr(self.position, "dim", 0)
         self.require(
             rotated <= self.head_dim, f"position rotates {rotated} of only {self.head_dim} channels (head_dim)"

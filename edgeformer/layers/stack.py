@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeformer.layers.mask import Mask
-from edgeformer.spec import Declaration, Layer, Model, Norm, Sub, layers
+from edgeformer.spec import Declaration, Layer, Model, Node, Norm, Sub, layers
 
 
 def add_norm(norm: Any, x: Any, d: Any) -> tuple[Any, Any]:
@@ -33,6 +33,7 @@ class Blocks(Layer):
             self.require(bool(self.order) and known, f"order names blocks 0..{len(self.blocks) - 1}, got {self.order}")
             remembers = any(layer.cache() for block in self.blocks for _, layer, _ in layers(block, 1))
             self.require(not remembers, "a block that remembers tokens can run only once per step")
+        _check_sharing(self, self.blocks)
         # found once: a forward pass must not walk the tree
         object.__setattr__(self, "_positions", _distinct(self.blocks, "position", Layer))
         object.__setattr__(self, "_masks", _distinct(self.blocks, "mask", Mask))
@@ -79,3 +80,23 @@ def _distinct(blocks: tuple[Layer, ...], field: str, kind: type) -> tuple[Any, .
             yield from (getattr(layer, field, None) for _, layer, _ in layers(block, 1))
 
     return tuple(dict.fromkeys(value for value in values() if isinstance(value, kind)))
+
+
+def _check_sharing(stack: Node, blocks: tuple[Layer, ...]) -> None:
+    """Raise `SpecError` unless keys and values that a layer borrows were shared before, by one layer, in the same shape."""
+    shared: dict[str, tuple[int, int]] = {}
+    for i, block in enumerate(blocks):
+        for _, layer, _ in layers(block, 1):
+            shape = (getattr(layer, "kv_heads", 0), getattr(layer, "head_dim", 0))
+            if (name := getattr(layer, "shares", None)) is not None:
+                stack.require(
+                    name not in shared, f"block {i} shares keys and values as {name!r}, which another does already"
+                )
+                shared[name] = shape
+            if (name := getattr(layer, "source", None)) is not None:
+                stack.require(name in shared, f"block {i} borrows {name!r}, which no block before it shares")
+                stack.require(
+                    shared[name] == shape,
+                    f"block {i} borrows {name!r} of {' heads of '.join(map(str, shared[name]))} channels, and has"
+                    f" {' of '.join(map(str, shape))}",
+                )

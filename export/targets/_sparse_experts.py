@@ -31,13 +31,13 @@ def sparse_experts(
         stack = handle.tensors[0]
         return ops.node("Gather", [stack, np.int64(expert)], dims=stack.dims[1:], axis=0)
 
-    total = flat * 0.0
+    total = ops.f32(flat) * 0.0  # the CPU provider scatters float32 only
     for expert in range(count):
         hit = ops.cast(ops.equal(picks, expert), flat)
         found = ops.node("NonZero", [ops.sum(hit, -1)], dims=(1, None), dtype=INT64)
         rows = ops.reshape(found, (-1,))
         h, share = ops.take(flat, rows), ops.take(ops.sum(shares * hit, -1), rows)
         y = ops.activate(act, ops.linear(h, one(gate, expert))) * ops.linear(h, one(up, expert))
-        y = ops.linear(y, one(down, expert)) * ops.expand_dims(share, 1)
+        y = ops.f32(ops.linear(y, one(down, expert)) * ops.expand_dims(share, 1))
         total = ops.node("ScatterND", [total, ops.expand_dims(rows, 1), y], dims=flat.dims, reduction="add")
-    return ops.reshape(total, (ops.shape(x, 0), -1, width))
+    return ops.reshape(ops.cast(total, x), (ops.shape(x, 0), -1, width))

@@ -190,8 +190,13 @@ class MlxOps(Ops):
     def moe(self, x, weights, chosen, gate, up, down, *, act, count):
         """Only the chosen experts are computed. weights, chosen: [B, T, k]."""
 
+        kind = x.dtype
+        wide = kind != mx.float32 and mx.default_device() == mx.cpu  # MLX's CPU gathers products of float32 only
+
         def each(stack: Any, y: mx.array) -> mx.array:
-            return mx.gather_mm(y, stack.weight.swapaxes(-1, -2), rhs_indices=chosen.astype(mx.uint32))
+            weight = stack.weight.swapaxes(-1, -2)
+            y, weight = (y.astype(mx.float32), weight.astype(mx.float32)) if wide else (y, weight)
+            return mx.gather_mm(y, weight, rhs_indices=chosen.astype(mx.uint32)).astype(kind)
 
         y = x[:, :, None, None, :]  # [B, T, 1, 1, D], broadcast over the chosen
         hidden = _gated(act)(each(gate, y), each(up, y))
