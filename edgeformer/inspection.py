@@ -45,17 +45,23 @@ def costs(spec: Model, *, cache_bytes: int = 2) -> Costs:
 
 
 def _flops(spec: Model) -> int:
-    total = 0
-    for _, layer, width in layers(spec):
+    total, order = 0, getattr(spec, "order", None)
+    for path, layer, width in layers(spec):
+        runs = 1 if order is None or not path.startswith("layers.") else order.count(int(path.split(".")[1]))
         share = layer.chosen / layer.experts if layer.kind == "moe" else 1.0  # type: ignore[attr-defined]
         for declaration in layer.params(width).values():
             if isinstance(declaration, Linear):
-                total += 2 * declaration.inputs * declaration.outputs
+                total += 2 * declaration.inputs * declaration.outputs * runs
             elif isinstance(declaration, Stacked):
-                total += int(2 * declaration.count * declaration.inputs * declaration.outputs * share)
+                total += int(2 * declaration.count * declaration.inputs * declaration.outputs * share) * runs
     if getattr(spec, "tied", False):
-        total += 2 * spec.width * spec.vocab
+        total += 2 * table_width(spec) * spec.vocab
     return total
+
+
+def table_width(spec: Model) -> int:
+    """The width of the token embeddings, which may be narrower than the model."""
+    return getattr(spec, "embed_width", None) or spec.width
 
 
 def multiplied(spec: Model) -> int:
@@ -87,6 +93,8 @@ def tree(spec: Model) -> list[str]:
             for f in dataclasses.fields(layer)
             if isinstance(getattr(layer, f.name), (int, float, str)) and getattr(layer, f.name) != f.default
         }
+        if getattr(layer, "order", None) is not None:
+            plain["order"] = ",".join(map(str, layer.order))  # type: ignore[attr-defined]
         values = " ".join(f"{k}={v}" for k, v in plain.items())
         lines.append("  " * depth + f"{label}{layer.kind} {values}".rstrip())
         for f in dataclasses.fields(layer):

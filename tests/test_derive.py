@@ -113,3 +113,14 @@ def test_a_good_shape_has_few_remarks():
 def test_a_spec_file_reads_back(tmp_path):
     spec = derive(load("gemma-3-270m").spec, Sizes(layers=3))
     assert from_json(json.loads(json.dumps(to_json(spec)))) == spec
+
+
+def test_costs_of_blocks_that_run_more_than_once():
+    from component_cases import ENCODERS
+
+    from edgeformer.inspection import costs, tree
+
+    once = ENCODERS["shared-blocks"]
+    thrice = replace(once, blocks=once.blocks * 3, order=None)
+    assert costs(once).flops_per_token == costs(thrice).flops_per_token
+    assert costs(once).parameters < costs(thrice).parameters and "order=0,0,0" in tree(once)[0]

@@ -7,7 +7,6 @@ import torch
 from edgeformer.backends.torch import TorchModel
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.spec import Model
-from edgeformer.step import begin
 
 
 def torch_model(spec: Model) -> TorchModel:
@@ -35,13 +34,4 @@ class TorchEncoderDecoder(TorchModel):
         assert decoder_input_ids is not None
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         written = torch.ones_like(decoder_input_ids) if decoder_attention_mask is None else decoder_attention_mask
-        memory = self.layer.encode(self.ops, self, input_ids, mask, input_ids.shape[1])
-        step = begin(
-            self.ops,
-            written,
-            new=decoder_input_ids.shape[1],
-            keep=keep,
-            memory=memory,
-            memory_valid=self.ops.boolean(mask),
-        )
-        return self.layer.decode(self.ops, self, decoder_input_ids, step)
+        return self.layer.both(self.ops, self, (input_ids, mask), (decoder_input_ids, written), keep)

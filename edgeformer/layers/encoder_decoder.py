@@ -68,5 +68,13 @@ class EncoderDecoder(Model):
         y = p.embed.as_linear(x) if self.tied else p.head(x)
         return y + p.head_bias if self.head_bias else y
 
+    def both(self, ops: Any, p: Any, read: tuple[Any, Any], written: tuple[Any, Any], keep: int = 0) -> Any:
+        """Logits of the two programs, one after the other, as in training. read, written: ids and mask, int64 [B, M] and [B, T]."""
+        (ids, mask), (answer, answer_mask) = read, written
+        memory = self.encode(ops, p, ids, mask, ids.shape[1])
+        valid = ops.boolean(mask)
+        step = begin(ops, answer_mask, new=answer.shape[1], keep=keep, memory=memory, memory_valid=valid)
+        return self.decode(ops, p, answer, step)
+
     def apply(self, ops: Any, p: Any, inputs: dict[str, Any], step: Any) -> dict[str, Any]:
         return {"logits": self.decode(ops, p, inputs["input_ids"], step)}

@@ -8,7 +8,6 @@ from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.backends.mlx.ops import MlxOps
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.spec import Model
-from edgeformer.step import begin
 
 
 def mlx_model(spec: Model, ops: MlxOps | None = None) -> MlxModel:
@@ -36,13 +35,4 @@ class MlxEncoderDecoder(MlxModel):
         assert decoder_input_ids is not None
         mask = mx.ones_like(input_ids) if attention_mask is None else attention_mask
         written = mx.ones_like(decoder_input_ids) if decoder_attention_mask is None else decoder_attention_mask
-        memory = self.layer.encode(self.ops, self, input_ids, mask, input_ids.shape[1])
-        step = begin(
-            self.ops,
-            written,
-            new=decoder_input_ids.shape[1],
-            keep=keep,
-            memory=memory,
-            memory_valid=self.ops.boolean(mask),
-        )
-        return self.layer.decode(self.ops, self, decoder_input_ids, step)
+        return self.layer.both(self.ops, self, (input_ids, mask), (decoder_input_ids, written), keep)
