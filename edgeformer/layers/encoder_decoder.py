@@ -69,7 +69,7 @@ class EncoderDecoder(Model):
         return y + p.head_bias if self.head_bias else y
 
     def both(self, ops: Any, p: Any, read: tuple[Any, Any], written: tuple[Any, Any], keep: int = 0) -> Any:
-        """Logits of the two programs, one after the other, as in training. read, written: ids and mask, int64 [B, M] and [B, T]."""
+        """Logits of the two programs, one after the other, as in training. read, written: ids and mask, int64 [B, M], [B, T]."""
         (ids, mask), (answer, answer_mask) = read, written
         memory = self.encode(ops, p, ids, mask, ids.shape[1])
         valid = ops.boolean(mask)
