@@ -6,11 +6,15 @@ count slots.
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import tolerances
 from encoder_cases import ENCODERS, encoder_settings
 from support import load_tiny, random_ids, record_errors, sessions
+
+from edgeformer.checkpoint import load
 
 pytest.importorskip("transformers")
 
@@ -63,3 +67,37 @@ def test_encoder(model_type, case, auto, tmp_path):
                 assert worst <= tolerances.FAMILY, f"{name}, {key}, row {row}: {worst:.2e}"
         assert set(outputs) >= set(expected[0])
     record_errors("families", f"{model_type}@{case}-{auto}", errors)
+
+
+@pytest.mark.parametrize("model_type", ENCODERS)
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+def test_sentence_embeddings(model_type, mode, tmp_path):
+    """The pooling that modules.json of sentence-transformers declares, of every encoder family. Oracle: its formula on
+    transformers' hidden states."""
+    import torch
+
+    config = encoder_settings(model_type, next(iter(ENCODERS[model_type].values())))
+    folder = tmp_path / "hf"
+    _, hf = load_tiny(folder, model_type, auto="AutoModel", **config)
+    modules = [
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
+        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir()
+    on = {f"pooling_mode_{'mean_tokens' if mode == 'mean' else 'cls_token'}": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 48, **on}))
+    loaded = load(folder)
+    ids, mask = random_ids(80, 2, 20) + 10, np.ones((2, 20), np.int64)
+    mask[1, 14:] = 0
+    inputs = {"input_ids": ids, "attention_mask": mask, "token_type_ids": np.zeros_like(ids)}
+    expected = []
+    for row in range(2):
+        with torch.no_grad():
+            hidden = hf(torch.from_numpy(ids[row, mask[row].astype(bool)][None])).last_hidden_state[0].numpy()
+        vector = hidden.mean(0) if mode == "mean" else hidden[0]
+        expected.append(vector / np.linalg.norm(vector))
+    for name, session in sessions(loaded, tmp_path).items():
+        found = session.encode(inputs)["sentence_embedding"]
+        assert np.abs(found - np.stack(expected)).max() <= tolerances.FAMILY, name
