@@ -291,11 +291,12 @@ def verify(
         read = (
             sample_ids(against.spec.vocab, length, seed + 1)[None] if isinstance(against.spec, EncoderDecoder) else None
         )
-        reference = make_reference(
-            against, ids, precision=precision, threads=threads, prompt=prompt, generate=generate, read=read
-        )
+        prefix = prompt if getattr(against.spec, "prefixed", False) else None
+        shape: dict[str, Any] = dict(prompt=prompt, generate=generate, read=read, prefix=prefix)
+        reference = make_reference(against, ids, precision=precision, threads=threads, **shape)
         capacity = max(length, prompt + generate)
         session = made.open(opened, Options(threads=threads, capacity=capacity, variant=variant))
+        session.prefix_length = prefix
         if read is not None:
             session.source(read)
         checks += check_decoder(session, reference, session.compute or compute)

@@ -69,12 +69,14 @@ def make_reference(
     prompt: int,
     generate: int,
     read: np.ndarray | None = None,
+    prefix: int | None = None,
 ) -> Reference:
     """One pass over `ids` int64 [T], and `generate` greedy tokens after its first `prompt` ids; `read` int64 [1, M] is the text
-    that an encoder–decoder model is given first."""
+    that an encoder–decoder model is given first, `prefix` how many first tokens all see in a prefix language model."""
     name = reference_runtime()
     capacity = max(len(ids), prompt + generate)
     session = require(name)[0].open(loaded, Options(threads=threads, capacity=capacity, precision=precision))
+    session.prefix_length = prefix
     if read is not None:
         session.source(read)
     logits = session.forward(ids[None], all_positions=True)

@@ -1,7 +1,8 @@
-"""ChatGLM2, ChatGLM3 and GLM-4-9B as first published (Du et al. 2022, arXiv 2103.10360; GLM Team 2024, arXiv 2406.12793).
+"""ChatGLM-6B, ChatGLM2, ChatGLM3 and GLM-4-9B as first published (Du et al. 2022, arXiv 2103.10360; GLM Team 2024, 2406.12793).
 
-transformers has no class for it: the published code's formula is the reference. Half of each head is rotated, by neighbouring
-channels; q, k and v are one matrix, gate and up another.
+transformers has no class for them: the published code's formula is the reference. From the second generation on half of each
+head is rotated, by neighbouring channels; q, k and v are one matrix, gate and up another. The first is a prefix language model
+with rotation by two counts; its blocks normalise, then add to alpha times the normalised: DeepNorm, its norms counted one later.
 """
 
 from __future__ import annotations
@@ -13,10 +14,15 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
+from edgeformer.layers.mask import Mask
+from edgeformer.layers.mlp import MLP
+from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.layers.rope_2d import Rope2D
 from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.models._config import HfConfig
-from edgeformer.models._names import Names, halves, named, side_by_side
+from edgeformer.models._names import KINDS, Names, halves, named, side_by_side
+from edgeformer.parts import Reordered, Rows
 from edgeformer.spec import Init, Model, Norm
 
 PREFIXES = ("transformer.", "")
@@ -24,7 +30,9 @@ IGNORED = {r"rotary_pos_emb\.inv_freq$": ""}  # recomputed from the config
 
 
 def spec(config: HfConfig) -> Decoder:
-    """A ChatGLM decoder of the second generation or later."""
+    """A ChatGLM decoder of any generation."""
+    if "inner_hidden_size" in config.data:
+        return _first_generation(config)
     config.expect(
         apply_residual_connection_post_layernorm=False, post_layer_norm=True, pre_seq_len=None, quantization_bit=0
     )
@@ -58,8 +66,65 @@ def spec(config: HfConfig) -> Decoder:
     )
 
 
+def _first_generation(config: HfConfig) -> Decoder:
+    """ChatGLM-6B."""
+    config.expect(position_encoding_2d=True, pre_seq_len=None, prefix_projection=False, quantization_bit=0)
+    config.expect(tie_word_embeddings=False)
+    config.ignore("gmask_token_id", "mask_token_id")
+    heads, width, count = config.size("num_attention_heads"), config.size("hidden_size"), config.size("num_layers")
+    context, head_dim = config.size("max_sequence_length", 2048), width // heads
+    norm = LayerNorm(eps=config.number("layernorm_epsilon", 1e-5))
+    attention = GQA(
+        heads=heads,
+        kv_heads=heads,
+        head_dim=head_dim,
+        position=Rope2D(dim=head_dim),
+        mask=Mask(prefix=True),
+        bias=True,
+        output_bias=True,
+    )
+    ffn = MLP(hidden=config.size("inner_hidden_size"), act="gelu_tanh")
+    block = PostNormBlock(attention=attention, ffn=ffn, norm=norm, residual_scale=(2 * count) ** 0.5)
+    return Decoder(
+        vocab=config.size("vocab_size"),
+        width=width,
+        context=context,
+        init=Init(std=0.02),
+        blocks=(block,) * count,
+        embed_norm=norm,
+        tied=False,
+    )
+
+
+def _first_names(spec: Decoder) -> Names:
+    """A block's first norm is the one after the block before."""
+    attention: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    count, dim = len(spec.blocks), attention.head_dim
+    out: Names = named({"embed": "word_embeddings", "embed_norm": "layers.0.input_layernorm", "head": "lm_head"})
+    # stored: each half's pairs side by side; ours: first members of all pairs, then second ones
+    order = tuple(start + i for start in (0, dim // 2, dim // 4, 3 * dim // 4) for i in range(dim // 4))
+    block = {
+        "attention_norm": "post_attention_layernorm",
+        "attention.o": "attention.dense",
+        "ffn.up": "mlp.dense_h_to_4h",
+        "ffn.down": "mlp.dense_4h_to_h",
+    }
+    for i in range(count):
+        where = f"layers.{i}."
+        after = f"layers.{i + 1}.input_layernorm" if i + 1 < count else "final_layernorm"
+        out |= named({"ffn_norm": after}, where) | named(block, where, where)
+        for kind in KINDS:
+            stored = f"{where}attention.query_key_value.{kind}"
+            for name, at in (("q", 0), ("k", dim), ("v", 2 * dim)):
+                rows = Rows(stored, at, at + dim, 3 * dim)
+                out[f"{where}attention.{name}.{kind}"] = rows if name == "v" else Reordered(stored, order, rows)
+    return out
+
+
 def names(spec: Model) -> Names:
     """Canonical name -> stored name."""
+    if isinstance(spec, Decoder) and isinstance(spec.blocks[0], PostNormBlock):
+        return _first_names(spec)
     a: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
     q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
     theirs = "encoder.layers.{i}."

@@ -73,11 +73,15 @@ class Session:
     served: ClassVar[bool] = False
     """Whether this is a server's client: it has `serve` and no `forward`."""
 
+    prefix_length: int | None = None
+    """How many first tokens all tokens see, in a prefix language model; by default all of the first `forward`."""
+
     def __init__(self, spec: Model, options: Options):
         self.spec, self.options = spec, options
         self.capacity = min(options.capacity or spec.context, spec.context)
         self.length, self._turn, self._read = 0, 0, False
         self._mask = np.zeros((options.batch, self.capacity), np.int64)
+        self.prefix: np.ndarray | None = None
 
     def reset(self) -> None:
         """Forget the sequence."""
@@ -111,6 +115,15 @@ class Session:
         if ids.shape[0] != self._mask.shape[0]:
             raise InputError(f"the session was opened for batches of {self._mask.shape[0]}, got {ids.shape[0]}")
         self._mask[:, self.length : end] = 1 if valid is None else valid
+        if self.length == 0 and getattr(self.spec, "prefixed", False):
+            self.prefix = self._mask[:, :end].sum(1)
+            if self.prefix_length is not None:
+                if self.prefix_length > self.prefix.min():
+                    raise InputError(
+                        f"the first tokens given have to hold the whole prefix of {self.prefix_length}, these are"
+                        f" {self.prefix.min()}"
+                    )
+                self.prefix = np.full(len(ids), self.prefix_length)
         trailing = valid is not None and not all_positions and not np.all(valid[:, -1])
         logits = self._step(ids, self._mask[:, :end], all_positions or trailing)
         self.length = end
@@ -221,6 +234,8 @@ class Runtime(ABC):
     """Artefacts that it opens besides, being checkpoints too."""
     tasks: ClassVar[tuple[str, ...]] = ("text-generation", "feature-extraction")
     """What kinds of model it runs; `EVERY_TASK` is all there are."""
+    prefixes: ClassVar[bool] = False
+    """Whether it runs prefix language models."""
     packages: ClassVar[tuple[str, ...]] = ()
     """Distributions it needs, the first being the runtime itself."""
     extra: ClassVar[str] = ""
@@ -272,10 +287,8 @@ class Runtime(ABC):
         """None, or why this runtime can't run this spec this way."""
         if spec.task not in self.tasks:
             return f"it does not run {spec.task} models"
-        if getattr(spec, "prefixed", False):
-            return (
-                "sessions can't be told how long a prefix is; build the model, or run its ONNX graph with prefix_length"
-            )
+        if getattr(spec, "prefixed", False) and not self.prefixes:
+            return "it can't be told how many first tokens all tokens see, as a prefix language model needs"
         return None
 
     def declines_checkpoint(self, loaded: LoadedModel) -> str | None:

@@ -84,6 +84,7 @@ class MlxSession(Session):
         self.decoder = None
         if loaded.spec.task == "text-generation":
             compiled = options.variant == "compile" or (options.variant != "eager" and mx.default_device() == mx.gpu)
+            compiled = compiled and not getattr(loaded.spec, "prefixed", False)  # a prefix would be compiled in
             store = Int8Store if options.variant == "kv-int8" else MlxStore
             self.decoder = Decoder(self.model, options.batch, self.capacity, compiled=compiled, store=store)
 
@@ -96,6 +97,7 @@ class MlxSession(Session):
         assert decoder is not None
         padded = None if mask.all() else mx.array(mask.astype(np.int32))
         tokens = mx.array(ids.astype(np.int32))
+        decoder.prefix = None if self.prefix is None else mx.array(self.prefix.astype(np.int32))
         if ids.shape[1] == 1 and self.length:
             logits = decoder.step(tokens[:, 0], padded)[:, None]
         else:
@@ -203,6 +205,7 @@ class Runtime(_protocol.Runtime):
     extra = "mlx"
     variants = ("compile", "eager", "kernels", "ops", "kv-int8")
     tasks = _protocol.EVERY_TASK
+    prefixes = True
 
     @property
     def slow(self) -> bool:  # type: ignore[override]

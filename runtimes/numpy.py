@@ -26,7 +26,9 @@ class NumpySession(Session):
         self.model, self.past = NumpyModel(loaded.spec, rounded(loaded.require_weights(), options.precision)), {}
 
     def _step(self, ids, mask, all_positions):
-        outputs, self.past = self.model(ids, mask, past=self.past, keep=0 if all_positions else 1)
+        outputs, self.past = self.model(
+            ids, mask, past=self.past, keep=0 if all_positions else 1, prefix_length=self.prefix
+        )
         logits = outputs["logits"]
         return logits if all_positions else logits[:, -1]
 
@@ -55,6 +57,7 @@ class Runtime(_protocol.Runtime):
     packages = ("numpy",)
     slow = True
     tasks = _protocol.EVERY_TASK
+    prefixes = True
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, LoadedModel)

@@ -115,6 +115,8 @@ class OnnxSession(Session):
         else:
             binding.bind_cpu_input("input_ids", np.ascontiguousarray(ids, np.int64))
         binding.bind_cpu_input("attention_mask", np.ascontiguousarray(mask, np.int64))
+        if self.prefix is not None:
+            binding.bind_cpu_input("prefix_length", np.ascontiguousarray(self.prefix, np.int64))
         if "position_ids" in self.inputs:
             positions = np.clip(mask.cumsum(1) - 1, 0, None)[:, -ids.shape[1] :]
             binding.bind_cpu_input("position_ids", np.ascontiguousarray(positions, np.int64))
@@ -196,6 +198,7 @@ class Runtime(_protocol.Runtime):
     """ONNX Runtime, CPU execution provider by default. Variants are the other providers of the installation, and `kernels`."""
 
     tasks = _protocol.EVERY_TASK
+    prefixes = True
     opens = "onnx"
     packages = ("onnxruntime",)
 

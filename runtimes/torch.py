@@ -83,6 +83,7 @@ class TorchSession(Session):
                 positions,
                 store=store,
                 keep=0 if all_positions else 1,
+                prefix_length=None if self.prefix is None else torch.from_numpy(self.prefix).to(self.device),
             )
             y = y.float().cpu().numpy()
         return y if all_positions else y[:, -1]
@@ -144,6 +145,7 @@ class Runtime(_protocol.Runtime):
     extra = "torch"
     variants = ("compile", "cuda", "mps")
     tasks = _protocol.EVERY_TASK
+    prefixes = True
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, LoadedModel)

@@ -13,6 +13,8 @@ from safetensors.numpy import load_file, save_file
 from support import hf_logits, hf_model, random_ids, record_errors, run_cached, sessions
 
 from edgeformer.checkpoint import load
+from edgeformer.errors import InputError
+from edgeformer.parity import verify
 
 pytest.importorskip("transformers")
 
@@ -210,3 +212,97 @@ def _openelm(config, w, ids):
         gate, up = np.split(norm(x, w[at + "ffn_norm.weight"]) @ w[at + "ffn.proj_1.weight"].T, 2, -1)
         x = x + act(gate) * up @ w[at + "ffn.proj_2.weight"].T
     return norm(x, w["transformer.norm.weight"]) @ w.get("lm_head.weight", w["transformer.token_embeddings.weight"]).T
+
+
+CHATGLM_6B = {"three-layers": (3, 6, 48, 256), "odd-heads": (2, 3, 36, 80), "one-layer-one-head": (1, 1, 32, 40)}
+
+
+@pytest.mark.parametrize("case", CHATGLM_6B)
+def test_chatglm_6b(case, tmp_path):
+    """The first generation, by its published formula head by head in float64; a prefix of 21 tokens."""
+    layers, heads, width, inner = CHATGLM_6B[case]
+    config = {
+        "model_type": "chatglm", "num_layers": layers, "num_attention_heads": heads, "hidden_size": width, "vocab_size": 97,
+        "inner_hidden_size": inner, "layernorm_epsilon": 1e-5, "max_sequence_length": 256, "position_encoding_2d": True,
+        "gmask_token_id": 95, "mask_token_id": 94, "pre_seq_len": None, "prefix_projection": False, "quantization_bit": 0,
+    }  # fmt: skip
+    rng, stored = np.random.default_rng(0), {}
+
+    def make(name, *shape, around=0.0):
+        stored[f"{name}.weight"] = (rng.standard_normal(shape) * 0.2 + around).astype(np.float32)
+        if name not in ("transformer.word_embeddings", "lm_head"):
+            stored[f"{name}.bias"] = (rng.standard_normal(shape[0]) * 0.2).astype(np.float32)
+
+    make("transformer.word_embeddings", 97, width)
+    make("lm_head", 97, width)
+    make("transformer.final_layernorm", width, around=1.0)
+    for i in range(layers):
+        at = f"transformer.layers.{i}."
+        make(at + "input_layernorm", width, around=1.0)
+        make(at + "post_attention_layernorm", width, around=1.0)
+        make(at + "attention.query_key_value", 3 * width, width)
+        make(at + "attention.dense", width, width)
+        make(at + "mlp.dense_h_to_4h", inner, width)
+        make(at + "mlp.dense_4h_to_h", width, inner)
+    folder = tmp_path / "chatglm"
+    folder.mkdir()
+    save_file(stored, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(config))
+    exact = {name.removeprefix("transformer."): x.astype(np.float64) for name, x in stored.items()}
+    ids, errors, loaded = random_ids(97, 2, T), {}, load(folder)
+    expected = np.stack([_chatglm_6b(config, exact, row, 21) for row in ids])
+    for name, session in sessions(loaded, tmp_path, batch=2).items():
+        session.prefix_length = 21
+        session.reset()
+        whole, cached = session.forward(ids, all_positions=True), run_cached(session, ids, None, 100)
+        for how, found in (("uncached", whole), ("cached", cached)):
+            errors[f"{name} {how}"] = float(np.abs(found - expected).max())
+            assert errors[f"{name} {how}"] <= tolerances.FAMILY, f"{name} {how}"
+    record_errors("families", f"chatglm@6b-{case}", errors)
+    assert verify(tmp_path / "onnx-portable", loaded, length=60, generate=12).verdict == "pass"
+    with pytest.raises(InputError, match="whole prefix"):
+        session.reset()
+        session.forward(ids[:, :20])
+
+
+def _chatglm_6b(config, w, ids, prefix):
+    """[T] -> [T, V]: the published code, plainly."""
+    count, heads, width = len(ids), config["num_attention_heads"], config["hidden_size"]
+    dim, alpha = width // heads, (2 * config["num_layers"]) ** 0.5
+    first = np.minimum(np.arange(count), prefix - 1)
+    second = np.maximum(np.arange(count) - (prefix - 1), 0)
+    seen = np.tril(np.ones((count, count), bool)) | (np.arange(count) < prefix)[None]
+
+    def linear(name, x):
+        return x @ w[f"{name}.weight"].T + w[f"{name}.bias"]
+
+    def norm(name, x):
+        x = x - x.mean(-1, keepdims=True)
+        return x / np.sqrt((x * x).mean(-1, keepdims=True) + 1e-5) * w[f"{name}.weight"] + w[f"{name}.bias"]
+
+    def half(x, positions):  # rotary over one half of a head: pairs (i, i + a quarter of the head)
+        n = x.shape[1] // 2
+        angles = positions[:, None] * 10_000.0 ** (-np.arange(n) / n)
+        a, b = x[:, :n], x[:, n:]
+        return np.concatenate([a * np.cos(angles) - b * np.sin(angles), b * np.cos(angles) + a * np.sin(angles)], -1)
+
+    def rotate(x):
+        return np.concatenate([half(x[:, : dim // 2], first), half(x[:, dim // 2 :], second)], -1)
+
+    x = w["word_embeddings.weight"][ids]
+    for i in range(config["num_layers"]):
+        at = f"layers.{i}."
+        x = norm(at + "input_layernorm", x)
+        qkv = linear(at + "attention.query_key_value", x).reshape(count, heads, 3 * dim)
+        out = []
+        for h in range(heads):
+            q, k, v = np.split(qkv[:, h], 3, -1)
+            scores = np.where(seen, rotate(q) @ rotate(k).T / np.sqrt(dim), -np.inf)
+            p = np.exp(scores - scores.max(-1, keepdims=True))
+            out.append(p / p.sum(-1, keepdims=True) @ v)
+        x = alpha * x + linear(at + "attention.dense", np.concatenate(out, -1))
+        x = norm(at + "post_attention_layernorm", x)
+        inner = linear(at + "mlp.dense_h_to_4h", x)
+        inner = 0.5 * inner * (1 + np.tanh(0.7978845608028654 * inner * (1 + 0.044715 * inner * inner)))
+        x = alpha * x + linear(at + "mlp.dense_4h_to_h", inner)
+    return norm("final_layernorm", x) @ w["lm_head.weight"].T

@@ -42,7 +42,9 @@ class Decoder:
         self.model, self.batch, self.capacity, self.compiled = model, batch, capacity, compiled
         self._steps: dict[Any, Callable] = {}
         self._weights: list[mx.array] = []
-        self._whole_prompts = length_dependent(model.layer)
+        self.prefix: mx.array | None = None
+        # angles that depend on the length, and tokens that see what comes after them, want a prompt in one piece
+        self._whole_prompts = length_dependent(model.layer) or getattr(model.layer, "prefixed", False)
         self.reset()
 
     def reset(self) -> None:
@@ -76,7 +78,7 @@ class Decoder:
             chunk = body[:, at : at + size]
             self.store.start, self.store.visible, self.end = self.end, None, self.end + chunk.shape[1]
             seen = None if mask is None else mask[:, : start + at + chunk.shape[1]]
-            logits = self.model(chunk, seen, store=self.store, keep=keep)
+            logits = self.model(chunk, seen, store=self.store, keep=keep, prefix_length=self.prefix)
             if keep == 0 or (not alone and at + size >= body.shape[1]):
                 parts.append(logits)
             # what is not evaluated is not computed: logits nobody asked for, and the last block's feed-forward network
@@ -133,7 +135,7 @@ class Decoder:
 
         def step(tokens: mx.array, start: mx.array, mask: mx.array | None, key: mx.array, arrays: list) -> tuple:
             store = self._store.over(dict(zip(names, arrays, strict=True)), start, visible)
-            logits = self.model(tokens, mask, store=store, keep=1)[:, -1]
+            logits = self.model(tokens, mask, store=store, keep=1, prefix_length=self.prefix)[:, -1]
             written = [store.arrays[name] for name in names]
             if sampling is None:
                 return logits, key, written

@@ -249,7 +249,10 @@ class MlxOps(Ops):
             shape["scale"] *= magnitude**2
             position = rotary = replace(rotary, cos=rotary.cos / magnitude, sin=rotary.sin / magnitude)
             magnitude = 1.0
-        direct = rotary is None or (rotary.start is not None and magnitude == 1.0)
+        if rotary is None:
+            direct = not isinstance(position, Rotary)  # angles that a scheme made by itself
+        else:
+            direct = rotary.start is not None and magnitude == 1.0
         if slot is None or shape["value_dim"] != dim or not direct or not isinstance(slot.store, MlxStore):
             return super().attend(slot, qkv, norms=norms, position=position, mask=mask, dropout=dropout, **shape)
         q, kv = self._prepared(qkv, rotary, norms, heads, kv_heads, dim)
