@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.moe import MoE
 from edgeformer.parts import Cut, Part, Rows, Stack
 from edgeformer.spec import Model, layers
@@ -47,6 +48,12 @@ def experts(spec: Model, stored: str, theirs: Mapping[str, str]) -> Names:
                 for ours, name in theirs.items()
             }
     return out
+
+
+def with_own_bias(spec: Model, shared: Mapping[str, str | Cut | Stack], stored: str) -> Names:
+    """The map of an encoder. An output map that isn't the table brings its own bias, `stored`; the shared one is not used."""
+    own = isinstance(spec, Encoder) and spec.mlm is not None and not spec.mlm.tied
+    return {**shared, "mlm_bias": stored} if own else dict(shared)
 
 
 PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}

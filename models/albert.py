@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from edgeformer.layers.encoder import Encoder
-from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
-from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
-from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.models._config import HfConfig
-from edgeformer.models._names import Names, named
-from edgeformer.models.bert import has_mlm, has_pooler
+from edgeformer.models._names import Names, named, with_own_bias
+from edgeformer.models.bert import encoder_block, has_mlm, has_pooler
 from edgeformer.spec import Init, Model
 
 NAMES: Names = (
@@ -54,9 +51,8 @@ IGNORED = {
 
 
 def names(spec: Model) -> Names:
-    """Canonical name -> stored name. An output map of its own brings its own bias, and the shared one is not used."""
-    own = isinstance(spec, Encoder) and spec.mlm is not None and not spec.mlm.tied
-    return NAMES | {"mlm_bias": "predictions.decoder.bias"} if own else NAMES
+    """Canonical name -> stored name."""
+    return with_own_bias(spec, NAMES, "predictions.decoder.bias")
 
 
 def spec(config: HfConfig) -> Encoder:
@@ -69,20 +65,9 @@ def spec(config: HfConfig) -> Encoder:
     norm, act = LayerNorm(eps=config.number("layer_norm_eps", 1e-12)), config.activation("hidden_act", "gelu_new")
     count, groups = config.size("num_hidden_layers", 12), config.size("num_hidden_groups", 1)
     narrow, tied = config.size("embedding_size", 128), config.flag("tie_word_embeddings", True)
-    block = PostNormBlock(
-        attention=GQA(
-            heads=heads,
-            kv_heads=heads,
-            head_dim=width // heads,
-            mask=Mask(causal=False),
-            bias=True,
-            output_bias=True,
-            dropout=config.number("attention_probs_dropout_prob", 0.0),
-        ),
-        ffn=MLP(hidden=config.size("intermediate_size", 16_384), act=act),
-        norm=norm,
-        dropout=dropout,
-    )
+    ffn = MLP(hidden=config.size("intermediate_size", 16_384), act=act)
+    attention_dropout = config.number("attention_probs_dropout_prob", 0.0)
+    block = encoder_block(width, heads, ffn, norm, attention_dropout=attention_dropout, dropout=dropout)
     mlm = MlmHead(
         width=narrow, norm=LayerNorm(eps=1e-5), act=act, tied=tied
     )  # transformers' head has an epsilon of its own

@@ -13,34 +13,38 @@ from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
-from edgeformer.models._names import Names
+from edgeformer.models._names import Names, named, with_own_bias
 from edgeformer.models._shape import need, only
 from edgeformer.spec import Init, Model
 
-NAMES: Names = {
-    "mlm_bias": "cls.predictions.bias",
-    "head.weight": "cls.predictions.decoder.weight",
-    "embed.weight": "embeddings.word_embeddings.weight",
-    "position_embed.table.weight": "embeddings.position_embeddings.weight",
-    "type_embed.weight": "embeddings.token_type_embeddings.weight",
-} | {
-    f"{ours}.{kind}": f"{theirs}.{kind}"
-    for ours, theirs in {
-        "embed_norm": "embeddings.LayerNorm",
-        "pooler": "pooler.dense",
-        "mlm.dense": "cls.predictions.transform.dense",
-        "mlm.norm": "cls.predictions.transform.LayerNorm",
-        "layers.{i}.attention.q": "encoder.layer.{i}.attention.self.query",
-        "layers.{i}.attention.k": "encoder.layer.{i}.attention.self.key",
-        "layers.{i}.attention.v": "encoder.layer.{i}.attention.self.value",
-        "layers.{i}.attention.o": "encoder.layer.{i}.attention.output.dense",
-        "layers.{i}.attention_norm": "encoder.layer.{i}.attention.output.LayerNorm",
-        "layers.{i}.ffn.up": "encoder.layer.{i}.intermediate.dense",
-        "layers.{i}.ffn.down": "encoder.layer.{i}.output.dense",
-        "layers.{i}.ffn_norm": "encoder.layer.{i}.output.LayerNorm",
-    }.items()
-    for kind in ("weight", "bias")
-}
+NAMES: Names = (
+    {"mlm_bias": "cls.predictions.bias", "head.weight": "cls.predictions.decoder.weight"}
+    | named(
+        {
+            "embed": "embeddings.word_embeddings",
+            "position_embed.table": "embeddings.position_embeddings",
+            "type_embed": "embeddings.token_type_embeddings",
+            "embed_norm": "embeddings.LayerNorm",
+            "pooler": "pooler.dense",
+            "mlm.dense": "cls.predictions.transform.dense",
+            "mlm.norm": "cls.predictions.transform.LayerNorm",
+        }
+    )
+    | named(
+        {
+            "attention.q": "attention.self.query",
+            "attention.k": "attention.self.key",
+            "attention.v": "attention.self.value",
+            "attention.o": "attention.output.dense",
+            "attention_norm": "attention.output.LayerNorm",
+            "ffn.up": "intermediate.dense",
+            "ffn.down": "output.dense",
+            "ffn_norm": "output.LayerNorm",
+        },
+        "layers.{i}.",
+        "encoder.layer.{i}.",
+    )
+)
 PREFIXES = ("bert.", "")
 IGNORED = {
     r"embeddings\.position_ids$": "",  # 0 .. n-1, a buffer of old checkpoints
@@ -55,9 +59,8 @@ RENAMED = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "Layer
 
 
 def names(spec: Model) -> Names:
-    """Canonical name -> stored name. An output map of its own brings its own bias, and the shared one is not used."""
-    own = isinstance(spec, Encoder) and spec.mlm is not None and not spec.mlm.tied
-    return NAMES | {"mlm_bias": "cls.predictions.decoder.bias"} if own else NAMES
+    """Canonical name -> stored name."""
+    return with_own_bias(spec, NAMES, "cls.predictions.decoder.bias")
 
 
 def spec(config: HfConfig) -> Encoder:
@@ -71,23 +74,17 @@ def spec(config: HfConfig) -> Encoder:
 
 def bert_like(config: HfConfig, mlm: bool, padding: int | None = None) -> Encoder:
     """BERT's architecture; `padding` is the padding token's id where positions are counted from it (RoBERTa)."""
-    width, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
+    width = config.size("hidden_size", 768)
     context, dropout = config.size("max_position_embeddings", 512), config.number("hidden_dropout_prob", 0.1)
     norm, offset = LayerNorm(eps=config.number("layer_norm_eps", 1e-12)), 0 if padding is None else padding + 1
     act, std = config.activation("hidden_act", "gelu"), config.number("initializer_range", 0.02)
     tied = config.flag("tie_word_embeddings", True)
-    block = PostNormBlock(
-        attention=GQA(
-            heads=heads,
-            kv_heads=heads,
-            head_dim=width // heads,
-            mask=Mask(causal=False),
-            bias=True,
-            output_bias=True,
-            dropout=config.number("attention_probs_dropout_prob", 0.1),
-        ),
-        ffn=MLP(hidden=config.size("intermediate_size", 3072), act=act),
-        norm=norm,
+    block = encoder_block(
+        width,
+        config.size("num_attention_heads", 12),
+        MLP(hidden=config.size("intermediate_size", 3072), act=act),
+        norm,
+        attention_dropout=config.number("attention_probs_dropout_prob", 0.1),
         dropout=dropout,
     )
     return Encoder(
@@ -104,6 +101,22 @@ def bert_like(config: HfConfig, mlm: bool, padding: int | None = None) -> Encode
         mlm=MlmHead(width=width, norm=norm, act="gelu" if padding is not None else act, tied=tied) if mlm else None,
         dropout=dropout,
     )
+
+
+def encoder_block(
+    width: int, heads: int, ffn: MLP, norm: LayerNorm, *, attention_dropout: float, dropout: float
+) -> PostNormBlock:
+    """The block of BERT and its descendants: attention to both sides and the network, each normalised after it is added."""
+    attention = GQA(
+        heads=heads,
+        kv_heads=heads,
+        head_dim=width // heads,
+        mask=Mask(causal=False),
+        bias=True,
+        output_bias=True,
+        dropout=attention_dropout,
+    )
+    return PostNormBlock(attention=attention, ffn=ffn, norm=norm, dropout=dropout)
 
 
 def has_mlm(config: HfConfig, weight: str) -> bool:

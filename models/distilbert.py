@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from edgeformer.layers.encoder import Encoder
-from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
-from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
-from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.models._config import HfConfig
 from edgeformer.models._names import Names, named
-from edgeformer.models.bert import has_mlm
+from edgeformer.models.bert import encoder_block, has_mlm
 from edgeformer.spec import Init
 
 NAMES: Names = (
@@ -50,20 +47,9 @@ def spec(config: HfConfig) -> Encoder:
     width, heads, norm = config.size("dim", 768), config.size("n_heads", 12), LayerNorm(eps=1e-12)
     context, dropout = config.size("max_position_embeddings", 512), config.number("dropout", 0.1)
     act = config.activation("activation", "gelu")
-    block = PostNormBlock(
-        attention=GQA(
-            heads=heads,
-            kv_heads=heads,
-            head_dim=width // heads,
-            mask=Mask(causal=False),
-            bias=True,
-            output_bias=True,
-            dropout=config.number("attention_dropout", 0.1),
-        ),
-        ffn=MLP(hidden=config.size("hidden_dim", 3072), act=act),
-        norm=norm,
-        dropout=dropout,
-    )
+    ffn = MLP(hidden=config.size("hidden_dim", 3072), act=act)
+    attention_dropout = config.number("attention_dropout", 0.1)
+    block = encoder_block(width, heads, ffn, norm, attention_dropout=attention_dropout, dropout=dropout)
     tied = config.flag("tie_word_embeddings", True)
     mlm = MlmHead(width=width, norm=LayerNorm(eps=1e-12), act=act, tied=tied)
     return Encoder(

@@ -8,10 +8,9 @@ from edgeformer.errors import ConfigError
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
-from edgeformer.layers.gqa import GQA
 from edgeformer.layers.offset_rms_norm import OffsetRMSNorm
+from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
-from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, decoder, gated
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
@@ -20,18 +19,8 @@ __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
 def spec(config: HfConfig) -> Decoder:
     """A Gemma decoder."""
     config.expect(use_bidirectional_attention=None)
-    heads, head_dim = config.size("num_attention_heads", 16), config.size("head_dim", 256)
-    position, context = rope(config, head_dim, config.size("max_position_embeddings", 8192))
-    bias = config.flag("attention_bias", False)
-    attention = GQA(
-        heads=heads,
-        kv_heads=config.optional_size("num_key_value_heads", 16) or heads,
-        head_dim=head_dim,
-        position=position,
-        bias=bias,
-        output_bias=bias,
-        dropout=config.number("attention_dropout", 0.0),
-    )
+    head_dim = config.size("head_dim", 256)
+    attention, context = rotary_attention(config, 16, 8192, kv_heads=16, head_dim=head_dim)
     norm, ffn = OffsetRMSNorm(eps=config.number("rms_norm_eps", 1e-6)), _feed_forward(config)
     block = Block(attention=attention, ffn=ffn, norm=norm)
     blocks = [block] * config.size("num_hidden_layers", 28)

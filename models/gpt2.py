@@ -58,7 +58,7 @@ def spec(config: HfConfig) -> Decoder:
     config.expect(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False)
     config.ignore("n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels")
     config.ignore("summary_first_dropout")
-    width, heads, context = config.size("n_embd", 768), config.size("n_head", 12), config.size("n_positions", 1024)
+    width, heads = config.size("n_embd", 768), config.size("n_head", 12)
     dropout = config.number("resid_pdrop", 0.1)
     block = Block(
         attention=GQA(
@@ -73,16 +73,22 @@ def spec(config: HfConfig) -> Decoder:
             hidden=config.optional_size("n_inner") or 4 * width,
             act=config.activation("activation_function", "gelu_new"),
         ),
-        norm=(norm := LayerNorm(eps=config.number("layer_norm_epsilon", 1e-5))),
+        norm=LayerNorm(eps=config.number("layer_norm_epsilon", 1e-5)),
         dropout=dropout,
     )
+    return gpt2_decoder(config, block)
+
+
+def gpt2_decoder(config: HfConfig, block: Block) -> Decoder:
+    """The decoder of GPT-2 and GPT-BigCode, of one block repeated."""
+    context = config.size("n_positions", 1024)
     return Decoder(
         vocab=config.size("vocab_size", 50_257),
-        width=width,
+        width=config.size("n_embd", 768),
         context=context,
         init=Init(std=config.number("initializer_range", 0.02), scale_residual=True),
         blocks=(block,) * config.size("n_layer", 12),
-        norm=norm,
+        norm=block.norm,
         positions=Learned(count=context),
         tied=config.flag("tie_word_embeddings", True),
         dropout=config.number("embd_pdrop", 0.1),

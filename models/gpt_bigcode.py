@@ -8,11 +8,11 @@ from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
-from edgeformer.layers.learned import Learned
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HfConfig
 from edgeformer.models._names import Names, by_group, named, side_by_side
-from edgeformer.spec import Init, Model
+from edgeformer.models.gpt2 import gpt2_decoder
+from edgeformer.spec import Model
 
 PREFIXES = ("transformer.", "")
 IGNORED = {r"\.attn\.(masked_)?bias$": ""}  # buffers of old checkpoints
@@ -27,7 +27,7 @@ def spec(config: HfConfig) -> Decoder:
         "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"
     )
     config.ignore("num_key_value_heads")  # written by transformers, which reads multi_query
-    width, heads, context = config.size("n_embd", 768), config.size("n_head", 12), config.size("n_positions", 1024)
+    width, heads = config.size("n_embd", 768), config.size("n_head", 12)
     norm = LayerNorm(eps=config.number("layer_norm_epsilon", 1e-5))
     attention = GQA(
         heads=heads,
@@ -43,17 +43,7 @@ def spec(config: HfConfig) -> Decoder:
         act=config.activation("activation_function", "gelu_pytorch_tanh"),
     )
     block = Block(attention=attention, ffn=ffn, norm=norm, dropout=config.number("resid_pdrop", 0.1))
-    return Decoder(
-        vocab=config.size("vocab_size", 50_257),
-        width=width,
-        context=context,
-        init=Init(std=config.number("initializer_range", 0.02), scale_residual=True),
-        blocks=(block,) * config.size("n_layer", 12),
-        norm=norm,
-        positions=Learned(count=context),
-        tied=config.flag("tie_word_embeddings", True),
-        dropout=config.number("embd_pdrop", 0.1),
-    )
+    return gpt2_decoder(config, block)
 
 
 def names(spec: Model) -> Names:

@@ -17,8 +17,9 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope_dynamic import DynamicScaling
+from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
-from edgeformer.models._rope import rope, rope_config
+from edgeformer.models._rope import rope_config
 from edgeformer.models._shape import llama_shaped, need
 from edgeformer.spec import Init, Layer, Model, Norm
 
@@ -46,19 +47,7 @@ TIED = {"lm_head.weight": "embed.weight"}
 
 def spec(config: HfConfig) -> Decoder:
     """A Llama decoder."""
-    heads = config.size("num_attention_heads")
-    head_dim = config.optional_size("head_dim") or config.size("hidden_size") // heads
-    position, context = rope(config, head_dim, config.size("max_position_embeddings", 2048))
-    bias = config.flag("attention_bias", False)
-    attention = GQA(
-        heads=heads,
-        kv_heads=config.optional_size("num_key_value_heads") or heads,
-        head_dim=head_dim,
-        position=position,
-        bias=bias,
-        output_bias=bias,
-        dropout=config.number("attention_dropout", 0.0),
-    )
+    attention, context = rotary_attention(config, None, 2048)
     ffn_bias = config.flag("mlp_bias", False)
     return llama_like(config, [attention] * config.size("num_hidden_layers"), context, ffn_bias=ffn_bias)
 

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
-from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
-from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, decoder, gated
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
@@ -19,19 +18,9 @@ __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
 
 def spec(config: HfConfig) -> Decoder:
     """A MiniCPM decoder."""
-    heads, norm = config.size("num_attention_heads", 32), RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
-    head_dim = config.size("hidden_size", 4096) // heads
-    position, context = rope(config, head_dim, config.size("max_position_embeddings", 2048))
-    bias = config.flag("attention_bias", False)
-    attention = GQA(
-        heads=heads,
-        kv_heads=config.optional_size("num_key_value_heads") or heads,
-        head_dim=head_dim,
-        position=position,
-        bias=bias,
-        output_bias=bias,
-        dropout=config.number("attention_dropout", 0.0),
-    )
+    norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
+    head_dim = config.size("hidden_size") // config.size("num_attention_heads", 32)  # configs have no key for it
+    attention, context = rotary_attention(config, 32, 2048, head_dim=head_dim)
     scales = multipliers(config)
     count = config.size("num_hidden_layers", 32)
     block = Block(attention=attention, ffn=gated(config), norm=norm, residual_scale=scales.pop("residual_scale"))

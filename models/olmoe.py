@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
-from edgeformer.layers.gqa import GQA
 from edgeformer.layers.moe import MoE
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.whole_norm import WholeNorm
+from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
-from edgeformer.models._rope import rope
 from edgeformer.models.llama import decoder
 from edgeformer.models.qwen3_moe import IGNORED, PREFIXES, TIED, names
 
@@ -19,21 +18,9 @@ __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
 def spec(config: HfConfig) -> Decoder:
     """An OLMoE decoder."""
     config.ignore("router_aux_loss_coef", "output_router_logits")
-    heads, norm = config.size("num_attention_heads", 16), RMSNorm(eps=config.number("rms_norm_eps", 1e-5))
-    head_dim = config.optional_size("head_dim") or config.size("hidden_size") // heads
-    position, context = rope(config, head_dim, config.size("max_position_embeddings", 4096))
-    bias = config.flag("attention_bias", False)
-    attention = GQA(
-        heads=heads,
-        kv_heads=config.optional_size("num_key_value_heads") or heads,
-        head_dim=head_dim,
-        position=position,
-        qk_norm=WholeNorm(norm=norm),
-        clip=config.optional_number("clip_qkv"),
-        bias=bias,
-        output_bias=bias,
-        dropout=config.number("attention_dropout", 0.0),
-    )
+    norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-5))
+    clip = config.optional_number("clip_qkv")
+    attention, context = rotary_attention(config, 16, 4096, qk_norm=WholeNorm(norm=norm), clip=clip)
     ffn = MoE(
         experts=config.size("num_experts", config.take("num_local_experts", 64)),
         chosen=config.size("num_experts_per_tok", 8),

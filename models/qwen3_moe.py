@@ -6,14 +6,13 @@ from typing import Any
 
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
-from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.moe import MoE
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models import llama
+from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._names import PROJECTIONS, Names, experts
-from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
 from edgeformer.spec import Model
 
@@ -23,23 +22,10 @@ __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
 def spec(config: HfConfig) -> Decoder:
     """A Qwen3 MoE decoder."""
     config.ignore("router_aux_loss_coef", "output_router_logits", "max_window_layers")
-    heads, norm = config.size("num_attention_heads", 32), RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
-    head_dim = config.optional_size("head_dim") or config.size("hidden_size") // heads
-    position, context = rope(config, head_dim, config.size("max_position_embeddings", 32_768))
-    bias = config.flag("attention_bias", False)
+    norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
     window = config.optional_size("sliding_window", 4096) if config.flag("use_sliding_window", False) else None
     config.ignore("sliding_window")
-    attention = GQA(
-        heads=heads,
-        kv_heads=config.optional_size("num_key_value_heads", 4) or heads,
-        head_dim=head_dim,
-        position=position,
-        mask=Mask(window=window),
-        qk_norm=norm,
-        bias=bias,
-        output_bias=bias,
-        dropout=config.number("attention_dropout", 0.0),
-    )
+    attention, context = rotary_attention(config, 32, 32_768, kv_heads=4, qk_norm=norm, mask=Mask(window=window))
     ffns = feed_forward(
         config, step=config.size("decoder_sparse_step", 1), dense=config.take("mlp_only_layers", None) or []
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from edgeformer.layers.encoder import Encoder
 from edgeformer.models import bert
 from edgeformer.models._config import HfConfig
-from edgeformer.models._names import Names
+from edgeformer.models._names import Names, with_own_bias
 from edgeformer.models.bert import RENAMED, bert_like, has_mlm
 from edgeformer.spec import Model
 
@@ -27,9 +27,8 @@ IGNORED = {
 
 
 def names(spec: Model) -> Names:
-    """Canonical name -> stored name. An output map of its own brings its own bias, and the shared one is not used."""
-    own = isinstance(spec, Encoder) and spec.mlm is not None and not spec.mlm.tied
-    return NAMES | {"mlm_bias": "lm_head.decoder.bias"} if own else NAMES
+    """Canonical name -> stored name."""
+    return with_own_bias(spec, NAMES, "lm_head.decoder.bias")
 
 
 def spec(config: HfConfig) -> Encoder:

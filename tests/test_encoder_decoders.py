@@ -17,9 +17,10 @@ from support import load_tiny, random_ids, record_errors, run_cached, sessions
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgeformer.api import build_torch  # noqa: E402
+from edgeformer.api import build_mlx, build_torch  # noqa: E402
 from edgeformer.checkpoint import load  # noqa: E402
 from edgeformer.cli import cli  # noqa: E402
+from edgeformer.errors import InputError  # noqa: E402
 
 READ, WRITTEN, PREFILL = 60, 160, 100
 PAIRS = [(model_type, name) for model_type, cases in ENCODER_DECODERS.items() for name in cases]
@@ -84,6 +85,18 @@ def test_what_is_not_done_is_said(tmp_path):
     linked = ["export", str(tmp_path / "hf"), "-o", str(tmp_path / "linked"), "--weights", "link"]
     assert "use --weights copy" in str(CliRunner().invoke(cli, linked).exception)
     assert not (tmp_path / "linked").exists()
+
+
+@pytest.mark.parametrize("backend", ("torch", "mlx"))
+def test_a_call_without_an_answer_is_refused(backend, tmp_path):
+    loaded, _ = tiny(tmp_path / "hf", "t5", "plain")
+    if backend == "torch":
+        model, ids = build_torch(loaded.spec), torch.ones((1, 4), dtype=torch.long)
+    else:
+        mx = pytest.importorskip("mlx.core")
+        model, ids = build_mlx(loaded.spec), mx.ones((1, 4), dtype=mx.int32)
+    with pytest.raises(InputError, match="needs decoder_input_ids"):
+        model(ids)
 
 
 @pytest.mark.parametrize("model_type", ENCODER_DECODERS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from edgeformer.backends.torch import TorchModel
+from edgeformer.errors import InputError
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.spec import Model
 
@@ -30,8 +31,12 @@ class TorchEncoderDecoder(TorchModel):
         """Logits [B, T, V] of `decoder_input_ids` int64 [B, T], after reading `input_ids` int64 [B, M].
 
         The masks are int64, 0 where padded; None where nothing is. keep: logits of the last `keep` positions only; 0 for all.
+
+        Raises:
+            InputError: there are no `decoder_input_ids`.
         """
-        assert decoder_input_ids is not None
+        if decoder_input_ids is None:
+            raise InputError("an encoder-decoder model needs decoder_input_ids, too: the answer, or its start token")
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         written = torch.ones_like(decoder_input_ids) if decoder_attention_mask is None else decoder_attention_mask
         return self.layer.both(self.ops, self, (input_ids, mask), (decoder_input_ids, written), keep)

@@ -6,6 +6,7 @@ import mlx.core as mx
 
 from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.backends.mlx.ops import MlxOps
+from edgeformer.errors import InputError
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.spec import Model
 
@@ -31,8 +32,12 @@ class MlxEncoderDecoder(MlxModel):
         """Logits [B, T, V] of `decoder_input_ids` [B, T], after reading `input_ids` [B, M].
 
         The masks are integers, 0 where padded; None where nothing is. keep: logits of the last `keep` positions only; 0 for all.
+
+        Raises:
+            InputError: there are no `decoder_input_ids`.
         """
-        assert decoder_input_ids is not None
+        if decoder_input_ids is None:
+            raise InputError("an encoder-decoder model needs decoder_input_ids, too: the answer, or its start token")
         mask = mx.ones_like(input_ids) if attention_mask is None else attention_mask
         written = mx.ones_like(decoder_input_ids) if decoder_attention_mask is None else decoder_attention_mask
         return self.layer.both(self.ops, self, (input_ids, mask), (decoder_input_ids, written), keep)
