@@ -12,12 +12,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import sysconfig
 import time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from _library import library_sources
 
 import edgeformer
 from edgeformer.layers.alibi import Alibi
@@ -38,14 +38,14 @@ from edgeformer.layers.sinusoidal import Sinusoidal
 HELD_OUT = Path(__file__).parent.parent / "models" / "stdlib-5m" / "validation.txt"
 TIMES = (1, 2, 4, 8)
 HEADS, HEAD_DIM, LAYERS, VOCAB = 4, 32, 4, 256
+SCHEMES = ("sinusoidal", "learned", "shaw", "t5 bias", "alibi", "rope", "nope")
 BATCH, RATE = 16, 2e-3
 
 
 def text() -> torch.Tensor:
-    """Bytes of the standard library's sources, in a fixed order, without its tests."""
-    root = Path(sysconfig.get_paths()["stdlib"])
-    files = sorted(f for f in root.glob("*.py")) + sorted(root.glob("asyncio/*.py")) + sorted(root.glob("email/*.py"))
-    return torch.frombuffer(bytearray(b"".join(f.read_bytes() for f in files)), dtype=torch.uint8)
+    """Bytes of the standard library's sources, in a fixed order, without its tests and what is held out."""
+    sources = library_sources(HELD_OUT.read_text(encoding="utf-8"), "asyncio", "email")
+    return torch.frombuffer(bytearray("".join(sources).encode()), dtype=torch.uint8)
 
 
 def spec(scheme: str, length: int) -> Decoder:
@@ -87,11 +87,11 @@ def stretched(model: Decoder, scaling: str, factor: int, length: int) -> Decoder
     return replace(model, blocks=(replace(block, attention=attention),) * LAYERS)  # type: ignore[call-arg]
 
 
-def train(model: torch.nn.Module, data: torch.Tensor, length: int, steps: int) -> float:
-    """AdamW with a cosine; the last loss."""
+def train(model: torch.nn.Module, data: torch.Tensor, length: int, steps: int) -> None:
+    """AdamW with a cosine."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    picks, value = torch.Generator().manual_seed(0), 0.0
+    picks = torch.Generator().manual_seed(0)
     for _ in range(steps):
         starts = torch.randint(0, len(data) - length - 1, (BATCH,), generator=picks)
         ids = torch.stack([data[s : s + length + 1] for s in starts]).long()
@@ -101,8 +101,6 @@ def train(model: torch.nn.Module, data: torch.Tensor, length: int, steps: int) -
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
-        value = loss.item()
-    return value
 
 
 @torch.no_grad()
@@ -137,10 +135,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--length", type=int, default=128, help="bytes that the models are trained on at once")
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--schemes", default="sinusoidal,learned,shaw,t5 bias,alibi,rope,nope")
+    parser.add_argument("--schemes", default=",".join(SCHEMES), help="some of these, by commas")
     parser.add_argument("--plot", type=Path, help="write a plot (HTML; needs edgeformer[report])")
     parser.add_argument("--json", type=Path, help="write the figures")
     arguments = parser.parse_args()
+    schemes = arguments.schemes.split(",")
+    if unknown := ", ".join(s for s in schemes if s not in SCHEMES):
+        parser.error(f"no such scheme: {unknown}; there are {', '.join(SCHEMES)}")
     torch.set_num_threads(2)
     length, data = arguments.length, text()
     held = torch.frombuffer(bytearray(HELD_OUT.read_bytes()[: 64 * length * max(TIMES)]), dtype=torch.uint8)
@@ -148,7 +149,7 @@ def main() -> None:
     head = "".join(f"{f'{n} x':>9}" for n in TIMES)
     print(f"{len(data):,} bytes to learn from, {len(held):,} held out; {arguments.steps} steps at {length} bytes")
     print(f"{'scheme':<14}{head}   (perplexity per byte)", flush=True)
-    for scheme in arguments.schemes.split(","):
+    for scheme in schemes:
         torch.manual_seed(0)
         begun, model = time.perf_counter(), edgeformer.build_torch(spec(scheme, length))
         train(model, data, length, arguments.steps)

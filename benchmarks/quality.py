@@ -8,11 +8,11 @@ one method's bits as deployed, in each runtime that is installed; an int8 key/va
 from __future__ import annotations
 
 import sys
-import sysconfig
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from _library import library_sources
 
 from edgeformer import load
 from edgeformer.api import export
@@ -34,9 +34,7 @@ def texts(loaded: LoadedModel) -> tuple[np.ndarray, np.ndarray]:
     assert loaded.folder is not None
     tokenizer = load_tokenizer(loaded.folder)
     held_out = (loaded.folder / "validation.txt").read_text(encoding="utf-8")
-    files = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
-    parts = [text for f in files if (text := f.read_text(encoding="utf-8", errors="ignore"))[:2000] not in held_out]
-    ids = np.array(tokenizer.encode("\n".join(parts)).ids)
+    ids = np.array(tokenizer.encode("\n".join(library_sources(held_out))).ids)
     windows = calibration_windows(ids, WINDOW, SAMPLES, loaded.spec.context, loaded.spec.vocab)
     return windows, np.array(tokenizer.encode(held_out).ids)
 
