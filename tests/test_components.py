@@ -172,6 +172,16 @@ def test_borrowed_keys_have_to_be_there():
         replace(COMPONENTS["alibi"].blocks[0].attention, position=Alibi(heads=8))
 
 
+@pytest.mark.parametrize(("buckets", "bidirectional", "least"), ((2, True, 4), (1, False, 2)))
+def test_buckets_have_to_hold_single_distances(buckets, bidirectional, least):
+    from edgeformer.errors import SpecError
+    from edgeformer.layers.relative_bias import RelativeBias
+
+    with pytest.raises(SpecError, match=f"at least {least}, got {buckets}"):
+        RelativeBias(heads=2, buckets=buckets, bidirectional=bidirectional)
+    assert len(RelativeBias(heads=2, buckets=least, bidirectional=bidirectional).lookup()) == 257
+
+
 def test_a_prefix_has_to_be_given():
     from edgeformer.errors import InputError
     from edgeformer.spec import tensors

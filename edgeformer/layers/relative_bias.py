@@ -31,6 +31,8 @@ class RelativeBias(Layer):
         self.require(
             self.buckets % 2 == 0 or not self.bidirectional, f"buckets ({self.buckets}) must be even for two directions"
         )
+        least = 4 if self.bidirectional else 2
+        self.require(self.buckets >= least, f"buckets must be at least {least}, got {self.buckets}")
         self.require(
             self.furthest > self.buckets // (4 if self.bidirectional else 2),
             "furthest lies within the single distances",

@@ -26,9 +26,11 @@ class DynamicScaling(RopeScaling):
     original_context: int
 
     def __post_init__(self) -> None:
+        self.require_positive("original_context")
         self.require(self.factor >= 1, f"factor must be at least 1, got {self.factor}")
 
     def frequencies(self, dim: int, theta: float) -> np.ndarray:
+        self.require(dim > 2, f"one pair of channels has no lowest frequency to scale (dim {dim})")
         longest = math.ceil(self.factor * self.original_context)
         lengths = np.arange(self.original_context, longest + 1, dtype=np.float64)
         stretch = self.factor * lengths / self.original_context - (self.factor - 1)

@@ -25,6 +25,8 @@ class LongRopeScaling(RopeScaling):
     temperature: float
 
     def __post_init__(self) -> None:
+        self.require_positive("original_context", "temperature")
+        self.require(all(f > 0 for f in (*self.short_factor, *self.long_factor)), "factors must be positive")
         self.require(
             len(self.short_factor) == len(self.long_factor),
             f"short_factor has {len(self.short_factor)} entries, long_factor {len(self.long_factor)}",

@@ -27,7 +27,11 @@ class YarnScaling(RopeScaling):
     beta_slow: float = 1.0
     truncate: bool = True
 
+    def __post_init__(self) -> None:
+        self.require_positive("factor", "original_context", "temperature", "beta_fast", "beta_slow")
+
     def frequencies(self, dim: int, theta: float) -> np.ndarray:
+        self.require(theta > 1, f"the ramp needs a theta above 1, got {theta}")
         base = base_frequencies(dim, theta)
 
         def channel(turns: float) -> float:  # the channel that turns this often, eq. 23 solved for the index
