@@ -62,7 +62,7 @@ from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.rms_norm import RMSNorm
-from my_attention import GatedValueAttention
+from one_file_attention import GatedValueAttention
 
 NAMES = {"embed.weight": "tok.weight", "layers.{i}.attention.q.weight": "blocks.{i}.query.weight"}
 
@@ -121,13 +121,13 @@ class Runtime(_protocol.Runtime):
 @pytest.fixture
 def outside(tmp_path, monkeypatch):
     """Three modules in a folder that is no part of the package, announced as entry points announce them."""
-    for name, text in (("my_attention", ATTENTION), ("my_family", FAMILY), ("my_runtime", RUNTIME)):
+    for name, text in (("one_file_attention", ATTENTION), ("one_file_family", FAMILY), ("one_file_runtime", RUNTIME)):
         (tmp_path / f"{name}.py").write_text(text)
     monkeypatch.syspath_prepend(str(tmp_path))
     points = {
-        "edgeformer.layers": {"gated_value_attention": "my_attention"},
-        "edgeformer.models": {"gated_decoder": "my_family"},
-        "edgeformer.runtimes": {"evaluator": "my_runtime"},
+        "edgeformer.layers": {"gated_value_attention": "one_file_attention"},
+        "edgeformer.models": {"gated_decoder": "one_file_family"},
+        "edgeformer.runtimes": {"evaluator": "one_file_runtime"},
     }
     monkeypatch.setattr(discover, "_entry_points", lambda group: points.get(group, {}))
     return tmp_path
