@@ -18,8 +18,8 @@ from edgeformer import load
 from edgeformer.api import export
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.cli.quality import show
+from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.errors import EdgeformerError
-from edgeformer.generate import load_tokenizer
 from edgeformer.quality import Settings, measure
 from edgeformer.quantize.cache import cache_scales
 from edgeformer.quantize.calibration import calibration_windows
@@ -32,11 +32,11 @@ WINDOW, SAMPLES = 256, 128
 def texts(loaded: LoadedModel) -> tuple[np.ndarray, np.ndarray]:
     """Calibration windows int64 [n, T], and the ids of the held-out text."""
     assert loaded.folder is not None
-    tokenizer = load_tokenizer(loaded.folder)
+    tokenizer = read_tokenizer(loaded.folder)
     held_out = (loaded.folder / "validation.txt").read_text(encoding="utf-8")
-    ids = np.array(tokenizer.encode("\n".join(library_sources(held_out))).ids)
+    ids = np.array(tokenizer.encode("\n".join(library_sources(held_out))))
     windows = calibration_windows(ids, WINDOW, SAMPLES, loaded.spec.context, loaded.spec.vocab)
-    return windows, np.array(tokenizer.encode(held_out).ids)
+    return windows, np.array(tokenizer.encode(held_out))
 
 
 def main() -> None:

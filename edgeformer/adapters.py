@@ -54,8 +54,29 @@ class MergedTensor(StoredTensor):
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds an adapter, and not a model."""
-    return (folder / CONFIG).exists() and not (folder / "config.json").exists()
+    """Whether a folder holds an adapter, and not a model.
+
+    A config.json beside it is a copy of the base's.
+
+    Raises:
+        CheckpointError: it holds both, and nothing says which counts.
+    """
+    if not (folder / CONFIG).exists():
+        return False
+    others = [f for pattern in ("*.safetensors", "*.bin", "*.gguf") for f in folder.glob(pattern)]
+    own = [f.name for f in others if f.name.startswith(("model", "pytorch_model")) or f.suffix == ".gguf"]
+    if own:
+        raise CheckpointError(
+            f"{folder} holds both a model ({own[0]}) and an adapter ({CONFIG}), and nothing says whether the model is merged"
+            f" already. Move the adapter's files away to use the model, or into a folder of their own and give {folder}+THAT"
+        )
+    return True
+
+
+def base_revision(folder: Path) -> str | None:
+    """The revision of its base that an adapter was trained on, if it names one."""
+    revision = _config(folder).get("revision")
+    return revision if isinstance(revision, str) and revision not in ("", "main") else None
 
 
 def base_of(folder: Path) -> str:

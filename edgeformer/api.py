@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import edgeformer
 from edgeformer import bundle, parity
-from edgeformer.checkpoint import LoadedModel, load, save
+from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import CheckpointError, InputError
 from edgeformer.export import FORMATS
 from edgeformer.export.artefact import Exported
@@ -27,6 +27,7 @@ from edgeformer.measure.row import Plan
 from edgeformer.measure.settings import Settings
 from edgeformer.rounding import stored_format
 from edgeformer.runtimes._protocol import get
+from edgeformer.saving import save
 from edgeformer.serialization import digest
 from edgeformer.spec import Model
 

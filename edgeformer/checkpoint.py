@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,19 +16,21 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import ml_dtypes
-import numpy as np
-
 from edgeformer import discover
-from edgeformer.adapters import base_of, is_adapter, merged
+from edgeformer.adapters import base_of, base_revision, is_adapter, merged
+from edgeformer.companions.evidence import check_schemes, remarks
+from edgeformer.companions.files import Companions, Embedded
+from edgeformer.companions.pooling import read_embedder, supported_mode
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
 from edgeformer.gguf_checkpoint import gguf_in, read_gguf
+from edgeformer.hub import download, is_hub_id
 from edgeformer.models._config import HfConfig, read_json
 from edgeformer.parts import Part
 from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
-from edgeformer.serialization import from_json, to_json
+from edgeformer.serialization import from_json
 from edgeformer.spec import Model, tensors
 from edgeformer.stored_tensors import (
+    MANIFEST,
     config_beside,
     has_weights,
     holds_onnx,
@@ -38,12 +39,7 @@ from edgeformer.stored_tensors import (
     split_quantization,
     stored_tensors,
 )
-from edgeformer.weights import NameMap, Weights, bind, name_map
-
-TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.json", "merges.txt", "vocab.txt",
-    "tokenizer.model", "added_tokens.json", "chat_template.jinja", "generation_config.json",
-)  # fmt: skip
+from edgeformer.weights import NameMap, Weights, bind, name_maps
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ class LoadedModel:
 
     `weights` is None when only the architecture is known (a spec file, a named spec, a lone config.json). `config` is the
     Hugging Face config it was read from, if any; `notes` says what was left aside; `quantization` says how an artefact's weights
-    were quantized (method, calibration, bits per weight).
+    were quantized (method, calibration, bits per weight); `around` are the tokenizer and all else that surrounds the weights.
     """
 
     spec: Model
@@ -62,6 +58,7 @@ class LoadedModel:
     config: dict | None = None
     notes: list[str] = field(default_factory=list)
     quantization: dict | None = None
+    around: Companions = Companions()
 
     def require_weights(self) -> Weights:
         """The weights.
@@ -135,23 +132,23 @@ def load(
         ModelNotFound, ConfigError, SpecError, CheckpointError: see their docstrings.
     """
     path, name = Path(model), str(model)
-    if not path.exists() and "+" in name and is_adapter(adapter := Path(name.rpartition("+")[2])):
+    if not path.exists() and "+" in name and (adapter := _adapter_at(name.rpartition("+")[2], None)) is not None:
         return _adapted(name.rpartition("+")[0], adapter, name, allow_unread_config, revision)
+    known = named_specs()
+    if not path.exists() and name not in known and is_hub_id(name):
+        path = download(name, revision)
     if path.is_dir() and is_adapter(path):
-        return _adapted(base_of(path), path, name, allow_unread_config, revision)
+        return _adapted(base_of(path), path, name, allow_unread_config, None)
     if path.is_file() and path.suffix == ".gguf":
-        loaded = _from_gguf(path.resolve(), name, allow_unread_config)
+        loaded = _from_gguf(path.absolute(), name, allow_unread_config)
     elif path.is_file():
         loaded = _from_file(path, name, allow_unread_config)
     elif path.is_dir() and (file := gguf_in(path)) is not None:
-        loaded = replace(_from_gguf(file.resolve(), name, allow_unread_config), folder=path.resolve())
+        loaded = replace(_from_gguf(file.absolute(), name, allow_unread_config), folder=path.resolve())
     elif path.is_dir():
         loaded = _from_folder(path.resolve(), name, allow_unread_config, skip_weights=weights is not None)
-    elif name in (known := named_specs()):
+    elif name in known:
         loaded = replace(_from_file(known[name], name, allow_unread_config), folder=None)
-    elif name.count("/") == 1 and not name.startswith((".", "/", "~")):
-        folder = _download(name, revision)
-        loaded = _from_folder(folder, name, allow_unread_config, skip_weights=weights is not None)
     else:
         near = difflib.get_close_matches(name.lower(), known, 5, 0.5)
         raise ModelNotFound(
@@ -165,20 +162,37 @@ def load(
     if not source.exists():
         raise CheckpointError(f"{source} does not exist")
     stored = read_checkpoint(source) if source.is_dir() else read_header(source)
-    bound, notes = bind(loaded.spec, stored, names or {}, where=str(source))
+    bound, notes = bind(loaded.spec, stored, [names or {}], where=str(source))
     return replace(loaded, weights=bound, notes=loaded.notes + notes)
 
 
+def _adapter_at(name: str, revision: str | None) -> Path | None:
+    """The folder of an adapter by its path or hub id; None if it is none."""
+    folder = Path(name)
+    if not folder.exists() and is_hub_id(name):
+        folder = download(name, revision)
+    return folder if folder.is_dir() and is_adapter(folder) else None
+
+
 def _adapted(base: str, adapter: Path, name: str, allow_unread: bool, revision: str | None) -> LoadedModel:
-    """A base model with a LoRA adapter merged."""
-    folder = Path(base)
-    if not folder.is_dir():
-        if base.count("/") != 1 or base.startswith((".", "/", "~")):
+    """A base model with a LoRA adapter merged. `revision` is of the base; by default the one that the adapter names."""
+    folder, notes, wanted = Path(base), [], base_revision(adapter)
+    if not folder.exists():
+        if not is_hub_id(base):
             raise ModelNotFound(
                 f"the adapter {adapter} was trained on {base!r}, which is no folder here; give the model as BASE+{adapter}"
             )
-        folder = _download(base, revision)
-    return _from_folder(folder.resolve(), name, allow_unread, skip_weights=False, adapter=adapter)
+        if revision is not None and wanted is not None and revision != wanted:
+            notes.append(f"the adapter was trained on revision {wanted!r} of {base}; merged into {revision!r} as asked")
+        folder = download(base, revision or wanted)
+    elif wanted is not None:
+        notes.append(
+            f"the adapter was trained on revision {wanted!r} of its base; that {base} is that one is not checked"
+        )
+    if not folder.is_dir() or gguf_in(folder) is not None:
+        raise CheckpointError(f"an adapter is merged into a Hugging Face folder with weights; {base} is a GGUF file")
+    loaded = _from_folder(folder.resolve(), name, allow_unread, skip_weights=False, adapter=adapter)
+    return replace(loaded, notes=[*notes, *loaded.notes])
 
 
 def _from_file(path: Path, name: str, allow_unread: bool) -> LoadedModel:
@@ -188,18 +202,23 @@ def _from_file(path: Path, name: str, allow_unread: bool) -> LoadedModel:
     if not isinstance(data, dict):
         raise SpecError(f"{path} is neither a spec nor a Hugging Face config: it holds no object")
     spec, notes = _read_config(HfConfig(data, str(path)), allow_unread)
-    return LoadedModel(spec, None, name, config=data, notes=notes)
+    around = Companions((), data, None, spec.vocab)
+    return LoadedModel(spec, None, name, config=data, notes=notes, around=around)
 
 
 def _from_gguf(file: Path, name: str, allow_unread: bool) -> LoadedModel:
-    config, stored, arch, notes = read_gguf(file, allow_unread)
-    reader = HfConfig(config, str(file), stored)
+    read = read_gguf(file, allow_unread)
+    reader = HfConfig(read.config, str(file), read.stored)
     spec, more = _read_config(reader, allow_unread)
-    weights, left = bind(spec, stored, arch.NAMES, where=str(file))
+    weights, left = bind(spec, read.stored, [read.architecture.NAMES], where=str(file))
     # what lies beside it is its own only in a folder made for it
-    folder = file.parent if gguf_in(file.parent) == file else None
+    folder = file.parent if gguf_in(file.parent) == read.files[0] else None
     quantization = _quantization_of(file.parent, file.name)
-    return LoadedModel(spec, weights, name, folder, config, notes + more + left, quantization)
+    around = Companions(() if folder is None else (folder,), read.config, Embedded(file, read.tokenizer), spec.vocab)
+    notes = read.notes + more + left
+    if folder is not None:
+        notes += remarks(folder, read.files)
+    return LoadedModel(spec, weights, name, folder, read.config, notes, quantization, around)
 
 
 def _model(data: dict, path: Path) -> Model:
@@ -223,13 +242,20 @@ def _from_folder(
     folder: Path, name: str, allow_unread: bool, skip_weights: bool, adapter: Path | None = None
 ) -> LoadedModel:
     want_weights = not skip_weights and has_weights(folder)
-    if adapter is not None and not (want_weights and (folder / "config.json").exists()):
-        raise CheckpointError(f"an adapter is merged into a Hugging Face folder with weights; {folder} is none")
+    if adapter is not None:
+        if (folder / "spec.json").exists() or holds_onnx(folder):
+            raise CheckpointError(
+                f"an adapter is merged into a Hugging Face folder with weights; {folder} is an artefact or a checkpoint of"
+                " edgeformer's, whose tensors have other names. Merge it into the original, and export that"
+            )
+        if not (want_weights and (folder / "config.json").exists()):
+            raise CheckpointError(f"an adapter is merged into a Hugging Face folder with weights; {folder} is none")
+    check_schemes(folder)
     if (file := folder / "spec.json").exists():
         spec, notes = _model(read_json(file), file), []
         config, quantization = config_beside(file)
         config = config if config and discover.find("edgeformer.models", str(config.get("model_type"))) else None
-        names: NameMap = {}
+        names: list[NameMap] = [{}]
         prefixes: tuple[str, ...] = ("",)
         ignored: Mapping[str, str] = {}
         tied: Mapping[str, str] = {}
@@ -242,24 +268,29 @@ def _from_folder(
         reader = HfConfig(config, str(file), stored)
         module = family(reader.model_type)
         spec, notes = _read_config(reader, allow_unread)
-        names = name_map(module, spec)
-        if stored and is_mlx(folder):
-            names = getattr(module, "MLX_NAMES", names)
+        names = name_maps(module, spec)
+        if stored and is_mlx(folder) and hasattr(module, "MLX_NAMES"):
+            names = [module.MLX_NAMES]
         prefixes = getattr(module, "PREFIXES", ("",))
         ignored, tied = getattr(module, "IGNORED", {}), getattr(module, "TIED", {})
         if adapter is not None and stored is not None:
-            turned = [p.name for p in names.values() if isinstance(p, Part) and p.transposed]
+            turned = [p.name for p in names[0].values() if isinstance(p, Part) and p.transposed]
             stored = merged(stored, adapter, prefixes, turned)
             notes = [*notes, f"the adapter {adapter} is merged"]
     else:
         raise ModelNotFound(f"{folder} holds neither a config.json (Hugging Face) nor a spec.json (edgeformer)")
-    spec = _with_pooling(spec, folder)
+    spec, more = _with_pooling(spec, folder)
+    notes = notes + more
     weights = None
     if stored is not None:
         where = str(folder)
         weights, left = bind(spec, stored, names, prefixes=prefixes, ignored=ignored, tied=tied, where=where)
         notes = notes + left
-    return LoadedModel(spec, weights, name, folder, config, notes, _quantization_of(folder))
+    used = [] if stored is None else [t.file for source in stored.values() for t in source.parts()]
+    if not (folder / MANIFEST).exists():
+        notes = notes + remarks(folder, used)
+    around = Companions((folder,) if adapter is None else (adapter, folder), config, None, spec.vocab)
+    return LoadedModel(spec, weights, name, folder, config, notes, _quantization_of(folder), around)
 
 
 def _quantization_of(folder: Path, file: str | None = None) -> dict | None:
@@ -280,99 +311,34 @@ def _renamed(stored: Mapping[str, StoredTensor], config: Any) -> dict[str, Store
     return out
 
 
-def _with_pooling(spec: Model, folder: Path) -> Model:
-    """An encoder with the pooling that a sentence-transformers folder declares in modules.json."""
+def _with_pooling(spec: Model, folder: Path) -> tuple[Model, list[str]]:
+    """An encoder with the pooling that a sentence-transformers folder declares in modules.json, and notes."""
     from edgeformer.layers.encoder import Encoder
     from edgeformer.layers.pooling import Pooling
 
-    if not isinstance(spec, Encoder) or spec.pooling is not None or not (folder / "modules.json").exists():
-        return spec
-    modules = read_json(folder / "modules.json")
-    try:
-        kinds = {m["type"].rsplit(".", 1)[-1]: m["path"] for m in modules}
-    except (TypeError, KeyError, AttributeError) as e:
-        raise ConfigError(f"{folder / 'modules.json'} is no list of sentence-transformers modules") from e
-    if unknown := set(kinds) - {"Transformer", "Pooling", "Normalize"}:
-        raise ConfigError(f"{folder / 'modules.json'}: modules not supported: {', '.join(sorted(unknown))}")
-    if "Pooling" not in kinds:
-        return spec
-    settings = read_json(folder / kinds["Pooling"] / "config.json")
-    on = sorted(k for k, v in settings.items() if k.startswith("pooling_mode_") and v is True)
-    modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls"}
-    if len(on) != 1 or on[0] not in modes:
-        raise ConfigError(f"{folder}: pooling {', '.join(on)} is not supported; {' or '.join(modes)} alone is")
-    return replace(spec, pooling=Pooling(mode=modes[on[0]], normalize="Normalize" in kinds))
-
-
-def _download(hub_id: str, revision: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-
-    patterns = ["*.json", "*.safetensors", *TOKENIZER_FILES, "1_Pooling/*"]
-    try:
-        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
-    except LocalEntryNotFoundError as e:
-        raise ModelNotFound(
-            f"{hub_id!r} is no local folder or file, is not in the Hugging Face cache, and the hub can't be reached"
-            " (offline?). Connect once to download it, or give a folder"
-        ) from e
-    except (HfHubHTTPError, OSError, ValueError) as e:
-        raise ModelNotFound(
-            f"{hub_id!r} is no local folder or file, and the hub answers: {str(e).splitlines()[0]}"
-        ) from e
-
-
-def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Path:
-    """Write an edgeformer checkpoint: `spec.json` and `model.safetensors` with canonical names.
-
-    Args:
-        spec: the model.
-        state: canonical name -> torch tensor (a `state_dict()`, also of a compiled or wrapped module), MLX or numpy array.
-        folder: made if needed; its two files are replaced only when both are complete.
-
-    Raises:
-        CheckpointError: names or shapes are not the spec's; nothing is written.
-    """
-    folder = Path(folder)
-    state = {re.sub(r"^(module\.)+|_orig_mod\.", "", name): tensor for name, tensor in state.items()}
-    wanted, given = tensors(spec), {name: tuple(x.shape) for name, x in state.items()}
-    if wrong := sorted(n for n in wanted.keys() | given.keys() if wanted.get(n) != given.get(n)):
-        lines = [f"{n}: the spec has {wanted.get(n, 'none')}, the state {given.get(n, 'none')}" for n in wrong[:12]]
-        raise CheckpointError(
-            f"the state does not fit the spec, {len(wrong)} tensors differ:\n    " + "\n    ".join(lines)
+    embedder = read_embedder(folder)
+    if embedder is None:
+        return spec, []
+    if not isinstance(spec, Encoder):
+        modes = " and ".join(embedder.modes) or "no pooling"
+        return spec, [
+            f"{folder / 'modules.json'} makes an embedding of this model (pooling: {modes}); edgeformer builds pooling for"
+            f" encoders only, so this {spec.kind} gives logits and no vector"
+        ]
+    if spec.pooling is not None or (not embedder.modes and not embedder.others):
+        return spec, []
+    pooling = Pooling(mode=supported_mode(embedder, folder), normalize=embedder.normalize)
+    notes = []
+    if not embedder.include_prompt:
+        notes.append(
+            "its pooling leaves out the prompt's tokens (include_prompt), which edgeformer pools with the others"
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / "model.safetensors.partial"
-    if any(hasattr(x, "detach") for x in state.values()):
-        import torch
-        from safetensors.torch import save_file
-
-        save_file({k: torch.as_tensor(v).detach().contiguous() for k, v in state.items()}, str(partial))
-    else:
-        from safetensors.numpy import save_file as save_numpy
-
-        save_numpy({name: as_numpy(x) for name, x in state.items()}, str(partial))
-    (folder / "spec.json.partial").write_text(json.dumps(to_json(spec), indent=1))
-    os.replace(partial, folder / "model.safetensors")
-    os.replace(folder / "spec.json.partial", folder / "spec.json")
-    return folder
-
-
-def as_numpy(x: Any) -> np.ndarray:
-    """A numpy or MLX array as numpy's; MLX's bfloat16 has no buffer that numpy knows."""
-    if str(getattr(x, "dtype", "")) == "mlx.core.bfloat16":
-        import mlx.core as mx
-
-        return np.array(x.view(mx.uint16)).view(ml_dtypes.bfloat16)
-    return np.asarray(x)
+    return replace(spec, pooling=pooling), notes
 
 
 __all__ = [
-    "TOKENIZER_FILES",
     "LoadedModel",
-    "as_numpy",
     "family",
     "load",
     "named_specs",
-    "save",
 ]

@@ -260,8 +260,9 @@ def _makers_digest() -> str:
     h = hashlib.sha256()
     for part in ("edgeformer", "edgeformer.export", "edgeformer.models"):
         package = Path(importlib.import_module(part).__file__ or "").parent
-        for file in sorted(f for f in package.rglob("*.py") if not {"cli", "measure", "report"} & set(f.parts)):
-            h.update(file.read_bytes())
+        for file in sorted(package.rglob("*.py")):
+            if not {"cli", "measure", "report"} & set(file.relative_to(package).parts):
+                h.update(file.read_bytes())
     for name in ("onnx", "onnx-ir", "numpy", "gguf", "mlx"):
         with contextlib.suppress(PackageNotFoundError):
             h.update(f"{name} {version(name)}".encode())

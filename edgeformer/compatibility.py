@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeformer import discover
 from edgeformer.checkpoint import LoadedModel
+from edgeformer.companions.tokenizer import has_tokenizer
 from edgeformer.errors import EdgeformerError
 from edgeformer.export.gguf import PRECISIONS as GGUF_PRECISIONS
 from edgeformer.export.gguf import architecture
@@ -21,7 +22,6 @@ from edgeformer.formats import QUANTIZED
 from edgeformer.rounding import chosen
 from edgeformer.runtimes._protocol import Options, get, names
 from edgeformer.spec import Model, tensors
-from edgeformer.special_tokens import special_ids
 
 _HALF = ("q4f16", "q8f16")
 
@@ -125,9 +125,9 @@ def _gguf(loaded: LoadedModel) -> Answer:
         if precision in QUANTIZED:
             chosen(spec)
         notes = [f"llama.cpp's architecture {name}"]
-        if loaded.folder is not None and (loaded.folder / "tokenizer.json").exists():
+        if has_tokenizer(loaded.around):
             try:
-                notes += tokenizer_metadata(loaded.folder, spec.vocab, special_ids(loaded.folder, loaded.config))[1]
+                notes += tokenizer_metadata(loaded.around, spec.vocab)[1]
             except EdgeformerError as e:
                 notes.append(str(e))
         return notes

@@ -3,31 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from edgeformer.companions.tokenizer import Tokenizer
 from edgeformer.errors import InputError
 from edgeformer.runtimes._protocol import Session, check_ids
 from edgeformer.sampling import Sampling
-
-
-def load_tokenizer(folder: Path | None) -> Any:
-    """The `tokenizers.Tokenizer` of a model folder.
-
-    Raises:
-        InputError: the folder has no tokenizer.json.
-    """
-    if folder is None or not (folder / "tokenizer.json").exists():
-        where = "this model" if folder is None else str(folder)
-        raise InputError(f"{where} has no tokenizer.json, so text can't be read; give token ids with --ids")
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(str(folder / "tokenizer.json"))
-    except Exception as e:  # tokenizers raises bare Exceptions
-        raise InputError(f"{folder / 'tokenizer.json'} can't be read: {e}") from e
 
 
 def stream_ids(
@@ -55,7 +37,7 @@ def _stream(session: Session, prompt: list[int], count: int, sampling: Sampling,
         yield token
 
 
-def stream_text(tokenizer: Any, ids: Iterator[int], prompt: Sequence[int] = ()) -> Iterator[str]:
+def stream_text(tokenizer: Tokenizer, ids: Iterator[int], prompt: Sequence[int] = ()) -> Iterator[str]:
     """Text after the prompt's as it becomes complete: a character whose bytes are still arriving is held back.
 
     The prompt's ids are decoded with the new ones: where they meet, some tokenizers put a space.

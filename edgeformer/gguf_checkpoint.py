@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -9,22 +10,41 @@ from typing import Any
 from edgeformer import discover
 from edgeformer.errors import CheckpointError, ConfigError
 from edgeformer.gguf_archs._common import ROPE_FACTORS
-from edgeformer.gguf_file import Reader
+from edgeformer.gguf_file import Reader, parts_of
 from edgeformer.safetensors_file import StoredTensor
 
+TOKENIZER = "tokenizer."
 
-def read_gguf(file: Path, allow_unread: bool) -> tuple[dict[str, Any], dict[str, StoredTensor], ModuleType, list[str]]:
-    """The config, the tensors by GGUF name (rows in our order), the architecture's module, and notes.
+
+@dataclass(frozen=True)
+class GgufModel:
+    """What a GGUF file holds: the config, the tensors by GGUF name (rows in our order), the architecture's module, the
+    tokenizer's metadata without `tokenizer.`, the files (several of a split one), and notes."""
+
+    config: dict[str, Any]
+    stored: dict[str, StoredTensor]
+    architecture: ModuleType
+    tokenizer: dict[str, Any]
+    files: list[Path]
+    notes: list[str]
+
+
+def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
+    """Read a GGUF file; of a split one, any part stands for all.
 
     Raises:
-        CheckpointError: no GGUF file, or tensors of types that can't be read (K-quants and their like).
+        CheckpointError: no GGUF file, a part of a split one is missing, or tensors of types that can't be read (K-quants and
+            their like).
         ConfigError: an architecture, or keys of it, that nobody understands.
     """
     reader = Reader(file)
     known = discover.names("edgeformer.gguf_archs")
     arch = discover.find("edgeformer.gguf_archs", reader.architecture) if reader.architecture in known else None
     if arch is None:
-        raise ConfigError(f"{file} is of the architecture {reader.architecture!r}; {', '.join(known)} can be read")
+        raise ConfigError(
+            f"{file} is of llama.cpp's architecture {reader.architecture!r}, which edgeformer doesn't read from GGUF yet;"
+            f" {', '.join(known)} can be read"
+        )
     config = arch.config(reader)
     unread = reader.unread()
     if unread and not allow_unread:
@@ -44,12 +64,25 @@ def read_gguf(file: Path, allow_unread: bool) -> tuple[dict[str, Any], dict[str,
     if not stored:
         raise CheckpointError(f"{file} holds no tensors")
     notes = [f"GGUF keys not understood and skipped: {', '.join(unread)}"] if unread else []
-    return config, stored, arch, notes
+    if others := reader.strangers():
+        notes.append(f"GGUF metadata that nobody reads: {', '.join(others)}")
+    return GgufModel(config, stored, arch, reader.below(TOKENIZER), reader.files, notes)
 
 
 def gguf_in(folder: Path) -> Path | None:
-    """The GGUF file of a folder that holds one and nothing else that says a model."""
-    if any((folder / name).exists() for name in ("config.json", "spec.json")):
+    """The GGUF file of a folder that holds no other model; the first part of a split one.
+
+    A config.json beside it is the original's, and GGUF's own metadata counts.
+
+    Raises:
+        CheckpointError: there are several, and nothing says which is meant.
+    """
+    if (folder / "spec.json").exists() or next(folder.glob("*.safetensors"), None) or next(folder.glob("*.bin"), None):
         return None
-    found = sorted(folder.glob("*.gguf"))
-    return found[0] if len(found) == 1 else None
+    found = sorted(f for f in folder.glob("*.gguf") if not f.name.startswith("mmproj"))
+    if not found:
+        return None
+    if len({tuple(parts_of(f)) for f in found}) > 1:
+        names = ", ".join(f.name for f in found[:6])
+        raise CheckpointError(f"{folder} holds several GGUF files ({names}); give one of them as MODEL")
+    return parts_of(found[0])[0]

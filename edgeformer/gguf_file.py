@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,21 @@ from edgeformer.safetensors_file import DTYPES, StoredTensor, read_raw
 
 TYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 BLOCKS = {"Q4_0": QUANTIZED["q4"], "Q8_0": QUANTIZED["q8"]}
+
+
+def _scheme(types: Iterable[str]) -> str:
+    """What llama.cpp calls a kind of quantization."""
+    kinds = {
+        "K-quants"
+        if name.endswith("_K")
+        else "I-quants"
+        if name.startswith("IQ")
+        else "MXFP4"
+        if name == "MXFP4"
+        else name
+        for name in types
+    }
+    return " and ".join(sorted(kinds))
 
 
 def require_gguf() -> Any:
@@ -90,36 +107,85 @@ def separated(x: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2)).reshape(x.shape)
 
 
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_KNOWN_PREFIXES = ("general.", "tokenizer.", "split.", "quantize.imatrix.", "GGUF.")
+
+
+def parts_of(file: Path) -> list[Path]:
+    """The files of a GGUF model as its name tells them: all parts of a split one (`NAME-00001-of-00003.gguf`), or itself."""
+    found = _PART.fullmatch(file.name)
+    if found is None:
+        return [file]
+    count = int(found["count"])
+    return [file.with_name(f"{found['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
+
+
 class Reader:
-    """The metadata and tensors of a file. Keys are named without the architecture's prefix; those that nobody read are known.
+    """The metadata and tensors of a file, or of all files of a split one. Keys are named without the architecture's prefix; those
+    that nobody read are known.
 
     Raises:
-        CheckpointError: no GGUF file, or tensor types that can't be read (all are named).
+        CheckpointError: no GGUF file, a part of a split one that is missing, no model (an adapter, a projector), or tensor types
+            that can't be read (all are named).
     """
 
     def __init__(self, file: Path):
         gguf = require_gguf()
         self.file, self._read = file, set()
-        try:
-            self._reader = gguf.GGUFReader(str(file))
-        except Exception as e:  # the package raises several kinds for damaged files
-            raise CheckpointError(f"{file} can't be read as a GGUF file: {e}") from e
-        self.fields = {name: field for name, field in self._reader.fields.items() if not name.startswith("GGUF.")}
+        opened = self._open(gguf, file)
+        count = opened.fields["split.count"].contents() if "split.count" in opened.fields else 1
+        self.files = parts_of(file) if count > 1 else [file]
+        if len(self.files) != count:
+            raise CheckpointError(
+                f"{file} is one of the {count} files of a split GGUF model, and its name says no number:"
+                f" NAME-00001-of-{count:05d}.gguf is expected"
+            )
+        if missing := [f.name for f in self.files if not f.exists()]:
+            raise CheckpointError(
+                f"{file} is one of the {count} files of a split GGUF model; {', '.join(missing)} missing beside it"
+            )
+        readers = {f: opened if f == file else self._open(gguf, f) for f in self.files}
+        first = readers[self.files[0]]
+        self.fields = {name: field for name, field in first.fields.items() if not name.startswith("GGUF.")}
         self.architecture = (
             str(self.fields["general.architecture"].contents()) if "general.architecture" in self.fields else ""
         )
-        self._tensors = {t.name: t for t in self._reader.tensors}
+        kind = self.fields["general.type"].contents() if "general.type" in self.fields else "model"
+        if kind != "model":
+            raise CheckpointError(f"{file} holds no model but a GGUF {kind!r} (general.type), which can't be read")
+        self._tensors = {t.name: (t, f) for f, reader in readers.items() for t in reader.tensors}
+        told = self.fields["split.tensors.count"].contents() if "split.tensors.count" in self.fields else None
+        if told is not None and told != len(self._tensors):
+            raise CheckpointError(
+                f"{file}: its {count} files hold {len(self._tensors)} tensors, and it tells of {told}"
+            )
         known = (*TYPES, *BLOCKS)
         others: dict[str, int] = {}
-        for t in self._reader.tensors:
+        for t, _ in self._tensors.values():
             if t.tensor_type.name not in known:
                 others[t.tensor_type.name] = others.get(t.tensor_type.name, 0) + 1
         if others:
             listed = ", ".join(f"{name} ({count} tensors)" for name, count in sorted(others.items()))
+            scheme = _scheme(others)
             raise CheckpointError(
-                f"{file} has tensors of types {listed}; {', '.join(known)} can be read. Other blocks are no group-32 symmetric"
-                " format: convert the original model instead"
+                f"{file} is quantized in llama.cpp's {scheme}: {listed}. edgeformer reads {', '.join(known)}, whose groups every"
+                " runtime holds exactly; convert the original model instead"
             )
+
+    def _open(self, gguf: Any, file: Path) -> Any:
+        try:
+            return gguf.GGUFReader(str(file))
+        except Exception as e:  # the package raises several kinds for damaged files
+            raise CheckpointError(f"{file} can't be read as a GGUF file: {e}") from e
+
+    def below(self, prefix: str) -> dict[str, Any]:
+        """All metadata below a prefix, by the rest of its key."""
+        return {k.removeprefix(prefix): f.contents() for k, f in self.fields.items() if k.startswith(prefix)}
+
+    def strangers(self) -> list[str]:
+        """Keys that belong neither to the architecture nor to what every file has."""
+        known = (*_KNOWN_PREFIXES, f"{self.architecture}.")
+        return sorted(k for k in self.fields if not k.startswith(known))
 
     def _value(self, key: str, default: Any) -> Any:
         self._read.add(key)
@@ -162,7 +228,7 @@ class Reader:
         """A tensor's shape, outermost first."""
         if tensor not in self._tensors:
             raise CheckpointError(f"{self.file} has no tensor {tensor}")
-        return tuple(int(n) for n in reversed(self._tensors[tensor].shape))
+        return tuple(int(n) for n in reversed(self._tensors[tensor][0].shape))
 
     def read(self, tensor: str) -> np.ndarray:
         """A tensor's values."""
@@ -170,8 +236,8 @@ class Reader:
 
     def tensor(self, name: str, heads: int = 0) -> StoredTensor:
         """Where a tensor lies."""
-        t, shape = self._tensors[name], self.shape(name)
-        place = (name, self.file, int(t.data_offset), int(t.n_bytes))
+        (t, file), shape = self._tensors[name], self.shape(name)
+        place = (name, file, int(t.data_offset), int(t.n_bytes))
         if (format := BLOCKS.get(t.tensor_type.name)) is not None:
             return GgufTensor(*place, format.name.upper(), shape, format, heads)
         return GgufPlain(*place, TYPES[t.tensor_type.name], shape, heads)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 from edgeformer.spec import Layer, Linear, Model, Stacked, Table, layers, leaves, tensors
@@ -45,9 +46,9 @@ def costs(spec: Model, *, cache_bytes: int = 2) -> Costs:
 
 
 def _flops(spec: Model) -> int:
-    total, order = 0, getattr(spec, "order", None)
+    total = 0
     for path, layer, width in layers(spec):
-        runs = 1 if order is None or not path.startswith("layers.") else order.count(int(path.split(".")[1]))
+        runs = _runs_of(spec, path)
         share = layer.chosen / layer.experts if layer.kind == "moe" else 1.0  # type: ignore[attr-defined]
         for declaration in layer.params(width).values():
             if isinstance(declaration, Linear):
@@ -57,6 +58,12 @@ def _flops(spec: Model) -> int:
     if getattr(spec, "tied", False):
         total += 2 * table_width(spec) * spec.vocab
     return total
+
+
+def _runs_of(spec: Model, path: str) -> int:
+    """How often a pass runs the layer at `path`: a stack's `order` may name a block several times."""
+    order = getattr(spec, "order", None)
+    return 1 if order is None or not path.startswith("layers.") else order.count(int(path.split(".")[1]))
 
 
 def table_width(spec: Model) -> int:
@@ -69,16 +76,19 @@ def multiplied(spec: Model) -> int:
     return _flops(spec) // 2
 
 
-def attention_flops(spec: Model, context: int) -> int:
-    """Scores and weighted values of one new token against `context` keys (a window sees fewer)."""
-    total = 0
-    for _, layer, _ in layers(spec):
-        if hasattr(layer, "heads") and hasattr(layer, "head_dim"):
-            mask = getattr(layer, "mask", None)
-            window = getattr(mask, "window", None)
-            seen = min(context, window) if window else context
-            total += 4 * layer.heads * layer.head_dim * seen  # type: ignore[attr-defined]
-    return total
+def attention_flops(spec: Model, length: int, new: int = 1) -> int:
+    """Operations of the scores and weighted values of the last `new` of `length` tokens, by what each one's mask lets it see."""
+    counts: Counter[Layer] = Counter()
+    for path, layer, _ in layers(spec):
+        if layer.flops_per_key():
+            counts[layer] += _runs_of(spec, path)
+    seen = ((sum(layer.keys_seen(at, length) for at in range(length - new, length)), layer) for layer in counts)
+    return sum(keys * layer.flops_per_key() * counts[layer] for keys, layer in seen)
+
+
+def head_parameters(spec: Model) -> int:
+    """Weights of the map to logits; 0 of a model without one."""
+    return 0 if spec.task == "feature-extraction" else table_width(spec) * spec.vocab
 
 
 def tree(spec: Model) -> list[str]:

@@ -251,7 +251,7 @@ def bench(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
             missing[name] = reason
         else:
             names.append(name)
-    settings = Settings(rounds=rounds, threads=machine.physical_cores())
+    settings = Settings(rounds=rounds)
     with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
         folders = []
         opened = {"onnx": "onnxruntime", "mlx": "mlx_lm", "gguf": "llama_cpp"}

@@ -26,6 +26,7 @@ from edgeformer.reference import (
 )
 from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, require
 from edgeformer.serialization import digest
+from edgeformer.threads import physical_cores
 from edgeformer.verdict import FAIL, NEAR_TIE, PASS, UNCHECKED, Check, Verdict, overall
 from edgeformer.weight_checks import check_weights
 
@@ -236,7 +237,7 @@ def verify(
     runtime: str | None = None,
     length: int = 160,
     generate: int = 64,
-    threads: int = 1,
+    threads: int | None = None,
     seed: int = 0,
     ids: np.ndarray | None = None,
     record: bool = True,
@@ -249,7 +250,7 @@ def verify(
         runtime: what runs the artefact; by default the first installed one that opens its format.
         length: tokens compared position by position.
         generate: greedy tokens compared.
-        threads: compute threads for both sides.
+        threads: compute threads for both sides; the physical cores by default.
         seed: of the random ids.
         ids: int64 [T], compared instead of random ids (real text says more).
         record: whether to write the verdict.
@@ -257,7 +258,7 @@ def verify(
     Raises:
         ArtefactError: it is no artefact, it is damaged, or it was made from another spec.
     """
-    folder = Path(artefact)
+    folder, threads = Path(artefact), threads or physical_cores()
     manifest = bundle.read_manifest(folder)
     bundle.check_files(folder, manifest)
     if digest(against.spec) != manifest["spec_digest"]:

@@ -21,9 +21,10 @@ from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import ArtefactError, InputError
 from edgeformer.reference import reference_runtime
-from edgeformer.rounding import bits_per_weight
+from edgeformer.rounding import bits_per_weight, stored_format, stored_precision
 from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, require
 from edgeformer.serialization import digest
+from edgeformer.threads import physical_cores
 
 REFERENCE = "original"
 
@@ -71,7 +72,7 @@ class Settings:
 
     window: int = 256
     tokens: int = 8192
-    threads: int = 1
+    threads: int = field(default_factory=physical_cores)
     cached: bool = False
 
 
@@ -137,7 +138,7 @@ def measure(
     if spec.task != "text-generation":
         raise InputError("quality is measured on next tokens; this model has none")
     plans = {str(source): list(_runtimes(source, runtimes, against)) for source in sources}
-    manifests = {source: bundle.read_manifest(source) for source in plans}
+    manifests = {source: _told(source) for source in plans}
     text = windows(ids, settings, min([spec.context, *(m["context"] for m in manifests.values())]))
     reference = reference_runtime()
     settings = replace(settings, window=text.shape[1])
@@ -238,10 +239,26 @@ def _open(runtime: str, source: LoadedModel | Path, settings: Settings) -> Sessi
     return made.open(source, Options(threads=settings.threads, capacity=settings.window, variant=variant))
 
 
+def _told(source: str | Path) -> dict[str, Any]:
+    """What is known of a source: an artefact's manifest, or the same of a plain MODEL, whose weights are as they are stored."""
+    if (Path(source) / bundle.MANIFEST).exists():
+        manifest = bundle.read_manifest(source)
+        bundle.check_files(source, manifest)
+        return manifest
+    loaded = load(source)
+    stored = stored_format(loaded.require_weights()) or stored_precision(loaded.require_weights())
+    return {
+        "format": "checkpoint",
+        "name": loaded.name,
+        "spec_digest": digest(loaded.spec),
+        "precision": stored,
+        "context": loaded.spec.context,
+    }
+
+
 def _runtimes(source: str | Path, chosen: Sequence[str], against: LoadedModel) -> Iterator[str]:
     """The runtimes of a source."""
-    manifest = bundle.read_manifest(source)
-    bundle.check_files(source, manifest)
+    manifest = _told(source)
     if manifest["spec_digest"] != digest(against.spec):
         raise ArtefactError(f"{source} is of another architecture ({manifest['name']}) than {against.name}")
     kind = manifest.get("format", "onnx")

@@ -170,6 +170,15 @@ class Layer(Node):
         """What is computed once from the encoder's output: name -> (heads, dim)."""
         return {}
 
+    def flops_per_key(self) -> int:
+        """Operations of one query's score and weighted value, for each key that it sees (a multiply and an add are two); 0 of a
+        layer that doesn't attend."""
+        return 0
+
+    def keys_seen(self, position: int, length: int) -> int:
+        """How many keys the query at `position` sees in a sequence of `length` tokens, of a layer that attends."""
+        return length
+
     def apply(self, ops: Any, p: Any, *inputs: Any) -> Any:
         """The layer's maths. `p` holds what each declaration became."""
         raise NotImplementedError

@@ -11,6 +11,9 @@ from edgeformer.models._config import read_json
 from edgeformer.onnx_file import read_initializers
 from edgeformer.safetensors_file import StoredTensor, checkpoint_files, read_checkpoint, read_metadata
 
+MANIFEST = "edgeformer.json"
+"""The file that says what an artefact is; see `edgeformer.bundle`."""
+
 
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds weights of a kind that is known (if only to be refused)."""
@@ -44,7 +47,7 @@ def holds_onnx(folder: Path) -> bool:
 
 def manifest_of(folder: Path) -> dict[str, Any]:
     """A folder's manifest; empty where there is none, or one that is damaged (others say that better)."""
-    manifest = folder / "edgeformer.json"
+    manifest = folder / MANIFEST
     try:
         data = read_json(manifest) if manifest.exists() else {}
     except ConfigError:

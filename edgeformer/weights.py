@@ -7,7 +7,7 @@ tensor isn't the one we need, the value is an entry of `edgeformer.parts`. Names
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,7 +67,7 @@ class Weights(Mapping[str, Any]):
 def bind(
     spec: Model,
     checkpoint: Mapping[str, StoredTensor],
-    names: NameMap,
+    spellings: Sequence[NameMap],
     *,
     prefixes: tuple[str, ...] = ("",),
     ignored: Mapping[str, str] | None = None,
@@ -79,7 +79,8 @@ def bind(
     Args:
         spec: the model whose tensors are needed.
         checkpoint: stored name -> tensor.
-        names: canonical pattern -> stored pattern; `{i}` stands for a layer's number.
+        spellings: name maps, canonical pattern -> stored pattern; `{i}` stands for a layer's number. Writers of one family
+            differ; the map that finds most tensors is used.
         prefixes: what stored names may start with; the one that finds most tensors is used (`""`, `"model."`).
         ignored: regular expression of stored names that are left aside -> why.
         tied: stored name that is left aside -> canonical name of the tensor that it must equal.
@@ -92,12 +93,25 @@ def bind(
         CheckpointError: missing tensors, unused tensors (both listed), or wrong shapes.
     """
     wanted = tensors(spec)
-    prefix = max(prefixes, key=lambda p: sum(p + _first_name(stored_part(names, n)) in checkpoint for n in wanted))
+
+    def found_by(names: NameMap, prefix: str) -> int:
+        firsts = (_first_name(stored_part(names, n)) for n in wanted)
+        return sum(prefix + first in checkpoint or first in checkpoint for first in firsts)
+
+    names, prefix = max(((names, p) for names in spellings for p in prefixes), key=lambda pair: found_by(*pair))
+    claimed = {_first_name(stored_part(names, n)) for n in wanted}
+    aliases: dict[str, list[str]] = {}
+    for alias, owner in (tied or {}).items():
+        if alias not in claimed and alias.removeprefix(prefix) not in claimed:
+            aliases.setdefault(owner, []).append(alias)
     sources: dict[str, Source] = {}
     missing, misshapen, used = [], [], set()
     for name, shape in wanted.items():
         part = stored_part(names, name)
         found, absent = _members(part, checkpoint, prefix)
+        if absent and (alias := next((a for a in aliases.get(name, ()) if a in checkpoint), None)):
+            # writers keep one name of a shared tensor, and not all the same
+            found, absent, part = {alias: checkpoint[alias]}, None, Part(alias)
         if absent:
             missing.append(f"{absent} (for {name} {list(shape)})")
             continue
@@ -156,6 +170,11 @@ def _equal(a: StoredTensor, b: StoredTensor) -> bool:
             if f.read(min(256, a.nbytes)) != g.read(min(256, b.nbytes)):
                 return False
     return True
+
+
+def name_maps(family: Any, spec: Model) -> list[NameMap]:
+    """A family's maps for a spec: transformers' own first, then `spellings(spec)`, those of other writers."""
+    return [name_map(family, spec), *(family.spellings(spec) if hasattr(family, "spellings") else ())]
 
 
 def name_map(family: Any, spec: Model) -> NameMap:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeformer.checkpoint import TOKENIZER_FILES, LoadedModel
+from edgeformer.checkpoint import LoadedModel
+from edgeformer.companions.pooling import write_embedder
+from edgeformer.companions.special import special_ids
+from edgeformer.companions.writing import write_companions
+from edgeformer.layers.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -29,8 +32,17 @@ def source_files(loaded: LoadedModel) -> set[Path]:
     return files
 
 
-def copy_tokenizer(loaded: LoadedModel, folder: Path) -> None:
-    """The model's tokenizer files, unchanged."""
-    for name in TOKENIZER_FILES:
-        if loaded.folder is not None and (file := loaded.folder / name).exists():
-            shutil.copyfile(file, folder / name)
+def write_surroundings(loaded: LoadedModel, folder: Path) -> list[str]:
+    """All that surrounds the weights, into an artefact: tokenizer, chat template, generation defaults, an embedder's modules.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        ExportError: the artefact's tokenizer would give other ids.
+    """
+    spec = loaded.spec
+    notes = [*write_companions(loaded.around, folder), *special_ids(loaded.around).notes]
+    if isinstance(spec, Encoder) and spec.pooling is not None:
+        write_embedder(loaded.around, folder, spec.pooling.mode, spec.pooling.normalize, spec.width, spec.context)
+    return notes

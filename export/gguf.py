@@ -14,10 +14,11 @@ import numpy as np
 import edgeformer
 from edgeformer import bundle, discover
 from edgeformer.checkpoint import LoadedModel
+from edgeformer.companions.tokenizer import has_tokenizer
 from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, copy_tokenizer, source_files
+from edgeformer.export.artefact import Exported, source_files, write_surroundings
 from edgeformer.export.filling import Progress
-from edgeformer.export.gguf_tokenizer import tokenizer_metadata
+from edgeformer.export.gguf_tokenizer import check_in_llama_cpp, tokenizer_metadata
 from edgeformer.formats import QUANTIZED, QuantizedTensor
 from edgeformer.gguf_archs._common import ROPE_FACTORS
 from edgeformer.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
@@ -27,7 +28,6 @@ from edgeformer.rounding import GROUP_PRECISIONS, bits_per_weight, group_format,
 from edgeformer.safetensors_file import DTYPES
 from edgeformer.serialization import digest, to_json
 from edgeformer.spec import Model, tensors
-from edgeformer.special_tokens import special_ids
 from edgeformer.weights import Source, Weights, stored_part
 
 MODEL_FILE = "model.gguf"
@@ -70,10 +70,9 @@ def export_gguf(
     name, metadata, arch = architecture(spec)
     tokenizer, remarks = {}, []
     if not no_tokenizer:
-        if loaded.folder is None or not (loaded.folder / "tokenizer.json").exists():
-            raise ExportError(f"{loaded.name} has no tokenizer.json; --no-tokenizer writes the weights alone")
-        ids = special_ids(loaded.folder, loaded.config)
-        tokenizer, remarks = tokenizer_metadata(loaded.folder, spec.vocab, ids)
+        if not has_tokenizer(loaded.around):
+            raise ExportError(f"{loaded.name} has no tokenizer; --no-tokenizer writes the weights alone")
+        tokenizer, remarks = tokenizer_metadata(loaded.around, spec.vocab)
     written = list(
         _tensors(spec, weights.sources, arch, precision, getattr(arch, "rope_factors", lambda _: None)(spec))
     )
@@ -84,7 +83,9 @@ def export_gguf(
         _say(gguf, writer, {f"{name}.{key}": value for key, value in metadata.items()})
         _say(gguf, writer, tokenizer or {"tokenizer.ggml.model": "no_vocab"})
         _write(gguf, writer, written, progress)
-        copy_tokenizer(loaded, folder)
+        remarks += write_surroundings(loaded, folder)
+        if tokenizer:
+            check_in_llama_cpp(loaded.around, folder / MODEL_FILE)
         quantized = bundle.has_own_bits(precision)
         coarse = getattr(arch, "COMPUTE", {})
         bits = {name: _plain_bits(source, precision) for name, source in weights.sources.items()}
@@ -106,7 +107,7 @@ def export_gguf(
             else None,
             "target": name,
             "context": spec.context,
-            "files": {f.name: f.stat().st_size for f in sorted(folder.iterdir())},
+            "files": bundle.sizes(folder),
             "linked": {},
             "verdict": None,
         }

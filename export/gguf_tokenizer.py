@@ -8,44 +8,53 @@ from __future__ import annotations
 
 import base64
 import json
+import unicodedata
 from pathlib import Path
 from typing import Any
 
+from edgeformer.companions.chat import DEFAULT, chat_templates
+from edgeformer.companions.files import Companions
+from edgeformer.companions.gguf_vocabulary import PATTERNS
+from edgeformer.companions.special import SpecialIds, special_ids
+from edgeformer.companions.texts import texts_of
+from edgeformer.companions.tokenizer import Tokenizer, load_tokenizer
 from edgeformer.errors import ExportError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's token types."""
 
-_QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-_LLAMA3 = _QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-_BY_PATTERN = {_QWEN2: "qwen2", _LLAMA3: "llama-bpe", _GPT2: "gpt-2"}
 
-
-def tokenizer_metadata(folder: Path, vocab: int, ids: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """`tokenizer.ggml.*` of the tokenizer in a folder, and what the user should know about it.
+def tokenizer_metadata(around: Companions, vocab: int) -> tuple[dict[str, Any], list[str]]:
+    """`tokenizer.*` of a model's tokenizer, its chat templates and special ids, and what the user should know about it.
 
     Args:
-        folder: with tokenizer.json.
+        around: the model's companions, with a tokenizer.
         vocab: rows of the model's embedding; ids without a token become unused tokens.
-        ids: special ids (`bos`, `eos`, `pad`).
 
     Raises:
         ExportError: a tokenizer that llama.cpp has no equal of; the message says which rule.
     """
-    file = folder / "tokenizer.json"
+    where = around.tokenizer_folder or (around.embedded and around.embedded.file)
+    tokenizer = load_tokenizer(around)
     try:
-        return _metadata(folder, json.loads(file.read_text(encoding="utf-8")), vocab, ids)
+        if (text := tokenizer.to_json()) is None:
+            raise ExportError(_refusal("it is known as a slow tokenizer of transformers only, with no tokenizer.json"))
+        found, notes = _metadata(tokenizer, json.loads(text), vocab, special_ids(around))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
         reason = f"{type(e).__name__}: {e}"
         raise ExportError(
-            f"{file} can't be read as a tokenizer ({reason}); --no-tokenizer writes the weights alone"
+            f"the tokenizer of {where} can't be written as GGUF metadata ({reason}); --no-tokenizer writes the weights alone"
         ) from e
+    templates = chat_templates(around)
+    found |= {"chat_template" if name == DEFAULT else f"chat_template.{name}": text for name, text in templates.items()}
+    if more := [name for name in templates if name != DEFAULT]:
+        found["chat_templates"] = more
+    return {f"tokenizer.{k}": v for k, v in found.items()}, notes
 
 
-def _metadata(folder: Path, data: dict[str, Any], vocab: int, ids: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def _metadata(
+    tokenizer: Tokenizer, data: dict[str, Any], vocab: int, ids: SpecialIds
+) -> tuple[dict[str, Any], list[str]]:
     kind = data["model"].get("type")
     makers = {"BPE": _bpe, "Unigram": _unigram, "WordPiece": _wordpiece}
     if kind not in makers:
@@ -61,9 +70,9 @@ def _metadata(folder: Path, data: dict[str, Any], vocab: int, ids: dict[str, Any
     unknown = data["model"].get("unk_id") if kind == "Unigram" else _id(data, data["model"].get("unk_token"))
     if unknown is not None:
         types[unknown] = UNKNOWN
-    first, last = _template(folder)
+    first, last = _template(tokenizer)
     notes = []
-    if kind == "BPE" and (data.get("normalizer") or {}).get("type") == "NFC":
+    if composes(data):
         notes.append(
             "the tokenizer composes characters (NFC) and llama.cpp doesn't: text in decomposed form gets other ids there"
         )
@@ -83,15 +92,71 @@ def _metadata(folder: Path, data: dict[str, Any], vocab: int, ids: dict[str, Any
         "add_eos_token": last is not None,
         **({"unknown_token_id": unknown} if unknown is not None else {}),
         **more,
+        **_ends(tokenizer, tokens, ids, last, notes),
     }
-    eos = next(iter(ids["eos"]), None) if isinstance(ids["eos"], list) else ids["eos"]
-    special = {
-        "bos_token_id": first if first is not None else ids["bos"],
-        "eos_token_id": eos if eos is not None else last,
-        "padding_token_id": ids["pad"],
-    }
+    special = {"bos_token_id": first if first is not None else ids.bos, "padding_token_id": ids.pad}
     found |= {k: v for k, v in special.items() if isinstance(v, int) and 0 <= v < vocab}
-    return {f"tokenizer.ggml.{k}": v for k, v in found.items()}, notes
+    return {f"ggml.{k}": v for k, v in found.items()}, notes
+
+
+def composes(data: dict[str, Any]) -> bool:
+    """Whether a byte-level tokenizer composes characters, which llama.cpp doesn't."""
+    return data["model"].get("type") == "BPE" and (data.get("normalizer") or {}).get("type") == "NFC"
+
+
+_ENDS = frozenset((
+    "<|eot_id|>", "<|im_end|>", "<|end|>", "<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "<end_of_turn>", "<|endoftext|>",
+    "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "< EOT >", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
+    "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
+))  # fmt: skip
+"""Texts of tokens that llama.cpp takes as the end of a text whatever the metadata says (src/llama-vocab.cpp)."""
+
+
+def _ends(
+    tokenizer: Tokenizer, tokens: list[str], ids: SpecialIds, last: int | None, notes: list[str]
+) -> dict[str, int]:
+    """The ids that end a text. llama.cpp has three places for them: the end of a text, of a turn, of a message."""
+    own = tokenizer.id_of(tokenizer.named.get("eos_token", ""))
+    ends = list(ids.eos) or ([last] if last is not None else [])
+    if not ends:
+        return {}
+    first = own if own in ends else ends[0]
+    others = sorted((i for i in ends if i != first), key=lambda i: (tokens[i] in _ENDS, "eom" in tokens[i]))
+    places = {"eos_token_id": first, **dict(zip(("eot_token_id", "eom_token_id"), others, strict=False))}
+    if lost := [i for i in others[2:] if tokens[i] not in _ENDS]:
+        said = ", ".join(f"{i} ({tokens[i]})" for i in lost)
+        notes.append(f"GGUF has three places for ids that end a text; llama.cpp will not stop at {said}")
+    return places
+
+
+def check_in_llama_cpp(around: Companions, file: Path) -> None:
+    """Compare the ids that llama.cpp gives a fixed set of texts with the model's own, where llama-cpp-python is installed.
+
+    Raises:
+        ExportError: they differ; the message has the text and both lists.
+    """
+    try:
+        from llama_cpp import Llama
+    except ImportError:
+        return
+    source = load_tokenizer(around)
+    data = json.loads(source.to_json() or "{}")
+    texts = [t for t in texts_of(source) if t]
+    if composes(data):
+        texts = [t for t in texts if t == unicodedata.normalize("NFC", t)]
+    if data["model"].get("type") == "WordPiece":  # accents come off by other rules there; said in a note
+        texts = [t for t in texts if t.isascii()]
+    llama = Llama(str(file), vocab_only=True, verbose=False)
+    try:
+        for text in texts:
+            given = llama.tokenize(text.encode(), add_bos=True, special=True)
+            if given != (wanted := source.encode(text)):
+                raise ExportError(
+                    f"llama.cpp gives the text {text!r} the ids {given}, the model's tokenizer {wanted}; --no-tokenizer writes"
+                    " the weights alone"
+                )
+    finally:
+        llama.close()
 
 
 def _refusal(reason: str) -> str:
@@ -106,13 +171,9 @@ def _id(data: dict[str, Any], token: str | None) -> int | None:
     return vocab.get(token) if isinstance(vocab, dict) and token is not None else None
 
 
-def _template(folder: Path) -> tuple[int | None, int | None]:
+def _template(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
     """The ids that encoding puts before and after a text."""
-    from tokenizers import Tokenizer
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    plain = tokenizer.encode("a", add_special_tokens=False).ids
-    full = tokenizer.encode("a").ids
+    plain, full = tokenizer.encode("a", special=False), tokenizer.encode("a")
     at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), None)
     if at is None or at > 1 or len(full) - at - len(plain) > 1:
         raise ExportError(_refusal(f"it puts several special tokens around a text ({full})"))
@@ -166,10 +227,10 @@ def pre_tokenizer_name(data: dict[str, Any]) -> str:
         return "smollm"
     if bytes_last and kinds == ["Split", "ByteLevel"] and not own_pattern:
         pattern, split = steps[0].get("pattern", {}).get("Regex", ""), steps[0]
-        name = _BY_PATTERN.get(pattern) if split.get("behavior") == "Isolated" and not split.get("invert") else None
+        name = PATTERNS.get(pattern) if split.get("behavior") == "Isolated" and not split.get("invert") else None
         if name is not None and ignores == (name == "llama-bpe"):
             return name
-    known = ", ".join(("smollm", *_BY_PATTERN.values()))
+    known = ", ".join(("smollm", *PATTERNS.values()))
     raise ExportError(_refusal(f"its pre-tokenizer ({json.dumps(rules)[:300]}) is none of the known ones ({known})"))
 
 

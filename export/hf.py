@@ -14,11 +14,11 @@ import numpy as np
 import edgeformer
 from edgeformer import bundle, discover
 from edgeformer.checkpoint import LoadedModel
+from edgeformer.companions.special import special_ids
 from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, copy_tokenizer, source_files
+from edgeformer.export.artefact import Exported, source_files, write_surroundings
 from edgeformer.export.filling import Progress
 from edgeformer.export.safetensors import Group, write_shards
-from edgeformer.layers.encoder import Encoder
 from edgeformer.models._config import HfConfig
 from edgeformer.models._shape import Unmapped
 from edgeformer.parts import Cut, Stack
@@ -26,7 +26,6 @@ from edgeformer.rounding import stored_precision
 from edgeformer.safetensors_file import DTYPES
 from edgeformer.serialization import digest, to_json
 from edgeformer.spec import Model, tensors
-from edgeformer.special_tokens import special_ids
 from edgeformer.weights import Source, name_map, stored_part
 
 TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
@@ -60,13 +59,13 @@ def export_hf(
     if precision not in TYPES:
         raise ExportError(f"precision {precision!r} is not known for transformers; it is one of {', '.join(TYPES)}")
     config, family = family_config(spec)
-    config |= {f"{k}_token_id": v for k, v in special_ids(loaded.folder, loaded.config).items() if v is not None}
+    config |= special_ids(loaded.around).as_config()
     config["dtype"] = _TORCH[precision]
     groups = _groups(spec, weights.sources, family, DTYPES[TYPES[precision]])
     with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
         write_shards(folder, groups, {"format": "pt"}, progress)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-        copy_tokenizer(loaded, folder)
+        surrounded = write_surroundings(loaded, folder)
         manifest = {
             "edgeformer": edgeformer.__version__,
             "format": "checkpoint",
@@ -79,17 +78,12 @@ def export_hf(
             "compute": "fp32",
             "target": config["model_type"],
             "context": spec.context,
-            "files": {f.name: f.stat().st_size for f in sorted(folder.iterdir())},
+            "files": bundle.sizes(folder),
             "linked": {},
             "verdict": None,
         }
         bundle.write_manifest(folder, manifest)
-    notes = [*loaded.notes]
-    if isinstance(spec, Encoder) and spec.pooling is not None:
-        notes.append(
-            "transformers has no pooling; sentence-transformers reads it from modules.json, which is not written"
-        )
-    return Exported(Path(output), manifest, notes)
+    return Exported(Path(output), manifest, [*loaded.notes, *surrounded])
 
 
 def family_config(spec: Model) -> tuple[dict[str, Any], ModuleType]:

@@ -17,8 +17,9 @@ from typing import Any
 import edgeformer
 from edgeformer import bundle, discover
 from edgeformer.checkpoint import LoadedModel, family
+from edgeformer.companions.special import special_ids
 from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, copy_tokenizer, source_files
+from edgeformer.export.artefact import Exported, source_files, write_surroundings
 from edgeformer.export.filling import Progress
 from edgeformer.export.mlx_weights import PRECISIONS, Made, Plan, make, plan
 from edgeformer.export.safetensors import Group, write_shards
@@ -29,7 +30,6 @@ from edgeformer.parts import Part
 from edgeformer.rounding import bits_per_weight
 from edgeformer.serialization import digest, to_json
 from edgeformer.spec import Model, tensors
-from edgeformer.special_tokens import special_ids
 from edgeformer.weights import name_map, stored_part
 
 CODE_TARGET, CODE_NAME = "edgeformer", "edgeformer_model.py"
@@ -96,7 +96,7 @@ def export_mlx(
         config |= {"quantization": tensors_made.settings, "quantization_config": tensors_made.settings}
     with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
         write_shards(folder, tensors_made.groups, {"format": "mlx"}, progress)
-        _companions(loaded, folder, config)
+        notes += _companions(loaded, folder, config)
         manifest = {
             "edgeformer": edgeformer.__version__,
             "format": "mlx",
@@ -110,7 +110,7 @@ def export_mlx(
             "quantization": _recorded(loaded, made, tensors_made) if made.same_bits else None,
             "target": config["model_type"],
             "context": spec.context,
-            "files": {f.name: f.stat().st_size for f in sorted(folder.iterdir())},
+            "files": bundle.sizes(folder),
             "linked": {},
             "verdict": None,
         }
@@ -182,15 +182,14 @@ def _stored_names(spec: Model, config: dict[str, Any] | None) -> dict[str, list[
     return {full: [name for _, name in sorted(found)] for full, found in parts.items()}
 
 
-def _companions(loaded: LoadedModel, folder: Path, config: dict[str, Any]) -> None:
-    """The config with the ids of special tokens, the tokenizer unchanged, and the model's code where it brings its own."""
-    ids = special_ids(loaded.folder, loaded.config)
-    config |= {f"{k}_token_id": v for k, v in ids.items() if v is not None}
+def _companions(loaded: LoadedModel, folder: Path, config: dict[str, Any]) -> list[str]:
+    """The config with special ids, what surrounds the weights, and the model's code where it brings its own; notes."""
+    config |= special_ids(loaded.around).as_config()
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     if "model_file" in config:
         (folder / config["model_file"]).write_text(MODEL_FILE)
         (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
-    copy_tokenizer(loaded, folder)
+    return write_surroundings(loaded, folder)
 
 
 __all__ = ["PRECISIONS", "export_mlx", "stock_config"]

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 from edgeformer.affine import GROUP_SIZES, AffineTensor
-from edgeformer.checkpoint import as_numpy
 from edgeformer.errors import ExportError, RuntimeUnavailable
 from edgeformer.export.safetensors import Group
 from edgeformer.formats import GROUP, QUANTIZED, Format, QuantizedTensor
 from edgeformer.rounding import GROUP_PRECISIONS, group_format, in_groups
 from edgeformer.safetensors_file import DTYPES
+from edgeformer.saving import as_numpy
 from edgeformer.spec import Linear, Model, Stacked, Table, leaves
 from edgeformer.weights import Source, Weights
 

@@ -14,7 +14,7 @@ import edgeformer
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, copy_tokenizer, source_files
+from edgeformer.export.artefact import Exported, source_files, write_surroundings
 from edgeformer.export.filling import Progress, fill
 from edgeformer.export.functions import FunctionOps
 from edgeformer.export.genai import genai_config
@@ -39,6 +39,7 @@ def export_onnx(
     accuracy_level: int = 0,
     keep: Sequence[str] = (),
     cache_scales: CacheScales | None = None,
+    eos: Sequence[int] = (),
     force: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
@@ -60,6 +61,7 @@ def export_onnx(
         keep: patterns of tensors that q4 and q8 leave as they are.
         cache_scales: of an int8 key/value cache, from `edgeformer.quantize.cache.cache_scales`; by default the cache is kept in
             the type of the arithmetic.
+        eos: ids that end a text, where no file of the model says it (GenAI insists on one).
         force: replace a folder that is no artefact.
         progress: called as bytes are written.
 
@@ -100,13 +102,13 @@ def export_onnx(
             ir.save(reader.model, folder / "encoder_model.onnx")
         linked = fill(built, made, (folder / model_file).parent, data_file, weights == "link", progress)
         ir.save(built.model, folder / model_file)
-        _companions(loaded, folder, config)
+        surrounded = _companions(loaded, folder, config)
         inputs = [v.name or "" for v in built.model.graph.inputs]
-        if (
-            "/" not in model_file
-            and (genai := genai_config(loaded, context, inputs, built.cache == "shared")) is not None
-        ):
-            (folder / "genai_config.json").write_text(json.dumps(genai, indent=1) + "\n")
+        if "/" not in model_file:
+            genai, more = genai_config(loaded, context, inputs, built.cache == "shared", eos)
+            surrounded += more
+            if genai is not None:
+                (folder / "genai_config.json").write_text(json.dumps(genai, indent=1) + "\n")
         linked_names = {n for n, entry in linked.items() if entry["hard_link"]}
         manifest = {
             "edgeformer": edgeformer.__version__,
@@ -131,7 +133,7 @@ def export_onnx(
             "verdict": None,
         }
         bundle.write_manifest(folder, manifest)
-    notes = [*loaded.notes, *(f"{text} ({count} layers)" for text, count in built.notes.items())]
+    notes = [*loaded.notes, *surrounded, *(f"{text} ({count} layers)" for text, count in built.notes.items())]
     if made.precision == "bf16":
         notes.append(
             "weights are stored in bf16; arithmetic is float32, since ONNX Runtime's CPU provider has none in bf16"
@@ -201,9 +203,9 @@ def _config(loaded: LoadedModel, kind: type[FunctionOps], precision: str) -> dic
     return None if config is None else kind.config(config, precision)
 
 
-def _companions(loaded: LoadedModel, folder: Path, config: dict[str, Any] | None) -> None:
-    """The spec, the tokenizer unchanged, and the configs of other tools."""
+def _companions(loaded: LoadedModel, folder: Path, config: dict[str, Any] | None) -> list[str]:
+    """The spec, the config of other tools, and what surrounds the weights; notes."""
     (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    copy_tokenizer(loaded, folder)
+    return write_surroundings(loaded, folder)

@@ -27,12 +27,15 @@ def spec(config: HfConfig) -> Decoder:
     return decoder(config, [block] * count, norm, context, tied=True, **scales)
 
 
-def multipliers(config: HfConfig) -> dict[str, float]:
-    """The multipliers of MiniCPM's papers, from the config's keys; 1 where these are absent."""
+def multipliers(
+    config: HfConfig, *, embed: float = 1.0, depth: float | None = None, base: int | None = None
+) -> dict[str, float]:
+    """The multipliers of MiniCPM's papers: scale_emb, scale_depth / √layers and dim_model_base / width. `embed`, `depth` and
+    `base` are the family's defaults of these keys; a depth or base of None multiplies by 1."""
     width, count = config.size("hidden_size"), config.size("num_hidden_layers", 32)
-    depth = config.optional_number("scale_depth")
+    scale_depth = config.optional_number("scale_depth", depth)
     return {
-        "residual_scale": 1.0 if depth is None else depth / count**0.5,
-        "embed_scale": config.number("scale_emb", 1.0),
-        "logit_scale": (config.optional_size("dim_model_base") or width) / width,
+        "residual_scale": 1.0 if scale_depth is None else scale_depth / count**0.5,
+        "embed_scale": config.number("scale_emb", embed),
+        "logit_scale": (config.optional_size("dim_model_base", base) or width) / width,
     }

@@ -17,11 +17,8 @@ __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
 def spec(config: HfConfig) -> Decoder:
     """A MiniCPM3 decoder."""
     count, norm = config.size("num_hidden_layers", 62), RMSNorm(eps=config.number("rms_norm_eps", 1e-5))
-    config.data.setdefault("scale_emb", 12)
-    config.data.setdefault("scale_depth", 1.4)
-    config.data.setdefault("dim_model_base", 256)
     attention, context = latent_attention(config, Rope, inner_eps=norm.eps)
-    scales = multipliers(config)
+    scales = multipliers(config, embed=12.0, depth=1.4, base=256)
     ffn = gated(config, bias=config.flag("mlp_bias", False))
     block = Block(attention=attention, ffn=ffn, norm=norm, residual_scale=scales.pop("residual_scale"))
     return decoder(config, [block] * count, norm, context, tied=True, **scales)

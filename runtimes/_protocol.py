@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +20,7 @@ from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.runtimes._profile import Operation
 from edgeformer.sampling import Sampling, choose
 from edgeformer.spec import Model
+from edgeformer.threads import physical_cores
 
 PACKAGE = "edgeformer.runtimes"
 EVERY_TASK = ("text-generation", "feature-extraction", "text2text-generation")
@@ -36,12 +37,12 @@ FORMATS = {
 class Options:
     """How to open a session.
 
-    threads: compute threads, set explicitly in every runtime; capacity: longest sequence (prompt + generated) the cache
-    must hold, the model's context by default; batch: sequences at once; variant: see `Runtime.variants`; precision: of the
-    weights, for runtimes that open a checkpoint; device: torch's device.
+    threads: compute threads, set explicitly in every runtime, physical cores by default; capacity: longest sequence (prompt +
+    generated) the cache must hold, the model's context by default; batch: sequences at once; variant: see `Runtime.variants`;
+    precision: of the weights, for runtimes that open a checkpoint; device: torch's device.
     """
 
-    threads: int = 1
+    threads: int = field(default_factory=physical_cores)
     capacity: int | None = None
     batch: int = 1
     variant: str = ""
@@ -166,7 +167,10 @@ class Session:
         turn = self._turn
         self.reset()
         try:
-            for token in self._tokens(prompt, count, sampling):
+            chosen = (
+                self._by_rules(prompt, count, sampling) if sampling.rules else self._tokens(prompt, count, sampling)
+            )
+            for token in chosen:
                 yield token
                 if turn != self._turn:
                     raise InputError("this session has begun another generation; open a second session for two at once")
@@ -180,6 +184,18 @@ class Session:
         logits = self.forward(np.array([prompt], np.int64))[0]
         for i in range(count):
             token = choose(logits, sampling, rng)
+            yield token
+            if i + 1 < count:
+                logits = self.forward(np.array([[token]], np.int64))[0]
+
+    def _by_rules(self, prompt: list[int], count: int, sampling: Sampling) -> Iterator[int]:
+        """Tokens where rules change the logits, which no runtime does where its logits are."""
+        rng, ids, rules = np.random.default_rng(sampling.seed), list(prompt), sampling.rules
+        assert rules is not None
+        logits = self.forward(np.array([prompt], np.int64))[0]
+        for i in range(count):
+            token = choose(rules.apply(logits, ids, len(prompt), len(prompt) + count), sampling, rng)
+            ids.append(token)
             yield token
             if i + 1 < count:
                 logits = self.forward(np.array([[token]], np.int64))[0]
@@ -323,13 +339,16 @@ def get(name: str) -> tuple[Runtime, str]:
 
 
 def first_that_opens(kind: str) -> str:
-    """The first installed runtime, by name, whose rows count and which opens this format; those made for it first.
+    """The first installed runtime, by name, whose rows count and which opens this format by itself (a server has its own model);
+    those made for it first.
 
     Raises:
         RuntimeUnavailable: there is none; the message has the install line.
     """
     found = [(name, get(name)[0]) for name in names()]
-    fitting = [(name, runtime) for name, runtime in found if runtime.takes(kind) and runtime.ranked]
+    fitting = [
+        (name, runtime) for name, runtime in found if runtime.takes(kind) and runtime.ranked and not runtime.served
+    ]
     fitting.sort(key=lambda entry: entry[1].opens != kind)  # those made for it first
     for name, runtime in fitting:
         if runtime.unavailable() is None:

@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from edgeformer.checkpoint import LoadedModel
+from edgeformer.companions.tokenizer import has_tokenizer, load_tokenizer
 from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Served, Session
@@ -37,13 +38,11 @@ class ServerSession(Session):
         self.url = urlsplit(url.rstrip("/"))
         if not self.url.hostname:
             raise InputError(f"{url} is no server's URL; give one such as http://localhost:8080/v1")
-        if loaded.folder is None or not (loaded.folder / "tokenizer.json").exists():
+        if not has_tokenizer(loaded.around):
             raise InputError(
-                f"{loaded.name} has no tokenizer.json: a server answers in text, which is compared by means of it"
+                f"{loaded.name} has no tokenizer: a server answers in text, which is compared by means of it"
             )
-        import tokenizers
-
-        self.tokenizer = tokenizers.Tokenizer.from_file(str(loaded.folder / "tokenizer.json"))
+        self.tokenizer = load_tokenizer(loaded.around)
         listed = self._get("/models").get("data") or []
         if not listed:
             raise RuntimeUnavailable(f"the server at {url} lists no model")
@@ -109,8 +108,8 @@ class ServerSession(Session):
     def _prompt(self, ids: list[int]) -> Any:
         if self.as_ids:
             return ids
-        text = self.tokenizer.decode(ids, skip_special_tokens=False)
-        again = self.tokenizer.encode(text, add_special_tokens=False).ids
+        text = self.tokenizer.decode(ids, special=True)
+        again = self.tokenizer.encode(text, special=False)
         if len(again) != len(ids):
             raise InputError(
                 f"{self.url.geturl()} takes prompts as text only, and the text of these {len(ids)} tokens has {len(again)}:"
@@ -146,8 +145,8 @@ class ServerSession(Session):
 
     def text(self, prompt, tokens):
         """Detokenized after the prompt, whose last characters may depend on what follows."""
-        before = self.tokenizer.decode(prompt, skip_special_tokens=False)
-        return self.tokenizer.decode(prompt + tokens, skip_special_tokens=False)[len(before) :]
+        before = self.tokenizer.decode(prompt, special=True)
+        return self.tokenizer.decode(prompt + tokens, special=True)[len(before) :]
 
     def peak_memory(self):
         """Not known: the server's."""

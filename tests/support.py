@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeformer import checkpoint
+from edgeformer import saving
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.export.onnx import export_onnx
 from edgeformer.layers.block import Block
@@ -99,7 +99,7 @@ def small_spec(**attention):
 def saved(spec, folder, scale=0.3):
     rng = np.random.default_rng(0)
     weights = {n: (rng.standard_normal(s) * scale).astype(np.float32) for n, s in tensors(spec).items()}
-    checkpoint.save(spec, weights, folder)
+    saving.save(spec, weights, folder)
     return load(folder), weights
 
 

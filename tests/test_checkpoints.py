@@ -12,9 +12,10 @@ from family_cases import TINY
 from safetensors.numpy import load_file, save_file
 from support import STDLIB, load_tiny
 
-from edgeformer.checkpoint import load, save
+from edgeformer.checkpoint import load
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
 from edgeformer.parts import Part
+from edgeformer.saving import save
 from edgeformer.serialization import to_json
 
 

@@ -291,11 +291,11 @@ def test_weights_that_no_scale_holds(tmp_path):
     loaded, weights = saved(small_spec(), tmp_path / "m")
     name = "layers.0.attention.q.weight"
     for value, message in ((np.inf, "not finite"), (1e9, "too large for an fp16 scale")):
-        from edgeformer import checkpoint
+        from edgeformer import saving
 
         changed = weights[name].copy()
         changed[0, 0] = value
-        checkpoint.save(loaded.spec, {**weights, name: changed}, tmp_path / "bad")
+        saving.save(loaded.spec, {**weights, name: changed}, tmp_path / "bad")
         refused(
             message, quantize, load(tmp_path / "bad"), tmp_path / "q", keep=["*.ffn.down.weight"], kind=CheckpointError
         )

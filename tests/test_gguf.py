@@ -148,7 +148,7 @@ def byte_level_tokenizers():
     """Small trained tokenizers, one for each pre-tokenizer name that is known."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from edgeformer.export.gguf_tokenizer import _BY_PATTERN
+    from edgeformer.companions.gguf_vocabulary import PATTERNS
 
     splits = {
         "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -156,7 +156,7 @@ def byte_level_tokenizers():
             [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
         ),
     }
-    for pattern, name in _BY_PATTERN.items():
+    for pattern, name in PATTERNS.items():
         if name not in splits:
             splits[name] = pre_tokenizers.Sequence(
                 [

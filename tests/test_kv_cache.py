@@ -8,8 +8,8 @@ from support import STDLIB, load_tiny, random_ids, saved, small_spec
 
 from edgeformer import load
 from edgeformer.api import export, verify
+from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.errors import ExportError, InputError
-from edgeformer.generate import load_tokenizer
 from edgeformer.parity import kl_divergence
 from edgeformer.quantize.cache import cache_scales
 from edgeformer.quantize.calibration import calibration_windows
@@ -20,7 +20,7 @@ torch = pytest.importorskip("torch")
 
 @pytest.fixture(scope="module")
 def text() -> np.ndarray:
-    return np.array(load_tokenizer(STDLIB).encode((STDLIB / "validation.txt").read_text(encoding="utf-8")[:60_000]).ids)
+    return np.array(read_tokenizer(STDLIB).encode((STDLIB / "validation.txt").read_text(encoding="utf-8")[:60_000]))
 
 
 @pytest.fixture(scope="module")

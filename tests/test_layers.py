@@ -13,7 +13,7 @@ import pytest
 import tolerances
 from support import random_ids, run_cached, sessions
 
-from edgeformer import checkpoint
+from edgeformer import saving
 from edgeformer.backends.numpy import Handle, NumpyModel, NumpyOps
 from edgeformer.checkpoint import load
 from edgeformer.export.graph import target_class
@@ -62,7 +62,7 @@ def test_decoder_of_two_blocks(case, tmp_path):
     pytest.importorskip("torch")
     spec = Decoder(vocab=31, width=32, context=64, blocks=(BLOCKS[case],) * 2, norm=NORM, tied=False)
     weights = random_weights(spec)
-    checkpoint.save(spec, weights, tmp_path / "model")
+    saving.save(spec, weights, tmp_path / "model")
     ids = random_ids(31, 2, 24)
     valid = np.ones_like(ids)
     valid[1, :5] = 0

@@ -23,12 +23,13 @@ from edgeformer.backends.mlx.fit import needed_bytes  # noqa: E402
 from edgeformer.backends.mlx.load import load_model  # noqa: E402
 from edgeformer.backends.mlx.ops import periods  # noqa: E402
 from edgeformer.backends.mlx.sampling import sample  # noqa: E402
-from edgeformer.checkpoint import load, save  # noqa: E402
+from edgeformer.checkpoint import load  # noqa: E402
 from edgeformer.errors import InputError  # noqa: E402
 from edgeformer.layers.rope import Rope  # noqa: E402
 from edgeformer.layers.rope_llama3 import Llama3Scaling  # noqa: E402
 from edgeformer.runtimes._protocol import Options, require  # noqa: E402
 from edgeformer.sampling import Sampling, choose  # noqa: E402
+from edgeformer.saving import save  # noqa: E402
 from edgeformer.spec import tensors  # noqa: E402
 
 NO_DROPOUT = {"gpt2": dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), "opt": dict(dropout=0.0)}

@@ -217,9 +217,9 @@ def test_verify_notices_other_weights(tmp_path):
     spec = small_spec()
     loaded, weights = saved(spec, tmp_path / "a")
     other = {n: np.ascontiguousarray(w[::-1]) for n, w in weights.items()}
-    from edgeformer import checkpoint
+    from edgeformer import saving
 
-    checkpoint.save(spec, other, tmp_path / "b")
+    saving.save(spec, other, tmp_path / "b")
     export_mlx(load(tmp_path / "b"), tmp_path / "q", precision="8bit", group_size=32)
     verdict = verify(tmp_path / "q", loaded, length=20, generate=4)
     assert (
@@ -232,9 +232,9 @@ def test_verify_notices_another_norm(what, tmp_path):
     """What isn't quantized has to be the original's bit for bit: the logits' reference has the folder's own."""
     spec = small_spec()
     loaded, weights = saved(spec, tmp_path / "a")
-    from edgeformer import checkpoint
+    from edgeformer import saving
 
-    checkpoint.save(spec, {n: w * 3 if n == what else w for n, w in weights.items()}, tmp_path / "b")
+    saving.save(spec, {n: w * 3 if n == what else w for n, w in weights.items()}, tmp_path / "b")
     export_mlx(load(tmp_path / "b"), tmp_path / "q", precision="8bit", group_size=32)
     verdict = verify(tmp_path / "q", loaded, length=20, generate=4)
     assert verdict.checks[0].verdict == "fail" and what in verdict.checks[0].note
@@ -282,9 +282,9 @@ def test_bench_compares_quantized_weights_with_the_original(tmp_path):
 
     spec = small_spec()
     _, weights = saved(spec, tmp_path / "a")
-    from edgeformer import checkpoint
+    from edgeformer import saving
 
-    checkpoint.save(spec, {n: w * 1.5 for n, w in weights.items()}, tmp_path / "b")
+    saving.save(spec, {n: w * 1.5 for n, w in weights.items()}, tmp_path / "b")
     for name, dtype in (("a", "fp32"), ("a", "bf16"), ("b", "fp32")):
         export_mlx(load(tmp_path / name), tmp_path / f"q-{name}-{dtype}", precision="8bit", group_size=32, dtype=dtype)
     folders = [str(tmp_path / f"q-{n}") for n in ("a-fp32", "a-bf16", "b-fp32")]

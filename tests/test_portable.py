@@ -13,7 +13,7 @@ from support import ROOT, STDLIB, hf_logits, load_tiny, random_ids
 
 from edgeformer import load
 from edgeformer.api import export, verify
-from edgeformer.generate import load_tokenizer
+from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.reference import greedy
 from edgeformer.runtimes._protocol import Options, require
 
@@ -127,7 +127,7 @@ def test_openvino_runs_other_families(tmp_path, family):
 def test_optimum(tmp_path, precision):
     """Optimum's ORTModelForCausalLM generates the same bits' greedy tokens. It needs a transformers older than ours."""
     export(load(STDLIB), tmp_path / "m", precision=precision)
-    ids = load_tokenizer(STDLIB).encode("def main(argv=None):\n    parser = ").ids
+    ids = read_tokenizer(STDLIB).encode("def main(argv=None):\n    parser = ")
     command = [str(OPTIMUM), str(ROOT / "tests" / "optimum_generate.py"), str(tmp_path / "m"), json.dumps(ids), "24"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]

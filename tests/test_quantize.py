@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from support import STDLIB, load_tiny, random_ids, saved, small_spec
 
-from edgeformer import checkpoint, load
+from edgeformer import load, saving
+from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.errors import ArtefactError, EdgeformerError, InputError
 from edgeformer.formats import QUANTIZED, dequantize, quantize
-from edgeformer.generate import load_tokenizer
 from edgeformer.layers.block import Block
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
@@ -34,12 +34,12 @@ def text() -> tuple[np.ndarray, np.ndarray]:
     import sysconfig
 
     held_out = (STDLIB / "validation.txt").read_text(encoding="utf-8")
-    tokenizer = load_tokenizer(STDLIB)
+    tokenizer = read_tokenizer(STDLIB)
     library = Path(sysconfig.get_paths()["stdlib"])
     parts = [(library / f"{name}.py").read_text(encoding="utf-8") for name in ("argparse", "typing", "ast", "tarfile")]
     assert not any(part[:2000] in held_out for part in parts)
-    ids = np.array(tokenizer.encode("\n".join(parts)).ids)
-    return calibration_windows(ids, 256, 64, 1024, 4096), np.array(tokenizer.encode(held_out[:40_000]).ids)
+    ids = np.array(tokenizer.encode("\n".join(parts)))
+    return calibration_windows(ids, 256, 64, 1024, 4096), np.array(tokenizer.encode(held_out[:40_000]))
 
 
 @pytest.fixture(scope="module")
@@ -186,7 +186,7 @@ def test_folds_change_nothing(tmp_path, spec, exact):
         folded |= site.divided({name: folded[name] for name in site.source}, scale)
         for name in site.consumers:
             folded[name] = folded[name] * site.spread(scale)
-    checkpoint.save(spec, folded, tmp_path / "f")
+    saving.save(spec, folded, tmp_path / "f")
     ids = random_ids(31, 1, 40)
     a, b = (
         require("numpy")[0].open(m, Options()).forward(ids, all_positions=True)[0]

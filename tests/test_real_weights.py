@@ -10,8 +10,8 @@ import tolerances
 from support import STDLIB, run_cached, sessions
 
 from edgeformer.checkpoint import load
+from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.export.onnx import export_onnx
-from edgeformer.generate import load_tokenizer
 from edgeformer.reference import greedy
 from edgeformer.runtimes._protocol import Options, require
 
@@ -23,7 +23,7 @@ torch = pytest.importorskip("torch")
 def stdlib():
     hf = transformers.AutoModelForCausalLM.from_pretrained(STDLIB, dtype=torch.float32).eval()
     text = (STDLIB / "validation.txt").read_text(encoding="utf-8")
-    ids = np.array(load_tokenizer(STDLIB).encode(text[:4000]).ids, np.int64)
+    ids = np.array(read_tokenizer(STDLIB).encode(text[:4000]), np.int64)
     return load(STDLIB), hf, ids
 
 
@@ -120,7 +120,7 @@ def minilm():
 def test_minilm(minilm, tmp_path):
     loaded = load(minilm)
     hf = transformers.AutoModel.from_pretrained(minilm).eval()
-    tokenizer = load_tokenizer(minilm)
+    tokenizer = read_tokenizer(minilm).inner
     tokenizer.enable_padding(length=48)
     tokenizer.enable_truncation(48)
     batch = tokenizer.encode_batch(["A man is eating food.", "The girl carries a baby.", "Ωμέγα 🙂 " * 30])

@@ -12,12 +12,13 @@ import pytest
 from support import STDLIB
 
 from edgeformer import bundle, cache
-from edgeformer.checkpoint import load, save
+from edgeformer.checkpoint import load
 from edgeformer.comparison import Build, cache_key, make
 from edgeformer.errors import InputError
 from edgeformer.measure.journal import Journal
 from edgeformer.measure.record import write_jsonl
 from edgeformer.measure.row import Plan, Row, Shape
+from edgeformer.saving import save
 
 BENCH = [
     sys.executable,

@@ -9,9 +9,10 @@ from support import STDLIB, random_ids, run_cached, saved, small_spec
 
 from edgeformer import bundle, parity
 from edgeformer.checkpoint import load
+from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.export.onnx import export_onnx
-from edgeformer.generate import load_tokenizer, stream_ids, stream_text
+from edgeformer.generate import stream_ids, stream_text
 from edgeformer.reference import Reference, greedy
 from edgeformer.runtimes._protocol import Options, check_no_hole, get, require
 from edgeformer.runtimes.numpy import NumpySession
@@ -196,7 +197,7 @@ def test_sampling_follows_its_rules():
 
 
 def test_generation_is_the_models_greedy_sequence(loaded, session):
-    prompt = load_tokenizer(STDLIB).encode("def main(").ids
+    prompt = read_tokenizer(STDLIB).encode("def main(")
     ours = list(stream_ids(session, prompt, 20, Sampling()))
     expected = greedy(NumpySession(loaded, Options(capacity=64)), np.array([prompt]), 20)[0][0]
     assert ours == list(expected)
@@ -212,9 +213,9 @@ def test_the_cache_bounds_generation(session):
 
 
 def test_multi_byte_characters_are_not_broken():
-    tokenizer = load_tokenizer(STDLIB)
+    tokenizer = read_tokenizer(STDLIB)
     text = "naïve 🙂 日本"
-    ids = tokenizer.encode(text).ids
+    ids = tokenizer.encode(text)
     assert len(ids) > len(text.split())
     pieces = list(stream_text(tokenizer, iter(ids)))
     assert "".join(pieces) == tokenizer.decode(ids) and not any("�" in p for p in pieces)

@@ -173,7 +173,7 @@ def test_servers_that_cannot_be_measured(server, loaded):
     assert not session.as_ids
     with pytest.raises(InputError, match="takes prompts as text only, and the text of these 12 tokens has"):
         session.serve(sample_batch(4096, 1, 12)[0].tolist(), 4)
-    text = session.tokenizer.encode("def main():\n    return", add_special_tokens=False).ids
+    text = session.tokenizer.encode("def main():\n    return", special=False)
     assert len(session.serve(text, 4).arrivals_ns) == 4
     with pytest.raises(RuntimeUnavailable, match=r"no answer from http://127.0.0.1:9/v1: .* Is the server running"):
         runtime.open(loaded, Options(variant="//127.0.0.1:9/v1"))

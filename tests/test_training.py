@@ -14,7 +14,8 @@ pytest.importorskip("transformers")
 from edgeformer.api import build_torch  # noqa: E402
 from edgeformer.backends.torch import TorchModel  # noqa: E402
 from edgeformer.backends.torch_store import FixedStore  # noqa: E402
-from edgeformer.checkpoint import load, save  # noqa: E402
+from edgeformer.checkpoint import load  # noqa: E402
+from edgeformer.saving import save  # noqa: E402
 from edgeformer.step import GrowingStore  # noqa: E402
 
 GPT2 = dict(n_embd=48, n_head=6, n_layer=2, n_positions=256, vocab_size=97, initializer_range=0.1)

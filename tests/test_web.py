@@ -19,8 +19,8 @@ from support import ROOT, STDLIB, saved, small_spec
 
 from edgeformer import load
 from edgeformer.api import export
+from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.errors import ExportError
-from edgeformer.generate import load_tokenizer
 from edgeformer.reference import greedy
 from edgeformer.runtimes._protocol import Options, require
 
@@ -94,7 +94,7 @@ def test_a_spec_without_a_config(tmp_path):
 @node
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_node(folders, precision):
-    ids = load_tokenizer(STDLIB).encode(TEXT).ids
+    ids = read_tokenizer(STDLIB).encode(TEXT)
     command = ["node", "node.mjs", str(folders / precision), PRECISIONS[precision], json.dumps(ids), str(COUNT)]
     run = subprocess.run(command, cwd=WEB, capture_output=True, text=True, timeout=120)
     assert run.returncode == 0, run.stderr
@@ -141,7 +141,7 @@ class _Handler(SimpleHTTPRequestHandler):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "q4"])
 def test_browser(folders, precision):
-    ids = load_tokenizer(STDLIB).encode(TEXT).ids
+    ids = read_tokenizer(STDLIB).encode(TEXT)
     settings = {"folder": precision, "dtype": PRECISIONS[precision], "ids": ids, "count": COUNT, "text": TEXT}
     page = {"models": folders, "settings": settings, "done": threading.Event(), "answer": None}
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, page=page))

@@ -16,7 +16,7 @@ from support import ROOT, STDLIB
 
 from edgeformer import load
 from edgeformer.api import export
-from edgeformer.generate import load_tokenizer
+from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.runtimes._protocol import Options, require
 
 MESA = ROOT / "tests" / "webgpu" / "mesa"
@@ -40,7 +40,7 @@ def test_webgpu(tmp_path, precision):
     """The oracle is the same bits in numpy's float32; half precision within its rounding."""
     export(load(STDLIB), tmp_path / "m", target="webgpu", precision=precision)
     ids = (
-        load_tokenizer(STDLIB)
+        read_tokenizer(STDLIB)
         .encode("def main(argv=None):\n    parser = argparse.ArgumentParser(description=__doc__)")
         .ids
     )

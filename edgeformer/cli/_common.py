@@ -15,6 +15,17 @@ allow_unread = click.option(
     is_flag=True,
     help="Go on when config.json has keys that nobody understands; they are named.",
 )
+
+
+class OutputFolder(click.Path):
+    """A folder to write; `-` is refused, since a folder can't go to standard output."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if value == "-":
+            self.fail("a folder can't be written to standard output; ./- names a folder called -", param, ctx)
+        return super().convert(value, param, ctx)
+
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead of text.")
 
 
@@ -27,7 +38,7 @@ def threads_option(function: Callable) -> Callable:
 
 def default_threads(threads: int | None) -> int:
     """The number asked for, or one per physical core."""
-    from edgeformer.measure.machine import physical_cores
+    from edgeformer.threads import physical_cores
 
     return threads or physical_cores()
 
@@ -51,14 +62,14 @@ def read_ids(loaded: Any, text: str, limit: int | None = None) -> Any:
 
     import numpy as np
 
+    from edgeformer.companions.tokenizer import load_tokenizer
     from edgeformer.errors import InputError
-    from edgeformer.generate import load_tokenizer
 
     try:
         content = Path(text).read_text(encoding="utf-8")
     except UnicodeDecodeError as e:
         raise InputError(f"{text} is not UTF-8 text: {e.reason} at byte {e.start}") from e
-    ids = load_tokenizer(loaded.folder).encode(content).ids
+    ids = load_tokenizer(loaded.around).encode(content)
     if not ids:
         raise InputError(f"{text} holds no text")
     return np.array(ids[:limit], np.int64)

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgeformer.cli._bench import bench_options, chosen_runtimes, execute
-from edgeformer.cli._common import byte_progress, load_model
+from edgeformer.cli._common import OutputFolder, byte_progress, load_model
 
 
 @click.command(
@@ -25,7 +25,7 @@ from edgeformer.cli._common import byte_progress, load_model
     help="Of the exports, separated by commas: fp32, bf16, fp16; q4, q8; for MLX also 4bit, 8bit.",
 )
 @click.option(
-    "-o", "--output", type=click.Path(), default=None, help="Keep the artefacts in this folder. [default: the cache]"
+    "-o", "--output", type=OutputFolder(), default=None, help="Keep the artefacts in this folder. [default: the cache]"
 )
 @click.option(
     "--weights",

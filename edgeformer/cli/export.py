@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from edgeformer.cli._common import (
+    OutputFolder,
     allow_unread,
     as_json,
     byte_progress,
@@ -25,7 +26,7 @@ from edgeformer.export import FORMATS
     "  edgeformer export MODEL -o DIR --to mlx --precision q4",
 )
 @click.argument("model")
-@click.option("-o", "--output", required=True, type=click.Path(), help="Folder to write; it appears when complete.")
+@click.option("-o", "--output", required=True, type=OutputFolder(), help="Folder to write; it appears when complete.")
 @click.option("--to", "kind", default="onnx", type=click.Choice(FORMATS), show_default=True, help="Format.")
 @click.option(
     "--precision",
@@ -79,6 +80,13 @@ from edgeformer.export import FORMATS
 )
 @click.option(
     "--calibration", type=click.Path(exists=True, dir_okay=False), default=None, help="UTF-8 text for --kv int8."
+)
+@click.option(
+    "--eos-id",
+    "eos",
+    multiple=True,
+    type=click.IntRange(min=0),
+    help="onnx: the id that ends a text, where no file of the model says it (ONNX Runtime GenAI insists on one); repeatable.",
 )
 @click.option("--no-tokenizer", is_flag=True, help="gguf: write the weights alone.")
 @click.option("--inline", is_flag=True, help="onnx: write fused ops out, for runtimes without ONNX functions.")

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, default_threads, print_json, threads_option
+from edgeformer.cli._common import allow_unread, as_json, default_threads, load_model, notes, print_json, threads_option
 
 
 @click.command(
     name="generate",
-    epilog='Examples:  edgeformer generate models/stdlib-5m -p "def main("  ·  ... --temperature 0.8 --top-p 0.95 --seed 1',
+    epilog='Examples:  edgeformer generate models/stdlib-5m -p "def main("  ·  ... --temperature 0.8 --top-p 0.95 --seed 1  ·  '
+    'edgeformer generate MODEL --chat -p "What is a monad?"',
 )
 @click.argument("model")
-@click.option("-p", "--prompt", default=None, help="Text to continue.")
+@click.option("-p", "--prompt", "prompts", multiple=True, help="Text to continue; repeatable, one after the other.")
 @click.option("--ids", default=None, help="Token ids to continue, separated by commas; for models without a tokenizer.")
+@click.option("--chat", is_flag=True, help="The prompt is a user's message: put it into the model's chat template.")
+@click.option("--system", default=None, help="With --chat: the system's message.")
 @click.option("-n", "--gen", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to generate.")
 @click.option(
     "--runtime", default=None, help="What runs the model. [default: onnxruntime, or the first that opens the artefact]"
@@ -30,77 +35,114 @@ from edgeformer.cli._common import allow_unread, as_json, default_threads, print
     show_default=True,
     help="Of weights (mlx: and arithmetic) where a runtime opens a checkpoint.",
 )
-@click.option("--temperature", default=0.0, show_default=True, help="0 is greedy.")
-@click.option("--top-k", default=0, show_default=True, help="0 keeps all tokens.")
-@click.option("--top-p", default=1.0, show_default=True)
-@click.option("--min-p", default=0.0, show_default=True)
+@click.option(
+    "--temperature", type=float, default=None, help="0 is greedy. [default: the model's generation_config.json, or 0]"
+)
+@click.option("--top-k", type=int, default=None, help="0 keeps all tokens. [default: the model's, or 0]")
+@click.option("--top-p", type=float, default=None, help="[default: the model's, or 1]")
+@click.option("--min-p", type=float, default=None, help="[default: the model's, or 0]")
 @click.option("--seed", type=click.IntRange(min=0), default=None, help="Of the sampling.")
 @threads_option
 @allow_unread
 @as_json
 def command(
     model: str,
-    prompt: str | None,
+    prompts: tuple[str, ...],
     ids: str | None,
+    chat: bool,
+    system: str | None,
     gen: int,
     runtime: str | None,
     precision: str,
-    temperature: float,
-    top_k: int,
-    top_p: float,
-    min_p: float,
-    seed: int | None,
     threads: int | None,
     allow_unread_config: bool,
     as_json: bool,
+    **choice: float | None,
 ) -> None:
     """Continue a prompt with MODEL (a checkpoint or an artefact), streaming the text.
 
-    An encoder–decoder model reads the prompt and writes its answer.
+    Tokens are chosen as the model's generation_config.json says: sampled or greedy, with its penalties and forbidden words. An
+    encoder–decoder model reads the prompt and writes its answer.
     """
-    import numpy as np
-
+    from edgeformer.companions.generation import generation_defaults
+    from edgeformer.companions.tokenizer import load_tokenizer
     from edgeformer.errors import InputError
-    from edgeformer.generate import load_tokenizer, stream_ids, stream_text
-    from edgeformer.sampling import Sampling
-    from edgeformer.special_tokens import decoder_start
 
-    if (prompt is None) == (ids is None):
+    if bool(prompts) == (ids is not None):
         raise InputError("give a prompt with -p, or token ids with --ids")
-    sampling = Sampling(temperature, top_k, top_p, min_p, seed)
-
-    def encode(folder: Path | None) -> list[int]:
-        return load_tokenizer(folder).encode(prompt).ids if ids is None else _parse(ids)
-
-    with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
-        threads = default_threads(threads)
-        session, folder = _open(
-            model,
-            runtime,
-            threads,
-            allow_unread_config,
-            scratch,
-            precision,
-            lambda folder: len(encode(folder)) + gen,
-        )
+    if (chat and ids is not None) or (system is not None and not chat):
+        raise InputError("--chat takes a prompt with -p, and --system goes with --chat")
+    opened = _Opened(model, runtime, default_threads(threads), precision, allow_unread_config)
+    defaults = generation_defaults(opened.around)
+    notes([*special_notes(opened.around), *defaults.notes])
+    given = {name: value for name, value in choice.items() if value is not None}
+    if given.get("temperature") == 0:
+        given = {**given, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    sampling = replace(defaults.sampling, **given)  # type: ignore[arg-type]
+    tokenizer = load_tokenizer(opened.around) if ids is None else None
+    if tokenizer is None:
+        asked = [("", _parse(ids or ""))]
+    elif chat:
+        texts = [_chat_text(opened, tokenizer, prompt, system) for prompt in prompts]
+        asked = [(text, tokenizer.encode(text, special=False)) for text in texts]
+    else:
+        asked = [(prompt, tokenizer.encode(prompt)) for prompt in prompts]
+    made = []
+    with opened.session(max(len(start) for _, start in asked) + gen) as session:
         if session.spec.task == "feature-extraction":
             raise InputError(f"{model} is an encoder; it does not generate text")
-        tokenizer, start = load_tokenizer(folder) if ids is None else None, encode(folder)
-        reads = session.spec.task == "text2text-generation"
-        if reads:  # the prompt is what is read; writing begins with a token of its own
-            session.source(np.array([start], np.int64))
-            start = [decoder_start(folder)]
-        stream = stream_ids(session, start, gen, sampling, _stops(folder))
-        if as_json:
-            made = list(stream)
-            print_json({"prompt_ids": start, "ids": made, "text": tokenizer and tokenizer.decode(made)})
-        elif tokenizer is None:
-            click.echo(",".join(map(str, stream)))
-        else:
-            click.echo("" if reads else prompt, nl=False)
-            for piece in stream_text(tokenizer, stream, [] if reads else start):
-                click.echo(piece, nl=False)
-            click.echo()
+        for prompt, start in asked:
+            made.append(_generate(opened, session, tokenizer, prompt, start, gen, sampling, as_json, chat))
+    if as_json:
+        print_json(made[0] if len(made) == 1 else made)
+
+
+def _chat_text(opened: _Opened, tokenizer: Any, prompt: str, system: str | None) -> str:
+    """A user's message in the model's chat template."""
+    from edgeformer.companions.chat import DEFAULT, chat_templates, render
+    from edgeformer.errors import InputError
+
+    template = chat_templates(opened.around).get(DEFAULT)
+    if template is None:
+        raise InputError(f"{opened.model} has no chat template; leave --chat out, and give the whole prompt with -p")
+    messages = [{"role": "system", "content": system}] if system is not None else []
+    return render(template, [*messages, {"role": "user", "content": prompt}], tokenizer.named)
+
+
+def _generate(
+    opened: _Opened,
+    session: Any,
+    tokenizer: Any,
+    prompt: str,
+    start: list[int],
+    gen: int,
+    sampling: Any,
+    quiet: bool,
+    chat: bool,
+) -> dict[str, Any]:
+    """One prompt's continuation: streamed to stdout unless `quiet`."""
+    import numpy as np
+
+    from edgeformer.companions.special import decoder_start, special_ids
+    from edgeformer.generate import stream_ids, stream_text
+
+    begin = start
+    reads = session.spec.task == "text2text-generation"
+    if reads:  # the prompt is what is read; writing begins with a token of its own
+        session.source(np.array([start], np.int64))
+        begin = [decoder_start(opened.around)]
+    stream = stream_ids(session, begin, gen, sampling, frozenset(special_ids(opened.around).eos))
+    if quiet:
+        made = list(stream)
+        return {"prompt_ids": start, "ids": made, "text": tokenizer and tokenizer.decode(made)}
+    if tokenizer is None:
+        click.echo(",".join(map(str, stream)))
+        return {}
+    click.echo("" if reads or chat else prompt, nl=False)
+    for piece in stream_text(tokenizer, stream, [] if reads or chat else begin):
+        click.echo(piece, nl=False)
+    click.echo()
+    return {}
 
 
 def _parse(ids: str) -> list[int]:
@@ -112,44 +154,45 @@ def _parse(ids: str) -> list[int]:
         raise InputError(f"--ids takes integers separated by commas, not {ids!r}") from None
 
 
-def _open(
-    model: str,
-    runtime: str | None,
-    threads: int,
-    allow: bool,
-    scratch: str,
-    precision: str,
-    needed: Callable[[Path | None], int],
-) -> tuple[Any, Path | None]:
-    """The session, and the folder with the tokenizer. `needed(folder)` is how many tokens the cache must hold: a cache of a
-    128k model's whole context would take gigabytes."""
-    from edgeformer import api
-    from edgeformer.bundle import MANIFEST, read_manifest
-    from edgeformer.cli._common import load_model
-    from edgeformer.runtimes._protocol import Options, first_that_opens, require
+def special_notes(around: Any) -> list[str]:
+    """Where the sources of special ids differ."""
+    from edgeformer.companions.special import special_ids
 
-    artefact = (Path(model) / MANIFEST).exists()
-    kind = read_manifest(model).get("format", "onnx") if artefact else "checkpoint"
-    runtime = runtime or ("onnxruntime" if kind == "checkpoint" else first_that_opens(kind))
-    made, variant = require(runtime)
-
-    def options(folder: Path | None) -> Options:
-        return Options(threads=threads, variant=variant, precision=precision, capacity=needed(folder))
-
-    if kind != "checkpoint" and made.takes(kind):
-        return made.open(Path(model), options(Path(model))), Path(model)
-    loaded = load_model(model, allow)  # an artefact for another runtime is a MODEL, too
-    if made.opens == "checkpoint":
-        return made.open(loaded, options(loaded.folder)), loaded.folder
-    folder = Path(scratch) / "model"
-    given = {"no_tokenizer": True} if made.opens == "gguf" else {}
-    api.export(loaded, folder, to=made.opens, **given)
-    return made.open(folder, options(loaded.folder)), loaded.folder
+    return special_ids(around).notes
 
 
-def _stops(folder: Path | None) -> frozenset[int]:
-    """The end-of-text ids of generation_config.json or config.json."""
-    from edgeformer.special_tokens import special_ids
+class _Opened:
+    """A MODEL or artefact with the runtime that is to run it; its session is opened when its length is known."""
 
-    eos = special_ids(folder)["eos"]
-    return frozenset() if eos is None else frozenset(eos if isinstance(eos, list) else [eos])
+    def __init__(self, model: str, runtime: str | None, threads: int, precision: str, allow: bool):
+        from edgeformer.bundle import MANIFEST, read_manifest, read_spec
+        from edgeformer.companions.files import companions_of
+        from edgeformer.runtimes._protocol import first_that_opens, require
+
+        self.model, self.threads, self.precision = model, threads, precision
+        artefact = (Path(model) / MANIFEST).exists()
+        self.kind = read_manifest(model).get("format", "onnx") if artefact else "checkpoint"
+        name = runtime or ("onnxruntime" if self.kind == "checkpoint" else first_that_opens(self.kind))
+        self.runtime, self.variant = require(name)
+        self.direct = self.kind != "checkpoint" and self.runtime.takes(self.kind)
+        # an artefact for another runtime is a MODEL, too
+        self.loaded = None if self.direct else load_model(model, allow)
+        self.around = companions_of(Path(model), read_spec(model).vocab) if self.loaded is None else self.loaded.around
+
+    @contextlib.contextmanager
+    def session(self, capacity: int) -> Iterator[Any]:
+        """A session for so many tokens: a cache of a 128k model's whole context would take gigabytes."""
+        from edgeformer import api
+        from edgeformer.runtimes._protocol import Options
+
+        options = Options(threads=self.threads, variant=self.variant, precision=self.precision, capacity=capacity)
+        if self.loaded is None:
+            yield self.runtime.open(Path(self.model), options)
+        elif self.runtime.opens == "checkpoint":
+            yield self.runtime.open(self.loaded, options)
+        else:
+            with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
+                folder = Path(scratch) / "model"
+                given = {"no_tokenizer": True} if self.runtime.opens == "gguf" else {}
+                api.export(self.loaded, folder, to=self.runtime.opens, **given)
+                yield self.runtime.open(folder, options)

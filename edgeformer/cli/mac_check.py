@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, load_model, print_json, status
+from edgeformer.cli._common import allow_unread, as_json, load_model, status
 
 
 @click.command(
@@ -18,7 +18,9 @@ from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
     epilog="Example:  edgeformer mac-check models/stdlib-5m -o mac-check.json",
 )
 @click.argument("model")
-@click.option("-o", "--output", type=click.Path(), default="mac-check.json", show_default=True, help="The record.")
+@click.option(
+    "-o", "--output", type=click.Path(), default="mac-check.json", show_default=True, help="The record; - is stdout."
+)
 @click.option(
     "--parts",
     default=None,
@@ -45,19 +47,28 @@ def command(
         raise InputError(f"--parts has {', '.join(unknown)}; parts are {', '.join(PARTS)}")
     loaded = load_model(model, allow_unread_config)
     loaded.require_weights()
-    file = Path(output)
+    file = None if output == "-" else Path(output)
     with status("starting") as report:
         record = mac_check(
-            loaded, parts=chosen, anywhere=anywhere, rounds=rounds, report=report, keep=lambda r: _write(file, r)
+            loaded,
+            parts=chosen,
+            anywhere=anywhere,
+            rounds=rounds,
+            report=report,
+            keep=lambda r: None if file is None else _write(file, r),
         )
-    if as_json:
-        print_json(json.loads(file.read_text()))
+    if as_json or file is None:
+        click.echo(_text(record), nl=False)
     else:
         for name, part in record["parts"].items():
             click.echo(f"{name}: {part['status']}{_why(part)}")
         click.echo(f"written: {file}")
     if failed(record):
         sys.exit(1)
+
+
+def _text(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=1, default=str) + "\n"
 
 
 def _write(file: Path, record: dict[str, Any]) -> None:
@@ -69,7 +80,7 @@ def _write(file: Path, record: dict[str, Any]) -> None:
     partial = file.with_name(file.name + ".partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(record, indent=1, default=str) + "\n")
+        partial.write_text(_text(record))
         os.replace(partial, file)
     except OSError as e:
         raise InputError(f"can't write {file}: {e.strerror}; choose another place with -o") from e

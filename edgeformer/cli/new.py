@@ -42,6 +42,8 @@ def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) 
     from edgeformer.serialization import digest, to_json
     from edgeformer.spec import check
 
+    if str(name) == "-":
+        raise InputError("NAME is a file's name; `edgeformer spec MODEL` prints a spec on standard output")
     file = name if name.suffix == ".json" else name.with_name(name.name + ".json")
     if file.exists() and not force:
         raise InputError(f"{file} is there already; give another name, or --force to replace it")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgeformer.cli._common import (
+    OutputFolder,
     allow_unread,
     as_json,
     byte_progress,
@@ -28,7 +29,7 @@ from edgeformer.cli._common import (
     "  edgeformer quantize MODEL -o DIR --budget 5.5 --calibration text.txt",
 )
 @click.argument("model")
-@click.option("-o", "--output", required=True, type=click.Path(), help="Folder to write; it appears when complete.")
+@click.option("-o", "--output", required=True, type=OutputFolder(), help="Folder to write; it appears when complete.")
 @click.option(
     "--format",
     "format_",

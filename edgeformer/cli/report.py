@@ -15,8 +15,14 @@ _FORMATS = ("html", "markdown", "csv", "jsonl", "llama-bench")
     "  ·  edgeformer report rows.jsonl -o for-llama.jsonl --format llama-bench",
 )
 @click.argument("sources", metavar="FILE...", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", default=None, type=click.Path(), help="Where it goes. [default: Markdown on stdout]")
-@click.option("--format", "form", type=click.Choice(_FORMATS), default=None, help="[default: by the output's name]")
+@click.option("-o", "--output", default=None, type=click.Path(), help="Where it goes; - is stdout. [default: stdout]")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(_FORMATS),
+    default=None,
+    help="[default: by the name; markdown on stdout]",
+)
 def command(sources: tuple[str, ...], output: str | None, form: str | None) -> None:
     """Make a report of records: one HTML file that works offline, Markdown, CSV, or JSONL.
 
@@ -25,6 +31,7 @@ def command(sources: tuple[str, ...], output: str | None, form: str | None) -> N
     from edgeformer.measure.reading import read_records
     from edgeformer.report.formats import format_of, text_of, write_report
 
+    output = None if output == "-" else output
     if output is not None and form is None:
         format_of(output)  # refuse before reading
     records: list[dict[str, Any]] = []

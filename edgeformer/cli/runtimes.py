@@ -34,15 +34,19 @@ def command(as_json: bool) -> None:
         return
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table("runtime", "state", "opens", "variants")
     for row in rows:
         state = ", ".join(f"{k} {v}" for k, v in row["versions"].items()) or "built in"
         table.add_row(
             row["runtime"],
-            f"[green]{state}[/]" if row["installed"] else f"[yellow]{row['missing']}[/]".replace("[edge", "\\[edge"),
+            Text(state, "green") if row["installed"] else Text("not installed", "yellow"),
             row["opens"],
             ", ".join(f"{row['runtime']}:{v}" for v in row["variants"]),
         )
     Console().print(table)
+    for row in rows:
+        if not row["installed"]:  # not in the table, which would cut the line that installs it
+            click.echo(f"{row['runtime']}: {row['missing']}")
     click.echo(f"native kernels: {library}")

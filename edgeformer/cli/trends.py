@@ -10,13 +10,16 @@ from edgeformer.cli._common import as_json, print_json
 
 
 @click.command(name="trends", epilog="Examples:  edgeformer trends  ·  edgeformer trends -o trends.html")
-@click.option("-o", "--output", default=None, type=click.Path(path_type=Path), help="Write a page with plots (HTML).")
+@click.option("-o", "--output", default=None, type=click.Path(path_type=Path), help="Write an HTML page; - is stdout.")
 @as_json
 def command(output: Path | None, as_json: bool) -> None:
     """What small language models are made of, by half-year: the survey's table with its errors marked, and our named specs."""
     from edgeformer.bundle import write_text
     from edgeformer.report.trends import TRAITS, counts, page, survey
 
+    if output == Path("-"):
+        click.echo(page())
+        return
     if output is not None:
         write_text(output, page())
         click.echo(f"wrote {output}", err=True)

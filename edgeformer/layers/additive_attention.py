@@ -35,6 +35,12 @@ class AdditiveAttention(Layer):
     def cache(self) -> dict[str, tuple[int, int]]:
         return {name: (self.heads, self.head_dim) for name in ("k", "v")} if self.mask.causal else {}
 
+    def flops_per_key(self) -> int:
+        return 5 * self.heads * self.head_dim
+
+    def keys_seen(self, position: int, length: int) -> int:
+        return self.mask.seen(position, length)
+
     def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
         q, k, v = (ops.split_heads(y, self.heads, self.head_dim) for y in ops.linears(x, p.q, p.k, p.v))
         slot = step.slot(p) if self.mask.causal else None

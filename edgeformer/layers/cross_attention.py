@@ -35,6 +35,9 @@ class CrossAttention(Layer):
         k, v = ops.linears(memory, p.k, p.v)
         return {"k": ops.split_heads(k, self.heads, self.head_dim), "v": ops.split_heads(v, self.heads, self.head_dim)}
 
+    def flops_per_key(self) -> int:
+        return 4 * self.heads * self.head_dim
+
     def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
         slot = step.slot(p)
         stored = self.remember(ops, p, step.memory) if slot is None else slot.once(lambda: p.remember(step.memory))

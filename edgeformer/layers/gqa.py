@@ -79,6 +79,12 @@ class GQA(Layer):
     def cache(self) -> dict[str, tuple[int, int]]:
         return {name: (self.kv_heads, self.head_dim) for name in ("k", "v")} if self.mask.causal else {}
 
+    def flops_per_key(self) -> int:
+        return 4 * self.heads * self.head_dim
+
+    def keys_seen(self, position: int, length: int) -> int:
+        return self.mask.seen(position, length)
+
     def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
         qkv = ops.linears(x, p.q, p.k, p.v)
         norms = None if self.qk_norm is None else (p.q_norm, p.k_norm)

@@ -29,6 +29,17 @@ class Mask(Node):
             size = getattr(self, name)
             self.require(size is None or size > 0, f"{name} must be positive, got {size}")
 
+    def seen(self, position: int, length: int) -> int:
+        """How many keys the query at `position` (from 0) sees in a sequence of `length` tokens; a prefix is not counted."""
+        first, end = 0, position + 1 if self.causal else length
+        if self.window is not None:
+            first = max(first, position - self.window + 1)
+            end = min(end, position + self.window)
+        if self.chunk is not None:
+            start = position - position % self.chunk
+            first, end = max(first, start), min(end, start + self.chunk)
+        return end - first
+
     @property
     def plain(self) -> bool:
         """Whether it is causal and nothing else."""

@@ -47,6 +47,12 @@ class MLA(Layer):
     def cache(self) -> dict[str, tuple[int, int]]:
         return {"latent": (1, self.rank), "rope": (1, self.rope)}
 
+    def flops_per_key(self) -> int:
+        return 2 * self.heads * (self.rank + self.rope + self.rank)
+
+    def keys_seen(self, position: int, length: int) -> int:
+        return self.mask.seen(position, length)
+
     def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
         rotary = step.tables[self.position]
 

@@ -47,7 +47,8 @@ def of_rounds(
     """Joules of one prefill (or encoder call) and of one round's decode steps, and what the machine draws at rest, in watts.
 
     Prefills run alone for a window, then whole rounds for another; decode is what whole rounds take more. `fill` is what brings
-    the cache to its depth before a prefill, and is taken off.
+    the cache to its depth before a prefill, and is taken off. All three must run without a lead-in: the counter sees untimed
+    work, too.
 
     Returns:
         `energy_source` None where there is no counter, and then nothing but None.
@@ -61,11 +62,16 @@ def of_rounds(
     first, decoded = _joules_each(prefill, window_s, meter), None
     last = whole()
     if last.decode_ns:
-        decoded = _joules_each(whole, window_s, meter) - first
+        decoded = _positive(_joules_each(whole, window_s, meter) - first)
     if fill is not None:
         first -= _joules_each(fill, window_s, meter)
-    first /= max(len(last.prefill_ns), 1)
-    return {"energy_source": meter.source, "energy_j_prefill": first, "energy_j_decode": decoded, "idle_w": idle}
+    prefilled = _positive(first / max(len(last.prefill_ns), 1))
+    return {"energy_source": meter.source, "energy_j_prefill": prefilled, "energy_j_decode": decoded, "idle_w": idle}
+
+
+def _positive(joules: float) -> float | None:
+    """A difference of two windows; None where noise is larger than what was to be measured."""
+    return joules if joules > 0 else None
 
 
 def _joules_each(run: Callable[[], Round], window_s: float, meter: Meter) -> float:

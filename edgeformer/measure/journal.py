@@ -77,6 +77,7 @@ class Journal:
         try:
             file.write_text(json.dumps({"event": "run", "run_id": made.run_id}) + "\n")
         except OSError as e:
+            lock.release()
             raise InputError(f"can't write {file}: {e.strerror}. Free some space, or set EDGEFORMER_CACHE") from e
         return made, remark
 

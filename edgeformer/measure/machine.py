@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import sys
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from edgeformer.threads import usable_cpus
 
 
 def cpu_name() -> str:
@@ -24,16 +25,6 @@ def cpu_name() -> str:
         out = subprocess.run(["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False)
         return out.stdout.strip() or platform.processor()
     return platform.processor() or platform.machine()
-
-
-def usable_cpus() -> int:
-    """CPUs this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def physical_cores() -> int:
-    """Physical cores this process may use: the default number of threads."""
-    return max(1, min(psutil.cpu_count(logical=False) or usable_cpus(), usable_cpus()))
 
 
 def facts() -> dict[str, Any]:

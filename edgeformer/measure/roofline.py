@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeformer import discover
-from edgeformer.inspection import attention_flops, costs, multiplied
+from edgeformer.inspection import attention_flops, costs, head_parameters, multiplied
 from edgeformer.measure.row import Shape
 from edgeformer.spec import Model, layers
 
@@ -67,9 +67,8 @@ def bound(
     new = shape.prompt if prefill else 1
     before = shape.depth if prefill else shape.depth + shape.prompt + shape.gen // 2
     causal = spec.task == "text-generation"
-    seen = before + (new + 1) // 2 if causal else new  # half of a triangle, or all of a square
     moved = read + shape.batch * _cached_bytes(spec, before + new, CACHE_BYTES.get(kv, 4))
-    flops = shape.batch * new * (counted.flops_per_token + attention_flops(spec, seen))
+    flops = shape.batch * (new * counted.flops_per_token + attention_flops(spec, before + new, new))
     if prefill and causal:  # the head sees the last position alone
         flops -= shape.batch * (new - 1) * 2 * head_parameters(spec)
     by_bytes = moved / _bandwidth(rates["bandwidth"], read) * 1e9
@@ -78,19 +77,13 @@ def bound(
 
 
 def _cached_bytes(spec: Model, tokens: int, bytes_per_value: int) -> int:
-    """Keys and values that a step reads: of a window, no more than it sees."""
+    """Keys and values that a step reads: no more than its mask lets it see."""
     total = 0
     for _, layer, _ in layers(spec):
-        window = getattr(getattr(layer, "mask", None), "window", None)
-        seen = min(tokens, window) if window else tokens
-        total += seen * bytes_per_value * sum(heads * dim for heads, dim in layer.cache().values())
+        if cached := layer.cache():
+            seen = layer.keys_seen(tokens - 1, tokens)
+            total += seen * bytes_per_value * sum(heads * dim for heads, dim in cached.values())
     return total
-
-
-def head_parameters(spec: Model) -> int:
-    """Weights of the map to logits."""
-    vocab, width = getattr(spec, "vocab", 0), getattr(spec, "width", 0)
-    return vocab * width
 
 
 def _bandwidth(measured: list[list[float]], size: int) -> float:

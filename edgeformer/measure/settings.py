@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import product
 
 import numpy as np
@@ -11,11 +11,12 @@ from edgeformer.errors import InputError
 from edgeformer.measure.row import Shape
 from edgeformer.reference import sample_batch
 from edgeformer.spec import Model
+from edgeformer.threads import physical_cores
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What every row runs: `gens` decode steps after its prompt, `rounds` times, with `threads` threads.
+    """What every row runs: `gens` decode steps after its prompt, `rounds` times, with `threads` threads (all cores).
 
     Every combination of `prompts`, `gens` and `depths` (tokens), `batches` (sequences) and, for servers, `concurrency`
     (clients) makes a row. `limit_s` is what a row of one shape may take in all. `twice`: run one row twice, to tell noise from
@@ -26,7 +27,7 @@ class Settings:
     prompts: tuple[int, ...] = (128,)
     gens: tuple[int, ...] = (64,)
     rounds: int = 5
-    threads: int = 1
+    threads: int = field(default_factory=physical_cores)
     batches: tuple[int, ...] = (1,)
     depths: tuple[int, ...] = (0,)
     concurrency: tuple[int, ...] = (1,)

@@ -137,10 +137,13 @@ class Worker:
         """Energy per prefill and per decode step, by the machine's own counter."""
         fill, depth = None, request["depth"]
         if depth:
-            before = {"prompt": [ids[:depth] for ids in request["prompt"]], "gen": 0}
-            fill = lambda: self._run(**before)  # noqa: E731
+            before = {"prompt": [ids[:depth] for ids in request["prompt"]], "gen": 0, "depth": 0}
+            fill = lambda: self._run(**before, cold=True)  # noqa: E731
         return energy.of_rounds(
-            lambda: self._run(**{**request, "gen": 0}), lambda: self._run(**request), window_s, fill=fill
+            lambda: self._run(**{**request, "gen": 0}, cold=True),
+            lambda: self._run(**request, cold=True),
+            window_s,
+            fill=fill,
         )
 
 

@@ -24,7 +24,7 @@ import edgeformer
 from edgeformer import bundle, discover
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import CheckpointError, ExportError, InputError
-from edgeformer.export.artefact import copy_tokenizer, source_files
+from edgeformer.export.artefact import source_files, write_surroundings
 from edgeformer.formats import QUANTIZED, SCALES, Format, widest
 from edgeformer.quantize.calibration import require_torch
 from edgeformer.quantize.job import Job, Method, Quantized
@@ -247,4 +247,4 @@ def _companions(loaded: LoadedModel, folder: Path) -> None:
     (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
     if loaded.config is not None:
         (folder / "config.json").write_text(json.dumps(loaded.config, indent=2) + "\n")
-    copy_tokenizer(loaded, folder)
+    write_surroundings(loaded, folder)

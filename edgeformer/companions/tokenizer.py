@@ -1,0 +1,262 @@
+"""The tokenizer of a model, read by the rules of transformers.
+
+A tokenizer is more than tokenizer.json. The truncation and padding that were last used are saved in it, and don't apply;
+tokens that stand only in tokenizer_config.json (`added_tokens_decoder`), added_tokens.json or special_tokens_map.json belong
+to it; and where there is no tokenizer.json, it is converted from the files of the slow tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from edgeformer.companions.files import Companions, read_object
+from edgeformer.errors import ConfigError, InputError
+
+NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The special tokens that transformers has attributes for."""
+
+
+class Tokenizer(Protocol):
+    """Text to token ids and back."""
+
+    named: dict[str, str]
+    """The special tokens by transformers' names (`bos_token`, ...), as chat templates see them."""
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """Token ids; `special`: with the tokens that are put around every text."""
+        ...
+
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        """Text; `special`: with special tokens."""
+        ...
+
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, None if there is no such token."""
+        ...
+
+    def to_json(self) -> str | None:
+        """The content of a tokenizer.json that alone gives the same ids; None of a tokenizer that none can say."""
+        ...
+
+
+@dataclass
+class FastTokenizer:
+    """A tokenizer of the package `tokenizers`."""
+
+    inner: Any
+    named: dict[str, str]
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        return self.inner.encode(text, add_special_tokens=special).ids
+
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        return self.inner.decode(ids, skip_special_tokens=not special)
+
+    def id_of(self, token: str) -> int | None:
+        return self.inner.token_to_id(token)
+
+    def to_json(self) -> str | None:
+        return self.inner.to_str(pretty=True)
+
+
+@dataclass
+class SlowTokenizer:
+    """A tokenizer that transformers has in Python alone (Marian's)."""
+
+    inner: Any
+    named: dict[str, str]
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        return self.inner(text, add_special_tokens=special)["input_ids"]
+
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        return self.inner.decode(ids, skip_special_tokens=not special)
+
+    def id_of(self, token: str) -> int | None:
+        found = self.inner.convert_tokens_to_ids(token)
+        return found if self.inner.convert_ids_to_tokens(found) == token else None
+
+    def to_json(self) -> str | None:
+        return None
+
+
+def has_tokenizer(around: Companions) -> bool:
+    """Whether there is anything that a tokenizer can be read from."""
+    return around.tokenizer_folder is not None or (
+        around.embedded is not None and "ggml.tokens" in around.embedded.metadata
+    )
+
+
+def load_tokenizer(around: Companions) -> Tokenizer:
+    """The tokenizer of a model.
+
+    Raises:
+        InputError: there is none, or none that can be read here; the message has the line that installs what is missing.
+        ConfigError: files of it contradict each other.
+    """
+    folder = around.tokenizer_folder
+    if folder is None and has_tokenizer(around):
+        from edgeformer.companions.gguf_vocabulary import from_gguf
+
+        assert around.embedded is not None
+        return from_gguf(around.embedded)
+    if folder is None:
+        where = str(around.folders[0]) if around.folders else "this model"
+        raise InputError(
+            f"{where} has no tokenizer (tokenizer.json or its like), so text can't be read; give token ids"
+        )
+    return read_tokenizer(folder)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a folder that has one; raises what `load_tokenizer` raises."""
+    if (folder / "tokenizer.json").is_file():
+        return _fast(folder)
+    return _converted(folder)
+
+
+def _fast(folder: Path) -> FastTokenizer:
+    from tokenizers import Tokenizer as Inner
+
+    file = folder / "tokenizer.json"
+    try:
+        inner = Inner.from_file(str(file))
+    except Exception as e:  # tokenizers raises bare Exceptions
+        raise InputError(f"{file} can't be read: {e}") from e
+    inner.no_truncation()
+    inner.no_padding()
+    settings = tokenizer_settings(folder)
+    _add(inner, settings, file)
+    return FastTokenizer(inner, named_tokens(settings))
+
+
+def tokenizer_settings(folder: Path) -> dict[str, Any]:
+    """tokenizer_config.json with what older files say: special_tokens_map.json, and added_tokens.json as an
+    `added_tokens_decoder`. As in transformers, both are read only where the config has no `added_tokens_decoder` itself."""
+    config = folder / "tokenizer_config.json"
+    settings = dict(read_object(config)) if config.is_file() else {}
+    if isinstance(settings.get("added_tokens_decoder"), dict):
+        return settings
+    if (file := folder / "special_tokens_map.json").is_file():
+        settings |= read_object(file)
+    if (file := folder / "added_tokens.json").is_file():
+        special = set(named_tokens(settings).values()) | set(_extra(settings))
+        settings["added_tokens_decoder"] = {
+            index: {"content": token, "normalized": token not in special, "special": token in special}
+            for token, index in read_object(file).items()
+        }
+    return settings
+
+
+def named_tokens(settings: dict[str, Any]) -> dict[str, str]:
+    """`bos_token` and its like: all keys of a tokenizer's settings that end so, and hold a token."""
+    found = {}
+    for key, value in settings.items():
+        if key.endswith("_token") and isinstance(token := _content(value), str):
+            found[key] = token
+    return found
+
+
+def _content(token: Any) -> Any:
+    return token.get("content") if isinstance(token, dict) else token
+
+
+def _extra(settings: dict[str, Any]) -> list[str]:
+    """The special tokens that have no name."""
+    found: list[str] = []
+    for key in ("additional_special_tokens", "extra_special_tokens"):
+        value = settings.get(key) or []
+        for token in value.values() if isinstance(value, dict) else value:
+            if isinstance(text := _content(token), str) and text not in found:
+                found.append(text)
+    return found
+
+
+def _add(inner: Any, settings: dict[str, Any], file: Path) -> None:
+    """Tokens that the settings know and tokenizer.json doesn't.
+
+    Raises:
+        ConfigError: a token would get another id than the settings say: the model would read another embedding.
+    """
+    from tokenizers import AddedToken
+
+    declared: dict[str, int] = {}
+    known = {repr(token) for token in inner.get_added_tokens_decoder().values()}
+    wanted = []
+    flags = ("single_word", "lstrip", "rstrip", "normalized", "special")
+    try:
+        entries = sorted((int(i), entry) for i, entry in (settings.get("added_tokens_decoder") or {}).items())
+        for index, entry in entries:
+            token = AddedToken(entry["content"], **{k: bool(entry[k]) for k in flags if k in entry})
+            declared[entry["content"]] = index
+            if repr(token) not in known:
+                wanted.append(token)
+    except (TypeError, ValueError, KeyError, AttributeError) as e:
+        raise ConfigError(f"{file.parent}: the added tokens of its tokenizer can't be read: {e}") from e
+    present = {t.content for t in inner.get_added_tokens_decoder().values()} | declared.keys()
+    special = [t for name, t in named_tokens(settings).items() if name in NAMED]
+    for token in dict.fromkeys((*special, *_extra(settings))):
+        if token not in present:
+            wanted.append(AddedToken(token, special=True, normalized=False))
+    if wanted:
+        inner.add_tokens(wanted)
+    wrong = {token: index for token, index in declared.items() if inner.token_to_id(token) != index}
+    if wrong:
+        token, index = next(iter(wrong.items()))
+        raise ConfigError(
+            f"{file.parent}: the tokenizer's settings give the token {token!r} the id {index}, {file.name} gives it"
+            f" {inner.token_to_id(token)} ({len(wrong)} tokens differ); the files are not of one tokenizer"
+        )
+
+
+def _converted(folder: Path) -> Tokenizer:
+    """A tokenizer without tokenizer.json, converted by transformers from the files of the slow one."""
+    files = ", ".join(
+        f.name for f in sorted(folder.iterdir()) if f.suffix in (".model", ".spm", ".tiktoken", ".txt", ".json")
+    )
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as e:
+        raise InputError(
+            f"{folder} has no tokenizer.json; its tokenizer ({files}) can be converted by transformers and sentencepiece;"
+            ' pip install "edgeformer[tokenizers]"'
+        ) from e
+    try:
+        made = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as e:  # whatever a converter finds
+        first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise InputError(
+            f"{folder} has no tokenizer.json, and transformers can't convert its tokenizer ({files}): {first}. Save it as"
+            ' tokenizer.json where it was made, or install what it needs: pip install "edgeformer[tokenizers]"'
+        ) from e
+    named = {k: str(v) for k, v in made.special_tokens_map.items() if isinstance(v, str)}
+    inner = getattr(made, "backend_tokenizer", None)
+    if inner is None:
+        return SlowTokenizer(made, named)
+    inner.no_truncation()
+    inner.no_padding()
+    return FastTokenizer(inner, named)
+
+
+def normalized_json(around: Companions) -> str | None:
+    """What an artefact's tokenizer.json has to hold: all tokens, no truncation, no padding; None where the tokenizer is copied as
+    it is, because its tokenizer.json says all that already, or because none can say it."""
+    folder = around.tokenizer_folder
+    if folder is not None and not (folder / "tokenizer.json").is_file():
+        try:
+            return read_tokenizer(folder).to_json()
+        except InputError:
+            return None  # its files are copied; whoever reads them has the converter
+    made = load_tokenizer(around).to_json()
+    if folder is None or made is None:
+        return made
+    try:
+        stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    except ValueError as e:
+        raise InputError(f"{folder / 'tokenizer.json'} can't be read: {e}") from e
+    ours = json.loads(made)
+    complete = len(stored.get("added_tokens") or ()) == len(ours["added_tokens"])
+    return None if complete and not stored.get("truncation") and not stored.get("padding") else made
