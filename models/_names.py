@@ -50,6 +50,32 @@ def experts(spec: Model, stored: str, theirs: Mapping[str, str]) -> Names:
     return out
 
 
+def stacked_experts(spec: Model, usual: Names, at: str, fused_at: str) -> list[Names]:
+    """How other writers store the experts of a family: transformers 5 as one tensor for all first maps and one for all last ones
+    (what a plain `state_dict` of it holds), mlx-lm one for each map.
+
+    Args:
+        spec: the model.
+        usual: the family's map.
+        at: the mixture's stored name below a layer, as mlx-lm has it.
+        fused_at: as transformers 5 has it.
+    """
+    fused, switch = dict(usual), dict(usual)
+    for path, layer, _ in layers(spec):
+        if isinstance(layer, MoE):
+            where = f"layers.{path.split('.')[1]}"
+            fused |= {
+                f"{path}.gate.weight": Part(f"{where}.{fused_at}.experts.gate_up_proj", 0, 2, axis=1),
+                f"{path}.up.weight": Part(f"{where}.{fused_at}.experts.gate_up_proj", 1, 2, axis=1),
+                f"{path}.down.weight": f"{where}.{fused_at}.experts.down_proj",
+                f"{path}.router.weight": f"{where}.{fused_at}.gate.weight",
+            }
+            switch |= {
+                f"{path}.{ours}.weight": f"{where}.{at}.switch_mlp.{name}.weight" for ours, name in PROJECTIONS.items()
+            }
+    return [fused, switch]
+
+
 def with_own_bias(spec: Model, shared: Mapping[str, str | Cut | Stack], stored: str) -> Names:
     """The map of an encoder. An output map that isn't the table brings its own bias, `stored`; the shared one is not used."""
     own = isinstance(spec, Encoder) and spec.mlm is not None and not spec.mlm.tied

@@ -15,13 +15,13 @@ from edgeformer.layers.rope import Rope
 from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
-from edgeformer.models._names import PROJECTIONS, Names, experts, named
+from edgeformer.models._names import PROJECTIONS, Names, experts, named, stacked_experts
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
 from edgeformer.parts import PerHead
 from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
+__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec", "spellings"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -97,3 +97,8 @@ def names(spec: Model) -> Names:
     }
     stacked = experts(spec, "layers.{i}.mlp.experts.{e}.{map}", PROJECTIONS)
     return llama.NAMES | named(maps, "layers.{i}.", "layers.{i}.") | heads | stacked
+
+
+def spellings(spec: Model) -> list[Names]:
+    """As transformers 5 and mlx-lm name the experts."""
+    return stacked_experts(spec, names(spec), "mlp", "mlp")

@@ -17,6 +17,11 @@ from edgeformer.models.llama import decoder
 from edgeformer.spec import Model
 
 PREFIXES = ("gpt_neox.", "")
+RENAMED = {  # as mlx-lm writes it
+    r"^model\.h\.": "gpt_neox.layers.",
+    r"^model\.embed_out\.": "embed_out.",
+    r"^model\.(embed_in|final_layer_norm)\.": r"gpt_neox.\1.",
+}
 IGNORED = {r"\.attention\.(masked_bias|bias|rotary_emb\.inv_freq)$": ""}  # buffers of old checkpoints
 TIED = {"embed_out.weight": "embed.weight"}
 UNPREFIXED = "embed_out."

@@ -10,12 +10,12 @@ from edgeformer.layers.moe import MoE
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
-from edgeformer.models._names import Names, experts
+from edgeformer.models._names import Names, experts, stacked_experts
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder
 from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
+__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec", "spellings"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -48,3 +48,8 @@ def names(spec: Model) -> Names:
     router: Names = {"layers.{i}.ffn.router.weight": "layers.{i}.block_sparse_moe.gate.weight"}
     theirs = {"gate": "w1", "up": "w3", "down": "w2"}
     return llama.NAMES | router | experts(spec, "layers.{i}.block_sparse_moe.experts.{e}.{map}", theirs)
+
+
+def spellings(spec: Model) -> list[Names]:
+    """As transformers 5 and mlx-lm name the experts."""
+    return stacked_experts(spec, names(spec), "block_sparse_moe", "mlp")

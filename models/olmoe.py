@@ -10,9 +10,9 @@ from edgeformer.layers.whole_norm import WholeNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models.llama import decoder
-from edgeformer.models.qwen3_moe import IGNORED, PREFIXES, TIED, names
+from edgeformer.models.qwen3_moe import IGNORED, PREFIXES, TIED, names, spellings
 
-__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
+__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec", "spellings"]
 
 
 def spec(config: HfConfig) -> Decoder:

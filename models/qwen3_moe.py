@@ -12,11 +12,11 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models import llama
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
-from edgeformer.models._names import PROJECTIONS, Names, experts
+from edgeformer.models._names import PROJECTIONS, Names, experts, stacked_experts
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
 from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
+__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec", "spellings"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -50,3 +50,8 @@ def names(spec: Model) -> Names:
     """Canonical name -> stored name."""
     router: Names = {"layers.{i}.ffn.router.weight": "layers.{i}.mlp.gate.weight"}
     return llama.NAMES | router | experts(spec, "layers.{i}.mlp.experts.{e}.{map}", PROJECTIONS)
+
+
+def spellings(spec: Model) -> list[Names]:
+    """As transformers 5 and mlx-lm name the experts."""
+    return stacked_experts(spec, names(spec), "mlp", "mlp")
