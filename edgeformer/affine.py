@@ -83,7 +83,10 @@ def join(stored: Mapping[str, StoredTensor], settings: Any, where: str) -> dict[
             entry |= {k: v for k, v in own.items() if v is not None}
         mode = entry.get("mode", "affine")
         if mode != "affine":
-            raise CheckpointError(f"{where}: {path} is quantized in mode {mode!r}; only affine is supported")
+            raise CheckpointError(
+                f"{where}: {path} is quantized in MLX's mode {mode!r}, which edgeformer doesn't read yet; affine is."
+                " Give the original checkpoint"
+            )
         parts = [stored.get(f"{path}.{part}") for part in ("weight", "scales", "biases")]
         if any(p is None for p in parts):
             raise CheckpointError(
@@ -99,6 +102,11 @@ def _affine(weight: StoredTensor, scales: StoredTensor, biases: StoredTensor, en
     # as mlx-lm does, the shapes decide: the entry of a path that the config doesn't name may be another path's
     inputs = scales.shape[-1] * group_size if isinstance(group_size, int) else 0
     bits = words * 32 // inputs if inputs else 0
+    if bits in (3, 5, 6) and words * 32 == inputs * bits:
+        raise CheckpointError(
+            f"{where} is quantized by MLX's affine scheme with {bits} bits, which edgeformer doesn't read yet;"
+            f" {', '.join(map(str, BITS))} bits are read. Give the original checkpoint"
+        )
     if bits not in BITS or group_size not in GROUP_SIZES or words * 32 != inputs * bits or weight.dtype != "U32":
         raise CheckpointError(
             f"{where} has codes {list(weight.shape)} of type {weight.dtype} and scales {list(scales.shape)} for groups of"

@@ -22,7 +22,7 @@ from edgeformer.companions.evidence import check_schemes, remarks
 from edgeformer.companions.files import Companions, Embedded
 from edgeformer.companions.pooling import read_embedder, supported_mode
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
-from edgeformer.gguf_checkpoint import gguf_in, read_gguf
+from edgeformer.gguf_checkpoint import gguf_in, ggufs_in, read_gguf
 from edgeformer.hub import download, is_hub_id
 from edgeformer.models._config import HfConfig, read_json
 from edgeformer.parts import Part
@@ -212,7 +212,7 @@ def _from_gguf(file: Path, name: str, allow_unread: bool) -> LoadedModel:
     spec, more = _read_config(reader, allow_unread)
     weights, left = bind(spec, read.stored, [read.architecture.NAMES], where=str(file))
     # what lies beside it is its own only in a folder made for it
-    folder = file.parent if gguf_in(file.parent) == read.files[0] else None
+    folder = file.parent if ggufs_in(file.parent) == [read.files[0]] else None
     quantization = _quantization_of(file.parent, file.name)
     around = Companions(() if folder is None else (folder,), read.config, Embedded(file, read.tokenizer), spec.vocab)
     notes = read.notes + more + left

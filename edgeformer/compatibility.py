@@ -112,7 +112,11 @@ def _mlx(spec: Model) -> Answer:
         if precision in QUANTIZED:
             chosen(spec)
         config, reason = stock_config(spec)
-        return [] if config else [f"no model type of mlx-lm can hold it, so the folder brings its own code: {reason}"]
+        return (
+            []
+            if config
+            else [f"not written as a model type of mlx-lm yet, so the folder brings its own code: {reason}"]
+        )
 
     return _tried(Answer("mlx"), ("fp32", "fp16", "bf16", *QUANTIZED, "4bit", "8bit"), attempt)
 

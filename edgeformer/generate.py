@@ -8,7 +8,8 @@ import numpy as np
 
 from edgeformer.companions.tokenizer import Tokenizer
 from edgeformer.errors import InputError
-from edgeformer.runtimes._protocol import Session, check_ids
+from edgeformer.runtimes._inputs import check_ids
+from edgeformer.runtimes._protocol import Session
 from edgeformer.sampling import Sampling
 
 

@@ -72,17 +72,22 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
 def gguf_in(folder: Path) -> Path | None:
     """The GGUF file of a folder that holds no other model; the first part of a split one.
 
-    A config.json beside it is the original's, and GGUF's own metadata counts.
-
     Raises:
         CheckpointError: there are several, and nothing says which is meant.
     """
-    if (folder / "spec.json").exists() or next(folder.glob("*.safetensors"), None) or next(folder.glob("*.bin"), None):
-        return None
-    found = sorted(f for f in folder.glob("*.gguf") if not f.name.startswith("mmproj"))
-    if not found:
-        return None
-    if len({tuple(parts_of(f)) for f in found}) > 1:
+    found = ggufs_in(folder)
+    if len(found) > 1:
         names = ", ".join(f.name for f in found[:6])
         raise CheckpointError(f"{folder} holds several GGUF files ({names}); give one of them as MODEL")
-    return parts_of(found[0])[0]
+    return found[0] if found else None
+
+
+def ggufs_in(folder: Path) -> list[Path]:
+    """The GGUF models of a folder that holds no model of another kind; of a split one the first part.
+
+    A config.json beside them is the original's: GGUF's own metadata counts.
+    """
+    if any(next(folder.glob(pattern), None) for pattern in ("spec.json", "*.safetensors", "*.bin")):
+        return []
+    files = sorted(f for f in folder.glob("*.gguf") if not f.name.startswith("mmproj"))
+    return list(dict.fromkeys(parts_of(f)[0] for f in files))

@@ -241,7 +241,9 @@ class Ops(Primitives):
         """
         if groups > 1:
             k, v = self.repeat_heads(k, groups), self.repeat_heads(v, groups)
-        scores = self.f32(q @ self.permute(k, (0, 1, 3, 2))) * scale
+        scores = self.f32(
+            (q * scale) @ self.permute(k, (0, 1, 3, 2))
+        )  # products of 128 channels may leave fp16's range
         if softcap is not None:
             scores = self.tanh(scores * (1 / softcap)) * softcap
         if bias is not None:

@@ -150,8 +150,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
     if bins := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
         raise CheckpointError(
             f"{folder} holds its weights as {bins[0].name}, a pickle that can run code; edgeformer reads safetensors only."
-            ' Convert it once: python -c "from transformers import AutoModelForCausalLM as M;'
-            f" M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\""
+            f" Convert it once: edgeformer convert {folder} -o {folder}-safetensors"
         )
     raise CheckpointError(f"{folder} holds no *.safetensors file")
 

@@ -138,7 +138,7 @@ def architecture(spec: Model) -> tuple[str, dict[str, Any], ModuleType]:
             return name, module.metadata(spec), module
         except Unmapped as e:
             reasons.append(f"{name}: {e}")
-    raise ExportError(f"llama.cpp can't run this architecture: {'; '.join(reasons)}")
+    raise ExportError(f"edgeformer doesn't write this architecture as GGUF yet: {'; '.join(reasons)}")
 
 
 def _planned(spec: Model, weights: Weights, precision: str | None, keep: Sequence[str]) -> tuple[Weights, str]:

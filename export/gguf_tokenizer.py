@@ -58,7 +58,7 @@ def _metadata(
     kind = data["model"].get("type")
     makers = {"BPE": _bpe, "Unigram": _unigram, "WordPiece": _wordpiece}
     if kind not in makers:
-        raise ExportError(_refusal(f"it is a {kind} model; llama.cpp has {', '.join(makers)}"))
+        raise ExportError(_refusal(f"it is a {kind} model; {', '.join(makers)} are written"))
     tokens, types, more = makers[kind](data, vocab)
     for added in data.get("added_tokens", ()):
         if added["id"] >= vocab:
@@ -161,7 +161,7 @@ def check_in_llama_cpp(around: Companions, file: Path) -> None:
 
 def _refusal(reason: str) -> str:
     return (
-        f"llama.cpp has no tokenizer like this model's: {reason}. --no-tokenizer writes the weights alone (token ids then have"
+        f"edgeformer can't write this tokenizer as GGUF: {reason}. --no-tokenizer writes the weights alone (token ids then have"
         " to come from elsewhere)"
     )
 

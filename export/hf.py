@@ -109,7 +109,7 @@ def family_config(spec: Model) -> tuple[dict[str, Any], ModuleType]:
         if _comparable(again) == _comparable(spec):
             return config, family
         reasons.append(f"{name}: its config would say another architecture")
-    raise ExportError(f"no family of transformers can hold this architecture: {'; '.join(reasons)}")
+    raise ExportError(f"edgeformer doesn't write this architecture as a transformers folder yet: {'; '.join(reasons)}")
 
 
 def _comparable(spec: Model) -> Any:

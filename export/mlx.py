@@ -81,14 +81,14 @@ def export_mlx(
     made = plan(spec, weights, precision, group_size, dtype, keep)
     config, reason = stock_config(spec)
     if config is None and stock:
-        raise ExportError(f"no model type of mlx-lm can hold this architecture: {reason}")
+        raise ExportError(f"edgeformer doesn't write this architecture as a model type of mlx-lm yet: {reason}")
     names = _stored_names(spec, config)
     notes = list(loaded.notes)
     if config is None:
         config = {"model_type": CODE_TARGET, "model_file": CODE_NAME, "edgeformer_spec": to_json(spec)}
         notes.append(
-            f"no model type of mlx-lm can hold this architecture ({reason}), so the folder brings its own code: load it with"
-            " trust_remote_code=True (--trust-remote-code), where edgeformer[mlx] is installed"
+            f"edgeformer doesn't write this architecture as a model type of mlx-lm yet ({reason}), so the folder brings its own"
+            " code: load it with trust_remote_code=True (--trust-remote-code), where edgeformer[mlx] is installed"
         )
     tensors_made = make(spec, made, names)
     notes += _remarks(spec, made, tensors_made)

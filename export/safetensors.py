@@ -15,7 +15,10 @@ from edgeformer.safetensors_file import DTYPES
 
 SHARD_BYTES = 5 << 30
 """As Hugging Face's and mlx-lm's writers."""
-_NAMES = {dtype: name for name, dtype in DTYPES.items()} | {np.dtype(np.uint32): "U32"}
+_OTHERS = {"F64": np.float64, "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "U32": np.uint32,
+           "BOOL": np.bool_}  # fmt: skip
+NAMES = {dtype: name for name, dtype in DTYPES.items()} | {np.dtype(dtype): name for name, dtype in _OTHERS.items()}
+"""The types that can be written, by safetensors' names."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ def _header(shard: Sequence[Group], metadata: dict[str, str]) -> bytes:
     for group in shard:
         for name, (dtype, shape) in group.tensors.items():
             size = int(np.prod(shape)) * dtype.itemsize
-            entries[name] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+            entries[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
             at += size
     text = json.dumps(entries, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the data starts aligned

@@ -150,8 +150,11 @@ class HfConfig:
         Raises:
             ConfigError: listing the keys that nobody read.
         """
-        if self.take("quantization_config", None) is not None:
-            raise ConfigError(f"{self.where} describes a quantized checkpoint (quantization_config); use the original")
+        if (scheme := self.take("quantization_config", None)) is not None:
+            raise ConfigError(
+                f"{self.where} describes a checkpoint quantized by {_scheme(scheme)} (quantization_config), which edgeformer"
+                " doesn't read yet; give the original, and quantize it by `edgeformer quantize`"
+            )
         self.expect(**{key: value for key, value in _MUST_BE.items() if key not in self.read})
         unread = sorted(self.data.keys() - self.read)
         if unread and not allow_unread:
@@ -161,6 +164,17 @@ class HfConfig:
                 " --allow-unread-config to go on without them"
             )
         return unread
+
+
+def _scheme(said: Any) -> str:
+    """How a `quantization_config` says that weights are quantized."""
+    if not isinstance(said, dict):
+        return repr(said)
+    name = str(
+        said.get("quant_method") or said.get("quantization_method") or said.get("quant_algo") or "an unnamed scheme"
+    )
+    bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else None)
+    return name + (f" with {bits} bits" if bits else "")
 
 
 def read_json(file: Path) -> Any:

@@ -17,6 +17,7 @@ import numpy as np
 from edgeformer import discover
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.runtimes._inputs import check_ids, check_valid, checked_encoder_inputs, last_real
 from edgeformer.runtimes._profile import Operation
 from edgeformer.sampling import Sampling, choose
 from edgeformer.spec import Model
@@ -115,6 +116,8 @@ class Session:
             )
         if ids.shape[0] != self._mask.shape[0]:
             raise InputError(f"the session was opened for batches of {self._mask.shape[0]}, got {ids.shape[0]}")
+        if valid is not None:
+            check_valid(np.asarray(valid), ids.shape)
         self._mask[:, self.length : end] = 1 if valid is None else valid
         if self.length == 0 and getattr(self.spec, "prefixed", False):
             self.prefix = self._mask[:, :end].sum(1)
@@ -128,7 +131,7 @@ class Session:
         trailing = valid is not None and not all_positions and not np.all(valid[:, -1])
         logits = self._step(ids, self._mask[:, :end], all_positions or trailing)
         self.length = end
-        return _last_real(logits, np.asarray(valid)) if trailing else logits
+        return last_real(logits, np.asarray(valid)) if trailing else logits
 
     def source(self, ids: np.ndarray, valid: np.ndarray | None = None) -> None:
         """Let an encoder–decoder model read a text; `forward` then writes, from the start.
@@ -149,13 +152,12 @@ class Session:
         self._read = True
 
     def encode(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Run an encoder on `input_ids`, `attention_mask` and, if it has them, `token_type_ids`, all int64 [B, T]."""
-        check_ids(inputs["input_ids"], self.spec.vocab)
-        if inputs["input_ids"].shape[1] > self.spec.context:
-            raise InputError(
-                f"{inputs['input_ids'].shape[1]} tokens are more than the model's {self.spec.context} positions"
-            )
-        return self._encode(inputs)
+        """Run an encoder on `input_ids`, `attention_mask` and, if it has them, `token_type_ids`, all int64 [B, T].
+
+        Raises:
+            InputError: see `checked_encoder_inputs`.
+        """
+        return self._encode(checked_encoder_inputs(self.spec, inputs))
 
     def tokens(self, prompt: list[int], count: int, sampling: Sampling) -> Iterator[int]:
         """`count` tokens after a prompt, one by one. The session is reset before and afterwards.
@@ -367,39 +369,3 @@ def require(name: str) -> tuple[Runtime, str]:
     if (reason := runtime.unavailable()) is not None:
         raise RuntimeUnavailable(f"the runtime {name} can't be used: {reason}")
     return runtime, variant
-
-
-def _last_real(logits: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Of [B, T, V], each row's last position that isn't padded; the last of all where a row is finished."""
-    last = valid.shape[1] - 1 - np.argmax(valid[:, ::-1] != 0, axis=1)
-    return logits[np.arange(len(logits)), last]
-
-
-def check_ids(ids: np.ndarray, vocab: int) -> None:
-    """Refuse ids outside the vocabulary: runtimes read beyond the table, or wrap around.
-
-    Raises:
-        InputError: naming the id.
-    """
-    if ids.size == 0:
-        raise InputError("there are no token ids")
-    if ids.size == 1:  # the decode step, for which two reductions are dear
-        low = high = int(ids.item())
-    else:
-        low, high = int(ids.min()), int(ids.max())
-    if low < 0 or high >= vocab:
-        raise InputError(f"token id {low if low < 0 else high} is outside the vocabulary of {vocab} (0..{vocab - 1})")
-
-
-def check_no_hole(mask: np.ndarray) -> None:
-    """Refuse a first prompt with padding between real tokens.
-
-    Raises:
-        InputError: naming the row.
-    """
-    changes = np.abs(np.diff(mask, axis=1)).sum(1)
-    inner = (changes > 1) & ~((mask[:, 0] == 0) & (mask[:, -1] == 0) & (changes == 2))
-    if inner.any():
-        raise InputError(
-            f"row {int(inner.argmax())} of the first prompt has padding between real tokens; pad on the left or the right"
-        )

@@ -17,9 +17,10 @@ from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import ArtefactError
 from edgeformer.runtimes import _protocol
+from edgeformer.runtimes._inputs import check_no_hole
 from edgeformer.runtimes._onnx_encoder_decoder import ENCODER, OnnxEncoderDecoderSession
 from edgeformer.runtimes._onnx_providers import CPU, KNOWN, TARGETS, built_in, claims, missing, operations, plugins, use
-from edgeformer.runtimes._protocol import Options, Session, check_no_hole
+from edgeformer.runtimes._protocol import Options, Session
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 

@@ -48,7 +48,7 @@ def test_reasons_name_the_part(tmp_path):
     found = {a.name: a for a in answers(loaded)}
     assert "gqa has softcap" in found["gguf"].refused[""]
     assert "24 inputs, no multiple of the group size 32" in found["onnx cpu"].refused["q4"]
-    assert "no family of transformers" in found["hf"].refused[""]
+    assert "doesn't write this architecture" in found["hf"].refused[""]
     assert any("brings its own code" in note for note in found["mlx"].notes)
 
 

@@ -92,7 +92,7 @@ def test_remarks():
         "mlx": ["head_dim 12", "33 query heads", "softcap", "multiples of 512", "60 layers"],
         "onnxruntime": ["divisible by 8"],
         "q4": ["can't be cut into groups"],
-        "llama.cpp": ["can't run this architecture"],
+        "llama.cpp": ["doesn't write this architecture"],
     }.items():
         for word in words:
             assert any(t == target and word in text for t, text in found), (target, word, found)

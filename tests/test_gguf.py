@@ -277,7 +277,7 @@ def test_specs_without_an_architecture_are_refused(tmp_path):
         ({"position": None}, "positions are not rotary"),
     ):
         loaded, _ = saved(small_spec(**change), tmp_path / "m")
-        refused("llama.cpp can't run this architecture", exported, loaded, tmp_path / "g", kind=ExportError)
+        refused("doesn't write this architecture as GGUF", exported, loaded, tmp_path / "g", kind=ExportError)
         refused(reason, exported, loaded, tmp_path / "g", kind=ExportError)
 
 

@@ -123,9 +123,8 @@ def test_a_tied_model_that_keeps_the_heads_name(model_type, tmp_path):
 
 
 def test_a_tied_t5_under_any_of_its_names(tmp_path):
-    from safetensors.numpy import load_file, save_file
-
     import transformers
+    from safetensors.numpy import load_file, save_file
 
     torch.manual_seed(0)
     sizes = dict(d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, vocab_size=96, decoder_start_token_id=0)

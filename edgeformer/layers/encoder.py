@@ -59,9 +59,9 @@ class Encoder(BlockStack):
 
     def inputs(self) -> tuple[Input, ...]:
         shape = ("batch_size", "sequence_length")
-        names = (
-            ("input_ids", "attention_mask", "token_type_ids") if self.token_types else ("input_ids", "attention_mask")
-        )
+        names = ["input_ids", "attention_mask"]
+        if self.token_types > 1:  # one type is no choice: RoBERTa's tokenizers give none
+            names.append("token_type_ids")
         return tuple(Input(name, shape) for name in names)
 
     def outputs(self) -> dict[str, tuple[str | int, ...]]:
@@ -77,7 +77,8 @@ class Encoder(BlockStack):
     def apply(self, ops: Any, p: Any, inputs: dict[str, Any], step: Any) -> dict[str, Any]:
         x = p.embed(inputs["input_ids"])
         if self.token_types:
-            x = x + p.type_embed(inputs["token_type_ids"])
+            types = ops.arange(1, x) if self.token_types == 1 else inputs["token_type_ids"]
+            x = x + p.type_embed(types)
         if self.positions is not None:
             x = x + ops.cast(p.position_embed(step), x)
         if self.embed_norm is not None:

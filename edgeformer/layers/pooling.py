@@ -30,8 +30,9 @@ class Pooling(Layer):
     def apply(self, ops: Any, p: Any, x: Any, mask: Any) -> Any:
         """x: [B, T, D]; mask: int64 [B, T]; returns [B, D]."""
         if self.mode == "cls":
-            y = first_token(ops, x)
-        else:
-            weights = ops.expand_dims(ops.cast(mask, x), 2)
-            y = ops.sum(x * weights, 1) / (ops.sum(weights, 1) + 1e-9)
-        return y * ops.rsqrt(ops.sum(y * y, -1, keep=True) + 1e-24) if self.normalize else y
+            y = ops.f32(first_token(ops, x))
+        else:  # a long text's sum leaves fp16's range
+            states = ops.f32(x)
+            weights = ops.expand_dims(ops.cast(mask, states), 2)
+            y = ops.sum(states * weights, 1) / (ops.sum(weights, 1) + 1e-9)
+        return ops.cast(y * ops.rsqrt(ops.sum(y * y, -1, keep=True) + 1e-24) if self.normalize else y, x)

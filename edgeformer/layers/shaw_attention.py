@@ -58,10 +58,11 @@ class ShawAttention(Layer):
         ) -> Any:  # heads and queries change places: the vectors of a query are one matrix for all heads
             return ops.permute(y, (0, 2, 1, 3))
 
+        q = q * self.head_dim**-0.5  # before the products, which may leave fp16's range
         scores = q @ ops.permute(k, (0, 1, 3, 2))
         vectors = p.key_distance(distance)  # [B or 1, T, S, K]
         scores = scores + by_query(by_query(q) @ ops.permute(vectors, (0, 1, 3, 2)))
-        scores = ops.f32(scores) * self.head_dim**-0.5
+        scores = ops.f32(scores)
         mask = ops.additive_mask(step.tables[self.mask], scores)
         weights = ops.cast(ops.softmax(scores if mask is None else scores + mask), v)
         y = weights @ v

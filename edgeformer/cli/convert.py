@@ -1,0 +1,33 @@
+"""`edgeformer convert`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgeformer.cli._common import OutputFolder, as_json, byte_progress, print_json, size
+
+
+@click.command(
+    name="convert",
+    epilog="Examples:  edgeformer convert old-model -o old-model-safetensors  ·  edgeformer convert pytorch_model.bin -o DIR",
+)
+@click.argument("model", type=click.Path())
+@click.option("-o", "--output", required=True, type=OutputFolder(), help="Folder to write; it appears when complete.")
+@click.option("--force", is_flag=True, help="Replace OUTPUT even if it is no artefact.")
+@as_json
+def command(model: str, output: str, force: bool, as_json: bool) -> None:
+    """Write a folder whose weights are pickles (pytorch_model.bin) as safetensors, with its other files.
+
+    Pickles can run code; torch's weights-only loader reads tensors and nothing else. Tensors keep their names and bits.
+    """
+    from edgeformer.convert import convert
+
+    with byte_progress("writing weights") as progress:
+        folder = convert(model, output, force=force, progress=progress)
+    written = sum(f.stat().st_size for f in Path(folder).glob("*.safetensors"))
+    if as_json:
+        print_json({"folder": str(folder), "bytes": written})
+        return
+    click.echo(f"{folder}: {size(written)} written")
