@@ -93,7 +93,8 @@ def family(model_type: str) -> ModuleType:
     Raises:
         ConfigError: there is none; the message names the file to add.
     """
-    module = None if model_type.startswith("_") else discover.find("edgeformer.models", model_type)
+    name = model_type.replace("-", "_")  # of xlm-roberta
+    module = None if name.startswith("_") else discover.find("edgeformer.models", name)
     if module is None or not hasattr(module, "spec"):
         raise ConfigError(
             f"model_type {model_type!r} is not known: there is no models/{model_type}.py (and no entry point of that name"

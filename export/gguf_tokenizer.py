@@ -272,27 +272,34 @@ def _unigram(data: dict[str, Any], count: int) -> tuple[list[str], list[int], di
         raise ExportError(f"the tokenizer has {len(pieces)} ids, the model an embedding of {count} rows")
     tokens, types = _listed({piece: i for i, (piece, _) in enumerate(pieces)}, count)
     scores = [score for _, score in pieces] + [-1e6] * (count - len(pieces))
-    charsmap, merge_spaces = _unigram_normalizer(data)
+    charsmap, merges, strips = _unigram_normalizer(data)
     split = data.get("pre_tokenizer") or {}
     steps = split["pretokenizers"] if split.get("type") == "Sequence" else [split]
     kinds = [s.get("type") for s in steps]
     if kinds not in (["Metaspace"], ["WhitespaceSplit", "Metaspace"]):
         raise ExportError(_refusal(f"its unigram model splits text by {kinds}"))
-    metaspace = steps[-1]
+    metaspace, words = steps[-1], kinds[0] == "WhitespaceSplit"
     prefix = (
         metaspace.get("prepend_scheme", "always" if metaspace.get("add_prefix_space", True) else "never") != "never"
     )
-    merge_spaces = merge_spaces or kinds[0] == "WhitespaceSplit"
+    if merges and not strips and not words:
+        raise ExportError(
+            _refusal(
+                "it merges spaces and keeps white space at the end of a text, which llama.cpp strips where it merges"
+            )
+        )
+    merge_spaces = merges or words
     more = {"model": "t5", "pre": "default", "scores": scores, "add_space_prefix": prefix}
     if charsmap:
         more["precompiled_charsmap"] = charsmap
     return tokens, types, more | {"remove_extra_whitespaces": merge_spaces}
 
 
-def _unigram_normalizer(data: dict[str, Any]) -> tuple[bytes, bool]:
+def _unigram_normalizer(data: dict[str, Any]) -> tuple[bytes, bool, bool]:
+    """The table of characters, whether runs of spaces become one, and whether those at the end go."""
     normalizer = data.get("normalizer")
     steps = [] if not normalizer else normalizer.get("normalizers", [normalizer])
-    charsmap, merges = b"", False
+    charsmap, merges, strips = b"", False, False
     for step in steps:
         match step:
             case {"type": "Precompiled", "precompiled_charsmap": table}:
@@ -300,10 +307,10 @@ def _unigram_normalizer(data: dict[str, Any]) -> tuple[bytes, bool]:
             case {"type": "Replace", "pattern": {"Regex": " {2,}"}, "content": " " | "▁"}:
                 merges = True
             case {"type": "Strip", "strip_left": False, "strip_right": True}:
-                merges = True
+                strips = True
             case _:
                 raise ExportError(_refusal(f"its unigram model normalises text by {json.dumps(step)[:120]}"))
-    return charsmap, merges
+    return charsmap, merges, strips
 
 
 def _wordpiece(data: dict[str, Any], count: int) -> tuple[list[str], list[int], dict[str, Any]]:

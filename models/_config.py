@@ -12,20 +12,39 @@ from edgeformer.errors import ConfigError
 
 _REQUIRED = object()
 
-# Says how a checkpoint is labelled, generated with or loaded; nothing here changes the network.
-_METADATA = frozenset((
-    "_attn_implementation_autoset", "_name_or_path", "_num_labels", "architectures", "auto_map", "bad_words_ids",
-    "begin_suppress_tokens", "bos_token_id", "cls_token_id", "decoder_start_token_id", "diversity_penalty",
-    "do_sample", "dtype", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
-    "exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id",
-    "gradient_checkpointing", "id2label", "is_llama_config", "label2id", "length_penalty", "max_length",
-    "max_sequence_length", "min_length", "model_type", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
-    "num_return_sequences", "output_attentions", "output_hidden_states", "output_scores", "pad_token_id", "prefix",
-    "pretraining_tp", "problem_type", "remove_invalid_values", "repetition_penalty", "return_dict",
-    "return_dict_in_generate", "sep_token_id", "suppress_tokens", "task_specific_params", "temperature",
-    "tf_legacy_loss", "tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config",
-    "transformers_version", "typical_p", "unsloth_fixed", "unsloth_version", "use_bfloat16", "use_cache",
-))  # fmt: skip
+HARMLESS: dict[str, tuple[str, ...]] = {
+    "labels, of heads that edgeformer doesn't build": (
+        "_num_labels", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
+        "sbert_ce_default_activation_function", "sentence_transformers", "num_choices", "classifier_activation", "summary_activation", "summary_first_dropout",
+        "summary_proj_to_labels", "summary_type", "summary_use_proj",
+    ),
+    "generation: read from generation_config.json, or from here where there is none": (
+        "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "cls_token_id", "decoder_start_token_id", "diversity_penalty",
+        "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "eos_token_ids",
+        "exponential_decay_length_penalty", "force_bos_token_to_be_generated", "forced_bos_token_id", "forced_eos_token_id",
+        "length_penalty", "max_length", "max_new_tokens", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
+        "num_return_sequences", "pad_token_id", "prefix", "remove_invalid_values", "repetition_penalty", "sep_token_id",
+        "suppress_tokens", "task_specific_params", "temperature", "top_k", "top_p", "typical_p",
+    ),
+    "what a call gives back": (
+        "output_attentions", "output_hidden_states", "output_scores", "return_dict", "return_dict_in_generate", "use_return_dict",
+    ),
+    "which code runs it, not what it computes": (
+        "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_flash_attn_2_enabled",
+        "attn_implementation", "auto_map", "custom_pipelines", "pretraining_tp", "tf_legacy_loss", "torchscript", "use_bfloat16",
+        "use_cache", "use_flash_attn", "xla_device", "experts_implementation", "_experts_implementation",
+        "_experts_implementation_internal",
+    ),
+    "where it comes from": (
+        "_commit_hash", "_name_or_path", "architectures", "author", "created_date", "dtype", "is_llama_config", "language",
+        "license", "model_type", "name", "save_step", "total_flos", "torch_dtype", "transformers.js_config", "transformers_version",
+        "unsloth_fixed", "unsloth_version", "quantization_config_original", "model_name",
+    ),
+    "how it was trained": ("gradient_checkpointing", "output_past", "max_sequence_length"),
+    "limits of the tokenizer": ("model_max_length", "tokenizer_class", "tokenizer_model_max_length", "tokenizer_padding_side"),
+}  # fmt: skip
+"""Keys that don't change the network, by why; of every family."""
+_METADATA = frozenset(key for keys in HARMLESS.values() for key in keys)
 # Base-class switches that would change the network: accepted only where they are off.
 _MUST_BE = {
     "add_cross_attention": False,
@@ -66,6 +85,7 @@ class HfConfig:
         self.data, self.where = data, where
         self.stored = stored  # the names of the checkpoint's tensors, None without a checkpoint
         self.read: set[str] = set(_METADATA)
+        self.ignored: set[str] = set()  # those of the family's own that don't change the network
 
     @property
     def model_type(self) -> str:
@@ -134,7 +154,8 @@ class HfConfig:
         """Refuse a key whose value is not the one modelled here (absent is fine)."""
         for key, value in values.items():
             self.read.add(key)
-            if self.data.get(key, value) != value:
+            found = self.data.get(key, value)
+            if found != value and not (found is None and not value):  # null where nothing, or off, is meant
                 raise ConfigError(
                     f"{self.where}: {key} = {self.data[key]!r} is not supported for {self.model_type};"
                     f" only {value!r} is"
@@ -143,6 +164,7 @@ class HfConfig:
     def ignore(self, *keys: str) -> None:
         """Name keys that don't change the network."""
         self.read.update(keys)
+        self.ignored.update(keys)
 
     def done(self, allow_unread: bool = False) -> list[str]:
         """Check that every key was read; the unread ones when they are allowed.

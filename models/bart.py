@@ -54,7 +54,8 @@ TIED = {
 def spec(config: HfConfig) -> EncoderDecoder:
     """A BART encoder–decoder."""
     config.expect(normalize_before=False, add_final_layer_norm=False, normalize_embedding=True, add_bias_logits=False)
-    config.expect(static_position_embeddings=False, extra_pos_embeddings=2, force_bos_token_to_be_generated=False)
+    config.expect(static_position_embeddings=False, extra_pos_embeddings=2)
+    config.ignore("replacing_rate", "student_encoder_layers", "student_decoder_layers")  # how it was distilled
     context = config.size("max_position_embeddings", 1024)
     return bart_like(config, Learned(count=context, offset=2), LayerNorm(), context)
 
@@ -62,6 +63,7 @@ def spec(config: HfConfig) -> EncoderDecoder:
 def bart_like(config: HfConfig, positions: Layer, embed_norm: LayerNorm | None, context: int) -> EncoderDecoder:
     """What BART and Marian have in common."""
     config.expect(is_encoder_decoder=True, tie_word_embeddings=True, encoder_layerdrop=0.0, decoder_layerdrop=0.0)
+    config.expect(do_blenderbot_90_layernorm=False)
     config.ignore(
         "activation_dropout", "classifier_dropout", "classif_dropout", "num_hidden_layers", "gradient_checkpointing"
     )

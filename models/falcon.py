@@ -28,6 +28,7 @@ def spec(config: HfConfig) -> Decoder:
     config.expect(alibi=False, num_ln_in_mlp=None)
     config.ignore("apply_residual_connection_post_layernorm")
     heads, width = config.size("num_attention_heads", 71), config.size("hidden_size", 4544)
+    config.expect(n_head=heads, n_layer=config.size("num_hidden_layers", 32))  # older names of both
     new, side = config.flag("new_decoder_architecture", False), config.flag("parallel_attn", True)
     single, bias = config.flag("multi_query", True), config.flag("bias", False)
     groups = config.optional_size("num_kv_heads") or heads
@@ -43,6 +44,7 @@ def spec(config: HfConfig) -> Decoder:
         dropout=config.number("attention_dropout", 0.0),
     )
     hidden = config.optional_size("ffn_hidden_size") or 4 * width
+    config.expect(ff_factor=hidden // width)
     ffn = MLP(hidden=hidden, act=config.activation("activation", "gelu"), bias=bias)
     dropout = config.number("hidden_dropout", 0.0)
     norms = config.optional_size("num_ln_in_parallel_attn") or (2 if new else 1)

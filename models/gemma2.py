@@ -30,6 +30,7 @@ NAMES = llama.NAMES | named(
 def spec(config: HfConfig) -> Decoder:
     """A Gemma 2 decoder."""
     config.expect(use_bidirectional_attention=None)
+    config.expect(sliding_window_size=config.size("sliding_window", 4096))  # the same, said twice
     config.ignore("cache_implementation", "hidden_act")  # transformers reads hidden_activation
     head_dim = config.size("head_dim", 256)
     position, context = rope(config, head_dim, config.size("max_position_embeddings", 8192))

@@ -56,8 +56,8 @@ TIED = {"lm_head.weight": "embed.weight"}
 def spec(config: HfConfig) -> Decoder:
     """A GPT-2 decoder."""
     config.expect(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, reorder_and_upcast_attn=False)
-    config.ignore("n_ctx", "summary_type", "summary_use_proj", "summary_activation", "summary_proj_to_labels")
-    config.ignore("summary_first_dropout")
+    config.expect(n_special=0)
+    config.ignore("n_ctx", "predict_special_tokens")
     width, heads = config.size("n_embd", 768), config.size("n_head", 12)
     dropout = config.number("resid_pdrop", 0.1)
     block = Block(

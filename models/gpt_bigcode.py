@@ -23,9 +23,7 @@ def spec(config: HfConfig) -> Decoder:
     """A GPT-BigCode decoder."""
     config.ignore("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "inference_runner", "pad_key_length")
     config.ignore("max_batch_size", "max_sequence_length", "pre_allocate_kv_cache", "validate_runner_input")
-    config.ignore(
-        "summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type", "summary_use_proj"
-    )
+    config.ignore("runner_max_sequence_length")
     config.ignore("num_key_value_heads")  # written by transformers, which reads multi_query
     width, heads = config.size("n_embd", 768), config.size("n_head", 12)
     norm = LayerNorm(eps=config.number("layer_norm_epsilon", 1e-5))

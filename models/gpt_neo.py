@@ -33,8 +33,7 @@ TIED = {"lm_head.weight": "embed.weight"}
 
 def spec(config: HfConfig) -> Decoder:
     """A GPT-Neo decoder."""
-    config.ignore("classifier_dropout", "summary_activation", "summary_first_dropout", "summary_proj_to_labels")
-    config.ignore("summary_type", "summary_use_proj")
+    config.ignore("classifier_dropout")
     width, heads = config.size("hidden_size", 2048), config.size("num_heads", 16)
     count, window = config.size("num_layers", 24), config.size("window_size", 256)
     context, norm = (

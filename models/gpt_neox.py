@@ -32,6 +32,7 @@ def spec(config: HfConfig) -> Decoder:
     config.expect(
         partial_rotary_factor=None
     )  # at the top level transformers doesn't read it; rotary_pct is what it is called
+    config.ignore("attention_probs_dropout_prob", "hidden_dropout_prob", "num_steps")  # under other names today
     config.ignore("classifier_dropout", "num_key_value_heads")  # transformers has the latter and doesn't read it
     heads, width = config.size("num_attention_heads", 64), config.size("hidden_size", 6144)
     theta, share = config.number("rotary_emb_base", 10_000.0), config.number("rotary_pct", 0.25)

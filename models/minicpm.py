@@ -23,6 +23,7 @@ def spec(config: HfConfig) -> Decoder:
     attention, context = rotary_attention(config, 32, 2048, head_dim=head_dim)
     scales = multipliers(config)
     count = config.size("num_hidden_layers", 32)
+    config.expect(mup_denominator=count, num_experts=0)
     block = Block(attention=attention, ffn=gated(config), norm=norm, residual_scale=scales.pop("residual_scale"))
     return decoder(config, [block] * count, norm, context, tied=True, **scales)
 

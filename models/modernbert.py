@@ -31,7 +31,11 @@ def spec(config: HfConfig) -> Encoder:
     config.ignore("gradient_checkpointing", "position_embedding_type")
     width, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
     count, context = config.size("num_hidden_layers", 22), config.size("max_position_embeddings", 8192)
-    norm = LayerNorm(eps=config.number("norm_eps", 1e-5), bias=config.flag("norm_bias", False))
+    eps = config.number("norm_eps", 1e-5)
+    config.expect(
+        layer_norm_eps=eps, is_causal=False, causal_mask=False
+    )  # the first is said twice, and norm_eps counts
+    norm = LayerNorm(eps=eps, bias=config.flag("norm_bias", False))
     every = config.size("global_attn_every_n_layers", 3)
     types = layer_types(config, count, [SLIDING if i % every else FULL for i in range(count)])
     reach, bias = config.size("local_attention", 128) // 2 + 1, config.flag("attention_bias", False)

@@ -20,7 +20,7 @@ TIED = {"lm_head.weight": "embed.weight"}
 
 def spec(config: HfConfig) -> Decoder:
     """An MPT decoder. Its attention is described by an object of its own, attn_config."""
-    config.expect(logit_scale=None, no_bias=True, expansion_ratio=4)
+    config.expect(logit_scale=None, no_bias=True, expansion_ratio=4, fc_type="torch")
     config.ignore(
         "embedding_fraction", "init_device", "init_config", "learned_pos_emb", "norm_type", "verbose", "emb_pdrop"
     )
@@ -42,6 +42,9 @@ def spec(config: HfConfig) -> Decoder:
         dropout=dropout,
     )
     inner.done()
+    network = HfConfig({"model_type": "mpt", **(config.take("ffn_config", None) or {})}, f"{config.where} (ffn_config)")
+    network.expect(ffn_type="mptmlp", fc_type="torch")
+    network.done()
     config.number("resid_pdrop", 0.0)
     block = Block(attention=attention, ffn=MLP(hidden=4 * width, act="gelu", bias=False), norm=norm, dropout=dropout)
     return Decoder(

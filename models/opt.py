@@ -42,8 +42,8 @@ TIED = {"lm_head.weight": "embed.weight"}
 
 def spec(config: HfConfig) -> Decoder:
     """An OPT decoder."""
-    config.expect(layerdrop=0.0)
-    config.ignore("activation_dropout")
+    config.expect(layerdrop=0.0, learned_embeddings=True, scale_embeddings=False)
+    config.ignore("activation_dropout", "badwordsids", "newlinemode")  # the latter two are KoboldAI's
     width, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
     context, affine = config.size("max_position_embeddings", 2048), config.flag("layer_norm_elementwise_affine", True)
     bias, before = config.flag("enable_bias", True), config.flag("do_layer_norm_before", True)

@@ -27,6 +27,8 @@ __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 def spec(config: HfConfig) -> Decoder:
     """A Qwen2 decoder."""
+    config.expect(use_mrope=False)
+    config.ignore("dual_chunk_attention_config")  # another attention beyond 262,144 tokens, which transformers hasn't
     heads = config.size("num_attention_heads")
     head_dim = config.optional_size("head_dim") or config.size("hidden_size") // heads
     position, context = rope(config, head_dim, config.size("max_position_embeddings", 32_768))

@@ -25,6 +25,7 @@ def spec(config: HfConfig) -> Decoder:
     norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
     window = config.optional_size("sliding_window", 4096) if config.flag("use_sliding_window", False) else None
     config.ignore("sliding_window")
+    config.expect(qkv_bias=False, use_qk_norm=True, shared_expert_intermediate_size=0)  # of the first code
     attention, context = rotary_attention(config, 32, 32_768, kv_heads=4, qk_norm=norm, mask=Mask(window=window))
     ffns = feed_forward(
         config, step=config.size("decoder_sparse_step", 1), dense=config.take("mlp_only_layers", None) or []

@@ -34,8 +34,13 @@ NAMES = (
 
 def spec(config: HfConfig) -> Decoder:
     """A StarCoder2 decoder."""
-    config.expect(mlp_type="default", norm_type="layer_norm")
-    heads, norm = config.size("num_attention_heads", 24), LayerNorm(eps=config.number("norm_epsilon", 1e-5))
+    config.expect(mlp_type="default", norm_type="layer_norm", scale_attn_weights=True)
+    config.ignore(
+        "activation_function", "attention_softmax_in_fp32", "scale_attention_softmax_in_fp32"
+    )  # GPT-BigCode's
+    eps = config.number("norm_epsilon", 1e-5)
+    config.expect(layer_norm_epsilon=eps)
+    heads, norm = config.size("num_attention_heads", 24), LayerNorm(eps=eps)
     head_dim = config.optional_size("head_dim") or config.size("hidden_size", 3072) // heads
     position, context = rope(config, head_dim, config.size("max_position_embeddings", 4096))
     bias = config.flag("use_bias", True)

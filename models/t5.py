@@ -53,14 +53,23 @@ def names(spec: EncoderDecoder) -> Names:
     }
 
 
+LONGEST = 16_384
+"""Tokens of a text. T5's positions are distances, all large ones alike: n_positions is what it was trained on, and no limit."""
+
+
 def spec(config: HfConfig) -> EncoderDecoder:
     """A T5 encoder–decoder."""
+    return t5_like(config, feed_forward="relu", tied=True)
+
+
+def t5_like(config: HfConfig, *, feed_forward: str, tied: bool) -> EncoderDecoder:
+    """T5 or mT5; `feed_forward` and `tied` are what a config without these keys means."""
     config.expect(is_encoder_decoder=True)
-    config.ignore("classifier_dropout", "initializer_factor", "output_past", "is_gated_act", "dense_act_fn")
+    config.ignore("classifier_dropout", "initializer_factor", "is_gated_act", "dense_act_fn", "num_hidden_layers")
     width, inner = config.size("d_model", 512), config.size("d_kv", 64)
     heads, count = config.size("num_heads", 8), config.size("num_layers", 6)
     dropout, norm = config.number("dropout_rate", 0.1), RMSNorm(eps=config.number("layer_norm_epsilon", 1e-6))
-    ffn = _feed_forward(config)
+    ffn = _feed_forward(config, feed_forward)
     buckets = config.size("relative_attention_num_buckets", 32)
     furthest = config.size("relative_attention_max_distance", 128)
     cross = CrossAttention(heads=heads, head_dim=inner, scale=1.0)
@@ -78,13 +87,13 @@ def spec(config: HfConfig) -> EncoderDecoder:
         block = Block(attention=attention, ffn=ffn, norm=norm, cross=cross if writes else None, dropout=dropout)
         return Tower(blocks=(block,) * layers, norm=norm, dropout=dropout)
 
-    tied = config.flag("tie_word_embeddings", True)
+    tied = config.flag("tie_word_embeddings", tied)
     scaled = config.flag("scale_decoder_outputs", tied)
     own_head = config.stored is not None and "lm_head.weight" in config.stored and not scaled  # T5 1.1 has one
     return EncoderDecoder(
         vocab=config.size("vocab_size", 32_128),
         width=width,
-        context=config.size("n_positions", 512),
+        context=max(config.size("n_positions", 512), LONGEST),
         init=Init(),
         encoder=tower(count, False),
         decoder=tower(config.optional_size("num_decoder_layers") or count, True),
@@ -93,9 +102,9 @@ def spec(config: HfConfig) -> EncoderDecoder:
     )
 
 
-def _feed_forward(config: HfConfig) -> Layer:
+def _feed_forward(config: HfConfig, usual: str) -> Layer:
     """feed_forward_proj is an activation, or `gated-` and one; gated-gelu has always meant GELU's tanh approximation."""
-    said, hidden = config.take("feed_forward_proj", "relu"), config.size("d_ff", 2048)
+    said, hidden = config.take("feed_forward_proj", usual), config.size("d_ff", 2048)
     kind, _, act = str(said).rpartition("-")
     if kind not in ("", "gated") or act not in ACTIVATIONS:
         raise ConfigError(

@@ -206,11 +206,12 @@ def test_the_shipped_tokenizer_gives_the_same_ids(tmp_path):
 
 @runs
 def test_unigram_and_sentencepiece_bpe_give_the_same_ids(tmp_path):
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
     corpus = [*TEXTS * 3, "the quick brown fox jumps over the lazy dog " * 5]
     unigram = Tokenizer(models.Unigram())
-    unigram.normalizer = normalizers.Replace(__import__("tokenizers").Regex(" {2,}"), " ")
+    merged = normalizers.Replace(Regex(" {2,}"), " ")
+    unigram.normalizer = normalizers.Sequence([normalizers.Strip(left=False, right=True), merged])
     unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
     unigram.train_from_iterator(
         corpus, trainers.UnigramTrainer(vocab_size=300, unk_token="<unk>", special_tokens=["<unk>", "</s>"])
@@ -229,6 +230,19 @@ def test_unigram_and_sentencepiece_bpe_give_the_same_ids(tmp_path):
         session = require("llama_cpp")[0].open(tmp_path / f"g-{name}", Options(capacity=16))
         for text in texts:
             assert session.tokenize(text) == tokenizer.encode(text).ids, (name, text)
+
+
+def test_unigram_that_keeps_spaces_at_the_end_is_refused(tmp_path):
+    """llama.cpp strips them wherever it merges spaces."""
+    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    unigram = Tokenizer(models.Unigram())
+    unigram.normalizer, unigram.pre_tokenizer = normalizers.Replace(Regex(" {2,}"), " "), pre_tokenizers.Metaspace()
+    unigram.train_from_iterator(
+        TEXTS * 3, trainers.UnigramTrainer(vocab_size=300, unk_token="<unk>", special_tokens=["<unk>"])
+    )
+    loaded = with_tokenizer(unigram, tmp_path / "m")
+    refused("keeps white space at the end", export, loaded, tmp_path / "g", to="gguf", kind=ExportError)
 
 
 @runs

@@ -1,0 +1,5 @@
+"""CamemBERT (Martin et al. 2019, arXiv 1911.03894): RoBERTa, trained on French."""
+
+from edgeformer.models.roberta import IGNORED, NAMES, PREFIXES, RENAMED, TIED, names, spec
+
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "RENAMED", "TIED", "names", "spec"]

@@ -1,0 +1,5 @@
+"""XLM-RoBERTa (Conneau et al. 2019, arXiv 1911.02116): RoBERTa, trained on a hundred languages. Its model_type is xlm-roberta."""
+
+from edgeformer.models.roberta import IGNORED, NAMES, PREFIXES, RENAMED, TIED, names, spec
+
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "RENAMED", "TIED", "names", "spec"]
