@@ -11,6 +11,7 @@ from edgeformer.companions.pooling import write_embedder
 from edgeformer.companions.special import special_ids
 from edgeformer.companions.writing import write_companions
 from edgeformer.layers.encoder import Encoder
+from edgeformer.layers.rope import cache_restart
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,12 @@ def write_surroundings(loaded: LoadedModel, folder: Path) -> list[str]:
     """
     spec = loaded.spec
     notes = [*write_companions(loaded.around, folder), *special_ids(loaded.around).notes]
+    if (length := cache_restart(spec)) is not None:
+        notes.append(
+            f"beyond {length} tokens all positions are turned by other angles. edgeformer's sessions and transformers' generate"
+            f" make the cache anew at token {length + 1}; tools that run this folder by themselves don't, and answer otherwise"
+            f" from there on: give them prompts that are longer than {length} tokens already, or stay below"
+        )
     if isinstance(spec, Encoder) and spec.pooling is not None:
         write_embedder(loaded.around, folder, spec.pooling.mode, spec.pooling.normalize, spec.width, spec.context)
     return notes

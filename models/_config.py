@@ -15,8 +15,9 @@ _REQUIRED = object()
 HARMLESS: dict[str, tuple[str, ...]] = {
     "labels, of heads that edgeformer doesn't build": (
         "_num_labels", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
-        "sbert_ce_default_activation_function", "sentence_transformers", "num_choices", "classifier_activation", "summary_activation", "summary_first_dropout",
-        "summary_proj_to_labels", "summary_type", "summary_use_proj",
+        "sbert_ce_default_activation_function", "sentence_transformers", "num_choices",
+        "classifier_activation", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
+        "summary_type", "summary_use_proj",
     ),
     "generation: read from generation_config.json, or from here where there is none": (
         "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "cls_token_id", "decoder_start_token_id", "diversity_penalty",
@@ -27,17 +28,20 @@ HARMLESS: dict[str, tuple[str, ...]] = {
         "suppress_tokens", "task_specific_params", "temperature", "top_k", "top_p", "typical_p",
     ),
     "what a call gives back": (
-        "output_attentions", "output_hidden_states", "output_scores", "return_dict", "return_dict_in_generate", "use_return_dict",
+        "output_attentions", "output_hidden_states", "output_scores", "return_dict", "return_dict_in_generate",
+        "use_return_dict",
     ),
     "which code runs it, not what it computes": (
         "_attn_implementation", "_attn_implementation_autoset", "_attn_implementation_internal", "_flash_attn_2_enabled",
-        "attn_implementation", "auto_map", "custom_pipelines", "pretraining_tp", "tf_legacy_loss", "torchscript", "use_bfloat16",
+        "attn_implementation", "auto_map", "custom_pipelines", "pretraining_tp", "tf_legacy_loss", "torchscript",
+        "use_bfloat16",
         "use_cache", "use_flash_attn", "xla_device", "experts_implementation", "_experts_implementation",
         "_experts_implementation_internal",
     ),
     "where it comes from": (
         "_commit_hash", "_name_or_path", "architectures", "author", "created_date", "dtype", "is_llama_config", "language",
-        "license", "model_type", "name", "save_step", "total_flos", "torch_dtype", "transformers.js_config", "transformers_version",
+        "license", "model_type", "name", "save_step", "total_flos", "torch_dtype", "transformers.js_config",
+        "transformers_version",
         "unsloth_fixed", "unsloth_version", "quantization_config_original", "model_name",
     ),
     "how it was trained": ("gradient_checkpointing", "output_past", "max_sequence_length"),

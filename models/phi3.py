@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from edgeformer.layers.block import Block
@@ -9,6 +10,7 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.layers.rope_longrope import LongRopeScaling
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
 from edgeformer.models._names import Names, halves, side_by_side
@@ -24,6 +26,10 @@ def spec(config: HfConfig) -> Decoder:
     heads, norm = config.size("num_attention_heads", 32), RMSNorm(eps=config.number("rms_norm_eps", 1e-5))
     head_dim = config.optional_size("head_dim") or config.size("hidden_size", 3072) // heads
     position, context = rope(config, head_dim, config.size("max_position_embeddings", 4096), partial=1.0)
+    if isinstance(
+        position.scaling, LongRopeScaling
+    ):  # its generate makes the cache anew at the switch, other families' don't
+        position = replace(position, scaling=replace(position.scaling, restarts=True))
     config.expect(attention_bias=False, mlp_bias=False)
     attention = GQA(
         heads=heads,

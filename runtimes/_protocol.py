@@ -17,9 +17,10 @@ import numpy as np
 from edgeformer import discover
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.layers.rope import cache_restart
 from edgeformer.runtimes._inputs import check_ids, check_valid, checked_encoder_inputs, last_real
 from edgeformer.runtimes._profile import Operation
-from edgeformer.sampling import Sampling, choose
+from edgeformer.sampling import Rules, Sampling, choose
 from edgeformer.spec import Model
 from edgeformer.threads import physical_cores
 
@@ -84,10 +85,13 @@ class Session:
         self.length, self._turn, self._read = 0, 0, False
         self._mask = np.zeros((options.batch, self.capacity), np.int64)
         self.prefix: np.ndarray | None = None
+        self._restart = cache_restart(spec)
+        self._seen: list[np.ndarray] = []  # the ids so far, of models whose cache may have to be made anew
 
     def reset(self) -> None:
         """Forget the sequence."""
         self.length = 0
+        self._seen.clear()
         self._reset()
 
     def forward(self, ids: np.ndarray, valid: np.ndarray | None = None, *, all_positions: bool = False) -> np.ndarray:
@@ -129,9 +133,22 @@ class Session:
                     )
                 self.prefix = np.full(len(ids), self.prefix_length)
         trailing = valid is not None and not all_positions and not np.all(valid[:, -1])
-        logits = self._step(ids, self._mask[:, :end], all_positions or trailing)
+        logits = self._taken(ids, end, all_positions or trailing)
         self.length = end
         return last_real(logits, np.asarray(valid)) if trailing else logits
+
+    def _taken(self, ids: np.ndarray, end: int, all_positions: bool) -> np.ndarray:
+        """`_step`; where the sequence outgrows the length at which all angles change, all of it from an empty cache."""
+        if self._restart is None:
+            return self._step(ids, self._mask[:, :end], all_positions)
+        self._seen.append(ids)
+        before, after = self._mask[:, : self.length].sum(1), self._mask[:, :end].sum(1)
+        if not ((before <= self._restart) & (after > self._restart) & (before > 0)).any():
+            return self._step(ids, self._mask[:, :end], all_positions)
+        self._reset()
+        self.length = 0
+        whole = self._step(np.concatenate(self._seen, 1), self._mask[:, :end], all_positions)
+        return whole[:, -ids.shape[1] :] if all_positions else whole
 
     def source(self, ids: np.ndarray, valid: np.ndarray | None = None) -> None:
         """Let an encoder–decoder model read a text; `forward` then writes, from the start.
@@ -169,9 +186,8 @@ class Session:
         turn = self._turn
         self.reset()
         try:
-            chosen = (
-                self._by_rules(prompt, count, sampling) if sampling.rules else self._tokens(prompt, count, sampling)
-            )
+            by_steps = sampling.rules is not None or self._restart is not None
+            chosen = (self._by_rules if by_steps else self._tokens)(prompt, count, sampling)
             for token in chosen:
                 yield token
                 if turn != self._turn:
@@ -191,9 +207,8 @@ class Session:
                 logits = self.forward(np.array([[token]], np.int64))[0]
 
     def _by_rules(self, prompt: list[int], count: int, sampling: Sampling) -> Iterator[int]:
-        """Tokens where rules change the logits, which no runtime does where its logits are."""
-        rng, ids, rules = np.random.default_rng(sampling.seed), list(prompt), sampling.rules
-        assert rules is not None
+        """Tokens where rules change the logits, or the cache may have to be made anew: no runtime's own loop does that."""
+        rng, ids, rules = np.random.default_rng(sampling.seed), list(prompt), sampling.rules or Rules()
         logits = self.forward(np.array([prompt], np.int64))[0]
         for i in range(count):
             token = choose(rules.apply(logits, ids, len(prompt), len(prompt) + count), sampling, rng)

@@ -29,6 +29,11 @@ class RopeScaling(Node):
         """Which row of an `[n, dim/2]` table holds for a sequence of `length` tokens (a tensor of shape [1])."""
         raise NotImplementedError
 
+    @property
+    def restarts_at(self) -> int | None:
+        """The length beyond which cached keys have to be made anew; None if they keep the angles they were stored with."""
+        return None
+
     def magnitude(self) -> float:
         """Factor on cos and sin (YaRN's attention temperature, LongRoPE's)."""
         return 1.0
@@ -100,3 +105,11 @@ def length_dependent(model: Layer) -> bool:
     and a prompt taken in pieces is not what it is in one."""
     schemes = [layer for _, layer, _ in layers(model) if isinstance(layer, Rope)]
     return any(rope.scaling is not None and rope.scaling.per_length for rope in schemes)
+
+
+def cache_restart(model: Layer) -> int | None:
+    """The length of a sequence beyond which all its keys are rotated by other angles, so that what was cached before has to be
+    made anew; None of a model that has no such length."""
+    schemes = [layer for _, layer, _ in layers(model) if isinstance(layer, Rope)]
+    lengths = {rope.scaling.restarts_at for rope in schemes if rope.scaling is not None}
+    return min((length for length in lengths if length is not None), default=None)

@@ -15,6 +15,8 @@ class LongRopeScaling(RopeScaling):
     """Searched factors per channel, one set up to `original_context` tokens, one beyond (Ding et al. 2024, 2402.13753).
 
     `temperature` scales cos and sin. Which set holds is decided by the length of the whole sequence at each step.
+    `restarts`: when a sequence grows beyond `original_context`, its cache is made anew, as Phi-3's `generate` does; without,
+    cached keys keep the angles that they were stored with.
     """
 
     kind: ClassVar[str] = "rope_longrope"
@@ -23,6 +25,7 @@ class LongRopeScaling(RopeScaling):
     long_factor: tuple[float, ...]
     original_context: int
     temperature: float
+    restarts: bool = False
 
     def __post_init__(self) -> None:
         self.require_positive("original_context", "temperature")
@@ -40,6 +43,10 @@ class LongRopeScaling(RopeScaling):
 
     def row(self, ops: Any, length: Any) -> Any:
         return ops.clip(length - self.original_context, 0, 1)
+
+    @property
+    def restarts_at(self) -> int | None:
+        return self.original_context if self.restarts else None
 
     def magnitude(self) -> float:
         return self.temperature
