@@ -81,7 +81,8 @@ def test_logits_across_the_switch(tmp_path):
     loaded, ids = load(tmp_path / "hf"), random_ids(97, 60)
     with torch.no_grad():
         out = hf.generate(
-            torch.from_numpy(ids[None]), attention_mask=torch.ones(1, 60), do_sample=False, max_new_tokens=12, pad_token_id=0, eos_token_id=None,
+            torch.from_numpy(ids[None]), attention_mask=torch.ones(1, 60), do_sample=False, max_new_tokens=12,
+            pad_token_id=0, eos_token_id=None,
             output_logits=True, return_dict_in_generate=True,
         )  # fmt: skip
     made, expected = out.sequences[0, 60:].tolist(), torch.stack(out.logits)[:, 0].numpy()
