@@ -15,10 +15,11 @@ import sys
 from pathlib import Path
 
 from edgeformer.checkpoint import load
-from edgeformer.measure import machine, table
+from edgeformer.measure import table
 from edgeformer.measure.harness import Run, ShapeResult, run
 from edgeformer.measure.row import Plan, Row
 from edgeformer.measure.settings import Settings
+from edgeformer.threads import physical_cores
 
 HERE = Path(__file__).parent
 
@@ -40,7 +41,7 @@ def main() -> None:
     """Run and print."""
     folder = Path(sys.argv[1])
     rounds = int(sys.argv[2]) if len(sys.argv) > 2 else 12
-    threads = int(sys.argv[3]) if len(sys.argv) > 3 else machine.physical_cores()
+    threads = int(sys.argv[3]) if len(sys.argv) > 3 else physical_cores()
     register_peers(folder / "peers")
     ours, builder, model = folder / "out" / "copy", folder / "out" / "builder", folder / "m135"
     shutil.copy(ours / "spec.json", builder / "spec.json")

@@ -19,11 +19,11 @@ from pathlib import Path
 
 from edgeformer import api
 from edgeformer.checkpoint import load
-from edgeformer.measure import machine
 from edgeformer.measure.harness import run
 from edgeformer.measure.noise import interval
 from edgeformer.measure.row import Plan
 from edgeformer.measure.settings import Settings
+from edgeformer.threads import physical_cores
 
 PROMPT, GEN, ROUNDS = 128, 64, 5
 
@@ -115,7 +115,7 @@ def main() -> None:
     parser.add_argument("--genai-benchmark")
     parser.add_argument("--turns", type=int, default=5)
     options = parser.parse_args()
-    threads = machine.physical_cores()
+    threads = physical_cores()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         if options.llama_bench:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import onnx_ir as ir
 
-from edgeformer.export.graph_ops import CONTRIB, DOMAIN, OPSET, GraphOps, GraphTensor
+from edgeformer.export.graph_ops import CONTRIB, DOMAIN, FLOAT, OPSET, GraphOps, GraphTensor
 from edgeformer.export.handles import LinearHandle, StackedHandle
 
 _TYPES = {str: ir.AttributeType.STRING, float: ir.AttributeType.FLOAT, int: ir.AttributeType.INT}
@@ -45,7 +45,7 @@ class FunctionOps(GraphOps):
         """What can be said beforehand about how much of the graph the runtime takes."""
         return None
 
-    def __init__(self, compute: ir.DataType, *, inline: bool = False, accuracy_level: int = 0):
+    def __init__(self, compute: ir.DataType, *, inline: bool = False, accuracy_level: int | None = None):
         super().__init__(compute, accuracy_level)
         self.inline = inline
         self.functions: dict[tuple, tuple[ir.Function, list]] = {}
@@ -54,6 +54,15 @@ class FunctionOps(GraphOps):
         """Rotary layer -> cos and sin `[positions, dim/2]`, for targets whose kernels look positions up."""
         self.notes: dict[str, int] = {}
         """What the lowering has to tell the user -> how many layers it concerns."""
+
+    usual_levels: ClassVar[dict[int, int]] = {}
+    """Bits of a weight -> the accuracy level of its products where the user asks for none; 0 (exact) of bits that aren't here."""
+
+    @classmethod
+    def level_of(cls, bits: int, compute: ir.DataType, asked: int | None) -> int:
+        """MatMulNBits' accuracy level for weights of so many bits: 0 multiplies dequantized weights, 4 rounds activations to
+        int8 first."""
+        return asked if asked is not None else cls.usual_levels.get(bits, 0) if compute == FLOAT else 0
 
     def note(self, text: str) -> None:
         """Report a choice of the lowering."""

@@ -110,7 +110,7 @@ def build(
     compute: ir.DataType = FLOAT,
     context: int | None = None,
     inline: bool = False,
-    accuracy_level: int = 0,
+    accuracy_level: int | None = None,
     cache_scales: CacheScales | None = None,
     program: str = "decoder",
 ) -> BuiltGraph:
@@ -123,7 +123,8 @@ def build(
         compute: FLOAT or FLOAT16, the type of activations and cache.
         context: positions that rotary tables cover; the model's own by default.
         inline: write the definitions of fused ops in place instead of as functions.
-        accuracy_level: of MatMulNBits: 0 multiplies dequantized weights; 4 rounds activations to int8 first.
+        accuracy_level: of MatMulNBits: 0 multiplies dequantized weights; 4 rounds activations to int8 first; None is the
+            target's choice (`usual_levels`).
         cache_scales: (layer path, k or v) -> float32 [heads, dim], to keep the cache in int8: value = scale · code.
         program: of an encoder–decoder model, `encoder` or `decoder`.
 

@@ -83,7 +83,7 @@ def broadcast(a: Dims, b: Dims) -> Dims:
 class GraphOps(Ops):
     """Collects nodes. One instance builds one graph or one function body; `compute` is the float type of activations."""
 
-    def __init__(self, compute: ir.DataType = FLOAT, accuracy_level: int = 0):
+    def __init__(self, compute: ir.DataType = FLOAT, accuracy_level: int | None = None):
         self.compute, self.accuracy_level = compute, accuracy_level
         self.nodes: list[ir.Node] = []
         self.scopes: list[str] = []

@@ -22,6 +22,7 @@ from edgeformer.export.graph import BuiltGraph, CacheScales, build, target_class
 from edgeformer.export.graph_ops import FLOAT
 from edgeformer.export.hf import family_config
 from edgeformer.export.storage import Plan, plan
+from edgeformer.formats import Format
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.rounding import bits_per_weight
 from edgeformer.serialization import digest, to_json
@@ -36,7 +37,7 @@ def export_onnx(
     weights: str = "copy",
     context: int | None = None,
     inline: bool = False,
-    accuracy_level: int = 0,
+    accuracy_level: int | None = None,
     keep: Sequence[str] = (),
     cache_scales: CacheScales | None = None,
     eos: Sequence[int] = (),
@@ -57,7 +58,8 @@ def export_onnx(
         context: longest sequence; the model's own by default.
         inline: fused ops written out instead of as functions, for runtimes without functions.
         accuracy_level: q4 and q8, 0: products of dequantized weights. 4: ONNX Runtime first rounds activations to int8, which is
-            faster on CPUs and changes the answers.
+            faster on CPUs and changes the answers. By default 4 for q8 on the target cpu, whose provider has no fast kernel for
+            it at level 0, else 0.
         keep: patterns of tensors that q4 and q8 leave as they are.
         cache_scales: of an int8 key/value cache, from `edgeformer.quantize.cache.cache_scales`; by default the cache is kept in
             the type of the arithmetic.
@@ -73,7 +75,7 @@ def export_onnx(
     if weights not in ("copy", "link"):
         raise ExportError(f"--weights is copy or link, not {weights!r}")
     context = _context(loaded, context)
-    if accuracy_level not in (0, 4):
+    if accuracy_level not in (None, 0, 4):
         raise ExportError(f"--accuracy-level is 0 (exact) or 4 (int8 activations), not {accuracy_level}")
     kind = target_class(target)
     made = plan(spec, loaded.require_weights(), precision, weights == "link", keep)
@@ -93,6 +95,7 @@ def export_onnx(
         accuracy_level=accuracy_level,
         cache_scales=cache_scales,
     )
+    level = max((kind.level_of(b, made.compute, accuracy_level) for b in _bits(made)), default=0)
     reader = _reader(loaded, target, made, inline, accuracy_level, weights, model_file)
     with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
         (folder / model_file).parent.mkdir(exist_ok=True)
@@ -119,7 +122,7 @@ def export_onnx(
             "weights_digest": loaded.weights_digest(),
             "precision": made.precision,
             "compute": "fp32" if made.compute == FLOAT else "fp16",
-            "quantization": _quantization(loaded, made, built.codes, accuracy_level),
+            "quantization": _quantization(loaded, made, built.codes, level),
             "target": target,
             "model_file": model_file,
             **({} if reader is None else {"encoder_file": "encoder_model.onnx"}),
@@ -134,6 +137,12 @@ def export_onnx(
         }
         bundle.write_manifest(folder, manifest)
     notes = [*loaded.notes, *surrounded, *(f"{text} ({count} layers)" for text, count in built.notes.items())]
+    if level and accuracy_level is None:
+        notes.append(
+            "q8: ONNX Runtime rounds activations to int8 (accuracy level 4), since it has no fast kernel for 8-bit weights at"
+            " level 0; --accuracy-level 0 is exact, and decodes some thirty times slower. `edgeformer quality` shows the"
+            " difference"
+        )
     if made.precision == "bf16":
         notes.append(
             "weights are stored in bf16; arithmetic is float32, since ONNX Runtime's CPU provider has none in bf16"
@@ -147,7 +156,13 @@ def export_onnx(
 
 
 def _reader(
-    loaded: LoadedModel, target: str, made: Plan, inline: bool, accuracy_level: int, weights: str, model_file: str
+    loaded: LoadedModel,
+    target: str,
+    made: Plan,
+    inline: bool,
+    accuracy_level: int | None,
+    weights: str,
+    model_file: str,
 ) -> BuiltGraph | None:
     """The encoder's program of an encoder–decoder model; None of any other.
 
@@ -171,6 +186,11 @@ def _reader(
         accuracy_level=accuracy_level,
         program="encoder",
     )
+
+
+def _bits(made: Plan) -> set[int]:
+    """Of the quantized weights."""
+    return {held.bits for held in made.storage.values() if isinstance(held, Format)}
 
 
 def _quantization(loaded: LoadedModel, made: Plan, codes: Collection[str], accuracy_level: int) -> dict | None:

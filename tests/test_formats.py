@@ -173,11 +173,27 @@ def test_exporting_rounds_to_the_bits_that_quantize_stores(checkpoints, tmp_path
 @pytest.mark.parametrize("target", ["cpu", "portable"])
 def test_logits_are_those_of_the_same_bits(tmp_path, precision, target):
     """The oracle is the dequantized checkpoint in torch's float32."""
-    export(load(STDLIB), tmp_path / "o", precision=precision, target=target)
+    exact = {"accuracy_level": 0} if target == "cpu" else {}
+    export(load(STDLIB), tmp_path / "o", precision=precision, target=target, **exact)
     verdict = verify(tmp_path / "o", STDLIB, length=64, generate=24)
     assert verdict.verdict == "pass"
     assert [c.name for c in verdict.checks] == ["weights", "full", "cached", "greedy"]
     assert all(c.max_abs <= 1e-3 for c in verdict.checks if c.max_abs is not None)
+
+
+def test_q8_on_the_cpu_rounds_activations_by_default(tmp_path):
+    """Where ONNX Runtime has no fast kernel for 8 bits; said in a note and in the manifest, and not done to q4 or elsewhere."""
+    made = {
+        (precision, target): export(
+            load(STDLIB), tmp_path / f"{precision}-{target}", precision=precision, target=target
+        )
+        for precision, target in (("q8", "cpu"), ("q4", "cpu"), ("q8", "webgpu"), ("q8", "web"))
+    }
+    levels = {key: m.manifest["quantization"]["accuracy_level"] for key, m in made.items()}
+    assert levels == {("q8", "cpu"): 4, ("q4", "cpu"): 0, ("q8", "webgpu"): 0, ("q8", "web"): 0}
+    assert any("--accuracy-level 0 is exact" in note for note in made["q8", "cpu"].notes)
+    assert not any("accuracy level" in note for note in made["q4", "cpu"].notes)
+    assert verify(tmp_path / "q8-cpu", STDLIB, length=64, generate=24).verdict in ("pass", "near_tie")
 
 
 def test_half_precision_activations(tmp_path):

@@ -67,7 +67,7 @@ from edgeformer.export import FORMATS
     type=click.Choice(["0", "4"]),
     default=None,
     help="onnx, q4 and q8: 0 multiplies dequantized weights; 4 first rounds activations to int8: faster on CPUs, other answers"
-    " (`edgeformer quality` shows how other). [default: 0]",
+    " (`edgeformer quality` shows how other). [default: 0; q8 on the target cpu, which has no fast kernel for it at 0: 4]",
 )
 @click.option(
     "--keep", multiple=True, metavar="PATTERN", help="q4, q8: tensors to leave as they are, such as 'head.*'."

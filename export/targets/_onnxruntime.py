@@ -94,7 +94,7 @@ class OnnxRuntimeTarget(FunctionOps):
             K=groups * GROUP,
             bits=format.bits,
             block_size=GROUP,
-            accuracy_level=self.accuracy_level,
+            accuracy_level=self.level_of(format.bits, x.dtype, self.accuracy_level),
         )
 
     def quantized_take(self, codes, scales, ids, format):

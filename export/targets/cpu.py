@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from edgeformer.export.graph_ops import CONTRIB, FLOAT
 from edgeformer.export.targets._onnxruntime import OnnxRuntimeTarget
 from edgeformer.export.targets._sparse_experts import sparse_experts
@@ -11,6 +13,9 @@ class Target(OnnxRuntimeTarget):
     """Products of stored weights without a transposition in the graph."""
 
     moe_body = sparse_experts
+    usual_levels: ClassVar[dict[int, int]] = {
+        8: 4
+    }  # at level 0 the CPU provider dequantizes all 8-bit weights at every call
 
     def linear(self, x, weight):
         if x.dtype != FLOAT:
