@@ -1,17 +1,20 @@
 """Does an artefact say what the original says? The parity ladder, and the verdict that travels with the artefact.
 
 For decoders: 1. `full`, logits of one pass over the whole sequence; 2. `cached`, a prefill and then single steps; 3.
-`greedy`, tokens generated freely. For encoders: every output, on padded batches.
+`greedy`, tokens generated freely. For encoders: every output, on padded batches. Where the original has a tokenizer, also what
+users see: `tokenizer`, token ids; `chat`, rendered conversations; `stop`, the ids that end an answer; `answer`, a short chat.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from edgeformer import bundle
+from edgeformer.chat_checks import chat_prompt, check_surroundings
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import ArtefactError, InputError
 from edgeformer.layers.encoder_decoder import EncoderDecoder
@@ -39,6 +42,10 @@ in is no excuse: the reference has the same bits."""
 KL_LIMITS = {"fp16": 1e-3, "bf16": 2e-2, "int8": 2e-2}
 """Largest mean KL divergence of next-token distributions, in nats, besides: where single logits are allowed much, all of them
 together are not."""
+
+
+CHAT_TOKENS = 24
+"""Of the answer to a short chat."""
 
 
 def limit_for(compute: str, reference: np.ndarray) -> float:
@@ -276,8 +283,9 @@ def verify(
         raise InputError(f"the runtime {runtime} can't run {against.name}: {refusal}")
     checks: list[Check] = []
     opened: Path | LoadedModel = load(folder) if kind == "checkpoint" else folder
+    original = against
     if bundle.has_own_bits(precision):  # the reference has to have the same bits, and those have to be the original's
-        original, against, stored = against, load(folder), precision
+        against, stored = load(folder), precision
         precision = "fp32"
         checks.append(check_weights(against, original))
     else:
@@ -302,11 +310,21 @@ def verify(
             session.source(read)
         checks += check_decoder(session, reference, session.compute or compute)
         name = reference.runtime
+        checks += check_surroundings(folder, original, session)
+        if read is None and (chat := chat_prompt(original)) is not None:
+            count = min(CHAT_TOKENS, manifest["context"] - chat.shape[1])
+            answer = make_reference(
+                against, chat[0], precision=precision, threads=threads, prompt=chat.shape[1], generate=count
+            )
+            session = made.open(opened, Options(threads=threads, capacity=chat.shape[1] + count, variant=variant))
+            tokens, _ = greedy(session, chat, count)
+            checks.append(replace(compare_tokens(tokens, answer, session.compute or compute), name="answer"))
     else:
         inputs, name = encoder_inputs(against.spec, length, seed=seed, ids=ids), reference_runtime()
         expected = require(name)[0].open(against, Options(threads=threads, precision=precision)).encode(inputs)
         session = made.open(opened, Options(threads=threads, variant=variant))
         checks += check_encoder(session, inputs, expected, session.compute or compute)
+        checks += [c for c in check_surroundings(folder, original, session) if c.name == "tokenizer"]
     notes = []
     if session.compute not in (None, compute):
         notes.append(f"computed in {session.compute} here: this says nothing about arithmetic in {compute}")

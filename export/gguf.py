@@ -18,7 +18,7 @@ from edgeformer.companions.tokenizer import has_tokenizer
 from edgeformer.errors import ExportError
 from edgeformer.export.artefact import Exported, source_files, write_surroundings
 from edgeformer.export.filling import Progress
-from edgeformer.export.gguf_tokenizer import check_in_llama_cpp, tokenizer_metadata
+from edgeformer.export.gguf_tokenizer import check_in_llama_cpp, tokenizer_limits, tokenizer_metadata
 from edgeformer.formats import QUANTIZED, QuantizedTensor
 from edgeformer.gguf_archs._common import ROPE_FACTORS
 from edgeformer.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
@@ -68,11 +68,12 @@ def export_gguf(
     spec = loaded.spec
     weights, precision = _planned(spec, loaded.require_weights(), precision, keep)
     name, metadata, arch = architecture(spec)
-    tokenizer, remarks = {}, []
+    tokenizer, remarks, limits = {}, [], None
     if not no_tokenizer:
         if not has_tokenizer(loaded.around):
             raise ExportError(f"{loaded.name} has no tokenizer; --no-tokenizer writes the weights alone")
         tokenizer, remarks = tokenizer_metadata(loaded.around, spec.vocab)
+        limits = tokenizer_limits(loaded.around)
     written = list(
         _tensors(spec, weights.sources, arch, precision, getattr(arch, "rope_factors", lambda _: None)(spec))
     )
@@ -106,6 +107,7 @@ def export_gguf(
             if quantized
             else None,
             "target": name,
+            "tokenizer": limits,
             "context": spec.context,
             "files": bundle.sizes(folder),
             "linked": {},

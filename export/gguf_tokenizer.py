@@ -129,6 +129,13 @@ def _ends(
     return places
 
 
+def tokenizer_limits(around: Companions) -> dict[str, bool]:
+    """What llama.cpp is known to do otherwise, as notes say: it composes no characters (NFC), and takes accents off WordPiece's
+    words by rules of its own."""
+    data = json.loads(load_tokenizer(around).to_json() or "{}")
+    return {"composes": composes(data), "wordpiece": data["model"].get("type") == "WordPiece"}
+
+
 def check_in_llama_cpp(around: Companions, file: Path) -> None:
     """Compare the ids that llama.cpp gives a fixed set of texts with the model's own, where llama-cpp-python is installed.
 
@@ -139,12 +146,11 @@ def check_in_llama_cpp(around: Companions, file: Path) -> None:
         from llama_cpp import Llama
     except ImportError:
         return
-    source = load_tokenizer(around)
-    data = json.loads(source.to_json() or "{}")
+    source, limits = load_tokenizer(around), tokenizer_limits(around)
     texts = [t for t in texts_of(source) if t]
-    if composes(data):
+    if limits["composes"]:
         texts = [t for t in texts if t == unicodedata.normalize("NFC", t)]
-    if data["model"].get("type") == "WordPiece":  # accents come off by other rules there; said in a note
+    if limits["wordpiece"]:
         texts = [t for t in texts if t.isascii()]
     llama = Llama(str(file), vocab_only=True, verbose=False)
     try:

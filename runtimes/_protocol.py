@@ -20,6 +20,7 @@ from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.layers.rope import cache_restart
 from edgeformer.runtimes._inputs import check_ids, check_valid, checked_encoder_inputs, last_real
 from edgeformer.runtimes._profile import Operation
+from edgeformer.runtimes._text import ToolText
 from edgeformer.sampling import Rules, Sampling, choose
 from edgeformer.spec import Model
 from edgeformer.threads import physical_cores
@@ -216,6 +217,14 @@ class Session:
             yield token
             if i + 1 < count:
                 logits = self.forward(np.array([[token]], np.int64))[0]
+
+    def text_of_tool(self) -> ToolText:
+        """How the runtime itself reads the text around the model; nothing where it takes token ids only."""
+        return ToolText("edgeformer")
+
+    def excuses(self, text: str) -> bool:
+        """Whether the runtime is known to give a text other ids, which the export has said."""
+        return False
 
     def serve(self, prompt: list[int], gen: int) -> Served:
         """Ask a server for `gen` greedy tokens after a prompt. Called from several threads at once."""

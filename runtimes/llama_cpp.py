@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.export.gguf import MODEL_FILE
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.runtimes._text import ToolText
 from edgeformer.serialization import from_json
 from edgeformer.spec import Model
 
@@ -51,6 +53,7 @@ class LlamaSession(Session):
         spec = from_json(manifest["spec"])
         assert isinstance(spec, Model)
         super().__init__(spec, options)
+        self.manifest = manifest
         self.llama: Any = llama_cpp
         _keep_log(llama_cpp)
         llama_cpp.llama_backend_init()
@@ -111,12 +114,43 @@ class LlamaSession(Session):
             self.place, self.view = place, np.ctypeslib.as_array(logits, (wanted, self.spec.vocab))
         return [self.view.copy()]
 
-    def tokenize(self, text: str, *, special: bool = True) -> list[int]:
-        """llama.cpp's own ids of a text, with the model's special tokens around it."""
+    def text_of_tool(self):
+        from llama_cpp.llama_chat_format import Jinja2ChatFormatter
+
+        vocab, llama = self.llama.llama_model_get_vocab(self.model), self.llama
+        if llama.llama_vocab_type(vocab) == 0:  # a file without a tokenizer
+            return ToolText("llama.cpp")
+        count = llama.llama_vocab_n_tokens(vocab)
+        stops = frozenset(i for i in range(count) if llama.llama_vocab_is_eog(vocab, i))
+        template = llama.llama_model_chat_template(self.model, None)
+        render = None
+        if template is not None:
+            ends, begins = llama.llama_vocab_eos(vocab), llama.llama_vocab_bos(vocab)
+            eos, bos = (llama.llama_vocab_get_text(vocab, i).decode() if i >= 0 else "" for i in (ends, begins))
+            chat = Jinja2ChatFormatter(template.decode(), eos, bos)
+
+            def render(messages):
+                return chat(messages=messages).prompt
+
+        return ToolText(
+            "llama.cpp",
+            lambda text: self.tokenize(text, special=False, parse=True),
+            lambda text: self.tokenize(text, parse=True),
+            render,
+            stops,
+        )
+
+    def excuses(self, text):
+        data = self.manifest.get("tokenizer") or {}
+        composed = text == unicodedata.normalize("NFC", text)
+        return (data.get("composes") and not composed) or (data.get("wordpiece") and not text.isascii())
+
+    def tokenize(self, text: str, *, special: bool = True, parse: bool = False) -> list[int]:
+        """llama.cpp's own ids of a text, with the model's special tokens around it; `parse`: those inside it are recognised."""
         data = text.encode()
         vocab = self.llama.llama_model_get_vocab(self.model)
         ids = (self.llama.llama_token * (len(data) + 16))()
-        count = self.llama.llama_tokenize(vocab, data, len(data), ids, len(ids), special, False)
+        count = self.llama.llama_tokenize(vocab, data, len(data), ids, len(ids), special, parse)
         return list(ids[:count])
 
     def facts(self):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from edgeformer.export.mlx import CODE_NAME, CODE_TARGET, MODEL_FILE
 from edgeformer.layers.rope import length_dependent
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.runtimes._text import ToolText
 from edgeformer.runtimes.mlx import back_end_missing, has_gpu
 from edgeformer.sampling import Sampling
 
@@ -74,6 +76,25 @@ class MlxLmSession(Session):
             self.mx.array(prompt), self.model, max_tokens=count, sampler=sampler, prompt_cache=self.cache
         )
         return (int(token) for token, _ in steps)
+
+    def text_of_tool(self):
+        from mlx_lm.tokenizer_utils import load as load_wrapper
+
+        if not any(self.folder.glob("tokenizer*")):
+            return ToolText("mlx-lm")
+        told = json.loads((self.folder / "config.json").read_text()).get("eos_token_id")
+        tokenizer: Any = load_wrapper(self.folder, eos_token_ids=told)
+
+        def render(messages):
+            return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+        return ToolText(
+            "mlx-lm",
+            lambda text: tokenizer.encode(text, add_special_tokens=False),
+            tokenizer.encode,
+            render if tokenizer.has_chat_template else None,
+            frozenset(tokenizer.eos_token_ids),
+        )
 
     def facts(self):
         kv = self.compute or bundle.read_manifest(self.folder)["compute"]

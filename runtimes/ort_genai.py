@@ -14,6 +14,7 @@ from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import ArtefactError, InputError
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.runtimes._text import ToolText
 from edgeformer.spec import Model
 
 
@@ -32,6 +33,7 @@ class GenaiSession(Session):
             spec = bundle.read_spec(folder)
             options = replace(options, capacity=min(options.capacity or manifest["context"], manifest["context"]))
         super().__init__(spec, options)
+        self.folder = folder
         if not (folder / "genai_config.json").exists():
             raise ArtefactError(
                 f"{folder} has no genai_config.json: it is a folder for transformers.js, or an architecture that"
@@ -74,6 +76,24 @@ class GenaiSession(Session):
         best = int(logits[0].argmax())
         self.greedy = None if best in self.ends else best  # after an end its loop would stop
         return logits
+
+    def text_of_tool(self):
+        try:
+            tokenizer = self.genai.Tokenizer(self.model)
+        except RuntimeError:  # the folder has no tokenizer, or one that it can't read
+            return ToolText("ONNX Runtime GenAI", stops=frozenset(self.ends))
+
+        def render(messages):
+            return tokenizer.apply_chat_template(json.dumps(list(messages)), add_generation_prompt=True)
+
+        has_template = (self.folder / "chat_template.jinja").exists()
+        return ToolText(
+            "ONNX Runtime GenAI",
+            lambda text: tokenizer.encode(text).tolist(),
+            None,
+            render if has_template else None,
+            frozenset(int(i) for i in tokenizer.eos_token_ids),
+        )
 
     def facts(self):
         return {

@@ -16,6 +16,7 @@ from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.rounding import stored_format
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.runtimes._text import ToolText, transformers_text
 
 
 def unreadable(loaded: LoadedModel) -> str | None:
@@ -51,11 +52,17 @@ class TransformersSession(Session):
         auto: Any = (
             transformers.AutoModelForCausalLM if loaded.spec.task == "text-generation" else transformers.AutoModel
         )
+        assert loaded.folder is not None
+        self.folder = loaded.folder
         self.torch, self.device = torch, torch.device(device)
         self.model = auto.from_pretrained(loaded.folder, dtype=torch.float32, local_files_only=True)
         self.model = self.model.eval().to(self.device)
         self.call = torch.compile(self.model, dynamic=True) if options.variant == "compile" else self.model
         self._reset()
+
+    def text_of_tool(self):
+        folder = self.folder
+        return ToolText("transformers") if not any(folder.glob("tokenizer*")) else transformers_text(folder)
 
     def _reset(self):
         self.cache = None

@@ -177,7 +177,7 @@ def test_logits_are_those_of_the_same_bits(tmp_path, precision, target):
     export(load(STDLIB), tmp_path / "o", precision=precision, target=target, **exact)
     verdict = verify(tmp_path / "o", STDLIB, length=64, generate=24)
     assert verdict.verdict == "pass"
-    assert [c.name for c in verdict.checks] == ["weights", "full", "cached", "greedy"]
+    assert [c.name for c in verdict.checks] == ["weights", "full", "cached", "greedy", "tokenizer", "stop"]
     assert all(c.max_abs <= 1e-3 for c in verdict.checks if c.max_abs is not None)
 
 

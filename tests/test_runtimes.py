@@ -109,7 +109,7 @@ def test_compiled_torch_decodes_like_numpy(tmp_path):
 
 def test_a_right_artefact_passes_and_the_verdict_stays_with_it(loaded, artefact):
     verdict = parity.verify(artefact, loaded, length=40, generate=16)
-    assert verdict.verdict == parity.PASS and [c.name for c in verdict.checks] == ["full", "cached", "greedy"]
+    assert verdict.verdict == parity.PASS and [c.name for c in verdict.checks][:3] == ["full", "cached", "greedy"]
     assert bundle.read_manifest(artefact)["verdict"]["verdict"] == "pass"
 
 

@@ -101,5 +101,13 @@ def render(
     try:
         made = environment.from_string(template)
         return made.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **named)
-    except (jinja2.TemplateError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError) as e:
+    except (
+        jinja2.TemplateError,
+        TypeError,
+        ValueError,
+        ArithmeticError,
+        LookupError,
+        SyntaxError,
+        RecursionError,
+    ) as e:
         raise InputError(f"the chat template can't render this conversation: {e}") from e

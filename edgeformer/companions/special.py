@@ -56,8 +56,8 @@ _GGUF_ENDS = ("ggml.eot_token_id", "ggml.eom_token_id")
 def special_ids(around: Companions) -> SpecialIds:
     """The special ids of a model.
 
-    generation_config.json comes first, as in transformers' `generate`; then config.json, then the tokenizer's own tokens, then
-    what a GGUF file says. Ids outside the vocabulary are left out, with a note.
+    generation_config.json comes first, as in transformers' `generate`; then config.json, what a GGUF file says, and
+    the tokenizer's own tokens. Ids outside the vocabulary are left out, with a note.
 
     Raises:
         ConfigError: a value that is no id.
@@ -109,6 +109,13 @@ def _sources(around: Companions) -> Iterator[tuple[str, dict[str, Any]]]:
     yield GENERATION, {name: generation[key] for name, key in keys.items() if key in generation}
     config = around.config if around.config is not None else around.read("config.json")
     yield "config.json", {name: config[key] for name, key in keys.items() if key in config}
+    if around.embedded is not None:
+        data = around.embedded.metadata
+        said: dict[str, Any] = {name: data[key] for name, key in _GGUF.items() if key in data}
+        ends = [data[key] for key in _GGUF_ENDS if key in data]
+        if ends:
+            said["eos"] = [*([said["eos"]] if "eos" in said else []), *ends]
+        yield around.embedded.file.name, said
     if has_tokenizer(around):
         try:
             tokenizer = load_tokenizer(around)
@@ -119,13 +126,6 @@ def _sources(around: Companions) -> Iterator[tuple[str, dict[str, Any]]]:
             tokens = {name: tokenizer.named.get(key) for name, key in named.items()}
             ids = {name: tokenizer.id_of(token) for name, token in tokens.items() if token is not None}
             yield "the tokenizer", {name: i for name, i in ids.items() if i is not None}
-    if around.embedded is not None:
-        data = around.embedded.metadata
-        said: dict[str, Any] = {name: data[key] for name, key in _GGUF.items() if key in data}
-        ends = [data[key] for key in _GGUF_ENDS if key in data]
-        if ends:
-            said["eos"] = [*([said["eos"]] if "eos" in said else []), *ends]
-        yield around.embedded.file.name, said
 
 
 def _ids(value: Any, key: str, where: str, vocab: int | None, notes: list[str]) -> tuple[int, ...]:

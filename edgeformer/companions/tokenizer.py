@@ -16,7 +16,7 @@ from edgeformer.companions.files import Companions, read_object
 from edgeformer.errors import ConfigError, InputError
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The special tokens that transformers has attributes for."""
+"""The special tokens that transformers has attributes for, in the order in which it adds those that a tokenizer lacks."""
 
 
 class Tokenizer(Protocol):
@@ -143,7 +143,7 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
     if (file := folder / "special_tokens_map.json").is_file():
         settings |= read_object(file)
     if (file := folder / "added_tokens.json").is_file():
-        special = set(named_tokens(settings).values()) | set(_extra(settings))
+        special = {*named_tokens(settings).values(), *map(_content, _extra(settings))}
         settings["added_tokens_decoder"] = {
             index: {"content": token, "normalized": token not in special, "special": token in special}
             for token, index in read_object(file).items()
@@ -164,14 +164,12 @@ def _content(token: Any) -> Any:
     return token.get("content") if isinstance(token, dict) else token
 
 
-def _extra(settings: dict[str, Any]) -> list[str]:
-    """The special tokens that have no name."""
-    found: list[str] = []
+def _extra(settings: dict[str, Any]) -> list[Any]:
+    """The special tokens that have no name, texts or objects."""
+    found: list[Any] = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         value = settings.get(key) or []
-        for token in value.values() if isinstance(value, dict) else value:
-            if isinstance(text := _content(token), str) and text not in found:
-                found.append(text)
+        found += value.values() if isinstance(value, dict) else value
     return found
 
 
@@ -197,10 +195,12 @@ def _add(inner: Any, settings: dict[str, Any], file: Path) -> None:
     except (TypeError, ValueError, KeyError, AttributeError) as e:
         raise ConfigError(f"{file.parent}: the added tokens of its tokenizer can't be read: {e}") from e
     present = {t.content for t in inner.get_added_tokens_decoder().values()} | declared.keys()
-    special = [t for name, t in named_tokens(settings).items() if name in NAMED]
-    for token in dict.fromkeys((*special, *_extra(settings))):
-        if token not in present:
-            wanted.append(AddedToken(token, special=True, normalized=False))
+    for entry in (*(settings.get(name) for name in NAMED), *_extra(settings)):
+        if not isinstance(text := _content(entry), str) or text in present:
+            continue
+        present.add(text)
+        own = {k: bool(entry[k]) for k in flags if k in entry} if isinstance(entry, dict) else {}
+        wanted.append(AddedToken(text, **{"normalized": False, **own, "special": True}))
     if wanted:
         inner.add_tokens(wanted)
     wrong = {token: index for token, index in declared.items() if inner.token_to_id(token) != index}

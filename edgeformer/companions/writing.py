@@ -10,6 +10,7 @@ from typing import Any
 
 from edgeformer.companions.chat import DEFAULT, chat_templates
 from edgeformer.companions.files import GENERATION, Companions, read_object
+from edgeformer.companions.special import special_ids
 from edgeformer.companions.texts import first_difference, texts_of
 from edgeformer.companions.tokenizer import has_tokenizer, load_tokenizer, normalized_json, read_tokenizer
 from edgeformer.errors import ConfigError, ExportError, InputError
@@ -37,6 +38,8 @@ def write_companions(around: Companions, folder: Path, *, named_templates: bool 
     notes: list[str] = []
     if (file := around.find(GENERATION)) is not None:
         shutil.copyfile(file, folder / GENERATION)
+    elif around.embedded is not None and (ids := special_ids(around).as_config()):  # what the GGUF file says
+        (folder / GENERATION).write_text(json.dumps(ids, indent=2) + "\n")
     if not has_tokenizer(around):
         return notes
     source = around.tokenizer_folder

@@ -1,0 +1,47 @@
+"""What a tool itself makes of the text around a model: token ids, rendered chats, the ids that end an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+Messages = Sequence[dict[str, str]]
+
+
+@dataclass(frozen=True)
+class ToolText:
+    """A tool's own reading of an artefact's companions. What a tool hasn't is None.
+
+    encode: text -> ids, without the tokens that are put around every text, special tokens inside the text recognised. surround:
+    text -> ids with them. render: messages -> the text that an answer follows. stops: ids at which the tool stops by itself.
+    """
+
+    name: str
+    encode: Callable[[str], list[int]] | None = None
+    surround: Callable[[str], list[int]] | None = None
+    render: Callable[[Messages], str] | None = None
+    stops: frozenset[int] | None = None
+
+
+def transformers_text(folder: Any) -> ToolText:
+    """transformers on a folder: AutoTokenizer and GenerationConfig."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    defaults = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    try:
+        ends = transformers.GenerationConfig.from_pretrained(str(folder), local_files_only=True).eos_token_id
+    except OSError:
+        ends = getattr(defaults, "eos_token_id", None)
+
+    def render(messages: Messages) -> str:
+        return tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+
+    return ToolText(
+        "transformers",
+        lambda text: tokenizer(text, add_special_tokens=False)["input_ids"],
+        lambda text: tokenizer(text)["input_ids"],
+        render if tokenizer.chat_template else None,
+        frozenset(() if ends is None else ends if isinstance(ends, list) else (ends,)),
+    )
