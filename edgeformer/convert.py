@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from edgeformer.bundle import writing
 from edgeformer.errors import CheckpointError, RuntimeUnavailable
 from edgeformer.export.safetensors import NAMES, Group, write_shards
+from edgeformer.fairseq import is_fairseq, roberta
 
 PATTERNS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt")
 _WRAPPERS = ("state_dict", "model", "module")
@@ -27,6 +29,7 @@ def convert(
     """Write a checkpoint folder's pickled weights as safetensors, under their own names, with all its other files.
 
     Tensors that share memory are written once for each name. Files are memory-mapped: no more than a tensor is copied at a time.
+    A RoBERTa of fairseq (one file, with its settings) gets transformers' names and a config.json.
 
     Args:
         model: a folder with `pytorch_model.bin` (or its shards), or one file.
@@ -48,8 +51,11 @@ def convert(
     files = pickles(source)
     groups: list[Group] = []
     seen: dict[str, Path] = {}
+    config: dict[str, Any] | None = None
     for file in files:
-        for name, tensor in _state(torch, file).items():
+        tensors, told = _state(torch, file)
+        config = told or config
+        for name, tensor in tensors.items():
             if name in seen:
                 raise CheckpointError(
                     f"{name} is in {seen[name].name} and in {file.name}; these are not shards of one model"
@@ -62,6 +68,8 @@ def convert(
             for beside in sorted(source.iterdir()):
                 if beside not in files and not beside.name.startswith(".") and not _weights(beside):
                     (shutil.copytree if beside.is_dir() else shutil.copyfile)(beside, folder / beside.name)
+        if config is not None:
+            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     return Path(output)
 
 
@@ -98,12 +106,13 @@ def pickles(source: Path) -> list[Path]:
     return found
 
 
-def _state(torch: Any, file: Path) -> dict[str, Any]:
-    """The tensors of a file, memory-mapped where its format allows it."""
+def _state(torch: Any, file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """The tensors of a file, memory-mapped where its format allows it; and the config of one that holds it."""
     state: Any = None
     for options in ({"mmap": True}, {}):  # files from before torch 1.6 can't be mapped
         try:
-            state = torch.load(file, map_location="cpu", weights_only=True, **options)
+            with torch.serialization.safe_globals([argparse.Namespace]):  # fairseq's settings: plain data
+                state = torch.load(file, map_location="cpu", weights_only=True, **options)
             break
         except Exception as e:  # torch raises several kinds, among them pickle's
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
@@ -111,6 +120,8 @@ def _state(torch: Any, file: Path) -> dict[str, Any]:
                 raise CheckpointError(
                     f"{file} can't be read by torch's weights-only loader, which takes tensors and runs no code: {reason}"
                 ) from e
+    if is_fairseq(state):
+        return roberta(state, str(file))
     for key in _WRAPPERS:
         if (
             isinstance(state, dict)
@@ -122,12 +133,7 @@ def _state(torch: Any, file: Path) -> dict[str, Any]:
         raise CheckpointError(f"{file} holds no state dict (a dict of tensors)")
     if strange := [str(k) for k, v in state.items() if not isinstance(v, torch.Tensor)]:
         raise CheckpointError(f"{file} holds no plain state dict: {', '.join(strange[:4])} are no tensors")
-    return dict(_named(state))
-
-
-def _named(state: dict[Any, Any]) -> Iterator[tuple[str, Any]]:
-    for name, tensor in state.items():
-        yield str(name), tensor
+    return {str(name): tensor for name, tensor in state.items()}, None
 
 
 def _group(torch: Any, file: Path, name: str, tensor: Any) -> Group:

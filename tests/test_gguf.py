@@ -206,16 +206,15 @@ def test_the_shipped_tokenizer_gives_the_same_ids(tmp_path):
 
 @runs
 def test_unigram_and_sentencepiece_bpe_give_the_same_ids(tmp_path):
-    from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+    pytest.importorskip("sentencepiece")
+    from test_companions import slow_folder
+    from tokenizers import Tokenizer, models, normalizers, processors, trainers
+
+    from edgeformer.companions.tokenizer import read_tokenizer
 
     corpus = [*TEXTS * 3, "the quick brown fox jumps over the lazy dog " * 5]
-    unigram = Tokenizer(models.Unigram())
-    merged = normalizers.Replace(Regex(" {2,}"), " ")
-    unigram.normalizer = normalizers.Sequence([normalizers.Strip(left=False, right=True), merged])
-    unigram.pre_tokenizer, unigram.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    unigram.train_from_iterator(
-        corpus, trainers.UnigramTrainer(vocab_size=300, unk_token="<unk>", special_tokens=["<unk>", "</s>"])
-    )
+    slow_folder("t5", tmp_path / "t5")  # SentencePiece's own normaliser tables, as T5 has them
+    unigram = read_tokenizer(tmp_path / "t5").inner
     sentencepiece = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     sentencepiece.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
