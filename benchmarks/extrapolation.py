@@ -115,7 +115,7 @@ def perplexity(model: torch.nn.Module, data: torch.Tensor, length: int) -> float
 
 
 def plot(results: dict[str, list[float | None]], length: int, file: Path) -> None:
-    """Perplexity over length, a line per scheme, as one HTML file."""
+    """Perplexity over length, a line per scheme, as an HTML or SVG file by its name."""
     import altair as alt
 
     values = [
@@ -128,7 +128,8 @@ def plot(results: dict[str, list[float | None]], length: int, file: Path) -> Non
     chart = alt.Chart(alt.Data(values=values), title=f"trained at {length} bytes").mark_line(point=True)
     x, y = alt.X("length:Q", scale=scale, title="bytes read"), alt.Y("perplexity:Q", scale=scale)
     file.parent.mkdir(parents=True, exist_ok=True)
-    chart.encode(x=x, y=y, color="scheme:N").properties(width=640, height=420).save(str(file), inline=True)
+    made = chart.encode(x=x, y=y, color="scheme:N").properties(width=640, height=420)
+    made.save(str(file), **({"inline": True} if file.suffix == ".html" else {}))
 
 
 def main() -> None:
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=128, help="bytes that the models are trained on at once")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--schemes", default=",".join(SCHEMES), help="some of these, by commas")
-    parser.add_argument("--plot", type=Path, help="write a plot (HTML; needs edgeformer[report])")
+    parser.add_argument("--plot", type=Path, help="write a plot, .html or .svg (needs edgeformer[report])")
     parser.add_argument("--json", type=Path, help="write the figures")
     arguments = parser.parse_args()
     schemes = arguments.schemes.split(",")

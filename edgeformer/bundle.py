@@ -111,6 +111,15 @@ def check_place(folder: Path, force: bool, keep: Iterable[Path]) -> None:
         )
 
 
+def keep_file(file: Path, place: Path) -> None:
+    """A file of the folder that is being replaced, in the new one: by a hard link, or copied where the file system has none."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        os.link(file, place)
+    except OSError:
+        shutil.copyfile(file, place)
+
+
 def sizes(folder: Path) -> dict[str, int]:
     """Path below the folder -> bytes, of every file in it."""
     files = (f for f in sorted(folder.rglob("*")) if f.is_file())

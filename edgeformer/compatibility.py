@@ -49,15 +49,17 @@ def answers(loaded: LoadedModel) -> list[Answer]:
     found += [_mlx(spec), _gguf(loaded), _hf(spec), _checkpoint(spec)]
     for answer in found:
         kind = answer.name.split()[0]
-        answer.runtimes = dict(_runtimes(kind, spec)) if answer.precisions else {}
-        if answer.name == "onnx web":  # GenAI wants its config beside the graph
-            answer.runtimes.pop("ort_genai", None)
+        answer.runtimes = dict(_runtimes(kind, spec, answer.name.partition(" ")[2])) if answer.precisions else {}
     return found
 
 
-def _runtimes(kind: str, spec: Model) -> Iterator[tuple[str, bool]]:
+def _runtimes(kind: str, spec: Model, target: str) -> Iterator[tuple[str, bool]]:
+    """The runtimes that open a format; of ONNX, those that take what the target writes."""
+    files = {} if target == "web" else {"genai_config.json": 0}  # which GenAI wants beside the graph
     for name in names():
         runtime = get(name)[0]
+        if kind == "onnx" and runtime.declines({"target": target, "files": files}, "") is not None:
+            continue
         if runtime.ranked and runtime.takes(kind) and runtime.refuses(spec, Options()) is None:
             yield name, runtime.unavailable() is None
 

@@ -27,7 +27,7 @@ from edgeformer.reference import (
     run_cached,
     sample_ids,
 )
-from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, require
+from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, get, require
 from edgeformer.serialization import digest
 from edgeformer.threads import physical_cores
 from edgeformer.verdict import FAIL, NEAR_TIE, PASS, UNCHECKED, Check, Verdict, overall
@@ -232,6 +232,17 @@ def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dic
     return checks
 
 
+def default_runtime(kind: str, folder: Path) -> str:
+    """What runs an artefact where nobody says: the first installed runtime that opens its format; a folder for transformers in
+    transformers where that is installed, any other checkpoint in the reference's runtime."""
+    if kind != "checkpoint":
+        return first_that_opens(kind)
+    loaded = load(folder)
+    made = get("transformers")[0]
+    fits = made.unavailable() is None and made.declines_checkpoint(loaded) is None
+    return "transformers" if fits and made.refuses(loaded.spec, Options()) is None else reference_runtime()
+
+
 def rounds_to_int8(manifest: dict[str, Any]) -> bool:
     """Whether an artefact was made to round activations, or keys and values, to int8."""
     return manifest.get("kv") == "int8" or bool((manifest.get("quantization") or {}).get("accuracy_level"))
@@ -275,7 +286,7 @@ def verify(
         )
     precision, compute, kind = manifest["precision"], manifest["compute"], manifest.get("format", "onnx")
     compute = "int8" if rounds_to_int8(manifest) else compute
-    runtime = runtime or first_that_opens(kind)
+    runtime = runtime or default_runtime(kind, folder)
     made, variant = require(runtime)
     if not made.takes(kind):
         raise InputError(f"the runtime {runtime} opens {FORMATS[made.opens]}; {folder} is {FORMATS[kind]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from edgeformer.companions.special import special_ids
 from edgeformer.companions.writing import write_companions
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.rope import cache_restart
+from edgeformer.spec import Model
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,18 @@ def source_files(loaded: LoadedModel) -> set[Path]:
     return files
 
 
-def write_surroundings(loaded: LoadedModel, folder: Path) -> list[str]:
+def headless(spec: Model, config: dict[str, Any]) -> dict[str, Any]:
+    """A config that promises no head which isn't built: tools choose by `architectures` what they expect of a graph."""
+    outputs = spec.outputs()
+    if "logits" in outputs or not isinstance(spec, Encoder):
+        return config
+    named = config.get("architectures")
+    bare = [re.sub(r"For[A-Z]\w*$", "Model", str(name)) for name in named] if isinstance(named, list) else named
+    labels = ("id2label", "label2id", "num_labels", "problem_type")
+    return {**{k: v for k, v in config.items() if k not in labels}, **({"architectures": bare} if bare else {})}
+
+
+def write_surroundings(loaded: LoadedModel, folder: Path, *, named_templates: bool = False) -> list[str]:
     """All that surrounds the weights, into an artefact: tokenizer, chat template, generation defaults, an embedder's modules.
 
     Returns:
@@ -43,7 +56,10 @@ def write_surroundings(loaded: LoadedModel, folder: Path) -> list[str]:
         ExportError: the artefact's tokenizer would give other ids.
     """
     spec = loaded.spec
-    notes = [*write_companions(loaded.around, folder), *special_ids(loaded.around).notes]
+    notes = [
+        *write_companions(loaded.around, folder, named_templates=named_templates),
+        *special_ids(loaded.around).notes,
+    ]
     if (length := cache_restart(spec)) is not None:
         notes.append(
             f"beyond {length} tokens all positions are turned by other angles. edgeformer's sessions and transformers' generate"

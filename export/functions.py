@@ -36,7 +36,7 @@ class FunctionOps(GraphOps):
         return "model.onnx", "model.onnx.data"
 
     @classmethod
-    def config(cls, config: dict[str, Any], precision: str) -> dict[str, Any]:
+    def config(cls, config: dict[str, Any], precisions: list[str]) -> dict[str, Any]:
         """What config.json has to say."""
         return config
 

@@ -13,8 +13,8 @@ import onnx_ir as ir
 import edgeformer
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel
-from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, source_files, write_surroundings
+from edgeformer.errors import ArtefactError, ExportError
+from edgeformer.export.artefact import Exported, headless, source_files, write_surroundings
 from edgeformer.export.filling import Progress, fill
 from edgeformer.export.functions import FunctionOps
 from edgeformer.export.genai import genai_config
@@ -84,7 +84,8 @@ def export_onnx(
     model_file, data_file = kind.files(made.precision)
     if weights == "link" and "/" in model_file:
         raise ExportError(f"the target {target} wants weights in a file of its own ({data_file}); use --weights copy")
-    config = _config(loaded, kind, made.precision)
+    others = _other_precisions(loaded, Path(output), kind, model_file)
+    config = _config(loaded, kind, [made.precision, *(o["precision"] for o in others.values())])
     built = build(
         spec,
         made.storage,
@@ -105,7 +106,9 @@ def export_onnx(
             ir.save(reader.model, folder / "encoder_model.onnx")
         linked = fill(built, made, (folder / model_file).parent, data_file, weights == "link", progress)
         ir.save(built.model, folder / model_file)
-        surrounded = _companions(loaded, folder, config)
+        for name in (name for other in others.values() for name in other["files"]):
+            bundle.keep_file(Path(output) / name, folder / name)
+        surrounded = _companions(loaded, folder, config, named_templates=kind.needs_config)
         inputs = [v.name or "" for v in built.model.graph.inputs]
         if "/" not in model_file:
             genai, more = genai_config(loaded, context, inputs, built.cache == "shared", eos)
@@ -126,6 +129,7 @@ def export_onnx(
             "target": target,
             "model_file": model_file,
             **({} if reader is None else {"encoder_file": "encoder_model.onnx"}),
+            **({"others": others} if others else {}),
             "estimate": kind.estimate(built.model),
             "context": context,
             "lowering": built.notes,
@@ -211,7 +215,32 @@ def _context(loaded: LoadedModel, context: int | None) -> int:
     return context
 
 
-def _config(loaded: LoadedModel, kind: type[FunctionOps], precision: str) -> dict[str, Any] | None:
+def _other_precisions(
+    loaded: LoadedModel, output: Path, kind: type[FunctionOps], model_file: str
+) -> dict[str, dict[str, Any]]:
+    """The same model's graphs of other precisions that lie in the folder already, where the target has a name for each: model
+    file -> its precision, arithmetic, quantization and files. They stay there."""
+    if "/" not in model_file or not (output / bundle.MANIFEST).exists():
+        return {}
+    try:
+        there = bundle.read_manifest(output)
+        bundle.check_files(output, there)
+    except ArtefactError:
+        return {}
+    same = ("spec_digest", "weights_digest", "target")
+    wanted = {"spec_digest": digest(loaded.spec), "weights_digest": loaded.weights_digest(), "target": "web"}
+    if any(there.get(key) != wanted[key] for key in same):
+        return {}
+    found = dict(there.get("others") or {})
+    data = kind.files(there["precision"])[1]
+    last, parent = there["model_file"], there["model_file"].rsplit("/", 1)[0]
+    files = [name for name in there["files"] if name == last or name == f"{parent}/{data}"]
+    found[last] = {key: there[key] for key in ("precision", "compute", "quantization")} | {"files": files}
+    found.pop(model_file, None)
+    return found
+
+
+def _config(loaded: LoadedModel, kind: type[FunctionOps], precisions: list[str]) -> dict[str, Any] | None:
     """What config.json says: the model's own, or of a spec without one what a family of transformers says of it.
 
     Raises:
@@ -220,12 +249,14 @@ def _config(loaded: LoadedModel, kind: type[FunctionOps], precision: str) -> dic
     config = loaded.config
     if config is None and kind.needs_config:
         config = family_config(loaded.spec)[0]
-    return None if config is None else kind.config(config, precision)
+    return None if config is None else kind.config(headless(loaded.spec, config), precisions)
 
 
-def _companions(loaded: LoadedModel, folder: Path, config: dict[str, Any] | None) -> list[str]:
+def _companions(
+    loaded: LoadedModel, folder: Path, config: dict[str, Any] | None, *, named_templates: bool
+) -> list[str]:
     """The spec, the config of other tools, and what surrounds the weights; notes."""
     (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    return write_surroundings(loaded, folder)
+    return write_surroundings(loaded, folder, named_templates=named_templates)

@@ -45,8 +45,8 @@ class Target(webgpu.Target):
         return f"onnx/{name}", f"{name}_data"
 
     @classmethod
-    def config(cls, config: dict[str, Any], precision: str) -> dict[str, Any]:
-        """config.json with what transformers.js wants to be told."""
-        file = cls.files(precision)[0].rsplit("/", 1)[-1]
-        told = {"use_external_data_format": {file: 1}, "dtype": DTYPES[precision]}
+    def config(cls, config: dict[str, Any], precisions: list[str]) -> dict[str, Any]:
+        """config.json with what transformers.js wants to be told: each graph's data files, and which it takes by default."""
+        files = [cls.files(precision)[0].rsplit("/", 1)[-1] for precision in precisions]
+        told = {"use_external_data_format": dict.fromkeys(files, 1), "dtype": DTYPES[precisions[0]]}
         return {**config, "transformers.js_config": told}
