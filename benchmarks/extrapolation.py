@@ -124,9 +124,13 @@ def plot(results: dict[str, list[float | None]], length: int, file: Path) -> Non
         for times, value in zip(TIMES, row, strict=True)
         if value is not None
     ]
-    scale = alt.Scale(type="log")
+    found = [v["perplexity"] for v in values]
+    scales = [
+        alt.Scale(type="log", nice=False, domain=[low, high])
+        for low, high in ((length, length * max(TIMES)), (0.97 * min(found), 1.03 * max(found)))
+    ]
     chart = alt.Chart(alt.Data(values=values), title=f"trained at {length} bytes").mark_line(point=True)
-    x, y = alt.X("length:Q", scale=scale, title="bytes read"), alt.Y("perplexity:Q", scale=scale)
+    x, y = (alt.X("length:Q", scale=scales[0], title="bytes read"), alt.Y("perplexity:Q", scale=scales[1]))
     file.parent.mkdir(parents=True, exist_ok=True)
     made = chart.encode(x=x, y=y, color="scheme:N").properties(width=640, height=420)
     made.save(str(file), **({"inline": True} if file.suffix == ".html" else {}))

@@ -21,7 +21,8 @@ from edgeformer.safetensors_file import StoredTensor, read_header
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HARMLESS = frozenset((  # how it was trained, or which modules it has: the tensors say that themselves
-    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "exclude_modules",
+    "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules", "monteclora_config",
+    "velora_config",
     "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout",
     "megatron_core", "peft_version", "qalora_group_size", "revision", "runtime_config", "target_modules", "task_type",
 ))  # fmt: skip
@@ -203,7 +204,7 @@ def _checked(folder: Path) -> dict[str, Any]:
     if config.get("peft_type") != "LORA":
         raise ConfigError(f"{folder / CONFIG}: peft_type {config.get('peft_type')!r} can't be merged; LORA can")
     start = config.get("init_lora_weights")
-    if isinstance(start, str) and start not in ("gaussian", "eva"):
+    if isinstance(start, str) and start not in ("gaussian", "eva", "orthogonal"):
         raise ConfigError(
             f"{folder / CONFIG}: init_lora_weights = {start!r} changed the base, too; convert the adapter to a plain LoRA with"
             " PEFT"
