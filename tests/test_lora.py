@@ -128,3 +128,105 @@ def test_an_adapter_of_another_model_is_refused(tmp_path):
     hf_model(tmp_path / "wide", "llama", **settings("llama", {"head_dim": 16, "hidden_size": 96}))
     with pytest.raises(CheckpointError, match="don't fit"):
         load(f"{tmp_path / 'wide'}+{tmp_path / 'a' / 'adapter'}")
+
+
+def test_a_copy_of_the_bases_config_beside_an_adapter(tmp_path):
+    """Some trainers leave it there: the folder is an adapter still; with a model in it, it is refused."""
+    import shutil
+
+    hf = trained(tmp_path, "llama")
+    shutil.copy(tmp_path / "base" / "config.json", tmp_path / "adapter" / "config.json")
+    ids = random_ids(97, 30)
+    session = require("torch")[0].open(load(tmp_path / "adapter"), Options())
+    assert np.abs(session.forward(ids[None], all_positions=True)[0] - hf_logits(hf, ids)).max() <= tolerances.FAMILY
+    shutil.copy(tmp_path / "base" / "model.safetensors", tmp_path / "adapter")
+    with pytest.raises(CheckpointError, match=r"both a model \(model\.safetensors\) and an adapter"):
+        load(tmp_path / "adapter")
+
+
+def cached_repository(cache, name, commits, monkeypatch):
+    """A repository in a Hugging Face cache, as a download leaves it: branch or tag -> files' folder."""
+    import hashlib
+    import shutil
+
+    import huggingface_hub.constants
+
+    root = cache / f"models--{name.replace('/', '--')}"
+    for revision, folder in commits.items():
+        commit = hashlib.sha1(revision.encode()).hexdigest()
+        (root / "refs").mkdir(parents=True, exist_ok=True)
+        (root / "refs" / revision).write_text(commit)
+        shutil.copytree(folder, root / "snapshots" / commit)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(cache))
+
+
+def test_the_revision_that_an_adapter_names(tmp_path, monkeypatch):
+    """Merged into the base that it was trained on, not into main; adapters by hub id, too."""
+    hf = trained(tmp_path, "llama")
+    torch.manual_seed(5)
+    other = hf_model(tmp_path / "other", "llama", **settings("llama", next(iter(CASES["llama"].values()))))
+    with torch.no_grad():
+        for p in other.parameters():
+            p.mul_(0.5)
+    other.save_pretrained(tmp_path / "other")
+    cache = tmp_path / "cache"
+    cached_repository(cache, "o/base", {"main": tmp_path / "other", "v1": tmp_path / "base"}, monkeypatch)
+    file = tmp_path / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text()) | {"base_model_name_or_path": "o/base", "revision": "v1"}
+    file.write_text(json.dumps(config))
+    cached_repository(cache, "o/adapter", {"main": tmp_path / "adapter"}, monkeypatch)
+    ids, expected = random_ids(97, 30), None
+    expected = hf_logits(hf, ids)
+    for model in (tmp_path / "adapter", "o/adapter", f"o/base+{tmp_path / 'adapter'}", "o/base+o/adapter"):
+        session = require("torch")[0].open(load(model), Options())
+        assert np.abs(session.forward(ids[None], all_positions=True)[0] - expected).max() <= tolerances.FAMILY, model
+    notes = load(f"{tmp_path / 'base'}+{tmp_path / 'adapter'}").notes
+    assert any("revision 'v1'" in note and "not checked" in note for note in notes)
+
+
+def test_adapters_of_what_they_cannot_be_merged_into(tmp_path):
+    """An artefact, an edgeformer folder, a GGUF file: refused with the reason, never ignored."""
+    from edgeformer.api import export
+    from edgeformer.saving import save
+
+    trained(tmp_path, "llama")
+    base = load(tmp_path / "base")
+    export(base, tmp_path / "onnx")
+    export(base, tmp_path / "gguf", to="gguf", no_tokenizer=True)
+    save(base.spec, {n: np.asarray(w) for n, w in base.weights.items()}, tmp_path / "own")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "gguf" / "model.gguf").rename(tmp_path / "alone" / "model.gguf")
+    for model in ("onnx", "own"):
+        with pytest.raises(CheckpointError, match="an artefact or a checkpoint of"):
+            load(f"{tmp_path / model}+{tmp_path / 'adapter'}")
+    for model in ("alone", "alone/model.gguf"):
+        with pytest.raises(CheckpointError, match="is a GGUF file"):
+            load(f"{tmp_path / model}+{tmp_path / 'adapter'}")
+
+
+def test_an_adapters_own_chat_goes_along(tmp_path):
+    """Its tokenizer with more tokens, its template, its end ids; what it lacks is the base's."""
+    import shutil
+
+    from chat_model import chat_model, tokenizer
+
+    from edgeformer.companions.chat import chat_templates
+    from edgeformer.companions.special import special_ids
+    from edgeformer.companions.tokenizer import load_tokenizer
+
+    trained(tmp_path, "llama")
+    chat_model(tmp_path / "chat")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json"):
+        shutil.copy(tmp_path / "chat" / name, tmp_path / "base" / name)
+    plain = load(tmp_path / "adapter")
+    assert chat_templates(plain.around)["default"].startswith("{{ bos_token }}")
+    own = tokenizer()
+    own.add_special_tokens(["<own>"])
+    own.save(str(tmp_path / "adapter" / "tokenizer.json"))
+    (tmp_path / "adapter" / "chat_template.jinja").write_text("own {{ messages[0].content }}")
+    (tmp_path / "adapter" / "generation_config.json").write_text(json.dumps({"eos_token_id": 7}))
+    adapted = load(tmp_path / "adapter")
+    assert load_tokenizer(adapted.around).encode("<own>", special=False) == [own.token_to_id("<own>")]
+    assert chat_templates(adapted.around) == {"default": "own {{ messages[0].content }}"}
+    assert special_ids(adapted.around).eos == (7,)
