@@ -14,6 +14,7 @@ import numpy as np
 import edgeformer
 from edgeformer import bundle, discover
 from edgeformer.checkpoint import LoadedModel
+from edgeformer.companions.generation import generation_defaults
 from edgeformer.companions.tokenizer import has_tokenizer
 from edgeformer.errors import ExportError
 from edgeformer.export.artefact import Exported, source_files, write_surroundings
@@ -81,6 +82,7 @@ def export_gguf(
         writer = gguf.GGUFWriter(str(folder / MODEL_FILE), name)
         _say(gguf, writer, {"general.name": Path(loaded.name).resolve().name})
         _say(gguf, writer, {"general.file_type": _FILE_TYPES[precision], "general.quantization_version": 2})
+        _say(gguf, writer, {f"general.sampling.{key}": value for key, value in _sampling(loaded).items()})
         _say(gguf, writer, {f"{name}.{key}": value for key, value in metadata.items()})
         _say(gguf, writer, tokenizer or {"tokenizer.ggml.model": "no_vocab"})
         _write(gguf, writer, written, progress)
@@ -124,6 +126,18 @@ def export_gguf(
             "llama.cpp rounds activations to int8 where weights are quantized: its logits differ from the others'"
         )
     return Exported(Path(output), manifest, notes)
+
+
+def _sampling(loaded: LoadedModel) -> dict[str, Any]:
+    """How the model's makers sample, as llama.cpp's tools take it for their defaults; empty where they don't say."""
+    sampling = generation_defaults(loaded.around).sampling
+    found: dict[str, Any] = {}
+    if sampling.temperature:
+        found = {"temp": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        found |= {"min_p": sampling.min_p} if sampling.min_p else {}
+    if sampling.rules is not None and sampling.rules.repetition_penalty != 1:
+        found["penalty_repeat"] = sampling.rules.repetition_penalty
+    return found
 
 
 def architecture(spec: Model) -> tuple[str, dict[str, Any], ModuleType]:

@@ -424,6 +424,8 @@ def test_gguf_holds_template_ends_and_tokens(chat, tmp_path):
     fields = gguf.GGUFReader(str(tmp_path / "g" / "model.gguf")).fields
     told = {k.removeprefix("tokenizer."): f.contents() for k, f in fields.items() if k.startswith("tokenizer.")}
     assert told["chat_template"] == TEMPLATE and told["ggml.eos_token_id"] == more["<|im_end|>"]
+    sampling = {k: f.contents() for k, f in fields.items() if k.startswith("general.sampling.")}
+    assert sampling["general.sampling.top_k"] == 20 and abs(sampling["general.sampling.temp"] - 0.6) < 1e-6
     assert {told["ggml.eot_token_id"], told["ggml.eom_token_id"]} == {more["<|endoftext|>"], 1}
     (tmp_path / "alone").mkdir()
     shutil.copy(tmp_path / "g" / "model.gguf", tmp_path / "alone" / "m.gguf")

@@ -101,6 +101,31 @@ def test_node(folders, precision):
     assert_tokens(json.loads(run.stdout.splitlines()[-1])["tokens"], folders / precision, ids, precision)
 
 
+@node
+def test_the_chat_contract_under_node(tmp_path):
+    """Ids, a rendered chat and the end ids as transformers.js reads them: added tokens, template and defaults of the source."""
+    from chat_model import chat_model
+
+    from edgeformer.chat_checks import CHATS
+    from edgeformer.companions.chat import chat_templates, render
+    from edgeformer.companions.special import special_ids
+    from edgeformer.companions.texts import texts_of
+
+    chat_model(tmp_path / "m")
+    loaded, tokenizer = load(tmp_path / "m"), read_tokenizer(tmp_path / "m")
+    export(loaded, tmp_path / "w", target="web")
+    texts = [t for t in texts_of(tokenizer) if t]
+    (tmp_path / "request.json").write_text(json.dumps({"texts": texts, "messages": CHATS[1]}))
+    command = ["node", "text.mjs", str(tmp_path / "w"), str(tmp_path / "request.json")]
+    run = subprocess.run(command, cwd=WEB, capture_output=True, text=True, timeout=120)
+    assert run.returncode == 0, run.stderr
+    said = json.loads(run.stdout.splitlines()[-1])
+    for text, bare, whole in zip(texts, said["bare"], said["whole"], strict=True):
+        assert bare == tokenizer.encode(text, special=False) and whole == tokenizer.encode(text), text
+    assert said["chat"] == render(chat_templates(loaded.around)["default"], CHATS[1], tokenizer.named)
+    assert said["ends"] == list(special_ids(loaded.around).eos)
+
+
 class _Handler(SimpleHTTPRequestHandler):
     """Serves the page, the modules and the models; takes the answer."""
 
