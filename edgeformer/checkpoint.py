@@ -279,7 +279,8 @@ def _from_folder(
             stored = merged(stored, adapter, prefixes, turned)
             notes = [*notes, f"the adapter {adapter} is merged"]
     else:
-        raise ModelNotFound(f"{folder} holds neither a config.json (Hugging Face) nor a spec.json (edgeformer)")
+        more = f"; a GGUF file of a hub id is {name}/FILE.gguf" if is_hub_id(name) and name.count("/") == 1 else ""
+        raise ModelNotFound(f"{folder} holds neither a config.json (Hugging Face) nor a spec.json (edgeformer){more}")
     spec, more = _with_pooling(spec, folder)
     notes = notes + more
     weights = None

@@ -527,3 +527,68 @@ def test_split_gguf(tmp_path):
         CheckpointError, match=r"one of the 2 files of a split GGUF model; m-00002-of-00002\.gguf missing"
     ):
         load(tmp_path / "m-00001-of-00002.gguf")
+
+
+def test_gguf_beside_a_config(tmp_path):
+    """A hub's GGUF repository: the original's config.json beside one file is no other model; of two files one has to be named."""
+    pytest.importorskip("gguf")
+    export(load(STDLIB), tmp_path / "g", to="gguf", precision="q8")
+    (tmp_path / "m").mkdir()
+    shutil.copy(tmp_path / "g" / "model.gguf", tmp_path / "m" / "stdlib-Q8_0.gguf")
+    shutil.copy(STDLIB / "config.json", tmp_path / "m" / "config.json")
+    assert load(tmp_path / "m").spec == load(STDLIB).spec
+    shutil.copy(tmp_path / "g" / "model.gguf", tmp_path / "m" / "stdlib-other.gguf")
+    with pytest.raises(
+        CheckpointError, match=r"several GGUF files \(stdlib-Q8_0\.gguf, stdlib-other\.gguf\); give one"
+    ):
+        load(tmp_path / "m")
+    assert load(tmp_path / "m" / "stdlib-other.gguf").spec == load(STDLIB).spec
+
+
+POOLINGS = {  # what writers left in 1_Pooling/config.json -> the modes
+    "2.0": ({"word_embedding_dimension": 48, "pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False,
+             "pooling_mode_max_tokens": False, "pooling_mode_mean_sqrt_len_tokens": False}, ("cls",)),
+    "2.4": ({"word_embedding_dimension": 48, "pooling_mode_mean_tokens": True, "pooling_mode_lasttoken": False,
+             "pooling_mode_weightedmean_tokens": False, "include_prompt": True}, ("mean",)),
+    "5.4": ({"embedding_dimension": 48, "pooling_mode": "mean", "include_prompt": True}, ("mean",)),
+    "6, several": ({"embedding_dimension": 48, "pooling_mode": ["cls", "max"], "include_prompt": True}, ("cls", "max")),
+    "none switched on": ({"word_embedding_dimension": 48, "pooling_mode_mean_tokens": False}, ("mean",)),
+}  # fmt: skip
+MODULES = ("sentence_transformers.models.Transformer", "sentence_transformers.base.modules.transformer.Transformer")
+
+
+@pytest.mark.parametrize("name", POOLINGS)
+@pytest.mark.parametrize("transformer", MODULES)
+def test_poolings_of_every_version(transformer, name, tmp_path):
+    """By the last part of a module's type, and by flags or one key."""
+    from edgeformer.companions.pooling import read_embedder
+
+    config, modes = POOLINGS[name]
+    kind = transformer.rsplit(".", 2)[0]
+    modules = [{"idx": 0, "name": "0", "path": "", "type": transformer}]
+    modules += [
+        {"idx": i, "name": str(i), "path": f"{i}_{n}", "type": f"{kind}.{n}"}
+        for i, n in ((1, "Pooling"), (2, "Normalize"))
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(modules))
+    (tmp_path / "1_Pooling").mkdir()
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config))
+    found = read_embedder(tmp_path)
+    assert (found.modes, found.normalize, found.others) == (modes, True, ())
+    (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps(config | {"odd": 1}))
+    with pytest.raises(ConfigError, match="odd"):
+        read_embedder(tmp_path)
+
+
+def test_encoders_promise_no_head_that_isnt_built(tmp_path):
+    """A classifier's graph gives no logits: tools choose by `architectures` what they expect."""
+    import transformers as hf
+
+    config = hf.BertConfig(hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48, vocab_size=60,
+                           id2label={0: "a", 1: "b", 2: "c"})  # fmt: skip
+    hf.BertForSequenceClassification(config).save_pretrained(tmp_path / "m")
+    loaded = load(tmp_path / "m")
+    assert any("classification head" in note for note in loaded.notes)
+    export(loaded, tmp_path / "o")
+    told = json.loads((tmp_path / "o" / "config.json").read_text())
+    assert told["architectures"] == ["BertModel"] and "id2label" not in told
