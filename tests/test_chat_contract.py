@@ -58,14 +58,12 @@ def test_the_chat_contract(target, chat, tmp_path):
 
 
 @pytest.mark.parametrize("what", ["template", "stop", "tokens"])
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", [name for name in TARGETS if name != "gguf"])
 def test_a_broken_contract_is_found(target, what, chat, tmp_path):
     """The logits are right, and what users see isn't: verify fails by name."""
     options, runtime = TARGETS[target]
     if (missing := get(runtime)[0].unavailable()) is not None:
         pytest.skip(missing)
-    if target == "gguf":
-        pytest.skip("these are inside the GGUF file")
     folder, _ = chat
     made = tmp_path / "out"
     export(load(folder), made, **options)
@@ -96,6 +94,37 @@ def test_a_broken_contract_is_found(target, what, chat, tmp_path):
     failed = {c.name for c in verdict.checks if c.verdict == parity.FAIL}
     expected = {"template": "chat", "stop": "stop", "tokens": "tokenizer"}[what]
     assert expected in failed, [(c.name, c.verdict, c.note) for c in verdict.checks]
+
+
+@pytest.mark.parametrize("what", ["chat", "stop", "tokenizer"])
+def test_a_broken_contract_inside_a_gguf_file_is_found(what, chat, tmp_path, monkeypatch):
+    """Metadata that a wrong writer would have written; llama.cpp is asked."""
+    if (missing := get("llama_cpp")[0].unavailable()) is not None:
+        pytest.skip(missing)
+    from edgeformer.export import gguf
+
+    real, folder = gguf.tokenizer_metadata, tmp_path / "m"
+    shutil.copytree(chat[0], folder)
+    file = folder / "generation_config.json"  # an end that llama.cpp doesn't know by its text, as it does <|im_end|>
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"eos_token_id": [chat[1]["<tool>"]]}))
+
+    def broken(around, vocab):
+        found, notes = real(around, vocab)
+        match what:
+            case "chat":
+                found["tokenizer.chat_template"] = TEMPLATE.replace("assistant", "Assistant")
+            case "stop":
+                found["tokenizer.ggml.eos_token_id"] = 300
+            case _:
+                merges = found["tokenizer.ggml.merges"]
+                found["tokenizer.ggml.merges"] = merges[len(merges) // 2 :]
+        return found, notes
+
+    monkeypatch.setattr(gguf, "tokenizer_metadata", broken)
+    monkeypatch.setattr(gguf, "check_in_llama_cpp", lambda around, file: None)
+    export(load(folder), tmp_path / "g", to="gguf")
+    verdict = parity.verify(tmp_path / "g", load(folder), runtime="llama_cpp", length=40, generate=8)
+    assert what in {c.name for c in verdict.checks if c.verdict == parity.FAIL}
 
 
 def test_what_an_artefact_holds(chat, tmp_path):
