@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+import tokenizers
 import tolerances
 from support import STDLIB, run_cached, sessions
 
@@ -120,7 +121,7 @@ def minilm():
 def test_minilm(minilm, tmp_path):
     loaded = load(minilm)
     hf = transformers.AutoModel.from_pretrained(minilm).eval()
-    tokenizer = read_tokenizer(minilm).inner
+    tokenizer = tokenizers.Tokenizer.from_str(read_tokenizer(minilm).to_json())
     tokenizer.enable_padding(length=48)
     tokenizer.enable_truncation(48)
     batch = tokenizer.encode_batch(["A man is eating food.", "The girl carries a baby.", "Ωμέγα 🙂 " * 30])

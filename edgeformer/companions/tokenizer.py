@@ -7,12 +7,13 @@ to it; and where there is no tokenizer.json, it is converted from the files of t
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgeformer.companions.files import Companions, read_object
+from edgeformer.companions.files import Companions, files_of_tokenizer, read_object
 from edgeformer.errors import ConfigError, InputError
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
@@ -112,10 +113,17 @@ def load_tokenizer(around: Companions) -> Tokenizer:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a folder that has one; raises what `load_tokenizer` raises."""
-    if (folder / "tokenizer.json").is_file():
-        return _fast(folder)
-    return _converted(folder)
+    """The tokenizer of a folder that has one; raises what `load_tokenizer` raises.
+
+    What was read is kept as long as the files don't change: several of an export's steps need it. Don't change it.
+    """
+    states = ((f, f.stat()) for f in files_of_tokenizer(folder))
+    return _read(folder, tuple((f, s.st_mtime_ns, s.st_size) for f, s in states))
+
+
+@functools.lru_cache(maxsize=4)
+def _read(folder: Path, state: tuple[Any, ...]) -> Tokenizer:
+    return _fast(folder) if (folder / "tokenizer.json").is_file() else _converted(folder)
 
 
 def _fast(folder: Path) -> FastTokenizer:
