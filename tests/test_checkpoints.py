@@ -149,7 +149,7 @@ def test_corrupt_header(folder, header):
 
 def test_pickled_weights_are_refused_with_the_conversion(folder):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(CheckpointError, match=r"safetensors only.*save_pretrained"):
+    with pytest.raises(CheckpointError, match=r"safetensors only.*edgeformer convert"):
         load(folder)
 
 
