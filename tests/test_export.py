@@ -130,7 +130,9 @@ def test_a_failed_replacement_keeps_the_old_artefact(checkpoint_copy, tmp_path, 
     place = tmp_path / "place"
     export_onnx(load(checkpoint_copy), place / "onnx")
     before = (place / "onnx" / bundle.MANIFEST).read_text()
-    monkeypatch.setattr(exporter, "_companions", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "Input/output error")))
+    monkeypatch.setattr(
+        exporter, "_companions", lambda *_, **__: (_ for _ in ()).throw(OSError(5, "Input/output error"))
+    )
     with pytest.raises(ExportError):
         export_onnx(load(checkpoint_copy), place / "onnx", precision="fp16")
     assert leftovers(place) == ["onnx"] and (place / "onnx" / bundle.MANIFEST).read_text() == before
