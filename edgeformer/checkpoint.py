@@ -19,7 +19,7 @@ from typing import Any
 from edgeformer import discover
 from edgeformer.adapters import base_of, base_revision, is_adapter, merged
 from edgeformer.companions.evidence import check_schemes, remarks
-from edgeformer.companions.files import Companions, Embedded
+from edgeformer.companions.files import Companions, Embedded, read_object
 from edgeformer.companions.pooling import read_embedder, supported_mode
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
 from edgeformer.gguf_checkpoint import gguf_in, ggufs_in, read_gguf
@@ -334,6 +334,11 @@ def _with_pooling(spec: Model, folder: Path) -> tuple[Model, list[str]]:
     if not embedder.include_prompt:
         notes.append(
             "its pooling leaves out the prompt's tokens (include_prompt), which edgeformer pools with the others"
+        )
+    settings = folder / "config_sentence_transformers.json"
+    if settings.is_file() and (prompt := read_object(settings).get("default_prompt_name")) is not None:
+        notes.append(
+            f"sentence-transformers puts its prompt {prompt!r} before every text; here texts are taken as they are"
         )
     return replace(spec, pooling=pooling), notes
 

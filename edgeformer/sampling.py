@@ -102,7 +102,7 @@ class Sampling:
     def __post_init__(self) -> None:
         for name, low, high in (("temperature", 0, 100), ("top_p", 1e-9, 1), ("min_p", 0, 1), ("top_k", 0, 1 << 30)):
             if not low <= getattr(self, name) <= high:
-                raise InputError(f"{name} must lie in [{low:g}, {high:g}], got {getattr(self, name)}")
+                raise InputError(f"{name} must lie in [{low:g}, {high:,}], got {getattr(self, name)}")
         if self.seed is not None and self.seed < 0:
             raise InputError(f"seed must not be negative, got {self.seed}")
 

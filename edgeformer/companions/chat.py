@@ -85,8 +85,17 @@ def render(
         InputError: the template refuses the conversation, or is broken.
     """
     import jinja2
-    from jinja2.ext import loopcontrols
+    from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks what an assistant says, for training; its text is that of its body."""
+
+        tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
+
+        def parse(self, parser: Any) -> Any:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
@@ -94,13 +103,16 @@ def render(
     def as_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, Generation]
+    )
     environment.filters["tojson"] = as_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
     try:
         made = environment.from_string(template)
-        return made.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **named)
+        given = {"tools": None, "documents": None, **named}  # transformers gives both, None without any
+        return made.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **given)
     except (
         jinja2.TemplateError,
         TypeError,

@@ -10,7 +10,7 @@ from typing import Any
 
 from edgeformer.companions.files import GENERATION, Companions
 from edgeformer.companions.special import special_ids
-from edgeformer.errors import ConfigError
+from edgeformer.errors import ConfigError, InputError
 from edgeformer.sampling import Rules, Sampling
 
 TOP_K = 50
@@ -72,26 +72,32 @@ def generation_defaults(around: Companions) -> GenerationDefaults:
     ):
         raise ConfigError(f"{where}: bad_words_ids must be a list of lists of token ids, got {str(words)[:80]}")
     eos = special_ids(around).eos
-    rules = Rules(
-        repetition_penalty=float(number("repetition_penalty", 1.0)),
-        no_repeat_ngram=int(number("no_repeat_ngram_size", 0)),
-        bad_words=tuple(tuple(word) for word in words if not (len(word) == 1 and word[0] in eos)),
-        min_length=int(number("min_length", 0)),
-        min_new=int(number("min_new_tokens", 0)),
-        forced_bos=next(iter(ids("forced_bos_token_id")), None),
-        forced_eos=ids("forced_eos_token_id"),
-        suppressed=ids("suppress_tokens"),
-        suppressed_first=ids("begin_suppress_tokens"),
-        eos=eos,
-    )
+    try:
+        rules = Rules(
+            repetition_penalty=float(number("repetition_penalty", 1.0)),
+            no_repeat_ngram=int(number("no_repeat_ngram_size", 0)),
+            bad_words=tuple(tuple(word) for word in words if not (len(word) == 1 and word[0] in eos)),
+            min_length=int(number("min_length", 0)),
+            min_new=int(number("min_new_tokens", 0)),
+            forced_bos=next(iter(ids("forced_bos_token_id")), None),
+            forced_eos=ids("forced_eos_token_id"),
+            suppressed=ids("suppress_tokens"),
+            suppressed_first=ids("begin_suppress_tokens"),
+            eos=eos,
+        )
+    except InputError as e:
+        raise ConfigError(f"{where}: {e}") from e
     sampled = data.get("do_sample") is True
-    sampling = Sampling(
-        temperature=float(number("temperature", 1.0)) if sampled else 0.0,
-        top_k=int(number("top_k", TOP_K)) if sampled else 0,
-        top_p=float(number("top_p", 1.0)) if sampled else 1.0,
-        min_p=float(number("min_p", 0.0)) if sampled else 0.0,
-        rules=rules if rules != Rules(eos=eos) else None,
-    )
+    try:
+        sampling = Sampling(
+            temperature=float(number("temperature", 1.0)) if sampled else 0.0,
+            top_k=max(int(number("top_k", TOP_K)), 0) if sampled else 0,  # -1 is off in other tools' files
+            top_p=float(number("top_p", 1.0)) if sampled else 1.0,
+            min_p=float(number("min_p", 0.0)) if sampled else 0.0,
+            rules=rules if rules != Rules(eos=eos) else None,
+        )
+    except InputError as e:
+        raise ConfigError(f"{where}: {e}") from e
     asked = {k: data[k] for k, idle in _NOT_DONE.items() if k in data and data[k] not in (idle, None)}
     if not sampled:  # warpers of sampling do nothing in greedy search
         asked = {k: v for k, v in asked.items() if k not in ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")}

@@ -25,7 +25,7 @@ DECOMPOSED = TEXTS[9]
 
 def texts_of(tokenizer: Tokenizer) -> list[str]:
     """The texts, and some with the tokenizer's own special tokens inside."""
-    named = list(dict.fromkeys(tokenizer.named.values()))[:8]
+    named = list(dict.fromkeys((*tokenizer.named.values(), *tokenizer.special())))[:8]
     return [*TEXTS, *(f"a{token}b" for token in named), *(["".join(named)] if named else [])]
 
 

@@ -38,6 +38,10 @@ class Tokenizer(Protocol):
         """The id of a token, None if there is no such token."""
         ...
 
+    def special(self) -> list[str]:
+        """The special tokens, named or not, by id."""
+        ...
+
     def to_json(self) -> str | None:
         """The content of a tokenizer.json that alone gives the same ids; None of a tokenizer that none can say."""
         ...
@@ -59,6 +63,9 @@ class FastTokenizer:
     def id_of(self, token: str) -> int | None:
         return self.inner.token_to_id(token)
 
+    def special(self) -> list[str]:
+        return [token.content for _, token in sorted(self.inner.get_added_tokens_decoder().items()) if token.special]
+
     def to_json(self) -> str | None:
         return self.inner.to_str(pretty=True)
 
@@ -79,6 +86,9 @@ class SlowTokenizer:
     def id_of(self, token: str) -> int | None:
         found = self.inner.convert_tokens_to_ids(token)
         return found if self.inner.convert_ids_to_tokens(found) == token else None
+
+    def special(self) -> list[str]:
+        return list(self.inner.all_special_tokens)
 
     def to_json(self) -> str | None:
         return None
@@ -137,8 +147,42 @@ def _fast(folder: Path) -> FastTokenizer:
     inner.no_truncation()
     inner.no_padding()
     settings = tokenizer_settings(folder)
+    _apply_class(inner, settings)
     _add(inner, settings, file)
-    return FastTokenizer(inner, named_tokens(settings))
+    return FastTokenizer(inner, named_tokens(settings) or _usual_tokens(inner))
+
+
+_WORDPIECE = (
+    "Bert",
+    "DistilBert",
+    "Electra",
+    "MobileBert",
+    "LayoutLM",
+    "Funnel",
+    "Lxmert",
+    "ConvBert",
+    "SqueezeBert",
+    "MPNet",
+)
+_BYTE_LEVEL = ("GPT2", "Roberta", "Bart", "Longformer", "LED", "Blenderbot", "Deberta", "CodeGen", "Bloom")
+
+
+def _apply_class(inner: Any, settings: dict[str, Any]) -> None:
+    """What classes of transformers take from tokenizer_config.json over tokenizer.json: BERT's lower case, accents and Chinese
+    characters, and GPT-2's space before a text."""
+    name = str(settings.get("tokenizer_class") or "")
+    normalizer, splitter = inner.normalizer, inner.pre_tokenizer
+    if name.startswith(_WORDPIECE) and type(normalizer).__name__ == "BertNormalizer":
+        for key, field in (("do_lower_case", "lowercase"), ("tokenize_chinese_chars", "handle_chinese_chars")):
+            if isinstance(settings.get(key), bool):
+                setattr(normalizer, field, settings[key])
+        if "strip_accents" in settings and settings["strip_accents"] in (None, True, False):
+            normalizer.strip_accents = settings["strip_accents"]
+        inner.normalizer = normalizer
+    space = settings.get("add_prefix_space")
+    if name.startswith(_BYTE_LEVEL) and type(splitter).__name__ == "ByteLevel" and isinstance(space, bool):
+        splitter.add_prefix_space = space
+        inner.pre_tokenizer = splitter
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
@@ -161,11 +205,22 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
 
 def named_tokens(settings: dict[str, Any]) -> dict[str, str]:
     """`bos_token` and its like: all keys of a tokenizer's settings that end so, and hold a token."""
-    found = {}
-    for key, value in settings.items():
-        if key.endswith("_token") and isinstance(token := _content(value), str):
-            found[key] = token
-    return found
+    extra = settings.get("extra_special_tokens")
+    entries = {k: v for k, v in settings.items() if k.endswith("_token")} | (extra if isinstance(extra, dict) else {})
+    return {key: token for key, value in entries.items() if isinstance(token := _content(value), str)}
+
+
+_USUAL = (  # the named tokens of classes whose configs don't name them: BERT's, RoBERTa's and BART's, GPT-2's
+    {"unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]"},
+    {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "sep_token": "</s>", "pad_token": "<pad>", "cls_token": "<s>",
+     "mask_token": "<mask>"},
+    {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>", "unk_token": "<|endoftext|>"},
+)  # fmt: skip
+
+
+def _usual_tokens(inner: Any) -> dict[str, str]:
+    """The named tokens of a tokenizer whose settings name none: those of the first class that it has all of."""
+    return next((names for names in _USUAL if all(inner.token_to_id(t) is not None for t in names.values())), {})
 
 
 def _content(token: Any) -> Any:
@@ -267,4 +322,5 @@ def normalized_json(around: Companions) -> str | None:
         raise InputError(f"{folder / 'tokenizer.json'} can't be read: {e}") from e
     ours = json.loads(made)
     complete = len(stored.get("added_tokens") or ()) == len(ours["added_tokens"])
-    return None if complete and not stored.get("truncation") and not stored.get("padding") else made
+    changed = any(ours.get(part) != stored.get(part) for part in ("normalizer", "pre_tokenizer"))
+    return None if complete and not changed and not stored.get("truncation") and not stored.get("padding") else made

@@ -98,5 +98,6 @@ def _check(around: Companions, folder: Path, notes: list[str]) -> None:
             raise ExportError(
                 f"the artefact's tokenizer gives the text {text!r} the ids {given}, the source's {wanted}; nothing was written"
             )
-    if chat_templates(around).keys() - chat_templates(Companions((folder,))).keys():
-        raise ExportError("the artefact lost a chat template; nothing was written")
+    templates, there = chat_templates(around), chat_templates(Companions((folder,)))
+    if wrong := [name for name, text in templates.items() if there.get(name) != text]:
+        raise ExportError(f"the artefact's chat template {wrong[0]!r} is not the source's; nothing was written")
