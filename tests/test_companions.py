@@ -290,6 +290,9 @@ def test_templates_are_found_where_transformers_finds_them(tmp_path):
     shutil.rmtree(tmp_path / "additional_chat_templates")
     with pytest.raises(ConfigError, match="chat_template must be"):
         chat_templates(around)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        chat_templates(around)
 
 
 def test_rendered_as_transformers_renders(chat):

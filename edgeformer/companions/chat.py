@@ -9,6 +9,7 @@ from __future__ import annotations
 import datetime
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from edgeformer.companions.files import Companions
@@ -41,9 +42,9 @@ def _of_folder(around: Companions) -> dict[str, str]:
     found: dict[str, str] = {}
     folder = around.folders[0]
     if (file := around.find("chat_template.jinja")) is not None:
-        found[DEFAULT] = file.read_text(encoding="utf-8")
+        found[DEFAULT] = _text(file)
     for file in sorted(folder.glob("additional_chat_templates/*.jinja")):
-        found[file.stem] = file.read_text(encoding="utf-8")
+        found[file.stem] = _text(file)
     if found:
         return found
     for name in ("tokenizer_config.json", "chat_template.json"):
@@ -64,6 +65,13 @@ def _of_folder(around: Companions) -> dict[str, str]:
         if found:
             return found
     return {}
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as e:
+        raise ConfigError(f"{file} can't be read as UTF-8 text: {e}") from e
 
 
 def render(
