@@ -39,10 +39,8 @@ HEAVY = (
 def test_webgpu(tmp_path, precision):
     """The oracle is the same bits in numpy's float32; half precision within its rounding."""
     export(load(STDLIB), tmp_path / "m", target="webgpu", precision=precision)
-    ids = (
-        read_tokenizer(STDLIB)
-        .encode("def main(argv=None):\n    parser = argparse.ArgumentParser(description=__doc__)")
-        .ids
+    ids = read_tokenizer(STDLIB).encode(
+        "def main(argv=None):\n    parser = argparse.ArgumentParser(description=__doc__)"
     )
     libraries = MESA / "usr" / "lib" / "x86_64-linux-gnu"
     environment = os.environ | {
