@@ -133,7 +133,7 @@ def load(
         ModelNotFound, ConfigError, SpecError, CheckpointError: see their docstrings.
     """
     path, name = Path(model), str(model)
-    if not path.exists() and "+" in name and (adapter := _adapter_at(name.rpartition("+")[2], None)) is not None:
+    if not path.exists() and "+" in name and (adapter := _adapter_at(name.rpartition("+")[2])) is not None:
         return _adapted(name.rpartition("+")[0], adapter, name, allow_unread_config, revision)
     known = named_specs()
     if not path.exists() and name not in known and is_hub_id(name):
@@ -167,11 +167,11 @@ def load(
     return replace(loaded, weights=bound, notes=loaded.notes + notes)
 
 
-def _adapter_at(name: str, revision: str | None) -> Path | None:
+def _adapter_at(name: str) -> Path | None:
     """The folder of an adapter by its path or hub id; None if it is none."""
     folder = Path(name)
     if not folder.exists() and is_hub_id(name):
-        folder = download(name, revision)
+        folder = download(name, None)
     return folder if folder.is_dir() and is_adapter(folder) else None
 
 

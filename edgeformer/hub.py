@@ -32,8 +32,7 @@ def download(hub_id: str, revision: str | None) -> Path:
     try:
         if file:
             return Path(hf_hub_download(repository, file, revision=revision))
-        patterns = [pattern for pattern in DOWNLOADED if not pattern.endswith(".gguf")]
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=list(DOWNLOADED)))
     except LocalEntryNotFoundError as e:
         raise ModelNotFound(
             f"{hub_id!r} is no local folder or file, is not in the Hugging Face cache, and the hub can't be reached"

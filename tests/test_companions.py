@@ -14,7 +14,7 @@ from edgeformer.api import export
 from edgeformer.checkpoint import load
 from edgeformer.companions.chat import chat_templates, render
 from edgeformer.companions.files import Companions, companions_of
-from edgeformer.companions.special import NONE, UNKNOWN, special_ids
+from edgeformer.companions.special import NONE, UNKNOWN, decoder_start, special_ids
 from edgeformer.companions.texts import TEXTS, texts_of
 from edgeformer.companions.tokenizer import load_tokenizer, read_tokenizer
 from edgeformer.errors import ConfigError, InputError
@@ -219,6 +219,22 @@ def test_three_states(tmp_path):
     assert (found.bos, found.pad, found.eos, found.decoder_start) == (0, NONE, (), UNKNOWN)
     assert found.as_config() == {"bos_token_id": 0}
     assert ids_of(tmp_path, config={"pad_token_id": -1}).pad is NONE  # Llama 1's way of saying it
+
+
+def test_how_decoders_begin(tmp_path):
+    """As transformers does: what a file gives; else T5's padding token, which is 0 by default, or `bos`."""
+    cases: list[tuple[dict, int]] = [
+        ({"model_type": "t5"}, 0),
+        ({"model_type": "mt5", "pad_token_id": 3, "bos_token_id": 1}, 3),
+        ({"model_type": "t5", "decoder_start_token_id": 7, "pad_token_id": 3}, 7),
+        ({"model_type": "bart", "bos_token_id": 1, "pad_token_id": 3}, 1),
+    ]
+    for config, first in cases:
+        assert decoder_start(Companions((tmp_path,), config, None, 300)) == first, config
+    none: list[dict] = [{"model_type": "bart"}, {"model_type": "t5", "pad_token_id": None}]
+    for config in none:
+        with pytest.raises(ConfigError, match="no decoder_start_token_id"):
+            decoder_start(Companions((tmp_path,), config, None, 300))
 
 
 def test_where_ids_come_from(tmp_path):

@@ -53,7 +53,7 @@ def test_pooling_of_a_long_text(mode, normalize, tmp_path):
     loaded, weights = saved(spec, tmp_path / "m")
     last = [n for n in weights if n.startswith("layers.1.") and n.endswith("norm.weight")][-1]
     biases = last.replace("weight", "bias")
-    loaded, _ = rewritten(
+    loaded = rewritten(
         spec, weights | {last: weights[last] * 300 + 300, biases: np.full(64, 700.0, np.float32)}, tmp_path
     )
     ids = random_ids(31, 2, TOKENS)
@@ -70,7 +70,7 @@ def rewritten(spec, weights, folder):
     from edgeformer.checkpoint import load
 
     saving.save(spec, weights, folder / "m2")
-    return load(folder / "m2"), weights
+    return load(folder / "m2")
 
 
 ATTENTIONS = {
@@ -89,7 +89,7 @@ def test_scores_beyond_the_range(kind, tmp_path):
     _, weights = saved(spec, tmp_path / "m")
     factor = 1.0 if kind == "additive" else 25.0
     large = {n: w * factor for n, w in weights.items() if n.endswith(("attention.q.weight", "attention.k.weight"))}
-    loaded, _ = rewritten(spec, weights | large, tmp_path)
+    loaded = rewritten(spec, weights | large, tmp_path)
     ids = random_ids(31, 1, 40)
     for name, session in half_sessions(loaded, tmp_path):
         assert np.isfinite(session.forward(ids, all_positions=True)).all(), name
@@ -101,10 +101,8 @@ def test_norms_of_large_states(norm, tmp_path):
     block = Block(attention=GQA(heads=4, kv_heads=2, head_dim=16), ffn=GLU(hidden=24), norm=norm)
     spec = replace(small_spec(), blocks=(block,) * 2, norm=norm)
     _, weights = saved(spec, tmp_path / "m")
-    loaded, _ = rewritten(spec, weights | {"embed.weight": weights["embed.weight"] * 4000}, tmp_path)
+    loaded = rewritten(spec, weights | {"embed.weight": weights["embed.weight"] * 4000}, tmp_path)
     ids = random_ids(31, 1, 40)
-    untied = replace(spec, tied=False)
-    del untied
     expected = require("numpy")[0].open(loaded, Options(threads=1)).forward(ids, all_positions=True)
     for name, session in half_sessions(loaded, tmp_path):
         found = session.forward(ids, all_positions=True)
@@ -157,7 +155,7 @@ def test_one_token_type_is_no_input(tmp_path):
     names = [i.name for i in onnx.load(str(tmp_path / "onnx" / "model.onnx"), load_external_data=False).graph.input]
     assert names == ["input_ids", "attention_mask"]
     ids = random_ids(31, 2, 9)
-    without, _ = rewritten(spec, weights | {"type_embed.weight": weights["type_embed.weight"] * 0}, tmp_path)
+    without = rewritten(spec, weights | {"type_embed.weight": weights["type_embed.weight"] * 0}, tmp_path)
     runs = [
         require(n)[0].open(loaded, Options(threads=1)).encode({"input_ids": ids}) for n in ("numpy", "torch", "mlx")
     ]

@@ -1,5 +1,6 @@
 """Choosing codes: GPTQ, AWQ, mixed formats, and what quality says of them."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -263,6 +264,19 @@ def refused(expected: str, function, *arguments, kind: type = EdgeformerError, *
     with pytest.raises(kind) as caught:
         function(*arguments, **options)
     assert expected in str(caught.value)
+
+
+def test_the_manifest_lists_files_below_folders(tmp_path):
+    """Every file with its size, and no folder: several chat templates lie in a folder of their own."""
+    source = tmp_path / "m"
+    shutil.copytree(STDLIB, source)
+    templates = {"default": "{{ messages[0].content }}", "tool_use": "{{ tools }}"}
+    (source / "chat_template.jinja").write_text(templates["default"])
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tool_use.jinja").write_text(templates["tool_use"])
+    listed = run.quantize(load(source), tmp_path / "q", method="rtn").manifest["files"]
+    assert listed["additional_chat_templates/tool_use.jinja"] == len(templates["tool_use"])
+    assert all((tmp_path / "q" / name).is_file() for name in listed)
 
 
 def test_refusals(text, made, tmp_path):

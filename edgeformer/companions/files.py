@@ -23,9 +23,9 @@ EMBEDDER_FILES = ("sentence_bert_config.json", "config_sentence_transformers.jso
 """sentence-transformers' settings that go along unchanged: the longest text, prompts. Its modules are written anew."""
 GENERATION = "generation_config.json"
 DOWNLOADED = (
-    *TOKENIZER_FILES, *TOKENIZER_PATTERNS, "*.json", "*/config.json", "*.safetensors", "*/model.safetensors", "*.gguf",
+    *TOKENIZER_FILES, *TOKENIZER_PATTERNS, "*.json", "*/config.json", "*.safetensors", "*/model.safetensors",
 )  # fmt: skip
-"""Patterns of what is downloaded of a hub id (GGUF files only where they are asked for by name)."""
+"""Patterns of what is downloaded of a hub id; a GGUF file only where it is asked for by name."""
 
 
 @dataclass(frozen=True)

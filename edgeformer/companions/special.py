@@ -83,16 +83,21 @@ def special_ids(around: Companions) -> SpecialIds:
 def decoder_start(around: Companions) -> int:
     """The id that an encoder–decoder model begins to write with.
 
+    T5 begins with its padding token, which is 0 where no file gives one (the default of its config); other models with
+    `bos`, as transformers' `generate` does.
+
     Raises:
-        ConfigError: no config says it.
+        ConfigError: no file gives it.
     """
     ids = special_ids(around)
     if isinstance(ids.decoder_start, int):
         return ids.decoder_start
-    if (around.config or {}).get("model_type") in ("t5", "mt5") and isinstance(ids.pad, int):
-        return ids.pad
-    if isinstance(ids.bos, int) and (around.config or {}).get("model_type") not in ("t5", "mt5"):
-        return ids.bos  # as transformers' generate falls back
+    is_t5 = (around.config or {}).get("model_type") in ("t5", "mt5")
+    start = ids.pad if is_t5 else ids.bos
+    if isinstance(start, int):
+        return start
+    if is_t5 and start is UNKNOWN:
+        return 0
     where = around.folders[0] if around.folders else "this model"
     raise ConfigError(f"{where} has no decoder_start_token_id, so it isn't known how to begin to write")
 

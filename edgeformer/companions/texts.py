@@ -20,7 +20,6 @@ TEXTS = (
     "",
 )
 """Languages, emoji, white space, numbers, code."""
-DECOMPOSED = TEXTS[9]
 
 
 def texts_of(tokenizer: Tokenizer) -> list[str]:

@@ -16,7 +16,7 @@ from edgeformer.threads import physical_cores
 
 @dataclass(frozen=True)
 class Settings:
-    """What every row runs: `gens` decode steps after its prompt, `rounds` times, with `threads` threads (all cores).
+    """What every row runs: `gens` decode steps after its prompt, `rounds` times, with `threads` threads (all physical cores).
 
     Every combination of `prompts`, `gens` and `depths` (tokens), `batches` (sequences) and, for servers, `concurrency`
     (clients) makes a row. `limit_s` is what a row of one shape may take in all. `twice`: run one row twice, to tell noise from

@@ -123,8 +123,9 @@ def quantize(
         partial = PartialFile(scratch, entries, identity)
         resumed = len(partial.done & weights.keys())
         _fill(Job(loaded, formats, ids, partial, options or {}, report), made, progress)
-        manifest = _assemble(loaded, partial, output, force, method, formats, about or {})
-    notes = [f"went on with {resumed} tensors that an earlier run had made"] if resumed else []
+        manifest, notes = _assemble(loaded, partial, output, force, method, formats, about or {})
+    if resumed:
+        notes.insert(0, f"went on with {resumed} tensors that an earlier run had made")
     return QuantizedCheckpoint(output, manifest, notes)
 
 
@@ -167,8 +168,11 @@ def _assemble(
     method: str,
     formats: dict[str, Format],
     about: dict[str, Any],
-) -> dict[str, Any]:
-    """Put the finished file into its folder; the manifest. Until that is complete, the file stays where it was, too."""
+) -> tuple[dict[str, Any], list[str]]:
+    """Put the finished file into its folder; the manifest, and notes for the user.
+
+    Until the folder is complete, the file stays where it was, too.
+    """
     if missing := sorted(partial.entries.keys() - partial.complete()):
         raise CheckpointError(f"{partial.file} lacks {len(missing)} tensors ({missing[0]}, ...); run the command again")
     spec = loaded.spec
@@ -177,7 +181,7 @@ def _assemble(
             os.link(partial.file, folder / WEIGHTS)
         except OSError:
             shutil.copyfile(partial.file, folder / WEIGHTS)
-        _companions(loaded, folder)
+        notes = _companions(loaded, folder)
         quantized = load(folder).require_weights()
         left = sorted(set(quantizable(spec)) - set(formats))
         manifest = {
@@ -197,12 +201,12 @@ def _assemble(
             },
             "target": "any",
             "context": spec.context,
-            "files": {f.name: f.stat().st_size for f in sorted(folder.iterdir())},
+            "files": bundle.sizes(folder),
             "linked": {},
             "verdict": None,
         }
         bundle.write_manifest(folder, manifest)
-    return manifest
+    return manifest, notes
 
 
 def _entries(loaded: LoadedModel, formats: dict[str, Format], changed: set[str]) -> dict[str, Any]:
@@ -243,8 +247,8 @@ def _fill(job: Job, method: Method, progress: Progress | None) -> None:
             write({name: np.asarray(weights[name])})
 
 
-def _companions(loaded: LoadedModel, folder: Path) -> None:
+def _companions(loaded: LoadedModel, folder: Path) -> list[str]:
     (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
     if loaded.config is not None:
         (folder / "config.json").write_text(json.dumps(loaded.config, indent=2) + "\n")
-    write_surroundings(loaded, folder)
+    return write_surroundings(loaded, folder)
