@@ -21,7 +21,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     ),
     "generation: read from generation_config.json, or from here where there is none": (
         "bad_words_ids", "begin_suppress_tokens", "bos_token_id", "cls_token_id", "decoder_start_token_id", "diversity_penalty",
-        "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id", "eos_token_ids",
+        "do_sample", "early_stopping", "encoder_no_repeat_ngram_size", "eos_token_id",
         "exponential_decay_length_penalty", "force_bos_token_to_be_generated", "forced_bos_token_id", "forced_eos_token_id",
         "length_penalty", "max_length", "max_new_tokens", "min_length", "no_repeat_ngram_size", "num_beam_groups", "num_beams",
         "num_return_sequences", "pad_token_id", "prefix", "remove_invalid_values", "repetition_penalty", "sep_token_id",
@@ -44,6 +44,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
         "transformers_version",
         "unsloth_fixed", "unsloth_version", "quantization_config_original", "model_name",
     ),
+    "of transformers 2; today's versions read it no more": ("eos_token_ids",),
     "how it was trained": ("gradient_checkpointing", "output_past", "max_sequence_length"),
     "limits of the tokenizer": ("model_max_length", "tokenizer_class", "tokenizer_model_max_length", "tokenizer_padding_side"),
 }  # fmt: skip

@@ -29,7 +29,7 @@ HARMLESS = {
         "*.h5", "*.msgpack", "*.ot", "*.tflite", "model*.onnx*", "encoder_model.onnx*", "decoder_model*.onnx*", "*.mlmodel",
         "consolidated*.safetensors", "consolidated*.pth", "params.json", "model.safetensors",
     ),
-    "housekeeping": (".*", "*.partial", "sentencepiece.*.vocab", "*.vocab", "quantize_config.txt", "handler.py",
+    "housekeeping": (".*", "*.partial", "sentencepiece.*.vocab", "*.vocab", "quantize_config.txt",
                      "preprocessor_config.json", "processor_config.json", "special_tokens.txt", "tokenizer_meta.json"),
 }  # fmt: skip
 """Files that say nothing about what the model answers, by why."""
