@@ -54,6 +54,19 @@ def test_launches_of_a_llama_layer():
         assert lean.step(30) == 30 * 12 + sum(lean.rest.values())
 
 
+def test_launches_after_thousands_of_weights_that_were_never_evaluated():
+    """MLX records a function by recursion along the chain of random keys: the process ended with a stack overflow."""
+    program = (
+        "import mlx.core as mx\n"
+        "from edgeformer.backends.mlx import launches\n"
+        "from edgeformer.checkpoint import load\n"
+        "for _ in range(100_000): mx.random.normal((1,))\n"
+        "print(launches.ours(load('smollm2-135m').spec).layer())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "12\n", (done.returncode, done.stderr[-500:])
+
+
 def test_launches_with_head_norms(tmp_path):
     loaded, _ = load_tiny(tmp_path, "qwen3", **TINY | {"head_dim": 64})
     kernels = {name: metal.get(name) for name in metal.names()}
