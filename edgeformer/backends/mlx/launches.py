@@ -60,8 +60,8 @@ class Count:
 
 def count(build: Callable[[int], Step]) -> Count:
     """Count from steps of models with one and with two blocks; `build(blocks)` gives the step."""
-    # Every weight that is drawn waits for the key before it. MLX follows such a chain by recursion when it records a function: the
-    # stack overflows where many models were made before and none was evaluated.
+    # Every weight that is drawn waits for the key before it. MLX follows that chain by recursion when it records a function, and
+    # its stack overflows where many models were made before and none was evaluated.
     mx.eval(mx.random.state)
     one, two = (_by_name(record(build(blocks))) for blocks in (1, 2))
     per_layer = {name: n - one.get(name, 0) for name, n in two.items() if n != one.get(name, 0)}
