@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Collection, Mapping
@@ -17,8 +16,11 @@ from typing import Any
 import numpy as np
 
 from edgeformer.errors import CheckpointError, ConfigError
+from edgeformer.json_file import read_json_file
+from edgeformer.paths import inside
 from edgeformer.safetensors_file import StoredTensor, read_header
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _HARMLESS = frozenset((  # how it was trained, or which modules it has: the tensors say that themselves
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules", "monteclora_config",
@@ -81,14 +83,21 @@ def base_revision(folder: Path) -> str | None:
 
 
 def base_of(folder: Path) -> str:
-    """The MODEL that an adapter was trained on, as it says.
+    """The MODEL that an adapter was trained on, as it says: a hub id, or a folder inside the adapter's.
 
     Raises:
-        ConfigError: it does not say.
+        ConfigError: it does not say, or names a path elsewhere: where a file from elsewhere points to is no choice of the user's.
     """
     base = _config(folder).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise ConfigError(f"{folder / CONFIG} names no base_model_name_or_path; give the model as BASE+{folder}")
+    if (folder / base).is_dir() and not Path(base).is_absolute():
+        return str(inside(folder, base, str(folder / CONFIG), ConfigError))
+    if not _HUB_ID.fullmatch(base) or Path(base).exists():
+        raise ConfigError(
+            f"{folder / CONFIG} names a folder as its base ({base[:200]!r}), and an adapter doesn't choose which of your"
+            f" folders is read; if that is the one, give the model as {base[:200]}+{folder}"
+        )
     return base
 
 
@@ -190,10 +199,7 @@ def _of_module(config: dict[str, Any], key: str, module: str, usual: Any, folder
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    try:
-        data = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as e:
-        raise ConfigError(f"{folder / CONFIG} can't be read: {e}") from e
+    data = read_json_file(folder / CONFIG, ConfigError)
     if not isinstance(data, dict):
         raise ConfigError(f"{folder / CONFIG} holds no JSON object")
     return data

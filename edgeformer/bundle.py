@@ -7,21 +7,25 @@ to with what must not change about them, and the verdict of `edgeformer verify`.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgeformer.atomic import repair, replace_file, replace_folder
 from edgeformer.errors import ArtefactError, ExportError
+from edgeformer.json_file import read_json_file
+from edgeformer.links import check_linked
+from edgeformer.onnx_file import check_locations
+from edgeformer.paths import check_links, inside
+from edgeformer.scratch import partial_folder
 from edgeformer.serialization import from_json
 from edgeformer.spec import Model
+from edgeformer.trust import check_code
 
 MANIFEST, SCHEMA = "edgeformer.json", 1
-_SAMPLES, _SAMPLE = 64, 4096
 _REQUIRED = {
     **dict.fromkeys(("name", "task", "spec_digest", "weights_digest", "precision", "compute", "target"), str),
     **dict.fromkeys(("files", "linked"), dict),
@@ -40,36 +44,20 @@ def writing(folder: Path, *, force: bool = False, keep: Iterable[Path] = ()) -> 
         ExportError: the place is taken, or can't be written to.
     """
     folder = folder.absolute()
-    check_place(folder, force, keep)
-    scratch = None
     try:
+        repair(folder)
+        check_place(folder, force, keep)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".partial", dir=folder.parent))
-        yield scratch
-        os.chmod(scratch, 0o755)
-        _swap(scratch, folder)
+        with partial_folder(folder) as scratch:
+            yield scratch
+            os.chmod(scratch, 0o755)
+            if (old := replace_folder(scratch, folder)) is not None:
+                shutil.rmtree(old, ignore_errors=True)
     except OSError as e:
-        reason = e.strerror or str(e)
+        reason, at = e.strerror or str(e), e.filename
+        if isinstance(at, str) and not Path(at).is_relative_to(folder.parent):
+            raise ExportError(f"can't read {at}: {reason}; {folder} is as it was") from e
         raise ExportError(f"can't write {folder}: {reason}. Nothing was left behind") from e
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """Put `new` in the place of `folder`; what was there comes back if that fails."""
-    if not folder.exists():
-        os.replace(new, folder)
-        return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".old", dir=folder.parent))
-    try:
-        os.replace(folder, aside / "it")
-        os.replace(new, folder)
-    finally:
-        if not folder.exists() and (aside / "it").exists():
-            os.replace(aside / "it", folder)
-        if folder.exists():  # else the old one lies in `aside`, and must stay there
-            shutil.rmtree(aside, ignore_errors=True)
 
 
 def has_own_bits(precision: str) -> bool:
@@ -126,19 +114,9 @@ def sizes(folder: Path) -> dict[str, int]:
     return {f.relative_to(folder).as_posix(): f.stat().st_size for f in files}
 
 
-def write_text(file: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    partial = file.with_name(file.name + ".partial")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, file)
-
-
 def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
     """Replace the manifest in one step."""
-    partial = folder / (MANIFEST + ".partial")
-    partial.write_text(json.dumps({"schema": SCHEMA, **manifest}, indent=1) + "\n")
-    os.replace(partial, folder / MANIFEST)
+    replace_file(folder / MANIFEST, (json.dumps({"schema": SCHEMA, **manifest}, indent=1) + "\n").encode())
 
 
 def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
@@ -149,6 +127,9 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
     """
     folder = Path(folder)
     if not (folder / MANIFEST).exists():
+        with contextlib.suppress(OSError):
+            repair(folder.absolute())
+    if not (folder / MANIFEST).exists():
         if not folder.exists():
             raise ArtefactError(f"{folder} does not exist")
         onnx = folder if folder.suffix == ".onnx" else next(folder.glob("*.onnx"), None) if folder.is_dir() else None
@@ -157,10 +138,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
             f"{what}: there is no {MANIFEST} beside it, so nothing says which model it is and what it must answer."
             " Export the original checkpoint with `edgeformer export MODEL -o DIR`"
         )
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text())
-    except (ValueError, OSError) as e:
-        raise ArtefactError(f"{folder / MANIFEST} can't be read: {e}") from e
+    manifest = read_json_file(folder / MANIFEST, ArtefactError)
     if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
         raise ArtefactError(f"{folder / MANIFEST} is no manifest: it names no schema")
     if manifest["schema"] > SCHEMA:
@@ -177,55 +155,55 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
 
 def read_spec(folder: str | os.PathLike) -> Model:
     """The spec an artefact was made from: in spec.json, or in the manifest where that name would mislead other readers."""
-    try:
-        data = read_manifest(folder).get("spec") or json.loads((Path(folder) / "spec.json").read_text())
-        spec = from_json(data)
-    except (OSError, ValueError) as e:
-        raise ArtefactError(f"{folder}: spec.json can't be read: {e}") from e
+    data = read_manifest(folder).get("spec") or read_json_file(Path(folder) / "spec.json", ArtefactError)
+    spec = from_json(data)
     if not isinstance(spec, Model):
         raise ArtefactError(f"{folder}: spec.json holds a {spec.kind}, not a model")
     return spec
 
 
-def fingerprint(file: Path) -> dict[str, Any]:
-    """What must not change about a linked file: size, and a digest of its first and 64 spread-out samples.
+def model_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
+    """The ONNX files of an artefact: the graph, and the encoder's of two programs.
 
-    A sample digest because a 14 GB checkpoint must link in seconds.
+    Raises:
+        ArtefactError: a name that leads out of the folder.
     """
-    size = file.stat().st_size
-    h = hashlib.sha256()
-    with file.open("rb") as f:
-        h.update(f.read(1 << 20))
-        for i in range(_SAMPLES):
-            f.seek(max((size - _SAMPLE) * i // (_SAMPLES - 1), 0))
-            h.update(f.read(_SAMPLE))
-    return {"bytes": size, "samples_sha256": h.hexdigest()[:32], "mtime_ns": file.stat().st_mtime_ns}
+    names = [
+        manifest.get("model_file", "model.onnx"),
+        *([manifest["encoder_file"]] if "encoder_file" in manifest else []),
+    ]
+    return [inside(folder, name, f"the manifest of {folder}", ArtefactError) for name in names]
 
 
 def check_files(folder: str | os.PathLike, manifest: dict[str, Any]) -> None:
-    """Check that an artefact's own files are complete and its linked files are the ones it was made from.
+    """Check that an artefact's own files are complete, its linked files are the ones it was made from, and that nothing in it
+    leads out of its folder.
 
     Raises:
         ArtefactError: naming the file and what changed.
     """
     folder = Path(folder)
-    for name, size in manifest.get("files", {}).items():
-        file = folder / name
-        if not file.exists() or file.stat().st_size != size:
-            found = f"{file.stat().st_size} bytes" if file.exists() else "missing"
+    check_links(folder, ArtefactError)
+    for name, size in manifest["files"].items():
+        file = inside(folder, name, f"the manifest of {folder}", ArtefactError)
+        if not file.is_file() or file.stat().st_size != size:
+            found = f"{file.stat().st_size} bytes" if file.is_file() else "missing"
             raise ArtefactError(f"{file} is {found}, the manifest says {size} bytes; export again")
-    for name, entry in manifest.get("linked", {}).items():
-        file = folder / name if entry["hard_link"] else Path(entry["path"])
-        if not file.exists():
-            raise ArtefactError(f"the linked file {file} is gone; export again, or with --weights copy")
-        now = fingerprint(file)
-        if now["bytes"] != entry["bytes"] or now["samples_sha256"] != entry["samples_sha256"]:
-            raise ArtefactError(
-                f"the linked file {file} changed since the export (size {entry['bytes']} -> {now['bytes']}); its weights"
-                " are no longer the ones that were exported. Export again, or with --weights copy"
-            )
-        if now["mtime_ns"] != entry["mtime_ns"]:
-            raise ArtefactError(
-                f"the linked file {file} was written to since the export (its modification time moved); export again,"
-                " or with --weights copy to be independent of it"
-            )
+    linked = check_linked(folder, manifest["linked"])
+    if manifest.get("format") == "onnx":
+        for file in model_files(folder, manifest):
+            check_locations(file, linked)
+
+
+def opened(folder: str | os.PathLike, own_code: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The manifest of an artefact that is about to be given to a runtime, after `check_files` and `trust.check_code`.
+
+    own_code: file name -> the text of the code that edgeformer itself writes there.
+
+    Raises:
+        ArtefactError: see `read_manifest` and these two.
+    """
+    manifest = read_manifest(folder)
+    check_files(folder, manifest)
+    check_code(Path(folder), own_code)
+    return manifest

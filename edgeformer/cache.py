@@ -6,6 +6,9 @@ unfinished runs can be made again.
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
+import json
 import os
 import shutil
 import time
@@ -13,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import platformdirs
-from filelock import FileLock, Timeout
+
+from edgeformer.locks import Held, Lock
+from edgeformer.scratch import PARTIAL, leftovers
 
 PARTS = {
     "artefacts": "exports that `compare` made",
@@ -22,6 +27,11 @@ PARTS = {
     "models": "models brought here by --host",
     "web": "ONNX Runtime Web, from npm",
 }
+
+MARK = b"an entry of edgeformer's cache\n"
+_LOCK = ".lock"
+_MANIFEST = "edgeformer.json"  # `verify` writes its verdict there
+_NPM = ("node_modules", "package.json", "package-lock.json")
 
 
 def cache_folder(part: str) -> Path:
@@ -45,20 +55,88 @@ def entries() -> list[Entry]:
     found = []
     for part in PARTS:
         folder = cache_folder(part)
-        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-            if path.suffix == ".lock":
-                continue
-            try:
-                files = [path] if path.is_file() else [f for f in path.rglob("*") if f.is_file() and not f.is_symlink()]
-                found.append(Entry(part, path, sum(f.stat().st_size for f in files), path.stat().st_mtime))
-            except FileNotFoundError:
-                continue  # somebody else cleans up, too
+        for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []:
+            with contextlib.suppress(FileNotFoundError):  # somebody else cleans up, too
+                if _is_ours(part, path):
+                    found.append(Entry(part, path, _bytes(path), path.lstat().st_mtime))
     return sorted(found, key=lambda e: e.used)
 
 
-def lock_of(path: Path) -> FileLock:
-    """Held by whoever makes or measures an entry."""
-    return FileLock(path.with_name(path.name + ".lock"))
+def _is_ours(part: str, path: Path) -> bool:
+    """Whether edgeformer put this there: it wrote the mark beside it, or left it when it was killed."""
+    if path.name.endswith(_LOCK):
+        return False
+    if part == "web":  # npm put it there, by the command that we print
+        return path.name in _NPM and _only_web(path.with_name("package.json"))
+    if path in leftovers(path.parent):
+        return True
+    mark = lock_file(path)
+    return mark.is_file() and not mark.is_symlink() and mark.read_bytes()[: len(MARK)] == MARK
+
+
+def _only_web(package: Path) -> bool:
+    """Whether a package.json is what that command leaves, and no project of the user's."""
+    try:
+        data = json.loads(package.read_bytes()[:10_000])
+    except (OSError, ValueError):
+        return False
+    return (
+        isinstance(data, dict) and data.keys() == {"dependencies"} and set(data["dependencies"]) == {"onnxruntime-web"}
+    )
+
+
+def _bytes(path: Path) -> int:
+    """What would be freed; links are not followed."""
+    if path.is_symlink() or not path.is_dir():
+        return path.lstat().st_size
+    return sum(f.lstat().st_size for f in path.rglob("*") if not f.is_dir() or f.is_symlink())
+
+
+def lock_file(path: Path) -> Path:
+    """The file beside an entry that marks it as edgeformer's, and that is locked by those who make, use or delete the entry."""
+    return path.with_name(path.name + _LOCK)
+
+
+def lock_of(path: Path, *, shared: bool = False, timeout: float | None = None) -> Lock:
+    """Lock an entry: exclusively to make or delete it, shared to use it. The first time this marks it as edgeformer's.
+
+    Raises:
+        Held: another process has locked it, and the time is over.
+        OSError: the cache can't be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock, file = Lock(lock_file(path), shared=shared, timeout=timeout), lock_file(path)
+    try:
+        if file.stat().st_size == 0:
+            file.write_bytes(MARK)
+    except BaseException:
+        lock.release()
+        raise
+    return lock
+
+
+def remember_content(folder: Path) -> None:
+    """Keep the digests of an entry's files beside it. Called by whoever holds it exclusively."""
+    lock_file(folder).write_bytes(MARK + json.dumps(_digests(folder)).encode())
+
+
+def changed_file(folder: Path) -> str | None:
+    """The name of a file of an entry that is not what it was when it was made, None if all are. Reads every byte: sizes and
+    times prove nothing."""
+    try:
+        known = json.loads(lock_file(folder).read_bytes().removeprefix(MARK))
+    except (OSError, ValueError):
+        known = {}
+    now = _digests(folder)
+    return next((n for n in sorted(known.keys() | now.keys()) if known.get(n) != now.get(n)), None)
+
+
+def _digests(folder: Path) -> dict[str, str]:
+    found = {}
+    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != _MANIFEST):
+        with file.open("rb") as data:
+            found[file.relative_to(folder).as_posix()] = hashlib.file_digest(data, "sha256").hexdigest()
+    return found
 
 
 def touch(path: Path) -> None:
@@ -67,7 +145,9 @@ def touch(path: Path) -> None:
 
 
 def clean(*, parts: tuple[str, ...], older_than_days: float = 0.0) -> list[Entry]:
-    """Delete what was not used for so many days and isn't in use now; what was deleted.
+    """Delete what edgeformer put there, was not used for so many days, and isn't in use now; what was deleted.
+
+    Links are deleted, never followed.
 
     Raises:
         OSError: something can't be deleted.
@@ -77,18 +157,18 @@ def clean(*, parts: tuple[str, ...], older_than_days: float = 0.0) -> list[Entry
     for entry in entries():
         if entry.part not in parts or entry.used > limit:
             continue
-        lock = lock_of(entry.path)
+        partial = entry.path.name.endswith((PARTIAL, PARTIAL + ".new"))
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            lock = Lock(entry.path, timeout=0) if partial else lock_of(entry.path, timeout=0)
+        except Held:
             continue
         try:
-            if entry.path.is_dir():
+            if entry.path.is_dir() and not entry.path.is_symlink():
                 shutil.rmtree(entry.path)
             else:
                 entry.path.unlink(missing_ok=True)
             gone.append(entry)
+            lock_file(entry.path).unlink(missing_ok=True)
         finally:
             lock.release()
-            Path(lock.lock_file).unlink(missing_ok=True)
     return gone

@@ -26,6 +26,7 @@ from edgeformer.gguf_checkpoint import gguf_in, ggufs_in, read_gguf
 from edgeformer.hub import download, is_hub_id
 from edgeformer.models._config import HfConfig, read_json
 from edgeformer.parts import Part
+from edgeformer.paths import check_links
 from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
 from edgeformer.serialization import from_json
 from edgeformer.spec import Model, tensors
@@ -138,6 +139,8 @@ def load(
     known = named_specs()
     if not path.exists() and name not in known and is_hub_id(name):
         path = download(name, revision)
+    if path.is_dir():
+        check_links(path, CheckpointError)
     if path.is_dir() and is_adapter(path):
         return _adapted(base_of(path), path, name, allow_unread_config, None)
     if path.is_file() and path.suffix == ".gguf":
@@ -172,6 +175,8 @@ def _adapter_at(name: str) -> Path | None:
     folder = Path(name)
     if not folder.exists() and is_hub_id(name):
         folder = download(name, None)
+    if folder.is_dir():
+        check_links(folder, CheckpointError)
     return folder if folder.is_dir() and is_adapter(folder) else None
 
 
@@ -190,6 +195,8 @@ def _adapted(base: str, adapter: Path, name: str, allow_unread: bool, revision: 
         notes.append(
             f"the adapter was trained on revision {wanted!r} of its base; that {base} is that one is not checked"
         )
+    if folder.is_dir():
+        check_links(folder, CheckpointError)
     if not folder.is_dir() or gguf_in(folder) is not None:
         raise CheckpointError(f"an adapter is merged into a Hugging Face folder with weights; {base} is a GGUF file")
     loaded = _from_folder(folder.resolve(), name, allow_unread, skip_weights=False, adapter=adapter)

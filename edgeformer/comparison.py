@@ -14,7 +14,7 @@ from typing import Any
 
 import edgeformer
 from edgeformer import api, bundle
-from edgeformer.cache import cache_folder, lock_of, touch
+from edgeformer.cache import cache_folder, changed_file, lock_of, remember_content, touch
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import ArtefactError, ExportError, InputError
 from edgeformer.measure.harness import Run
@@ -87,46 +87,62 @@ def compare(
     settings = settings or Settings()
     api.check_lengths(settings, loaded.spec, loaded.spec.context, model)
     wanted, native, remarks = builds(loaded.spec, runtimes, precisions)
+    with contextlib.ExitStack() as uses:  # what is measured is not deleted meanwhile
+        plans, notes = _made(loaded, wanted, runtimes is not None, output, weights, note, progress, uses)
+        remarks += notes
+        if native:
+            found, notes = checkpoint_plans(model, loaded, native, load_options=load_options)
+            plans += found
+            remarks += notes
+        for remark in remarks:
+            note(remark)
+        if not plans:
+            raise InputError(
+                f"no runtime here runs {model} in {', '.join(precisions)}; see `edgeformer targets {model}`"
+            )
+        order = {precision: n for n, precision in enumerate(precisions)}
+        plans.sort(key=lambda p: order.get(p.precision, 0))
+        run = api.measure(
+            plans,
+            loaded.spec,
+            settings,
+            reference=(model, load_options or {}),
+            resume=resume,
+            report=report,
+            note=note,
+            measured=measured,
+        )
+    return loaded.spec, run
+
+
+def _made(
+    loaded: LoadedModel,
+    wanted: list[Build],
+    asked: bool,
+    output: Path | None,
+    weights: str,
+    note: Callable[[str], None],
+    progress: Callable[[str], Any] | None,
+    uses: contextlib.ExitStack,
+) -> tuple[list[Plan], list[str]]:
+    """The rows of the artefacts, each made or found, and remarks; `asked`: the user named the runtimes."""
     plans: list[Plan] = []
+    remarks: list[str] = []
     for build in wanted:
-        if build.to == "onnx":
-            build_options = {"weights": weights}
-        else:
-            build_options = {}
+        build_options = {"weights": weights} if build.to == "onnx" else {}
         with progress(f"exporting {build.name}") if progress else contextlib.nullcontext() as bar:
             try:
-                folder = make(loaded, build, build_options, output, bar, note)
+                folder = make(loaded, build, build_options, output, bar, note, uses)
             except ExportError as e:
-                if runtimes is not None:
+                if asked:
                     raise
-                remarks.append(
-                    f"no rows of {build.name}: {e}"
-                )  # llama.cpp has some architectures, and this is none of them
+                # llama.cpp has some architectures, and this is none of them
+                remarks.append(f"no rows of {build.name}: {e}")
                 continue
         found, notes = artefact_plans(str(folder), bundle.read_manifest(folder), loaded.spec, build.runtimes)
         plans += found
         remarks += notes
-    if native:
-        found, notes = checkpoint_plans(model, loaded, native, load_options=load_options)
-        plans += found
-        remarks += notes
-    for remark in remarks:
-        note(remark)
-    if not plans:
-        raise InputError(f"no runtime here runs {model} in {', '.join(precisions)}; see `edgeformer targets {model}`")
-    order = {precision: n for n, precision in enumerate(precisions)}
-    plans.sort(key=lambda p: order.get(p.precision, 0))
-    run = api.measure(
-        plans,
-        loaded.spec,
-        settings,
-        reference=(model, load_options or {}),
-        resume=resume,
-        report=report,
-        note=note,
-        measured=measured,
-    )
-    return loaded.spec, run
+    return plans, remarks
 
 
 def builds(
@@ -188,8 +204,10 @@ def make(
     output: Path | None,
     progress: Progress,
     note: Callable[[str], None],
+    uses: contextlib.ExitStack,
 ) -> Path:
-    """The folder of a build: in the cache under a key of what it was made from and how, made if it isn't there."""
+    """The folder of a build: in the cache under a key of what it was made from and how, made if it isn't there. `uses` then holds
+    a lock that keeps it from being deleted."""
     options = build.options() | options
     name = Path(loaded.name).resolve().name
     if output is not None:
@@ -198,17 +216,28 @@ def make(
         return folder
     key = cache_key(loaded, build.to, options)
     folder = cache_folder("artefacts") / f"{name}-{build.name.replace(' ', '-')}-{key}"
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with lock_of(folder):
-        if folder.exists():
-            try:
-                bundle.check_files(folder, bundle.read_manifest(folder))
-                touch(folder)
-                return folder
-            except ArtefactError:
-                pass  # damaged, or the checkpoint that it links to has changed: made again
-        _export(loaded, folder, build, options, progress, note)
-    return folder
+    while True:
+        use = lock_of(folder, shared=True)
+        if folder.exists() and _intact(folder, note):
+            touch(folder)
+            uses.push(use)
+            return folder
+        use.release()
+        with lock_of(folder):  # waits for those that measure it
+            if not (folder.exists() and _intact(folder, lambda _: None)):
+                _export(loaded, folder, build, options, progress, note)
+                remember_content(folder)
+
+
+def _intact(folder: Path, note: Callable[[str], None]) -> bool:
+    """Whether every byte of a cached artefact is what was made, and what it links to is unchanged."""
+    try:
+        bundle.check_files(folder, bundle.read_manifest(folder))
+    except ArtefactError:
+        return False
+    if (changed := changed_file(folder)) is not None:
+        note(f"{folder / changed} in the cache is not what was made; the artefact is made again")
+    return changed is None
 
 
 def _export(

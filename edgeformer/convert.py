@@ -16,6 +16,7 @@ from edgeformer.bundle import writing
 from edgeformer.errors import CheckpointError, RuntimeUnavailable
 from edgeformer.export.safetensors import NAMES, Group, write_shards
 from edgeformer.fairseq import is_fairseq, roberta
+from edgeformer.safetensors_file import shards
 
 PATTERNS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt")
 _WRAPPERS = ("state_dict", "model", "module")
@@ -91,15 +92,7 @@ def pickles(source: Path) -> list[Path]:
     if (source / "pytorch_model.bin").exists():
         return [source / "pytorch_model.bin"]
     if index.exists():
-        try:
-            names = sorted({str(n) for n in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as e:
-            raise CheckpointError(f"{index} is no index of shards: {e}") from e
-        if any(Path(n).name != n for n in names):
-            raise CheckpointError(f"{index} names files outside its folder")
-        if missing := [n for n in names if not (source / n).exists()]:
-            raise CheckpointError(f"{source}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
-        return [source / n for n in names]
+        return shards(index)
     found = sorted(f for p in ("*.bin", "*.pt", "*.pth", "*.ckpt") for f in source.glob(p) if f.name not in _TRAINING)
     if not found:
         raise CheckpointError(f"{source} holds no pickled weights ({', '.join(PATTERNS)}); there is nothing to convert")

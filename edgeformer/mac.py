@@ -10,7 +10,6 @@ import datetime
 import platform
 import statistics
 import subprocess
-import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +24,7 @@ from edgeformer.measure.record import records
 from edgeformer.measure.settings import Settings
 from edgeformer.reference import sample_ids
 from edgeformer.runtimes._protocol import Options, get, require
+from edgeformer.scratch import temporary_folder
 
 SCHEMA = 1
 PARTS = ("kernels", "fused_attention", "tune", "parity", "generation", "bench")
@@ -169,9 +169,9 @@ def _tuned(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
 
     _need_metal()
     results = {}
-    with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
+    with temporary_folder() as scratch:
         for precision in ("bf16", "4bit"):  # the folders that are measured afterwards
-            exported = api.export(loaded, Path(scratch) / precision, to="mlx", precision=precision)
+            exported = api.export(loaded, scratch / precision, to="mlx", precision=precision)
             compute, again = exported.manifest["compute"], load(exported.folder)
             made = tune_here(again, compute, rounds=rounds, report=lambda line: report(f"tune: {line}"))
             results[precision] = made.as_dict()
@@ -182,13 +182,13 @@ def _tuned(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
 def check_parity(loaded: LoadedModel, report: Report) -> dict[str, Any]:
     """Verdicts of what is exported here: MLX in bf16, 4 and 8 bits by both MLX runtimes, and ONNX."""
     verdicts: list[dict[str, Any]] = []
-    with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
+    with temporary_folder() as scratch:
         plans: list[tuple[str, str, dict[str, Any]]] = [("onnx", "onnxruntime", {"precision": "fp32"})]
         for precision in ("fp32", "bf16", "4bit", "8bit") if loaded.spec.task == "text-generation" else ():
             plans += [("mlx", runtime, {"precision": precision}) for runtime in ("mlx", "mlx_lm")]
         for kind, runtime, options in plans:
             name = f"{kind}-{options['precision']}"
-            folder = Path(scratch) / name
+            folder = scratch / name
             if get(runtime)[0].unavailable() is not None:
                 continue
             report(f"parity: {name} by {runtime}")
@@ -212,9 +212,9 @@ def generation(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, An
     length = min(256, loaded.spec.context)
     prompt = sample_ids(loaded.spec.vocab, length // 2).tolist()
     count = length - len(prompt)
-    with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
+    with temporary_folder() as scratch:
         for precision in ("bf16", "4bit"):
-            folder = Path(scratch) / precision
+            folder = scratch / precision
             api.export(loaded, folder, to="mlx", precision=precision)
             sessions = {}
             for name in ("mlx", "mlx:ops", "mlx:eager", "mlx:kernels", "mlx_lm"):
@@ -252,12 +252,12 @@ def bench(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
         else:
             names.append(name)
     settings = Settings(rounds=rounds)
-    with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
+    with temporary_folder() as scratch:
         folders = []
         opened = {"onnx": "onnxruntime", "mlx": "mlx_lm", "gguf": "llama_cpp"}
         for kind, runtime in opened.items():
             if runtime in names:
-                folders.append(str(Path(scratch) / kind))
+                folders.append(str(scratch / kind))
                 plain = {"no_tokenizer": True} if kind == "gguf" else {}
                 try:
                     api.export(loaded, folders[-1], to=kind, precision=None if kind == "mlx" else "fp32", **plain)

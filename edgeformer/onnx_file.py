@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
+import mmap
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from edgeformer.errors import CheckpointError
+from edgeformer.errors import ArtefactError, CheckpointError
 from edgeformer.formats import QUANTIZED, SCALES, GroupTensor, join
+from edgeformer.paths import check_regular, inside
 from edgeformer.safetensors_file import StoredTensor
 
 _TYPES = {1: "F32", 2: "U8", 3: "I8", 10: "F16", 16: "BF16", 22: "I4"}
@@ -15,7 +18,7 @@ _TYPES = {1: "F32", 2: "U8", 3: "I8", 10: "F16", 16: "BF16", 22: "I4"}
 _BITS = {"F32": 32, "U8": 8, "I8": 8, "F16": 16, "BF16": 16, "I4": 4}
 
 
-def read_initializers(file: Path, *, linked: dict[str, str] | None = None) -> dict[str, StoredTensor]:
+def read_initializers(file: Path, *, linked: Mapping[str, Path] | None = None) -> dict[str, StoredTensor]:
     """Every tensor that lies in a file beside `model.onnx`, by name, quantized ones put together.
 
     Args:
@@ -23,10 +26,11 @@ def read_initializers(file: Path, *, linked: dict[str, str] | None = None) -> di
         linked: location -> path of files that lie elsewhere.
 
     Raises:
-        CheckpointError: the file is no ONNX model, or its data is missing.
+        CheckpointError: the file is no ONNX model, its data is missing or too short, or lies outside of the folder.
     """
     import onnx
 
+    check_regular(file, CheckpointError)
     try:
         model = onnx.load(str(file), load_external_data=False)
     except Exception as e:  # protobuf has errors of its own
@@ -36,13 +40,29 @@ def read_initializers(file: Path, *, linked: dict[str, str] | None = None) -> di
         entry = {e.key: e.value for e in tensor.external_data}
         if "location" not in entry or tensor.data_type not in _TYPES:
             continue
-        data = Path((linked or {}).get(entry["location"], file.parent / entry["location"]))
+        says, shape, dtype = f"{file}: tensor {tensor.name[:80]!r}", tuple(tensor.dims), _TYPES[tensor.data_type]
+        data = (linked or {}).get(entry["location"]) or inside(file.parent, entry["location"], says, CheckpointError)
         if not data.exists():
             raise CheckpointError(f"{file} keeps {tensor.name} in {data}, which does not exist")
-        shape, dtype = tuple(tensor.dims), _TYPES[tensor.data_type]
-        place = int(entry.get("offset", 0)), int(entry.get("length", math.prod(shape) * _BITS[dtype] // 8))
-        found[tensor.name] = StoredTensor(tensor.name, data, *place, dtype, shape)
+        if any(n < 0 for n in shape):
+            raise CheckpointError(f"{says} has the shape {list(shape)[:8]}")
+        needed = -(-math.prod(shape) * _BITS[dtype] // 8)
+        offset, length = _place(entry, "offset", 0, says), _place(entry, "length", needed, says)
+        size = check_regular(data, CheckpointError).st_size
+        if length != needed or offset + length > size:
+            raise CheckpointError(
+                f"{says} takes {needed} bytes, and the file gives it {length} at {offset} of {data}, which has {size}"
+            )
+        found[tensor.name] = StoredTensor(tensor.name, data, offset, length, dtype, shape)
     return join(_as_rows(found), str(file))
+
+
+def _place(entry: Mapping[str, str], key: str, default: int, says: str) -> int:
+    """A number of an external tensor's entry, which ONNX stores as text."""
+    text = entry.get(key, str(default))
+    if not text.isdecimal() or len(text) > 18:
+        raise CheckpointError(f"{says}: {key} of its external data is {text[:40]!r}, no whole number")
+    return int(text)
 
 
 def _as_rows(found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
@@ -62,4 +82,97 @@ def _as_rows(found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
     return out
 
 
-__all__ = ["read_initializers"]
+_TENSORS = {"model": {7: "graph", 20: "training", 25: "function"}, "training": {1: "graph", 2: "graph"},
+            "graph": {1: "node", 5: "tensor", 15: "sparse"}, "function": {7: "node", 11: "attribute"}, "node": {5: "attribute"},
+            "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+            "sparse": {1: "tensor", 2: "tensor"}, "tensor": {13: "entry"}}  # fmt: skip
+"""Message -> field number -> message, of onnx.proto: every way from a model to the external data of a tensor."""
+_NESTED = 200
+
+
+def locations(file: Path) -> set[str]:
+    """Every file that an ONNX model keeps data in, as the model names it, wherever in it the tensor stands.
+
+    Read from the encoded bytes (https://protobuf.dev/programming-guides/encoding): no tensor's own bytes are read, and nothing is
+    imported, so that a runtime's memory stays its own.
+
+    Raises:
+        ArtefactError: it is no ONNX file, or cut short.
+    """
+    if check_regular(file, ArtefactError).st_size == 0:
+        raise ArtefactError(f"{file} is empty")
+    try:
+        with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
+            return set(_entries(data, 0, len(data), "model", 0))
+    except OSError as e:
+        raise ArtefactError(f"can't read {file}: {e.strerror}") from e
+    except (ValueError, IndexError) as e:
+        raise ArtefactError(f"{file} can't be read as an ONNX model: {e}") from e
+
+
+def check_locations(file: Path, linked: Mapping[str, Path]) -> None:
+    """Refuse an ONNX file that keeps data outside of its folder, other than in files that were linked on purpose.
+
+    Raises:
+        ArtefactError: naming the location.
+    """
+    for location in locations(file):
+        if location not in linked:
+            inside(file.parent, location, f"external data of {file}", ArtefactError)
+
+
+def _entries(data: mmap.mmap, at: int, end: int, message: str, depth: int) -> Iterator[str]:
+    if depth > _NESTED:
+        raise ValueError(f"its graphs are nested deeper than {_NESTED}")
+    fields = _TENSORS[message]
+    while at < end:
+        tag, at = _varint(data, at)
+        number, kind = tag >> 3, tag & 7
+        if kind == 2:
+            length, at = _varint(data, at)
+            if at + length > end:
+                raise ValueError("a field reaches beyond its message")
+            if (below := fields.get(number)) == "entry":
+                if (location := _location(data, at, at + length)) is not None:
+                    yield location
+            elif below is not None:
+                yield from _entries(data, at, at + length, below, depth + 1)
+            at += length
+        elif kind == 0:
+            _, at = _varint(data, at)
+        elif kind in (1, 5):
+            at += 8 if kind == 1 else 4
+        else:
+            raise ValueError(f"a field of wire type {kind}")
+    if at != end:
+        raise ValueError("a field reaches beyond its message")
+
+
+def _location(data: mmap.mmap, at: int, end: int) -> str | None:
+    """The value of an entry of external data whose key is `location`."""
+    found = {1: b"", 2: b""}
+    while at < end:
+        tag, at = _varint(data, at)
+        if tag & 7 != 2:
+            raise ValueError("an entry of external data that is no text")
+        length, at = _varint(data, at)
+        if at + length > end:
+            raise ValueError("a field reaches beyond its message")
+        found[tag >> 3] = data[at : at + length]
+        at += length
+    return found[2].decode("utf-8") if found[1] == b"location" else None
+
+
+def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = data[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
+
+
+__all__ = ["check_locations", "locations", "read_initializers"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from edgeformer.errors import ArtefactError, InputError
 from edgeformer.reference import reference_runtime
 from edgeformer.rounding import bits_per_weight, stored_format, stored_precision
 from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, require
+from edgeformer.scratch import temporary_folder
 from edgeformer.serialization import digest
 from edgeformer.threads import physical_cores
 
@@ -142,8 +142,8 @@ def measure(
     text = windows(ids, settings, min([spec.context, *(m["context"] for m in manifests.values())]))
     reference = reference_runtime()
     settings = replace(settings, window=text.shape[1])
-    with tempfile.TemporaryDirectory(prefix="edgeformer-quality-") as scratch:
-        logs = _Logs(Path(scratch), (*text.shape, spec.vocab), 2)
+    with temporary_folder() as scratch:
+        logs = _Logs(scratch, (*text.shape, spec.vocab), 2)
         original, bits = logs.array("original"), logs.array("bits")
         report(f"the original in {reference}, {text.size} positions")
         _fill(_open(reference, against, settings), text, original, settings.cached)

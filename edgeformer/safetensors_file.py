@@ -16,6 +16,8 @@ import ml_dtypes
 import numpy as np
 
 from edgeformer.errors import CheckpointError
+from edgeformer.json_file import MAX_LISTING_BYTES, read_json_file
+from edgeformer.paths import inside
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -138,13 +140,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
     if single.exists():  # it wins over an index, as in transformers
         return [single]
     if index.exists():
-        try:
-            names = sorted({str(n) for n in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as e:
-            raise CheckpointError(f"{index} is no safetensors index: {e}") from e
-        if missing := [n for n in names if not (folder / n).exists()]:
-            raise CheckpointError(f"{folder}: {len(missing)} of {len(names)} shards are missing: {', '.join(missing)}")
-        return [folder / n for n in names]
+        return shards(index)
     if files := sorted(folder.glob("*.safetensors")):
         return files
     if bins := sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")]):
@@ -153,6 +149,23 @@ def checkpoint_files(folder: Path) -> list[Path]:
             f" Convert it once: edgeformer convert {folder} -o {folder}-safetensors"
         )
     raise CheckpointError(f"{folder} holds no *.safetensors file")
+
+
+def shards(index: Path) -> list[Path]:
+    """The files that the index of a sharded checkpoint names, each in its folder.
+
+    Raises:
+        CheckpointError: it is no index, names files outside of its folder, or files are missing.
+    """
+    data = read_json_file(index, CheckpointError, limit=MAX_LISTING_BYTES)
+    names = data.get("weight_map") if isinstance(data, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
+        raise CheckpointError(f"{index} is no index of shards: it has no weight_map of file names")
+    files = [inside(index.parent, n, str(index), CheckpointError) for n in sorted(set(names.values()))]
+    if missing := [f.name for f in files if not f.exists()]:
+        listed = ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
+        raise CheckpointError(f"{index.parent}: {len(missing)} of {len(files)} shards are missing: {listed}")
+    return files
 
 
 def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:

@@ -12,6 +12,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from edgeformer.atomic import sync, sync_folder
 from edgeformer.errors import CheckpointError
 from edgeformer.serialization import to_json
 from edgeformer.spec import Model, tensors
@@ -50,8 +51,11 @@ def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Pa
     written = folder / "spec.json.partial"
     written.write_text(json.dumps(to_json(spec), indent=1))
     partial.chmod(written.stat().st_mode)  # safetensors writes for the owner alone, whatever the umask
+    sync(partial)
+    sync(written)
     os.replace(partial, folder / "model.safetensors")
-    os.replace(folder / "spec.json.partial", folder / "spec.json")
+    os.replace(written, folder / "spec.json")
+    sync_folder(folder)
     return folder
 
 

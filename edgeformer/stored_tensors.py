@@ -6,9 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer import affine, formats
-from edgeformer.errors import ConfigError
+from edgeformer.errors import CheckpointError, ConfigError
+from edgeformer.links import check_linked
 from edgeformer.models._config import read_json
 from edgeformer.onnx_file import read_initializers
+from edgeformer.paths import inside
 from edgeformer.safetensors_file import StoredTensor, checkpoint_files, read_checkpoint, read_metadata
 
 MANIFEST = "edgeformer.json"
@@ -27,9 +29,10 @@ def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTe
     quantization: the `quantization` of an MLX folder's config.
     """
     if holds_onnx(folder):
-        found = read_initializers(onnx_file(folder), linked=_linked_elsewhere(folder))
-        if (encoder := manifest_of(folder).get("encoder_file")) is not None:  # the other of two programs
-            found = read_initializers(folder / encoder) | found
+        manifest = manifest_of(folder)
+        found = read_initializers(onnx_file(folder), linked=check_linked(folder, manifest.get("linked") or {}))
+        if (encoder := manifest.get("encoder_file")) is not None:  # the other of two programs
+            found = read_initializers(inside(folder, encoder, str(folder / MANIFEST), CheckpointError)) | found
         return found
     stored = read_checkpoint(folder)
     return formats.join(stored, str(folder)) if quantization is None else affine.join(stored, quantization, str(folder))
@@ -37,7 +40,8 @@ def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTe
 
 def onnx_file(folder: Path) -> Path:
     """Where an ONNX artefact's graph lies (or would)."""
-    return folder / manifest_of(folder).get("model_file", "model.onnx")
+    name = manifest_of(folder).get("model_file", "model.onnx")
+    return inside(folder, name, str(folder / MANIFEST), CheckpointError)
 
 
 def holds_onnx(folder: Path) -> bool:
@@ -53,12 +57,6 @@ def manifest_of(folder: Path) -> dict[str, Any]:
     except ConfigError:
         return {}
     return data if isinstance(data, dict) else {}
-
-
-def _linked_elsewhere(folder: Path) -> dict[str, str]:
-    """Location -> path of weights that an artefact points at outside of its folder."""
-    linked = manifest_of(folder).get("linked", {})
-    return {name: entry["path"] for name, entry in linked.items() if not entry.get("hard_link", True)}
 
 
 def config_beside(spec_file: Path) -> tuple[Any, Any]:

@@ -9,11 +9,11 @@ from typing import Any
 
 import onnx_ir as ir
 
-from edgeformer import bundle
 from edgeformer.errors import ExportError
 from edgeformer.export.graph import BuiltGraph
 from edgeformer.export.storage import DataWriter, Plan, link, link_quantized
 from edgeformer.formats import SCALES, GroupTensor, QuantizedTensor
+from edgeformer.links import fingerprint
 from edgeformer.weights import Source
 
 Progress = Callable[[int, int], None]
@@ -109,7 +109,7 @@ def _link_files(files: list[Path], folder: Path) -> dict[str, dict]:
         )
     for file in files:
         real = file.resolve()
-        entry = {"path": str(real), **bundle.fingerprint(real)}
+        entry = {"path": str(real), **fingerprint(real)}
         try:
             os.link(real, folder / file.name)
             linked[file.name] = {**entry, "hard_link": True}

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from edgeformer.errors import ConfigError
+from edgeformer.json_file import read_json_file
 
 _REQUIRED = object()
 
@@ -208,11 +208,6 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ConfigError: not there, not readable, or not JSON.
+        ConfigError: not there, not readable, too large, nested too deep, or not JSON.
     """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except OSError as e:
-        raise ConfigError(f"can't read {file}: {e.strerror}") from e
-    except ValueError as e:
-        raise ConfigError(f"{file} is not JSON: {e}") from e
+    return read_json_file(file, ConfigError)

@@ -29,7 +29,7 @@ def transformers_text(folder: Any) -> ToolText:
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    defaults = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True)
+    defaults = transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     try:
         ends = transformers.GenerationConfig.from_pretrained(str(folder), local_files_only=True).eos_token_id
     except OSError:

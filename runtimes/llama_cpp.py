@@ -48,8 +48,7 @@ class LlamaSession(Session):
     def __init__(self, folder: Path, options: Options):
         import llama_cpp
 
-        manifest = bundle.read_manifest(folder)
-        bundle.check_files(folder, manifest)
+        manifest = bundle.opened(folder)
         spec = from_json(manifest["spec"])
         assert isinstance(spec, Model)
         super().__init__(spec, options)

@@ -15,6 +15,7 @@ import numpy as np
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import RuntimeUnavailable
+from edgeformer.export.mlx import CODE_NAME, MODEL_FILE
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._encoder_decoder import EncoderDecoderSession
@@ -217,8 +218,7 @@ class Runtime(_protocol.Runtime):
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         if isinstance(source, Path):  # an exported folder: a checkpoint, too
-            manifest = bundle.read_manifest(source)
-            bundle.check_files(source, manifest)
+            manifest = bundle.opened(source, {CODE_NAME: MODEL_FILE})  # which it doesn't run
             precision = manifest["compute"] if has_gpu() else "fp32"  # on CPU, MLX's half precision also sums in it
             session = MlxSession(load(source), replace(options, precision=precision))
             session.compute = session.compute or precision

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,9 @@ import numpy as np
 
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel
-from edgeformer.errors import ArtefactError, InputError
-from edgeformer.export.mlx import CODE_NAME, CODE_TARGET, MODEL_FILE
+from edgeformer.companions.files import read_object
+from edgeformer.errors import InputError
+from edgeformer.export.mlx import CODE_NAME, MODEL_FILE
 from edgeformer.layers.rope import length_dependent
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
@@ -33,16 +33,12 @@ class MlxLmSession(Session):
         from mlx_lm.models.cache import make_prompt_cache
         from mlx_lm.utils import load_model
 
-        manifest = bundle.read_manifest(folder)
-        bundle.check_files(folder, manifest)
+        manifest = bundle.opened(folder, {CODE_NAME: MODEL_FILE})
         options = replace(options, capacity=min(options.capacity or manifest["context"], manifest["context"]))
         super().__init__(bundle.read_spec(folder), options)
         self.folder = folder
-        brings_code = manifest["target"] == CODE_TARGET
-        if brings_code and (folder / CODE_NAME).read_text() != MODEL_FILE:
-            raise ArtefactError(
-                f"{folder / CODE_NAME} is not the code that edgeformer writes; it is not run. Export again"
-            )
+        # what model_file names was checked: it is our own code, or what the user trusts
+        brings_code = "model_file" in read_object(folder / "config.json")
         self.model: Any = load_model(folder, trust_remote_code=brings_code)[0]
         if mx.default_device() != mx.gpu:
             self.compute = "fp32"
@@ -82,8 +78,8 @@ class MlxLmSession(Session):
 
         if not any(self.folder.glob("tokenizer*")):
             return ToolText("mlx-lm")
-        told = json.loads((self.folder / "config.json").read_text()).get("eos_token_id")
-        tokenizer: Any = load_wrapper(self.folder, eos_token_ids=told)
+        told = read_object(self.folder / "config.json").get("eos_token_id")
+        tokenizer: Any = load_wrapper(self.folder, {"trust_remote_code": False}, eos_token_ids=told)
 
         def render(messages):
             return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)

@@ -7,7 +7,6 @@ max-length buffer per key and per value, bound as past and present. Others feed 
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from edgeformer.runtimes._inputs import check_no_hole
 from edgeformer.runtimes._onnx_encoder_decoder import ENCODER, OnnxEncoderDecoderSession
 from edgeformer.runtimes._onnx_providers import CPU, KNOWN, TARGETS, built_in, claims, missing, operations, plugins, use
 from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.scratch import temporary_folder
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
@@ -29,7 +29,7 @@ def open_onnx(folder: Path, manifest: dict[str, Any], options: Options, profile:
     """An `onnxruntime.InferenceSession` on an artefact, with explicit threads; profiling into `profile` if it is given."""
     import onnxruntime
 
-    file, settings = folder / manifest.get("model_file", "model.onnx"), onnxruntime.SessionOptions()
+    file, settings = bundle.model_files(folder, manifest)[0], onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
     settings.log_severity_level = 3
     outside = {str(Path(e["path"]).parent) for e in manifest["linked"].values() if not e["hard_link"]}
@@ -59,8 +59,7 @@ class OnnxSession(Session):
     def __init__(self, folder: Path, options: Options):
         import onnxruntime
 
-        manifest = bundle.read_manifest(folder)
-        bundle.check_files(folder, manifest)
+        manifest = bundle.opened(folder)
         super().__init__(bundle.read_spec(folder), options)
         self.capacity = min(self.capacity, manifest["context"] or self.capacity)
         self.folder, self.manifest, self.runs = folder, manifest, 0
@@ -160,13 +159,13 @@ class OnnxSession(Session):
     @property
     def file(self) -> Path:
         """The ONNX file."""
-        return self.folder / self.manifest.get("model_file", "model.onnx")
+        return bundle.model_files(self.folder, self.manifest)[0]
 
     def profile(self, call, before=None):
         """By ONNX Runtime's own profiler, in a second session."""
         plain = self.session
-        with tempfile.TemporaryDirectory() as scratch:
-            self.session = open_onnx(self.folder, self.manifest, self.options, Path(scratch) / "profile")
+        with temporary_folder() as scratch:
+            self.session = open_onnx(self.folder, self.manifest, self.options, scratch / "profile")
             if self.past:
                 self._bind()
             start = self.runs
@@ -222,6 +221,6 @@ class Runtime(_protocol.Runtime):
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, Path)
         if (source / ENCODER).exists() and "encoder_file" in (manifest := bundle.read_manifest(source)):
-            bundle.check_files(source, manifest)
+            bundle.opened(source)
             return OnnxEncoderDecoderSession(source, manifest, options, lambda m: open_onnx(source, m, options))
         return OnnxSession(source, options)

@@ -28,12 +28,11 @@ class OpenVinoSession(Session):
     def __init__(self, folder: Path, options: Options):
         import openvino
 
-        manifest = bundle.read_manifest(folder)
-        bundle.check_files(folder, manifest)
+        manifest = bundle.opened(folder)
         super().__init__(bundle.read_spec(folder), options)
         self.capacity = min(self.capacity, manifest["context"] or self.capacity)
         self.openvino: Any = openvino
-        self.core, self.file = openvino.Core(), folder / manifest.get("model_file", "model.onnx")
+        self.core, self.file = openvino.Core(), bundle.model_files(folder, manifest)[0]
         self.where = options.variant.upper() if options.variant in ("gpu", "npu") else "CPU"
         if self.where not in {device.split(".")[0] for device in self.core.available_devices}:
             have = ", ".join(self.core.available_devices)

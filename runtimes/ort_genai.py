@@ -11,11 +11,14 @@ import numpy as np
 
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel
+from edgeformer.companions.files import read_object
 from edgeformer.errors import ArtefactError, InputError
+from edgeformer.paths import inside
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
 from edgeformer.runtimes._text import ToolText
 from edgeformer.spec import Model
+from edgeformer.trust import check_code, walk
 
 
 class GenaiSession(Session):
@@ -28,8 +31,7 @@ class GenaiSession(Session):
         import onnxruntime_genai
 
         if spec is None:
-            manifest = bundle.read_manifest(folder)
-            bundle.check_files(folder, manifest)
+            manifest = bundle.opened(folder)
             spec = bundle.read_spec(folder)
             options = replace(options, capacity=min(options.capacity or manifest["context"], manifest["context"]))
         super().__init__(spec, options)
@@ -41,7 +43,8 @@ class GenaiSession(Session):
             )
         manifest = bundle.read_manifest(folder) if (folder / bundle.MANIFEST).exists() else {}
         self.kv = "int8" if manifest.get("kv") == "int8" else manifest.get("compute")
-        told = json.loads((folder / "genai_config.json").read_text())
+        check_code(folder)  # folders of others have no manifest, and come here as well
+        told = _settings(folder)
         search, ends = told.get("search", {}), told["model"].get("eos_token_id", [])
         self.ends = set(ends if isinstance(ends, list) else [ends])
         self.shared = bool(search.get("past_present_share_buffer"))
@@ -102,6 +105,54 @@ class GenaiSession(Session):
             "kv": self.kv,
             "prefill_logits": "all",
         }  # it does not feed num_logits_to_keep
+
+
+_SESSION = frozenset((
+    "log_id", "log_severity_level", "log_verbosity_level", "intra_op_num_threads", "inter_op_num_threads", "provider_options",
+    "enable_cpu_mem_arena", "enable_mem_pattern", "disable_cpu_ep_fallback", "disable_quant_qdq", "use_env_allocators",
+    "graph_optimization_level", "custom_ops_library",
+))  # fmt: skip
+"""Session options of GenAI that load no code (of which the library is checked for itself) and write no files."""
+
+
+def _settings(folder: Path) -> dict[str, Any]:
+    """A folder's genai_config.json.
+
+    Raises:
+        ArtefactError: it lacks the model's settings, names files outside of the folder, or has session or provider options that
+            load libraries, write files, or are unknown.
+    """
+    file = folder / "genai_config.json"
+    told = read_object(file)
+    if not isinstance(told.get("model"), dict) or not isinstance(told.get("search", {}), dict):
+        raise ArtefactError(f"{file} lacks the object model, or search is no object")
+    for key, value in walk(told):
+        if key == "filename" or key.endswith("_filename"):
+            inside(folder, value, f"{key} in {file}", ArtefactError)
+        if key == "session_options":
+            unknown = sorted(value.keys() - _SESSION) if isinstance(value, dict) else ["no object"]
+            if unknown:
+                raise ArtefactError(
+                    f"{file} has session options that may write files or load code: {', '.join(unknown)[:200]}; remove them"
+                )
+        if key == "provider_options" and not _plain_providers(value):
+            raise ArtefactError(f"{file} has provider options that aren't names with plain values: {str(value)[:200]}")
+    return told
+
+
+def _plain_providers(value: Any) -> bool:
+    """Whether these are providers with numbers, switches and words: a path could name a library."""
+    options = [o for entry in value for o in entry.values()] if _all(value, list, dict) else None
+    if options is None or not all(isinstance(o, dict) for o in options):
+        return False
+    words = [v for o in options for v in o.values() if isinstance(v, str)]
+    return all(not isinstance(v, (dict, list)) for o in options for v in o.values()) and not any(
+        set("/\\.") & set(word) for word in words
+    )
+
+
+def _all(value: Any, outer: type, inner: type) -> bool:
+    return isinstance(value, outer) and all(isinstance(v, inner) for v in value)  # type: ignore[attr-defined]
 
 
 class Runtime(_protocol.Runtime):

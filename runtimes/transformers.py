@@ -17,6 +17,7 @@ from edgeformer.rounding import stored_format
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
 from edgeformer.runtimes._text import ToolText, transformers_text
+from edgeformer.trust import check_code
 
 
 def unreadable(loaded: LoadedModel) -> str | None:
@@ -55,7 +56,9 @@ class TransformersSession(Session):
         assert loaded.folder is not None
         self.folder = loaded.folder
         self.torch, self.device = torch, torch.device(device)
-        self.model = auto.from_pretrained(loaded.folder, dtype=torch.float32, local_files_only=True)
+        check_code(loaded.folder)
+        only = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
+        self.model = auto.from_pretrained(loaded.folder, dtype=torch.float32, **only)
         self.model = self.model.eval().to(self.device)
         self.call = torch.compile(self.model, dynamic=True) if options.variant == "compile" else self.model
         self._reset()

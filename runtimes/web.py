@@ -25,12 +25,11 @@ class WebSession(Session):
     """Each step's present keys and values are the next one's past, inside the page."""
 
     def __init__(self, folder: Path, options: Options):
-        manifest = bundle.read_manifest(folder)
-        bundle.check_files(folder, manifest)
+        manifest = bundle.opened(folder)
         super().__init__(bundle.read_spec(folder), options)
         self.capacity = min(self.capacity, manifest["context"] or self.capacity)
         self.host: Host = Node() if options.variant == "node" else Browser(folder, gpu=options.variant == "webgpu")
-        file = folder / manifest["model_file"]
+        file = bundle.model_files(folder, manifest)[0]
         inputs = _inputs(file)
         self.inputs = inputs
         data = [f for f in sorted(file.parent.iterdir()) if f.name.startswith(file.name) and f != file]

@@ -231,28 +231,10 @@ def test_notes_beside_an_artefact_are_kept(checkpoint_copy, tmp_path):
         export_onnx(load(checkpoint_copy), tmp_path / "onnx")
 
 
-def test_a_failed_swap_puts_the_old_artefact_back(checkpoint_copy, tmp_path, monkeypatch):
-    place = tmp_path / "place"
-    export_onnx(load(checkpoint_copy), place / "onnx")
-    real, calls = os.replace, []
-
-    def fails_once(source, target):
-        calls.append(target)
-        if str(target) == str(place / "onnx") and sum(str(t) == str(target) for t in calls) == 1:
-            raise OSError(5, "Input/output error")
-        real(source, target)
-
-    monkeypatch.setattr(os, "replace", fails_once)
-    with pytest.raises(ExportError, match="Input/output error"):
-        export_onnx(load(checkpoint_copy), place / "onnx", precision="bf16")
-    assert leftovers(place) == ["onnx"]
-    assert bundle.read_manifest(place / "onnx")["precision"] == "fp32"
-
-
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 1}', '{"schema": "x"}', '{"schema": 1, "precision": 3}'])
 def test_a_damaged_manifest(content, tmp_path):
     (tmp_path / bundle.MANIFEST).write_text(content)
-    with pytest.raises(ArtefactError, match=r"can't be read|is no manifest|is damaged"):
+    with pytest.raises(ArtefactError, match=r"is not JSON|is no manifest|is damaged"):
         bundle.read_manifest(tmp_path)
 
 
@@ -262,22 +244,6 @@ def test_weights_of_a_spec_file_are_never_replaced(tmp_path):
     with pytest.raises(ExportError, match="would replace the model itself"):
         export_onnx(apart, tmp_path / "m", force=True)
     assert (tmp_path / "m" / "model.safetensors").exists()
-
-
-def test_an_interrupt_between_the_two_moves_of_a_swap(checkpoint_copy, tmp_path, monkeypatch):
-    place = tmp_path / "place"
-    export_onnx(load(checkpoint_copy), place / "onnx")
-    real = os.replace
-
-    def interrupted(source, target):
-        real(source, target)
-        if str(source) == str(place / "onnx"):
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "replace", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        export_onnx(load(checkpoint_copy), place / "onnx", precision="bf16")
-    assert leftovers(place) == ["onnx"] and bundle.read_manifest(place / "onnx")["precision"] == "fp32"
 
 
 def test_a_damaged_artefact_is_replaced_with_force_only(checkpoint_copy, tmp_path):

@@ -64,7 +64,7 @@ def test_a_bench_on_another_machine(host, tmp_path):
     assert len(records) == 2 and all(r["parity_verdict"] == "pass" and r["machine_host"] == "mac" for r in records)
     assert records[0]["model_filename"].startswith(str(tmp_path / "cache" / "models"))
     assert "| numpy |" in done.stdout
-    (sent,) = (tmp_path / "cache" / "models").iterdir()
+    (sent,) = (f for f in (tmp_path / "cache" / "models").iterdir() if f.is_dir())  # and its mark
     assert (sent / "stdlib-5m" / "config.json").read_bytes() == (STDLIB / "config.json").read_bytes()
     assert log.read_text().count("tar xf") == 1
     again = run(environment, "bench", STDLIB, "--host", "user@mac", *SMALL, "--prompt", "8,12")

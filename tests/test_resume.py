@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -180,17 +181,28 @@ def test_out_of_memory_is_a_row(tmp_path):
     )
 
 
+def made_once(loaded, build, options, note=lambda _: None):
+    with contextlib.ExitStack() as uses:
+        return make(loaded, build, options, None, None, note, uses)
+
+
 def test_artefacts_are_made_once(tmp_path):
     loaded = load(STDLIB)
     build = Build("onnx", "fp32", "cpu")
-    first = make(loaded, build, {"weights": "copy"}, None, None, lambda _: None)
+    first = made_once(loaded, build, {"weights": "copy"})
     stamp = (first / "model.onnx").stat().st_mtime_ns
-    assert make(loaded, build, {"weights": "copy"}, None, None, lambda _: None) == first
+    assert made_once(loaded, build, {"weights": "copy"}) == first
     assert (first / "model.onnx").stat().st_mtime_ns == stamp
-    other = make(loaded, build, {"weights": "link"}, None, None, lambda _: None)
+    other = made_once(loaded, build, {"weights": "link"})
     assert other != first
     (first / "model.onnx").write_bytes(b"damaged")
-    again = make(loaded, build, {"weights": "copy"}, None, None, lambda _: None)
+    again = made_once(loaded, build, {"weights": "copy"})
+    data = (first / "model.onnx.data").read_bytes()
+    (first / "model.onnx.data").write_bytes(data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])  # of the same size
+    notes = []
+    assert made_once(loaded, build, {"weights": "copy"}, notes.append) == first
+    assert "model.onnx.data in the cache is not what was made; the artefact is made again" in notes[0]
+    assert (first / "model.onnx.data").read_bytes() == data
     bundle.check_files(again, bundle.read_manifest(again))
     assert again == first and (first / "model.onnx").stat().st_size > 1000
 
@@ -212,13 +224,21 @@ def test_the_cache_is_of_content(tmp_path):
 def test_what_is_in_use_is_not_cleaned():
     folder = cache.cache_folder("artefacts") / "Llama-3.2-1B-onnx-fp32-key"
     folder.mkdir(parents=True)
-    with cache.lock_of(folder):
-        assert cache.clean(parts=("artefacts",)) == [] and folder.exists()
-    assert [e.path for e in cache.clean(parts=("artefacts",))] == [folder] and not list(folder.parent.iterdir())
+    stranger, link = folder.with_name("mine"), folder.with_name("link")
+    stranger.mkdir()
+    link.symlink_to(stranger)
+    for shared in (False, True):
+        with cache.lock_of(folder, shared=shared):
+            assert cache.clean(parts=("artefacts",)) == [] and folder.exists()
+    with cache.lock_of(link):
+        pass  # ours, but a link: it is deleted, and not what it leads to
+    assert {e.path for e in cache.clean(parts=("artefacts",))} == {folder, link}
+    assert list(folder.parent.iterdir()) == [stranger]  # whoever put it there: it carries no mark
+    stranger.rmdir()
 
 
 def test_the_cache_is_shown_and_cleaned(tmp_path):
-    make(load(STDLIB), Build("onnx", "fp32", "cpu"), {"weights": "copy"}, None, None, lambda _: None)
+    made_once(load(STDLIB), Build("onnx", "fp32", "cpu"), {"weights": "copy"})
     run = [sys.executable, "-m", "edgeformer", "cache"]
     shown = json.loads(subprocess.run([*run, "--json"], capture_output=True, text=True, check=True).stdout)
     (entry,) = shown["entries"]

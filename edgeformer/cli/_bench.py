@@ -11,7 +11,7 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, default_threads, notes, read_ids, status, threads_option
+from edgeformer.cli._common import allow_unread, default_threads, notes, read_ids, status, threads_option, trust_code
 
 
 class Sizes(click.ParamType):
@@ -81,6 +81,7 @@ def bench_options(function: Callable) -> Callable:
             click.option("--markdown", is_flag=True, help="Print a Markdown table."),
             threads_option,
             allow_unread,
+            trust_code,
             click.option(
                 "--host",
                 default=None,

@@ -17,6 +17,25 @@ allow_unread = click.option(
 )
 
 
+def _trust(ctx: click.Context, param: click.Parameter, files: tuple[str, ...]) -> None:
+    from edgeformer.trust import trust
+
+    for file in files:
+        notes([f"{file} may run as code (SHA-256 {trust(file)})"])
+
+
+trust_code = click.option(
+    "--trust-code",
+    "trusted",
+    multiple=True,
+    type=click.Path(),
+    metavar="FILE",
+    expose_value=False,
+    callback=_trust,
+    help="Let this file of a model's folder run as code, which no file does otherwise; repeatable.",
+)
+
+
 class OutputFolder(click.Path):
     """A folder to write; `-` is refused, since a folder can't go to standard output."""
 

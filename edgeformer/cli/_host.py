@@ -18,6 +18,7 @@ from typing import Any
 
 import click
 
+from edgeformer.cache import MARK, lock_file
 from edgeformer.cli._bench import check_outputs
 from edgeformer.errors import InputError
 
@@ -120,8 +121,10 @@ def _sent(source: str, host: str, home: str) -> str:
         return there
     click.echo(f"{host}: sending {name}", err=True)
     final, partial = shlex.quote(folder), shlex.quote(f"{folder}.{uuid.uuid4().hex[:8]}.partial")
+    mark = f"printf %s {shlex.quote(MARK.decode())} > {shlex.quote(str(lock_file(Path(folder))))}"
     unpack = (
-        f"mkdir -p {partial} && tar xf - -C {partial} && (test -e {final} && rm -rf {partial} || mv {partial} {final})"
+        f"mkdir -p {partial} && tar xf - -C {partial} && {mark} &&"
+        f" (test -e {final} && rm -rf {partial} || mv {partial} {final})"
     )
     process = subprocess.Popen(["ssh", host, unpack], stdin=subprocess.PIPE)
     assert process.stdin is not None

@@ -11,15 +11,16 @@ from edgeformer.cli._common import as_json, print_json, size
 
 @click.command(
     name="cache",
-    epilog="Examples:  edgeformer cache  ·  edgeformer cache --clean --older-than 30  ·  edgeformer cache --json",
+    epilog="Examples:  edgeformer cache  ·  edgeformer cache --clean --older-than 30 --dry-run  ·  edgeformer cache --json",
 )
 @click.option("--clean", is_flag=True, help="Delete it; unfinished runs only with --part runs.")
+@click.option("--dry-run", is_flag=True, help="With --clean: show what would be deleted, and delete nothing.")
 @click.option(
     "--older-than", type=click.FloatRange(min=0), default=0.0, metavar="DAYS", help="Only what lay unused for so long."
 )
 @click.option("--part", "parts", multiple=True, help="Only this part: artefacts, kernels, runs, models, web.")
 @as_json
-def command(clean: bool, older_than: float, parts: tuple[str, ...], as_json: bool) -> None:
+def command(clean: bool, dry_run: bool, older_than: float, parts: tuple[str, ...], as_json: bool) -> None:
     """Show what comparisons have left in the cache folder, or delete it.
 
     EDGEFORMER_CACHE puts the cache elsewhere.
@@ -35,7 +36,9 @@ def command(clean: bool, older_than: float, parts: tuple[str, ...], as_json: boo
     wanted = parts or tuple(p for p in cache.PARTS if not (clean and p == "runs"))
     limit = time.time() - older_than * 86400
     found = [e for e in cache.entries() if e.part in wanted and e.used <= limit]
-    if clean:
+    if dry_run and not clean:
+        raise InputError("--dry-run goes with --clean")
+    if clean and not dry_run:
         try:
             found = cache.clean(parts=wanted, older_than_days=older_than)
         except OSError as e:
@@ -44,11 +47,16 @@ def command(clean: bool, older_than: float, parts: tuple[str, ...], as_json: boo
     if as_json:
         rows = [{"part": e.part, "path": str(e.path), "bytes": e.bytes, "used": e.used} for e in found]
         print_json(
-            {"folder": str(cache.cache_folder("artefacts").parent), "entries": rows, "bytes": total, "deleted": clean}
+            {
+                "folder": str(cache.cache_folder("artefacts").parent),
+                "entries": rows,
+                "bytes": total,
+                "deleted": clean and not dry_run,
+            }
         )
         return
     for entry in found:
         used = datetime.datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
         click.echo(f"{entry.part:<10} {size(entry.bytes):>10}  {used}  {entry.path}")
-    verb = "deleted" if clean else "in"
+    verb = "would be deleted" if dry_run else "deleted" if clean else "in"
     click.echo(f"{len(found)} entries, {size(total)} {verb} {cache.cache_folder('artefacts').parent}")

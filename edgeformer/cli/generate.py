@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +10,16 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, default_threads, load_model, notes, print_json, threads_option
+from edgeformer.cli._common import (
+    allow_unread,
+    as_json,
+    default_threads,
+    load_model,
+    notes,
+    print_json,
+    threads_option,
+    trust_code,
+)
 
 
 @click.command(
@@ -44,6 +52,7 @@ from edgeformer.cli._common import allow_unread, as_json, default_threads, load_
 @click.option("--seed", type=click.IntRange(min=0), default=None, help="Of the sampling.")
 @threads_option
 @allow_unread
+@trust_code
 @as_json
 def command(
     model: str,
@@ -184,6 +193,7 @@ class _Opened:
         """A session for so many tokens: a cache of a 128k model's whole context would take gigabytes."""
         from edgeformer import api
         from edgeformer.runtimes._protocol import Options
+        from edgeformer.scratch import temporary_folder
 
         options = Options(threads=self.threads, variant=self.variant, precision=self.precision, capacity=capacity)
         if self.loaded is None:
@@ -191,8 +201,8 @@ class _Opened:
         elif self.runtime.opens == "checkpoint":
             yield self.runtime.open(self.loaded, options)
         else:
-            with tempfile.TemporaryDirectory(prefix="edgeformer-") as scratch:
-                folder = Path(scratch) / "model"
+            with temporary_folder() as scratch:
+                folder = scratch / "model"
                 given = {"no_tokenizer": True} if self.runtime.opens == "gguf" else {}
                 api.export(self.loaded, folder, to=self.runtime.opens, **given)
                 yield self.runtime.open(folder, options)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ def command(
 ) -> None:
     """Check and measure everything on a Mac, in one run: the Metal kernels against float64, which of them are worth it, parity
     of all builds, generation beside mlx-lm, latency rows. Writes one file to share. Exit code 1 if anything is wrong."""
+    from edgeformer.atomic import write_output
     from edgeformer.errors import InputError
     from edgeformer.mac import PARTS, failed, mac_check
 
@@ -55,7 +55,9 @@ def command(
             anywhere=anywhere,
             rounds=rounds,
             report=report,
-            keep=lambda r: None if file is None else _write(file, r),
+            keep=lambda r: (
+                None if file is None else write_output(file, _text(r), folders=True)
+            ),  # after every part: a run may be cut off
         )
     if as_json or file is None:
         click.echo(_text(record), nl=False)
@@ -69,21 +71,6 @@ def command(
 
 def _text(record: dict[str, Any]) -> str:
     return json.dumps(record, indent=1, default=str) + "\n"
-
-
-def _write(file: Path, record: dict[str, Any]) -> None:
-    """Replace the record: after every part, so that a run that is cut off leaves what it found."""
-    from edgeformer.errors import InputError
-
-    if file.is_dir():
-        raise InputError(f"{file} is a folder; -o names the file to write")
-    partial = file.with_name(file.name + ".partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(_text(record))
-        os.replace(partial, file)
-    except OSError as e:
-        raise InputError(f"can't write {file}: {e.strerror}; choose another place with -o") from e
 
 
 def _why(part: dict[str, Any]) -> str:

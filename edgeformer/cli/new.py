@@ -35,7 +35,7 @@ def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) 
     import json
 
     from edgeformer.advice import advise
-    from edgeformer.bundle import write_text
+    from edgeformer.atomic import write_output
     from edgeformer.derive import Sizes, derive
     from edgeformer.errors import InputError
     from edgeformer.inspection import costs, tree
@@ -50,7 +50,7 @@ def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) 
     spec = derive(load_model(like, False).spec, Sizes(**sizes))  # type: ignore[arg-type]
     check(spec)
     found, count = advise(spec), costs(spec)
-    write_text(file, json.dumps(to_json(spec), indent=1) + "\n")
+    write_output(file, json.dumps(to_json(spec), indent=1) + "\n", folders=True)
     if as_json:
         remarks = [{"target": r.target, "remark": r.text} for r in found]
         print_json({"file": str(file), "digest": digest(spec), "parameters": count.parameters, "remarks": remarks})

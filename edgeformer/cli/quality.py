@@ -15,6 +15,7 @@ from edgeformer.cli._common import (
     read_ids,
     status,
     threads_option,
+    trust_code,
 )
 
 
@@ -34,6 +35,7 @@ from edgeformer.cli._common import (
 @click.option("--cached", is_flag=True, help="Token by token through the cache, as in generation (slow).")
 @threads_option
 @allow_unread
+@trust_code
 @as_json
 def command(
     sources: tuple[str, ...],

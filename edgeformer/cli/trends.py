@@ -14,14 +14,14 @@ from edgeformer.cli._common import as_json, print_json
 @as_json
 def command(output: Path | None, as_json: bool) -> None:
     """What small language models are made of, by half-year: the survey's table with its errors marked, and our named specs."""
-    from edgeformer.bundle import write_text
+    from edgeformer.atomic import write_output
     from edgeformer.report.trends import TRAITS, counts, page, survey
 
     if output == Path("-"):
         click.echo(page())
         return
     if output is not None:
-        write_text(output, page())
+        write_output(output, page())
         click.echo(f"wrote {output}", err=True)
         return
     rows = survey()

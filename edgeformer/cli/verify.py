@@ -16,6 +16,7 @@ from edgeformer.cli._common import (
     print_json,
     read_ids,
     threads_option,
+    trust_code,
 )
 
 
@@ -35,6 +36,7 @@ from edgeformer.cli._common import (
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random ids.")
 @threads_option
 @allow_unread
+@trust_code
 @as_json
 def command(
     artefact: str,

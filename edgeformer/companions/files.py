@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.errors import ConfigError
-from edgeformer.models._config import read_json
+from edgeformer.json_file import MAX_BYTES, read_json_file
 
 TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
@@ -82,13 +82,13 @@ def files_of_tokenizer(folder: Path) -> Iterator[Path]:
         yield from sorted(f for f in folder.glob(pattern) if f.is_file())
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """The content of a JSON file that holds an object.
+def read_object(file: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
+    """The content of a JSON file of at most `limit` bytes that holds an object.
 
     Raises:
         ConfigError: it can't be read, or holds something else.
     """
-    data = read_json(file)
+    data = read_json_file(file, ConfigError, limit=limit)
     if not isinstance(data, dict):
         raise ConfigError(f"{file} holds no JSON object")
     return data

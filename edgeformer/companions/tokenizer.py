@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from edgeformer.companions.files import Companions, files_of_tokenizer, read_object
 from edgeformer.errors import ConfigError, InputError
+from edgeformer.json_file import MAX_LISTING_BYTES
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that transformers has attributes for, in the order in which it adds those that a tokenizer lacks."""
@@ -316,10 +317,7 @@ def normalized_json(around: Companions) -> str | None:
     made = load_tokenizer(around).to_json()
     if folder is None or made is None:
         return made
-    try:
-        stored = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
-    except ValueError as e:
-        raise InputError(f"{folder / 'tokenizer.json'} can't be read: {e}") from e
+    stored = read_object(folder / "tokenizer.json", MAX_LISTING_BYTES)
     ours = json.loads(made)
     complete = len(stored.get("added_tokens") or ()) == len(ours["added_tokens"])
     changed = any(ours.get(part) != stored.get(part) for part in ("normalizer", "pre_tokenizer"))

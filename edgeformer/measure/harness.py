@@ -8,7 +8,6 @@ another: rows are ranked within a shape, and only one shape's processes hold the
 from __future__ import annotations
 
 import datetime
-import tempfile
 import time
 import uuid
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from edgeformer.measure.row import Plan, Row, Shape
 from edgeformer.measure.row_flags import row_flags
 from edgeformer.measure.settings import Settings
 from edgeformer.runtimes._protocol import Options, get
+from edgeformer.scratch import temporary_folder
 from edgeformer.spec import Model
 from edgeformer.verdict import FAIL
 
@@ -114,8 +114,8 @@ def run(
         done.notes.append("an encoder has no cache to fill and no server here: depths and concurrency are left out")
     finished, kept = False, True
     try:
-        with tempfile.TemporaryDirectory(prefix="edgeformer-bench-") as scratch:
-            bench = _Bench(spec, settings, reference, Path(scratch), report, journal)
+        with temporary_folder() as scratch:
+            bench = _Bench(spec, settings, reference, scratch, report, journal)
             for bench.number, shape in enumerate(settings.shapes(spec)):
                 fitting = [plan for plan in plans if _fits(plan, shape, spec, done.notes)]
                 rows = [Row(plan, shape, settings.threads) for plan in _with_twin(fitting, settings)]

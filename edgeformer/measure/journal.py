@@ -16,10 +16,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
-from edgeformer.cache import cache_folder, lock_of
+from edgeformer.cache import cache_folder, lock_file, lock_of
 from edgeformer.errors import InputError
+from edgeformer.locks import Held, Lock
 from edgeformer.measure.row import Plan, Row
 from edgeformer.measure.settings import Settings
 
@@ -39,7 +38,7 @@ def key_of(plans: list[Plan], settings: Settings, identity: dict[str, Any]) -> s
 class Journal:
     """Events of one run. `run_id` names it in its records, also after it was resumed."""
 
-    def __init__(self, file: Path, run_id: str, events: list[dict[str, Any]], lock: FileLock):
+    def __init__(self, file: Path, run_id: str, events: list[dict[str, Any]], lock: Lock):
         self.file, self.run_id, self.events, self._lock = file, run_id, events, lock
         self._open = None
         self.broken: str | None = None
@@ -52,11 +51,9 @@ class Journal:
             InputError: there is nothing to resume, or the cache folder can't be written.
         """
         file = cache_folder("runs") / f"{key}.jsonl"
-        lock = lock_of(file)
         try:
-            file.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=0)
-        except Timeout:
+            lock = lock_of(file, timeout=0)
+        except Held:
             raise InputError("the same measurement is running already; wait for it, or end it") from None
         except OSError as e:
             raise InputError(f"can't write {file}: {e.strerror}. Free some space, or set EDGEFORMER_CACHE") from e
@@ -137,6 +134,7 @@ class Journal:
             self._open = None
         if finished:
             self.file.unlink(missing_ok=True)
+            lock_file(self.file).unlink(missing_ok=True)
         self._lock.release()
 
 

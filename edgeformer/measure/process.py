@@ -6,15 +6,19 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
+
+from edgeformer.trust import granted
 
 
 class WorkerFailed(Exception):
@@ -32,6 +36,43 @@ def _meaning(status: int) -> str:
     return f" ({signal.Signals(-status).name})" if status < 0 else ""
 
 
+def isolated(environment: Mapping[str, str]) -> dict[str, str]:
+    """What keeps a Python that is started in a model's folder from importing files of that folder.
+
+    `-P` does so for the process itself, and these for all that it starts. An empty entry of PYTHONPATH means the current folder,
+    and gets there by `PYTHONPATH=$PYTHONPATH:...`.
+    """
+    kept = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(kept)}
+
+
+class _Guard:
+    """Ends a worker, and all that it started, when this process ends in whatever way: in a long call a worker notices nothing
+    itself. A shell waits on a pipe whose other end this process alone has.
+
+    worker: the number of a process that leads a group of its own.
+    """
+
+    def __init__(self, worker: int):
+        self._process: subprocess.Popen | None = None
+        if shutil.which("sh") is None:  # Windows
+            return
+        self._process = subprocess.Popen(
+            ["sh", "-c", 'read -r _; kill -KILL -- "-$0"', str(worker)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
+
+    def release(self) -> None:
+        """The worker's end is in our hands again. Called before it is waited for: afterwards its number may be another's."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.communicate()
+
+
 class WorkerProcess:
     """One row's process. Thread counts of numerical libraries are set before it starts."""
 
@@ -41,11 +82,12 @@ class WorkerProcess:
             ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"), count
         )
         environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+        environment |= isolated(environment)
         if scratch is not None:  # what a process that is killed leaves behind goes with the run
             environment["TMPDIR"] = str(scratch)
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "edgeformer.measure.worker"],
+            [sys.executable, "-P", "-m", "edgeformer.measure.worker", *granted()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
@@ -55,6 +97,7 @@ class WorkerProcess:
             env=environment,
             start_new_session=True,  # Ctrl-C is the harness's business: rows measured so far are kept
         )
+        self._guard = _Guard(self._process.pid)
         self._answers: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._read, daemon=True).start()
 
@@ -105,6 +148,7 @@ class WorkerProcess:
 
     def close(self, *, kill: bool = False) -> None:
         """End the process."""
+        self._guard.release()
         if kill:
             self._kill()
         elif self._process.stdin is not None:

@@ -11,16 +11,15 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 import edgeformer
 from edgeformer import bundle
+from edgeformer.atomic import is_stream, replace_file
 from edgeformer.errors import ArtefactError, InputError
 from edgeformer.inspection import costs
+from edgeformer.locks import held
 from edgeformer.measure.harness import Run, ShapeResult
 from edgeformer.measure.noise import Noise
 from edgeformer.measure.ranking import ranks
@@ -236,11 +235,6 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
     }
 
 
-def is_stream(file: str | os.PathLike) -> bool:
-    """Whether this is a pipe or a device: what is written there can't be taken back."""
-    return Path(file).exists() and not Path(file).is_file()
-
-
 def write_jsonl(records: list[dict[str, Any]], file: str | os.PathLike | None) -> None:
     """Put a run's records into a JSONL file, in the place of those of the same run, after all others; None is stdout.
 
@@ -255,32 +249,17 @@ def write_jsonl(records: list[dict[str, Any]], file: str | os.PathLike | None) -
         return
     ours = {r["run_id"] for r in records}
     try:
-        if is_stream(file):
+        if is_stream(Path(file)):
             with Path(file).open("a", encoding="utf-8") as stream:
                 stream.write(text)
             return
         path = Path(os.path.realpath(file))
-        lock = path.with_name(f".{path.name}.lock")
-        try:
-            with FileLock(lock):
-                before = path.read_bytes().splitlines() if path.exists() else []
-                kept = b"".join(line + b"\n" for line in before if line.strip() and _run_id(line) not in ours)
-                _replace(path, kept + text.encode())
-        finally:
-            lock.unlink(missing_ok=True)
+        with held(path.parent, optional=True):
+            before = path.read_bytes().splitlines() if path.exists() else []
+            kept = b"".join(line + b"\n" for line in before if line.strip() and _run_id(line) not in ours)
+            replace_file(path, kept + text.encode())
     except OSError as e:
         raise InputError(f"can't write records to {file}: {e.strerror}. Nothing that was there is lost") from e
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        os.chmod(partial, path.stat().st_mode & 0o777 if path.exists() else 0o644)
-        os.replace(partial, path)
-    finally:
-        Path(partial).unlink(missing_ok=True)
 
 
 def _run_id(line: bytes) -> str | None:

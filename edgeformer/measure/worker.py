@@ -25,6 +25,7 @@ from edgeformer.measure.roofline import measure_rates
 from edgeformer.measure.timed import Round, decoder_round, encoder_round, served_round, warm_up
 from edgeformer.reference import Reference, continuation, reference_runtime
 from edgeformer.runtimes._protocol import Options, Session, require
+from edgeformer.trust import grant
 from edgeformer.weight_checks import check_weights as weight_check
 
 
@@ -148,7 +149,8 @@ class Worker:
 
 
 def main() -> None:
-    """Answer commands until stdin closes."""
+    """Answer commands until stdin closes. The arguments are the digests of files that may run as code."""
+    grant(sys.argv[1:])
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     worker = Worker()

@@ -8,10 +8,11 @@ import json
 import os
 from typing import Any
 
+from edgeformer.atomic import write_output
 from edgeformer.errors import InputError
 from edgeformer.measure.llama_bench import as_llama_bench
 from edgeformer.report.frame import COLUMNS, rows
-from edgeformer.report.page import html, write_text
+from edgeformer.report.page import html
 
 FORMATS = ("html", "markdown", "csv", "jsonl", "llama-bench")
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "markdown", ".csv": "csv", ".jsonl": "jsonl"}
@@ -38,7 +39,7 @@ def write_report(records: list[dict[str, Any]], file: str | os.PathLike, *, form
         InputError: no such format, or the file can't be written.
         RuntimeUnavailable: what the format needs isn't installed.
     """
-    write_text(text_of(records, format or format_of(file)), file)
+    write_output(file, text_of(records, format or format_of(file)))
 
 
 def text_of(records: list[dict[str, Any]], format: str) -> str:

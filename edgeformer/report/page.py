@@ -5,13 +5,12 @@ from __future__ import annotations
 import json
 import os
 import re
-import tempfile
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import edgeformer
-from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.atomic import write_output
+from edgeformer.errors import RuntimeUnavailable
 from edgeformer.report.frame import COLUMNS, finite, roofs, rows
 
 
@@ -22,7 +21,7 @@ def write_html(records: list[dict[str, Any]], file: str | os.PathLike, *, title:
         RuntimeUnavailable: Altair or vl-convert isn't installed.
         InputError: the file can't be written; what was there is still there.
     """
-    write_text(html(records, title=title), file)
+    write_output(file, html(records, title=title))
 
 
 def html(records: list[dict[str, Any]], *, title: str | None = None) -> str:
@@ -72,24 +71,3 @@ def _asset(name: str) -> str:
 
 def _escaped(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-
-
-def write_text(text: str, file: str | os.PathLike) -> None:
-    """Replace a file in one step.
-
-    Raises:
-        InputError: it can't be written; what was there is still there.
-    """
-    path = Path(file)
-    partial = None
-    try:
-        handle, partial = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.absolute().parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.chmod(partial, 0o644)
-        os.replace(partial, path)
-    except OSError as e:
-        raise InputError(f"can't write {path}: {e.strerror}") from e
-    finally:
-        if partial is not None:
-            Path(partial).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from edgeformer.cache import cache_folder
+from edgeformer.cache import cache_folder, lock_of
 from edgeformer.errors import RuntimeUnavailable
 
 SOURCES = Path(__file__).parent
@@ -68,7 +68,12 @@ def library_path() -> Path:
             raise RuntimeUnavailable(
                 f"the native kernels can't be built: {missing}. Without them models run all the same"
             )
-        _build(library)
+        lock = lock_of(library.parent)  # two processes that need it at once build it once
+        try:
+            if not library.exists():
+                _build(library)
+        finally:
+            lock.release()
     return library
 
 

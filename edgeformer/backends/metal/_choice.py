@@ -12,6 +12,7 @@ from typing import Any
 import mlx.core as mx
 import platformdirs
 
+from edgeformer.atomic import replace_file
 from edgeformer.backends import metal
 from edgeformer.errors import InputError, RuntimeUnavailable
 
@@ -59,9 +60,7 @@ def save(subject: str, measured: dict[str, Any]) -> Path:
     data, place = stored(), file()
     data.setdefault(machine(), {})[subject] = measured
     prepare()
-    partial = place.with_suffix(f".{os.getpid()}.partial")
-    partial.write_text(json.dumps(data, indent=1) + "\n")
-    os.replace(partial, place)
+    replace_file(place, (json.dumps(data, indent=1) + "\n").encode())
     return place
 
 
