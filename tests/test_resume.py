@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
 from support import STDLIB
 
@@ -249,3 +250,23 @@ def test_the_cache_is_shown_and_cleaned(tmp_path):
     assert gone.stdout.splitlines()[-1].startswith("1 entries, ") and cache.entries() == []
     wrong = subprocess.run([*run, "--part", "cellar"], capture_output=True, text=True)
     assert wrong.returncode == 2 and "its parts are artefacts, kernels, runs, models, web" in wrong.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGHUP])
+def test_workers_end_with_their_parent(how, tmp_path):
+    """Also in the middle of a round; what it left among the temporary folders goes with the next run."""
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    process = subprocess.Popen(BENCH, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    next(line for line in process.stderr if line.startswith("round "))
+    workers = psutil.Process(process.pid).children(recursive=True)
+    assert any("edgeformer.measure.worker" in " ".join(w.cmdline()) for w in workers)
+    os.kill(process.pid, how)
+    process.wait()
+    process.stderr.close()
+    _, alive = psutil.wait_procs(workers, timeout=3)
+    assert not alive
+    (left,) = tmp_path.glob("edgeformer-*")
+    subprocess.run(BENCH, capture_output=True, env=environment, check=True)
+    assert not left.exists() and not list(tmp_path.glob("edgeformer-*"))
