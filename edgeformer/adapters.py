@@ -159,7 +159,18 @@ def _merge(base: StoredTensor, pair: dict[str, StoredTensor], scale: float, turn
             f" {base.name} {list(base.shape)}"
         )
     return MergedTensor(
-        base.name, base.file, base.offset, base.nbytes, "F32", base.shape, base, pair["A"], pair["B"], scale, turned
+        base.name,
+        base.file,
+        base.offset,
+        base.nbytes,
+        "F32",
+        base.shape,
+        base,
+        pair["A"],
+        pair["B"],
+        scale,
+        turned,
+        identity=base.identity,
     )
 
 

@@ -119,5 +119,15 @@ def _affine(weight: StoredTensor, scales: StoredTensor, biases: StoredTensor, en
     shape = (*weight.shape[:-1], inputs)
     kind = f"AFFINE{bits}G{group_size}"
     return AffineTensor(
-        weight.name, weight.file, weight.offset, weight.nbytes, kind, shape, scales, biases, bits, group_size
+        weight.name,
+        weight.file,
+        weight.offset,
+        weight.nbytes,
+        kind,
+        shape,
+        scales,
+        biases,
+        bits,
+        group_size,
+        identity=weight.identity,
     )

@@ -17,9 +17,11 @@ from typing import TYPE_CHECKING, Any
 import edgeformer
 from edgeformer import bundle, parity
 from edgeformer.checkpoint import LoadedModel, load
+from edgeformer.digests import file_digest, folder_digests
 from edgeformer.errors import CheckpointError, InputError
 from edgeformer.export import FORMATS
 from edgeformer.export.artefact import Exported
+from edgeformer.links import linked_files
 from edgeformer.measure.harness import Run, run
 from edgeformer.measure.journal import Journal, key_of
 from edgeformer.measure.plans import artefact_plans, checkpoint_plans, label
@@ -241,12 +243,14 @@ def measure(
 
 
 def _identity(source: str) -> str:
-    """A digest of what a source holds."""
+    """A digest over every byte of what a source holds."""
     if is_artefact(Path(source)):
         manifest = {k: v for k, v in bundle.read_manifest(source).items() if k != "verdict"}
-        return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+        linked = linked_files(Path(source), manifest["linked"]).values()
+        content = [folder_digests(Path(source), (bundle.MANIFEST,)), [file_digest(file) for file in linked]]
+        return hashlib.sha256(json.dumps([manifest, content], sort_keys=True).encode()).hexdigest()
     loaded = load(source, allow_unread_config=True)
-    return loaded.weights_digest() if loaded.weights is not None else digest(loaded.spec)
+    return loaded.weights.content_digest() if loaded.weights is not None else digest(loaded.spec)
 
 
 def check_lengths(settings: Settings, spec: Model, context: int, what: str) -> None:

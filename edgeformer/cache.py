@@ -7,7 +7,6 @@ unfinished runs can be made again.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import platformdirs
 
+from edgeformer.digests import folder_digests
 from edgeformer.locks import Held, Lock
 from edgeformer.scratch import PARTIAL, leftovers
 
@@ -132,11 +132,7 @@ def changed_file(folder: Path) -> str | None:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    found = {}
-    for file in sorted(f for f in folder.rglob("*") if f.is_file() and f.name != _MANIFEST):
-        with file.open("rb") as data:
-            found[file.relative_to(folder).as_posix()] = hashlib.file_digest(data, "sha256").hexdigest()
-    return found
+    return folder_digests(folder, (_MANIFEST,))
 
 
 def touch(path: Path) -> None:

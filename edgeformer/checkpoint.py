@@ -81,7 +81,7 @@ class LoadedModel:
         for name, source in sorted(self.require_weights().sources.items()):
             h.update(f"{name} {source.stored.dtype} {source.stored.shape} {source.part}\n".encode())
             for t in source.stored.parts():
-                with t.file.open("rb") as f:
+                with t.open() as f:
                     for at in (0, t.nbytes // 2, max(t.nbytes - 64, 0)):
                         f.seek(t.offset + at)
                         h.update(f.read(min(64, t.nbytes - at)))

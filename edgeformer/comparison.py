@@ -260,7 +260,7 @@ def cache_key(loaded: LoadedModel, to: str, options: dict[str, Any]) -> str:
         if file.suffix in (".json", ".txt", ".model", ".jinja") and file.is_file():
             beside.update(file.name.encode() + file.read_bytes())
     told = {
-        "weights": content_digest(loaded),
+        "weights": loaded.require_weights().content_digest(),
         "spec": digest(loaded.spec),
         "to": to,
         "options": options,
@@ -269,19 +269,6 @@ def cache_key(loaded: LoadedModel, to: str, options: dict[str, Any]) -> str:
         "beside": beside.hexdigest(),
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def content_digest(loaded: LoadedModel) -> str:
-    """Over every byte of the files that the weights lie in, and what of them is used as what."""
-    h = hashlib.sha256()
-    files = set()
-    for name, source in sorted(loaded.require_weights().sources.items()):
-        h.update(f"{name} {source.stored.dtype} {source.stored.shape} {source.part}\n".encode())
-        files |= {t.file for t in source.stored.parts()}
-    for file in sorted(files):
-        with file.open("rb") as data:
-            h.update(hashlib.file_digest(data, "sha256").digest())
-    return h.hexdigest()
 
 
 def _makers_digest() -> str:

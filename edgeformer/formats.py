@@ -128,7 +128,15 @@ def join(stored: Mapping[str, StoredTensor], where: str) -> dict[str, StoredTens
         format = fitting[0]
         shape = (*scales.shape[:-1], inputs)
         out[base] = GroupTensor(
-            codes.name, codes.file, codes.offset, codes.nbytes, format.name.upper(), shape, format, scales
+            codes.name,
+            codes.file,
+            codes.offset,
+            codes.nbytes,
+            format.name.upper(),
+            shape,
+            format,
+            scales,
+            identity=codes.identity,
         )
         del out[name]
     return out

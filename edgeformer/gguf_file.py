@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,6 +13,9 @@ import numpy as np
 
 from edgeformer.errors import CheckpointError, RuntimeUnavailable
 from edgeformer.formats import GROUP, QUANTIZED, Format, QuantizedTensor, pack, unpack
+from edgeformer.gguf_header import read_gguf_header
+from edgeformer.limits import MAX_SIZE
+from edgeformer.quoting import shown
 from edgeformer.safetensors_file import DTYPES, StoredTensor, read_raw
 
 TYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
@@ -108,7 +112,7 @@ def separated(x: np.ndarray, heads: int) -> np.ndarray:
 
 
 _PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
-_KNOWN_PREFIXES = ("general.", "tokenizer.", "split.", "quantize.imatrix.", "GGUF.")
+_KNOWN_PREFIXES = ("general.", "tokenizer.", "split.", "quantize.imatrix.")
 
 
 def parts_of(file: Path) -> list[Path]:
@@ -130,10 +134,11 @@ class Reader:
     """
 
     def __init__(self, file: Path):
-        gguf = require_gguf()
         self.file, self._read = file, set()
-        opened = self._open(gguf, file)
-        count = opened.fields["split.count"].contents() if "split.count" in opened.fields else 1
+        opened = read_gguf_header(file)
+        count = opened.fields.get("split.count", 1)
+        if type(count) is not int or count < 0:
+            raise CheckpointError(f"{file}: split.count is {shown(count)}, no number of files")
         self.files = parts_of(file) if count > 1 else [file]
         if len(self.files) != count:
             raise CheckpointError(
@@ -144,26 +149,23 @@ class Reader:
             raise CheckpointError(
                 f"{file} is one of the {count} files of a split GGUF model; {', '.join(missing)} missing beside it"
             )
-        readers = {f: opened if f == file else self._open(gguf, f) for f in self.files}
-        first = readers[self.files[0]]
-        self.fields = {name: field for name, field in first.fields.items() if not name.startswith("GGUF.")}
-        self.architecture = (
-            str(self.fields["general.architecture"].contents()) if "general.architecture" in self.fields else ""
-        )
-        kind = self.fields["general.type"].contents() if "general.type" in self.fields else "model"
+        self._headers = {f: opened if f == file else read_gguf_header(f) for f in self.files}
+        self.fields = self._headers[self.files[0]].fields
+        self.architecture = str(self.fields.get("general.architecture", ""))
+        kind = self.fields.get("general.type", "model")
         if kind != "model":
-            raise CheckpointError(f"{file} holds no model but a GGUF {kind!r} (general.type), which can't be read")
-        self._tensors = {t.name: (t, f) for f, reader in readers.items() for t in reader.tensors}
-        told = self.fields["split.tensors.count"].contents() if "split.tensors.count" in self.fields else None
+            raise CheckpointError(f"{file} holds no model but a GGUF {shown(kind)} (general.type), which can't be read")
+        self._tensors = {t.name: (t, f) for f, header in self._headers.items() for t in header.tensors.values()}
+        told = self.fields.get("split.tensors.count")
         if told is not None and told != len(self._tensors):
             raise CheckpointError(
-                f"{file}: its {count} files hold {len(self._tensors)} tensors, and it tells of {told}"
+                f"{file}: its {count} files hold {len(self._tensors)} tensors, and it announces {shown(told)}"
             )
         known = (*TYPES, *BLOCKS)
         others: dict[str, int] = {}
         for t, _ in self._tensors.values():
-            if t.tensor_type.name not in known:
-                others[t.tensor_type.name] = others.get(t.tensor_type.name, 0) + 1
+            if t.type not in known:
+                others[t.type] = others.get(t.type, 0) + 1
         if others:
             listed = ", ".join(f"{name} ({count} tensors)" for name, count in sorted(others.items()))
             scheme = _scheme(others)
@@ -172,15 +174,9 @@ class Reader:
                 " runtime holds exactly; convert the original model instead"
             )
 
-    def _open(self, gguf: Any, file: Path) -> Any:
-        try:
-            return gguf.GGUFReader(str(file))
-        except Exception as e:  # the package raises several kinds for damaged files
-            raise CheckpointError(f"{file} can't be read as a GGUF file: {e}") from e
-
     def below(self, prefix: str) -> dict[str, Any]:
         """All metadata below a prefix, by the rest of its key."""
-        return {k.removeprefix(prefix): f.contents() for k, f in self.fields.items() if k.startswith(prefix)}
+        return {k.removeprefix(prefix): v for k, v in self.fields.items() if k.startswith(prefix)}
 
     def strangers(self) -> list[str]:
         """Keys that belong neither to the architecture nor to what every file has."""
@@ -189,27 +185,33 @@ class Reader:
 
     def _value(self, key: str, default: Any) -> Any:
         self._read.add(key)
-        field = self.fields.get(f"{self.architecture}.{key}")
-        if field is None:
-            if default is None:
-                raise CheckpointError(f"{self.file} says no {self.architecture}.{key}")
-            return default
-        return field.contents()
+        value = self.fields.get(f"{self.architecture}.{key}", default)
+        if value is None:
+            raise CheckpointError(f"{self.file} has no {self.architecture}.{key}")
+        return value
 
     def size(self, key: str, default: int | None = None) -> int:
         """A whole number; the file must say it if there is no default."""
         value = self._value(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {value!r}, one whole number is supported")
+        if type(value) is not int or not 0 < value <= MAX_SIZE:
+            raise CheckpointError(
+                f"{self.file}: {self.architecture}.{key} is {shown(value)}, one whole number from 1 to {MAX_SIZE:,} is supported"
+            )
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         """A number. Stored in float32: the shortest decimal that float32 reads so (1e-05, not 9.99999974e-06)."""
-        return float(str(np.float32(self._value(key, default))))
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {shown(value)}, one number is supported")
+        return float(str(np.float32(value)))
 
     def text(self, key: str, default: str) -> str:
         """A string."""
-        return str(self._value(key, default))
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {shown(value)}, a text is supported")
+        return value
 
     def ignore(self, *keys: str) -> None:
         """Keys that say nothing new."""
@@ -228,7 +230,14 @@ class Reader:
         """A tensor's shape, outermost first."""
         if tensor not in self._tensors:
             raise CheckpointError(f"{self.file} has no tensor {tensor}")
-        return tuple(int(n) for n in reversed(self._tensors[tensor][0].shape))
+        return self._tensors[tensor][0].shape
+
+    def rows(self, table: str) -> int:
+        """How many rows a matrix has."""
+        shape = self.shape(table)
+        if len(shape) != 2:
+            raise CheckpointError(f"{self.file}: the tensor {table} is {list(shape)}, no matrix")
+        return shape[0]
 
     def read(self, tensor: str) -> np.ndarray:
         """A tensor's values."""
@@ -237,10 +246,10 @@ class Reader:
     def tensor(self, name: str, heads: int = 0) -> StoredTensor:
         """Where a tensor lies."""
         (t, file), shape = self._tensors[name], self.shape(name)
-        place = (name, file, int(t.data_offset), int(t.n_bytes))
-        if (format := BLOCKS.get(t.tensor_type.name)) is not None:
-            return GgufTensor(*place, format.name.upper(), shape, format, heads)
-        return GgufPlain(*place, TYPES[t.tensor_type.name], shape, heads)
+        place, state = (name, file, t.offset, t.nbytes), self._headers[file].state
+        if (format := BLOCKS.get(t.type)) is not None:
+            return GgufTensor(*place, format.name.upper(), shape, format, heads, identity=state)
+        return GgufPlain(*place, TYPES[t.type], shape, heads, identity=state)
 
     def names(self) -> list[str]:
         """All tensors."""

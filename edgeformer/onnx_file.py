@@ -11,7 +11,7 @@ from pathlib import Path
 from edgeformer.errors import ArtefactError, CheckpointError
 from edgeformer.formats import QUANTIZED, SCALES, GroupTensor, join
 from edgeformer.paths import check_regular, inside
-from edgeformer.safetensors_file import StoredTensor
+from edgeformer.safetensors_file import StoredTensor, identity
 
 _TYPES = {1: "F32", 2: "U8", 3: "I8", 10: "F16", 16: "BF16", 22: "I4"}
 """onnx.TensorProto's numbers -> safetensors names; I4 (two codes a byte) is ONNX's own."""
@@ -48,12 +48,13 @@ def read_initializers(file: Path, *, linked: Mapping[str, Path] | None = None) -
             raise CheckpointError(f"{says} has the shape {list(shape)[:8]}")
         needed = -(-math.prod(shape) * _BITS[dtype] // 8)
         offset, length = _place(entry, "offset", 0, says), _place(entry, "length", needed, says)
-        size = check_regular(data, CheckpointError).st_size
+        status = check_regular(data, CheckpointError)
+        size = status.st_size
         if length != needed or offset + length > size:
             raise CheckpointError(
                 f"{says} takes {needed} bytes, and the file gives it {length} at {offset} of {data}, which has {size}"
             )
-        found[tensor.name] = StoredTensor(tensor.name, data, offset, length, dtype, shape)
+        found[tensor.name] = StoredTensor(tensor.name, data, offset, length, dtype, shape, identity=identity(status))
     return join(_as_rows(found), str(file))
 
 
@@ -75,7 +76,7 @@ def _as_rows(found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
             format = QUANTIZED["q4" if codes.dtype == "I4" else "q8"]
             kind = format.name.upper()
             fields = (base, codes.file, codes.offset, codes.nbytes, kind, codes.shape, format, scales, True)
-            out[base] = GroupTensor(*fields)
+            out[base] = GroupTensor(*fields, identity=codes.identity)
             del out[name]
         else:
             out[base] = replace(codes, shape=(codes.shape[0], int(math.prod(codes.shape[1:]))))

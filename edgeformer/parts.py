@@ -286,7 +286,9 @@ def stacked(members: Sequence[StoredTensor], flat: bool) -> StackedTensor:
     kinds = {m.dtype if m.raw else "F32" for m in members}
     dtype = kinds.pop() if len(kinds) == 1 else "F32"
     nbytes = sum(m.nbytes for m in members)
-    return StackedTensor(first.name, first.file, first.offset, nbytes, dtype, shape, tuple(members))
+    return StackedTensor(
+        first.name, first.file, first.offset, nbytes, dtype, shape, tuple(members), identity=first.identity
+    )
 
 
 def numbered(entry: Cut | Stack, index: str) -> Cut | Stack:

@@ -94,7 +94,9 @@ def rounded(spec: Model, weights: Weights, precision: str, keep: Sequence[str] =
 
 def _rounded(name: str, source: Source, format: Format) -> Rounded:
     t = source.stored
-    return Rounded(name, t.file, t.offset, t.nbytes, format.name.upper(), source.shape, format, source)
+    return Rounded(
+        name, t.file, t.offset, t.nbytes, format.name.upper(), source.shape, format, source, identity=t.identity
+    )
 
 
 def in_groups(spec: Model, weights: Weights, precision: str, keep: Sequence[str] = ()) -> Weights:

@@ -1,23 +1,27 @@
 """Safetensors files, read lazily: the header tells where each tensor lies, and no tensor is read before it is needed.
 
-The offsets are what the official package does not give, and what lets an ONNX file point into a checkpoint. Format:
-eight bytes of little-endian header length, a JSON header, then the data.
+Whether a file is a safetensors file is for the official package to say: it opens every file first, and what it refuses (overlaps,
+holes, trailing bytes, numbers that are no integers) is refused. The offsets are what it does not give, and what lets an ONNX file
+point into a checkpoint. Format: eight bytes of little-endian header length, a JSON header, then the data
+(https://huggingface.co/docs/safetensors).
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
 from edgeformer.errors import CheckpointError
 from edgeformer.json_file import MAX_LISTING_BYTES, read_json_file
-from edgeformer.paths import inside
+from edgeformer.paths import check_regular, inside
 
 DTYPES: dict[str, np.dtype] = {
     "F32": np.dtype(np.float32),
@@ -26,8 +30,16 @@ DTYPES: dict[str, np.dtype] = {
 }
 """The storage types that weights may have, by their safetensors name."""
 
-_ITEM_SIZES = {"F64": 8, "I64": 8, "U64": 8, "I32": 4, "U32": 4, "I16": 2, "U16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-_MAX_HEADER = 100_000_000  # the limit of the format
+MAX_HEADER = 25_000_000
+"""Bytes of a header, some 200,000 tensors. The format allows 100 MB, which take gigabytes to read; the largest known have 14 MB."""
+
+Identity = tuple[int, int, int, int]
+"""What tells one state of a file from another: device, inode, size, and time of modification in ns."""
+
+
+def identity(status: os.stat_result) -> Identity:
+    """The identity of a file, by its status."""
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 @dataclass(frozen=True)
@@ -40,6 +52,8 @@ class StoredTensor:
     nbytes: int
     dtype: str
     shape: tuple[int, ...]
+    identity: Identity | None = field(default=None, kw_only=True)
+    """The state of `file` that offset and shape were read from; None where nothing is read from it."""
 
     @property
     def raw(self) -> bool:
@@ -49,6 +63,28 @@ class StoredTensor:
     def parts(self) -> tuple[StoredTensor, ...]:
         """The tensors of the file that make this one up: itself, unless it is quantized."""
         return (self,)
+
+    def open(self) -> BinaryIO:
+        """Its file, in the state that its header was read from.
+
+        Raises:
+            CheckpointError: it was replaced or written to since, or can't be read.
+        """
+        try:
+            f = self.file.open("rb")
+        except OSError as e:
+            raise CheckpointError(f"can't read {self.file}: {e.strerror}") from e
+        if self.identity not in (None, identity(os.fstat(f.fileno()))):
+            f.close()
+            raise CheckpointError(
+                f"{self.file} changed while it was read: tensor {self.name} would be another file's. Run the command again"
+            )
+        return f
+
+    def check_unchanged(self) -> None:
+        """Raise `CheckpointError` where the file is no longer the one that the header was read from."""
+        if self.identity is not None:
+            self.open().close()
 
     def read(self) -> np.ndarray:
         """The tensor, in its stored type.
@@ -70,7 +106,7 @@ def read_raw(tensor: StoredTensor, dtype: np.dtype, shape: tuple[int, ...]) -> n
     Raises:
         CheckpointError: a file cut short.
     """
-    with tensor.file.open("rb") as f:
+    with tensor.open() as f:
         data = np.fromfile(f, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
     if data.nbytes != tensor.nbytes:
         raise CheckpointError(f"{tensor.file}: cut short while reading tensor {tensor.name}; get the file again")
@@ -78,56 +114,95 @@ def read_raw(tensor: StoredTensor, dtype: np.dtype, shape: tuple[int, ...]) -> n
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What a file says about itself (`__metadata__`), such as `{"format": "mlx"}`; empty where there is nothing."""
-    with file.open("rb") as f:
-        header = json.loads(f.read(struct.unpack("<Q", f.read(8))[0]))
-    return header.get("__metadata__") or {}
+    """What a file says about itself (`__metadata__`), such as `{"format": "mlx"}`; empty where there is nothing.
+
+    Raises:
+        CheckpointError: as `read_header`.
+    """
+    return _read(file)[1]
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file, by name.
 
     Raises:
-        CheckpointError: the file is truncated or no safetensors file; the message says at which byte.
+        CheckpointError: the file is truncated or no safetensors file, as the official package sees it, or its header has more
+            than 25 MB or names a tensor twice.
     """
+    return _read(file)[0]
+
+
+def _read(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors and the metadata of a file."""
+    check_regular(file, CheckpointError)
     try:
-        size = file.stat().st_size
         with file.open("rb") as f:
+            state = identity(os.fstat(f.fileno()))
             start = f.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else _MAX_HEADER + 1
-            if length > min(_MAX_HEADER, max(size - 8, 0)):
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
+            if not 0 <= length <= state[2] - 8:
                 raise CheckpointError(
-                    f"{file} ({size} bytes) is truncated or no safetensors file: its first 8 bytes announce a header"
-                    f" of {length} bytes. Get the file again"
+                    f"{file} ({state[2]} bytes) is truncated or no safetensors file: its first 8 bytes announce a header"
+                    f" of {max(length, 0)} bytes. Get the file again"
                 )
-            header = json.loads(f.read(length))
-        if not isinstance(header, dict):
-            raise ValueError("the header is no object")
-        header.pop("__metadata__", None)
-        tensors = {name: _entry(file, name, entry, 8 + length) for name, entry in header.items()}
+            if length > MAX_HEADER:
+                raise CheckpointError(f"{file} has a header of {length:,} bytes; at most {MAX_HEADER:,} are read")
+            text = f.read(length)
     except OSError as e:
         raise CheckpointError(f"can't read {file}: {e.strerror}") from e
-    except (ValueError, KeyError, TypeError) as e:
-        raise CheckpointError(f"{file} is corrupt: its safetensors header can't be read ({e})") from e
-    end = max((t.offset + t.nbytes for t in tensors.values()), default=0)
-    if end > size:
-        cut = [t.name for t in tensors.values() if t.offset + t.nbytes > size]
+    try:
+        header = json.loads(text, object_pairs_hook=_once)
+        if not isinstance(header, dict):
+            raise ValueError("it is no object")
+        metadata = header.pop("__metadata__", None) or {}
+        tensors = {name: _entry(file, name, entry, 8 + length, state) for name, entry in header.items()}
+    except (ValueError, KeyError, TypeError, RecursionError) as e:
+        raise CheckpointError(f"{file} is corrupt: its safetensors header can't be read ({str(e)[:200]})") from e
+    if cut := [t.name for t in tensors.values() if t.offset + t.nbytes > state[2]]:
+        end = max(t.offset + t.nbytes for t in tensors.values())
         raise CheckpointError(
-            f"{file} is truncated: {len(cut)} of {len(tensors)} tensors (first {cut[0]}) lie beyond its {size} bytes,"
+            f"{file} is truncated: {len(cut)} of {len(tensors)} tensors (first {cut[0]}) lie beyond its {state[2]} bytes,"
             f" {end} are needed. Get the file again"
         )
-    return tensors
+    _check_officially(file)
+    return tensors, metadata
 
 
-def _entry(file: Path, name: str, entry: dict, data: int) -> StoredTensor:
+def _check_officially(file: Path) -> None:
+    """Refuse what the package `safetensors` refuses."""
+    from safetensors import safe_open
+
+    try:
+        with safe_open(str(file), framework="numpy"):
+            pass
+    except Exception as e:  # SafetensorError and OSError
+        reason = str(e).removeprefix("Error while deserializing header: ")[:200]
+        raise CheckpointError(
+            f"{file} is corrupt, as the package safetensors reads it: {reason}. Get the file again"
+        ) from e
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys are all different: of a name that stands twice, readers take the first or the last."""
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [k for k, _ in pairs]
+        raise ValueError(f"{next(k for k in found if names.count(k) > 1)!r} stands twice")
+    return found
+
+
+def _entry(file: Path, name: str, entry: dict, data: int, state: Identity) -> StoredTensor:
+    if not isinstance(entry, dict) or not isinstance(entry["dtype"], str):
+        raise TypeError(f"tensor {name!r} is no object with a dtype, a shape and data_offsets")
     begin, end = entry["data_offsets"]
+    if type(begin) is not int or type(end) is not int:
+        raise ValueError(f"tensor {name} has offsets {begin!r}..{end!r}")
     shape, dtype = tuple(entry["shape"]), entry["dtype"]
-    if not 0 <= begin <= end or any(not isinstance(n, int) or n < 0 for n in shape):
+    if not 0 <= begin <= end or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"tensor {name} has offsets {begin}..{end} and shape {shape}")
-    item = DTYPES[dtype].itemsize if dtype in DTYPES else _ITEM_SIZES.get(dtype)
-    if item is not None and end - begin != math.prod(shape) * item:
+    if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"tensor {name} of shape {shape} and type {dtype} can't take {end - begin} bytes")
-    return StoredTensor(name, file, data + begin, end - begin, dtype, shape)
+    return StoredTensor(name, file, data + begin, end - begin, dtype, shape, identity=state)
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -172,5 +247,8 @@ def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
     """Every tensor of a checkpoint folder, by its stored name."""
     tensors: dict[str, StoredTensor] = {}
     for file in checkpoint_files(folder):
-        tensors |= read_header(file)
+        found = read_header(file)
+        if twice := tensors.keys() & found.keys():
+            raise CheckpointError(f"{folder}: {file.name} holds {min(twice)} again, as another file does")
+        tensors |= found
     return tensors

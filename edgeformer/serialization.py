@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import types
 import typing
+from collections.abc import Iterable
 from typing import Any
 
 from edgeformer import discover
 from edgeformer.errors import SpecError
+from edgeformer.limits import MAX_NODES, MAX_SIZE
+from edgeformer.quoting import listed, shown
 from edgeformer.spec import Init, Node
 
 
@@ -49,19 +53,29 @@ def from_json(data: Any) -> Node:
         SpecError: an unknown kind or field, a missing field, or a value of the wrong type.
     """
     if not isinstance(data, dict) or "kind" not in data:
-        raise SpecError(f"a spec node is an object with a 'kind', not {json.dumps(data)[:80]}")
+        raise SpecError(f"a spec node is an object with a 'kind', not {shown(data)}")
+    if (count := _nodes(data)) > MAX_NODES:
+        raise SpecError(
+            f"the spec has {count:,} nodes with all repetitions written out; at most {MAX_NODES:,} are built"
+        )
+    return _node(data)
+
+
+def _node(data: dict[str, Any]) -> Node:
+    if "kind" not in data:
+        raise SpecError(f"a spec node is an object with a 'kind', not {shown(data)}")
     cls = node_class(str(data["kind"]))
     fields = {f.name: f for f in dataclasses.fields(cls)}
     given = {k: _value(v) for k, v in data.items() if k != "kind"}
     if unknown := sorted(given.keys() - fields.keys()):
-        raise SpecError(f"{cls.kind}: unknown fields {', '.join(unknown)}; it has {', '.join(fields)}")
+        raise SpecError(f"{cls.kind}: unknown fields {listed(unknown)}; it has {', '.join(fields)}")
     required = {n for n, f in fields.items() if f.default is f.default_factory is dataclasses.MISSING}
     if missing := sorted(required - given.keys()):
         raise SpecError(f"{cls.kind}: missing fields {', '.join(missing)}")
     hints = typing.get_type_hints(cls)
     for name, value in given.items():
         if not _matches(value, hints[name]):
-            raise SpecError(f"{cls.kind}.{name}: {value!r} is not of type {hints[name]}")
+            raise SpecError(f"{cls.kind}.{name}: {shown(value)} is not of type {hints[name]}, or too large")
     return cls(**given)
 
 
@@ -83,18 +97,36 @@ def node_class(kind: str) -> type[Node]:
 
 def _value(value: Any) -> Any:
     if isinstance(value, dict):
-        return from_json(value)
+        return _node(value)
     if isinstance(value, list):
         out: list[Any] = []
         for item in value:
             if isinstance(item, dict) and item.keys() == {"repeat", "of"}:
-                if not isinstance(item["repeat"], int) or item["repeat"] < 1:
-                    raise SpecError(f"'repeat' must be a positive integer, got {item['repeat']!r}")
+                if type(item["repeat"]) is not int or item["repeat"] < 1:
+                    raise SpecError(f"'repeat' must be a positive integer, got {shown(item['repeat'])}")
                 out += [_value(item["of"])] * item["repeat"]
             else:
                 out.append(_value(item))
         return tuple(out)
     return value
+
+
+def _nodes(value: Any) -> int:
+    """How many nodes and values in lists a description makes, repetitions written out; it stops counting above the limit."""
+    if isinstance(value, dict):
+        if value.keys() == {"repeat", "of"} and type(value["repeat"]) is int:
+            return max(value["repeat"], 1) * _nodes(value["of"])
+        return 1 + _sum(value.values())
+    return _sum(value) if isinstance(value, list) else 1
+
+
+def _sum(values: Iterable[Any]) -> int:
+    total = 0
+    for value in values:
+        total += _nodes(value)
+        if total > MAX_NODES:
+            break
+    return total
 
 
 def _matches(value: Any, hint: Any) -> bool:
@@ -106,9 +138,10 @@ def _matches(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if hint is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        # whole numbers up to those that a double holds; no NaN or infinity, which JSON has no name for
+        return (type(value) is int and abs(value) <= 2**53) or (type(value) is float and math.isfinite(value))
     if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return type(value) is int and abs(value) <= MAX_SIZE
     return isinstance(value, type(None) if hint is None else hint)
 
 

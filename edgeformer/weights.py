@@ -6,6 +6,7 @@ tensor isn't the one we need, the value is an entry of `edgeformer.parts`. Names
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeformer.digests import file_digest
 from edgeformer.errors import CheckpointError
 from edgeformer.parts import Cut, Part, Stack, numbered, stacked
 from edgeformer.safetensors_file import StoredTensor
@@ -58,6 +60,31 @@ class Weights(Mapping[str, Any]):
 
     def __len__(self) -> int:
         return len(self.sources)
+
+    def check_unchanged(self) -> None:
+        """Compare every file with the state that its header was read in, so that nothing is made of two files.
+
+        Raises:
+            CheckpointError: naming the file that was replaced or written to.
+        """
+        parts = {(t.file, t.identity): t for source in self.sources.values() for t in source.stored.parts()}
+        for tensor in parts.values():
+            tensor.check_unchanged()
+
+    def content_digest(self) -> str:
+        """SHA-256 over every byte of the files that they lie in, and what of them is used as what.
+
+        Raises:
+            CheckpointError: a file can't be read.
+        """
+        h = hashlib.sha256()
+        files = set()
+        for name, source in sorted(self.sources.items()):
+            h.update(f"{name} {source.stored.dtype} {source.stored.shape} {source.part}\n".encode())
+            files |= {t.file for t in source.stored.parts()}
+        for file in sorted(files):
+            h.update(file_digest(file).encode())
+        return h.hexdigest()
 
     def dtypes(self) -> set[str]:
         """The safetensors types that occur."""
@@ -162,7 +189,7 @@ def _equal(a: StoredTensor, b: StoredTensor) -> bool:
         return False
     if not (a.raw and b.raw):
         return bool(np.array_equal(a.read(), b.read()))
-    with a.file.open("rb") as f, b.file.open("rb") as g:
+    with a.open() as f, b.open() as g:
         for i in range(64):
             at = max(a.nbytes - 256, 0) * i // 63
             f.seek(a.offset + at)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.companions.pooling import write_embedder
 from edgeformer.companions.special import special_ids
@@ -33,6 +36,19 @@ def source_files(loaded: LoadedModel) -> set[Path]:
     elif Path(loaded.name).exists():
         files.add(Path(loaded.name))
     return files
+
+
+@contextlib.contextmanager
+def writing_from(loaded: LoadedModel, folder: Path, *, force: bool = False) -> Iterator[Path]:
+    """`bundle.writing` of what is made from a model, which has to be the same model at the end.
+
+    Raises:
+        ExportError: the place is taken, or can't be written to.
+        CheckpointError: the model's files were replaced or written to meanwhile.
+    """
+    with bundle.writing(folder, force=force, keep=source_files(loaded)) as scratch:
+        yield scratch
+        loaded.require_weights().check_unchanged()
 
 
 def headless(spec: Model, config: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from edgeformer.checkpoint import LoadedModel
 from edgeformer.companions.generation import generation_defaults
 from edgeformer.companions.tokenizer import has_tokenizer
 from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, source_files, write_surroundings
+from edgeformer.export.artefact import Exported, write_surroundings, writing_from
 from edgeformer.export.filling import Progress
 from edgeformer.export.gguf_tokenizer import check_in_llama_cpp, tokenizer_limits, tokenizer_metadata
 from edgeformer.formats import QUANTIZED, QuantizedTensor
@@ -78,7 +78,7 @@ def export_gguf(
     written = list(
         _tensors(spec, weights.sources, arch, precision, getattr(arch, "rope_factors", lambda _: None)(spec))
     )
-    with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
+    with writing_from(loaded, Path(output), force=force) as folder:
         writer = gguf.GGUFWriter(str(folder / MODEL_FILE), name)
         _say(gguf, writer, {"general.name": Path(loaded.name).resolve().name})
         _say(gguf, writer, {"general.file_type": _FILE_TYPES[precision], "general.quantization_version": 2})

@@ -16,7 +16,7 @@ from edgeformer import bundle, discover
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.companions.special import special_ids
 from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, source_files, write_surroundings
+from edgeformer.export.artefact import Exported, write_surroundings, writing_from
 from edgeformer.export.filling import Progress
 from edgeformer.export.safetensors import Group, write_shards
 from edgeformer.models._config import HfConfig
@@ -62,7 +62,7 @@ def export_hf(
     config |= special_ids(loaded.around).as_config()
     config["dtype"] = _TORCH[precision]
     groups = _groups(spec, weights.sources, family, DTYPES[TYPES[precision]])
-    with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
+    with writing_from(loaded, Path(output), force=force) as folder:
         write_shards(folder, groups, {"format": "pt"}, progress)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         surrounded = write_surroundings(loaded, folder)

@@ -19,7 +19,7 @@ from edgeformer import bundle, discover
 from edgeformer.checkpoint import LoadedModel, family
 from edgeformer.companions.special import special_ids
 from edgeformer.errors import ExportError
-from edgeformer.export.artefact import Exported, source_files, write_surroundings
+from edgeformer.export.artefact import Exported, write_surroundings, writing_from
 from edgeformer.export.filling import Progress
 from edgeformer.export.mlx_weights import PRECISIONS, Made, Plan, make, plan
 from edgeformer.export.safetensors import Group, write_shards
@@ -94,7 +94,7 @@ def export_mlx(
     notes += _remarks(spec, made, tensors_made)
     if tensors_made.settings:
         config |= {"quantization": tensors_made.settings, "quantization_config": tensors_made.settings}
-    with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
+    with writing_from(loaded, Path(output), force=force) as folder:
         write_shards(folder, tensors_made.groups, {"format": "mlx"}, progress)
         notes += _companions(loaded, folder, config)
         manifest = {

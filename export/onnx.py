@@ -14,7 +14,7 @@ import edgeformer
 from edgeformer import bundle
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.errors import ArtefactError, ExportError
-from edgeformer.export.artefact import Exported, headless, source_files, write_surroundings
+from edgeformer.export.artefact import Exported, headless, write_surroundings, writing_from
 from edgeformer.export.filling import Progress, fill
 from edgeformer.export.functions import FunctionOps
 from edgeformer.export.genai import genai_config
@@ -98,7 +98,7 @@ def export_onnx(
     )
     level = max((kind.level_of(b, made.compute, accuracy_level) for b in _bits(made)), default=0)
     reader = _reader(loaded, target, made, inline, accuracy_level, weights, model_file)
-    with bundle.writing(Path(output), force=force, keep=source_files(loaded)) as folder:
+    with writing_from(loaded, Path(output), force=force) as folder:
         (folder / model_file).parent.mkdir(exist_ok=True)
         if reader is not None:
             model_file, data_file = "decoder_model.onnx", "decoder_model.onnx.data"

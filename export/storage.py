@@ -154,7 +154,7 @@ class DataWriter:
             self._file.write(_bytes(_convert(source.read(), dtype)))
             self.progress(int(stored.nbytes * source.share))
         else:
-            with stored.file.open("rb") as f:
+            with stored.open() as f:
                 f.seek(stored.offset)
                 left = stored.nbytes
                 while left:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 from edgeformer.errors import ConfigError
 from edgeformer.json_file import read_json_file
+from edgeformer.limits import MAX_LAYERS, MAX_SIZE
+from edgeformer.quoting import MAX_VALUE, listed, shown
 
 _REQUIRED = object()
 
@@ -108,12 +110,18 @@ class HfConfig:
             raise ConfigError(f"{self.where} lacks the key {key!r}, which {self.model_type} needs")
         return default
 
-    def size(self, key: str, default: Any = _REQUIRED) -> int:
-        """A positive int."""
+    def size(self, key: str, default: Any = _REQUIRED, *, limit: int = MAX_SIZE) -> int:
+        """A positive int, at most `limit`."""
         value = self.take(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise ConfigError(f"{self.where}: {key} must be a positive integer, got {value!r}")
+            raise ConfigError(f"{self.where}: {key} must be a positive integer, got {shown(value)}")
+        if value > limit:
+            raise ConfigError(f"{self.where}: {key} is {shown(value)}; at most {limit:,} is supported")
         return value
+
+    def layers(self, key: str, default: Any = _REQUIRED) -> int:
+        """How many blocks a stack has: a positive int."""
+        return self.size(key, default, limit=MAX_LAYERS)
 
     def optional_size(self, key: str, default: int | None = None) -> int | None:
         """A positive int, or None where the key is absent or null."""
@@ -124,8 +132,8 @@ class HfConfig:
         value = self.take(key, default)
         if value is None:
             return default
-        if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-            raise ConfigError(f"{self.where}: {key} must be a number, got {value!r}")
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            raise ConfigError(f"{self.where}: {key} must be a number, got {shown(value)}")
         return float(value)
 
     def positive(self, key: str, default: float) -> float:
@@ -145,14 +153,14 @@ class HfConfig:
         if value is None:
             return default
         if not isinstance(value, bool):
-            raise ConfigError(f"{self.where}: {key} must be true or false, got {value!r}")
+            raise ConfigError(f"{self.where}: {key} must be true or false, got {shown(value)}")
         return value
 
     def activation(self, key: str, default: str) -> str:
         """The activation named under `key`, as we call it."""
         name = self.take(key, default)
         if not isinstance(name, str) or name not in ACTIVATIONS:
-            raise ConfigError(f"{self.where}: {key} = {name!r} is not known; known are {', '.join(ACTIVATIONS)}")
+            raise ConfigError(f"{self.where}: {key} = {shown(name)} is not known; known are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[name]
 
     def expect(self, **values: Any) -> None:
@@ -162,7 +170,7 @@ class HfConfig:
             found = self.data.get(key, value)
             if found != value and not (found is None and not value):  # null where nothing, or off, is meant
                 raise ConfigError(
-                    f"{self.where}: {key} = {self.data[key]!r} is not supported for {self.model_type};"
+                    f"{self.where}: {key} = {shown(self.data[key])} is not supported for {self.model_type};"
                     f" only {value!r} is"
                 )
 
@@ -187,7 +195,7 @@ class HfConfig:
         if unread and not allow_unread:
             raise ConfigError(
                 f"{self.where} has keys that models/{self.model_type}.py neither reads nor ignores:"
-                f" {', '.join(unread)}. They may change the network. Teach the family file to read them, or pass"
+                f" {listed(unread)}. They may change the network. Teach the family file to read them, or pass"
                 " --allow-unread-config to go on without them"
             )
         return unread
@@ -196,12 +204,12 @@ class HfConfig:
 def _scheme(said: Any) -> str:
     """How a `quantization_config` says that weights are quantized."""
     if not isinstance(said, dict):
-        return repr(said)
+        return shown(said)
     name = str(
         said.get("quant_method") or said.get("quantization_method") or said.get("quant_algo") or "an unnamed scheme"
     )
     bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else None)
-    return name + (f" with {bits} bits" if bits else "")
+    return name[:MAX_VALUE] + (f" with {bits} bits" if bits else "")
 
 
 def read_json(file: Path) -> Any:

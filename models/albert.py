@@ -63,7 +63,7 @@ def spec(config: HfConfig) -> Encoder:
     width, heads = config.size("hidden_size", 4096), config.size("num_attention_heads", 64)
     context, dropout = config.size("max_position_embeddings", 512), config.number("hidden_dropout_prob", 0.0)
     norm, act = LayerNorm(eps=config.number("layer_norm_eps", 1e-12)), config.activation("hidden_act", "gelu_new")
-    count, groups = config.size("num_hidden_layers", 12), config.size("num_hidden_groups", 1)
+    count, groups = config.layers("num_hidden_layers", 12), config.size("num_hidden_groups", 1)
     narrow, tied = config.size("embedding_size", 128), config.flag("tie_word_embeddings", True)
     ffn = MLP(hidden=config.size("intermediate_size", 16_384), act=act)
     attention_dropout = config.number("attention_probs_dropout_prob", 0.0)

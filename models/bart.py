@@ -82,7 +82,7 @@ def bart_like(config: HfConfig, positions: Layer, embed_norm: LayerNorm | None, 
             dropout=dropout,
         )
         return Tower(
-            blocks=(block,) * config.size(f"{side}_layers", 12),
+            blocks=(block,) * config.layers(f"{side}_layers", 12),
             positions=positions,
             embed_scale=width**0.5 if config.flag("scale_embedding", False) else 1.0,
             embed_norm=embed_norm,

@@ -93,7 +93,7 @@ def bert_like(config: HfConfig, mlm: bool, padding: int | None = None) -> Encode
         context=context - offset,
         counts_padding=padding is None,
         init=Init(std=std),
-        blocks=(block,) * config.size("num_hidden_layers", 12),
+        blocks=(block,) * config.layers("num_hidden_layers", 12),
         embed_norm=norm,
         positions=Learned(count=context - offset, offset=offset),
         token_types=config.size("type_vocab_size", 2),

@@ -45,7 +45,7 @@ def spec(config: HfConfig) -> Decoder:
         width=width,
         context=config.size("seq_length", 2048),
         init=Init(std=config.number("initializer_range", 0.02)),
-        blocks=(block,) * config.size("n_layer", config.size("num_hidden_layers", 2)),
+        blocks=(block,) * config.layers("n_layer", config.layers("num_hidden_layers", 2)),
         norm=norm,
         embed_norm=norm,
         tied=config.flag("tie_word_embeddings", True),

@@ -41,7 +41,7 @@ def spec(config: HfConfig) -> Decoder:
         "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "bias_dropout_fusion", "fp32_residual_connection"
     )
     config.ignore("classifier_dropout", "rope_theta")
-    config.expect(num_hidden_layers=config.size("num_layers", 28))
+    config.expect(num_hidden_layers=config.layers("num_layers", 28))
     heads, width = config.size("num_attention_heads", 32), config.size("hidden_size", 4096)
     eps, head_dim = config.number("layernorm_epsilon", 1e-5), config.size("kv_channels", 128)
     norm: Norm = RMSNorm(eps=eps) if config.flag("rmsnorm", True) else LayerNorm(eps=eps)
@@ -61,7 +61,7 @@ def spec(config: HfConfig) -> Decoder:
         width=width,
         context=config.size("seq_length", 2048),
         init=Init(std=0.02),
-        blocks=(block,) * config.size("num_layers", 28),
+        blocks=(block,) * config.layers("num_layers", 28),
         norm=norm,
         tied=False,
     )
@@ -72,7 +72,7 @@ def _first_generation(config: HfConfig) -> Decoder:
     config.expect(position_encoding_2d=True, pre_seq_len=None, prefix_projection=False, quantization_bit=0)
     config.expect(tie_word_embeddings=False)
     config.ignore("gmask_token_id", "mask_token_id")
-    heads, width, count = config.size("num_attention_heads"), config.size("hidden_size"), config.size("num_layers")
+    heads, width, count = config.size("num_attention_heads"), config.size("hidden_size"), config.layers("num_layers")
     context, head_dim = config.size("max_sequence_length", 2048), width // heads
     norm = LayerNorm(eps=config.number("layernorm_epsilon", 1e-5))
     attention = GQA(

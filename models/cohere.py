@@ -27,7 +27,7 @@ def spec(config: HfConfig) -> Decoder:
     qk_norm = HeadsLayerNorm(eps=eps) if config.flag("use_qk_norm", False) else None
     attention, context = rotary_attention(config, 64, 8192, theta=500_000.0, kind=RopeInterleaved, qk_norm=qk_norm)
     block = ParallelBlock(attention=attention, ffn=gated(config), norm=norm, shared_norm=True)
-    blocks, scale = [block] * config.size("num_hidden_layers", 40), config.number("logit_scale", 0.0625)
+    blocks, scale = [block] * config.layers("num_hidden_layers", 40), config.number("logit_scale", 0.0625)
     return decoder(config, blocks, norm, context, tied=True, logit_scale=scale)
 
 

@@ -28,7 +28,7 @@ def spec(config: HfConfig) -> Decoder:
     """A DeepSeek-V2 decoder."""
     config.ignore("router_aux_loss_coef", "output_router_logits", "aux_loss_alpha", "seq_aux", "ep_size", "head_dim")
     config.expect(norm_topk_prob=False, scoring_func="softmax", moe_layer_freq=1)
-    count, norm = config.size("num_hidden_layers", 32), RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
+    count, norm = config.layers("num_hidden_layers", 32), RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
     attention, context = latent_attention(config, RopeInterleaved, inner_eps=1e-6)
     bias, act = config.flag("mlp_bias", False), config.activation("hidden_act", "silu")
     dense, hidden = gated(config, bias=bias), config.size("moe_intermediate_size", 1407)

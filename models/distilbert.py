@@ -58,7 +58,7 @@ def spec(config: HfConfig) -> Encoder:
         width=width,
         context=context,
         init=Init(std=config.number("initializer_range", 0.02)),
-        blocks=(block,) * config.size("n_layers", 6),
+        blocks=(block,) * config.layers("n_layers", 6),
         embed_norm=norm,
         positions=Learned(count=context),
         mlm=mlm if has_mlm(config, "vocab_transform.weight") else None,

@@ -28,7 +28,7 @@ def spec(config: HfConfig) -> Decoder:
     config.expect(alibi=False, num_ln_in_mlp=None)
     config.ignore("apply_residual_connection_post_layernorm")
     heads, width = config.size("num_attention_heads", 71), config.size("hidden_size", 4544)
-    config.expect(n_head=heads, n_layer=config.size("num_hidden_layers", 32))  # older names of both
+    config.expect(n_head=heads, n_layer=config.layers("num_hidden_layers", 32))  # older names of both
     new, side = config.flag("new_decoder_architecture", False), config.flag("parallel_attn", True)
     single, bias = config.flag("multi_query", True), config.flag("bias", False)
     groups = config.optional_size("num_kv_heads") or heads
@@ -57,7 +57,7 @@ def spec(config: HfConfig) -> Decoder:
         )
     else:
         block = Block(attention=attention, ffn=ffn, norm=norm, dropout=dropout)
-    return decoder(config, [block] * config.size("num_hidden_layers", 32), norm, context, tied=True)
+    return decoder(config, [block] * config.layers("num_hidden_layers", 32), norm, context, tied=True)
 
 
 def names(spec: Model) -> Names:

@@ -23,7 +23,7 @@ def spec(config: HfConfig) -> Decoder:
     attention, context = rotary_attention(config, 16, 8192, kv_heads=16, head_dim=head_dim)
     norm, ffn = OffsetRMSNorm(eps=config.number("rms_norm_eps", 1e-6)), _feed_forward(config)
     block = Block(attention=attention, ffn=ffn, norm=norm)
-    blocks = [block] * config.size("num_hidden_layers", 28)
+    blocks = [block] * config.layers("num_hidden_layers", 28)
     return decoder(config, blocks, norm, context, tied=True, embed_scale=config.size("hidden_size") ** 0.5)
 
 

@@ -34,7 +34,7 @@ def spec(config: HfConfig) -> Decoder:
     config.ignore("cache_implementation", "hidden_act")  # transformers reads hidden_activation
     head_dim = config.size("head_dim", 256)
     position, context = rope(config, head_dim, config.size("max_position_embeddings", 8192))
-    count = config.size("num_hidden_layers", 26)
+    count = config.layers("num_hidden_layers", 26)
     attention = GQA(position=position, **gemma_attention(config, head_dim, default_heads=(8, 4)))
     types = ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(count)]
     windows = windows_by_type(config, count, config.size("sliding_window", 4096), types)

@@ -24,7 +24,7 @@ def spec(config: HfConfig) -> Decoder:
         raise ConfigError(f"{config.where}: use_bidirectional_attention = true is not supported; only false is")
     config.ignore("cache_implementation", "hidden_act")
     config.expect(attn_logit_softcapping=None)  # transformers has the key and doesn't apply it
-    count, head_dim = config.size("num_hidden_layers", 26), config.size("head_dim", 256)
+    count, head_dim = config.layers("num_hidden_layers", 26), config.size("head_dim", 256)
     context, window = config.size("max_position_embeddings", 131_072), config.size("sliding_window", 4096)
     pattern = config.size("sliding_window_pattern", config.size("_sliding_window_pattern", 6))
     types = layer_types(config, count, [SLIDING if (i + 1) % pattern else FULL for i in range(count)])

@@ -42,4 +42,4 @@ def spec(config: HfConfig) -> Decoder:
         dropout=config.number("attention_dropout", 0.0),
     )
     block = SandwichBlock(attention=attention, ffn=gated(config), norm=norm)
-    return decoder(config, [block] * config.size("num_hidden_layers", 40), norm, context)
+    return decoder(config, [block] * config.layers("num_hidden_layers", 40), norm, context)

@@ -87,7 +87,7 @@ def gpt2_decoder(config: HfConfig, block: Block) -> Decoder:
         width=config.size("n_embd", 768),
         context=context,
         init=Init(std=config.number("initializer_range", 0.02), scale_residual=True),
-        blocks=(block,) * config.size("n_layer", 12),
+        blocks=(block,) * config.layers("n_layer", 12),
         norm=block.norm,
         positions=Learned(count=context),
         tied=config.flag("tie_word_embeddings", True),

@@ -35,7 +35,7 @@ def spec(config: HfConfig) -> Decoder:
     """A GPT-Neo decoder."""
     config.ignore("classifier_dropout")
     width, heads = config.size("hidden_size", 2048), config.size("num_heads", 16)
-    count, window = config.size("num_layers", 24), config.size("window_size", 256)
+    count, window = config.layers("num_layers", 24), config.size("window_size", 256)
     context, norm = (
         config.size("max_position_embeddings", 2048),
         LayerNorm(eps=config.number("layer_norm_epsilon", 1e-5)),

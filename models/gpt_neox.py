@@ -50,7 +50,7 @@ def spec(config: HfConfig) -> Decoder:
     ffn = MLP(hidden=config.size("intermediate_size", 24_576), act=config.activation("hidden_act", "gelu"))
     kind: Any = ParallelBlock if config.flag("use_parallel_residual", True) else Block
     block = kind(attention=attention, ffn=ffn, norm=norm, dropout=config.number("hidden_dropout", 0.0))
-    blocks = [block] * config.size("num_hidden_layers", 44)
+    blocks = [block] * config.layers("num_hidden_layers", 44)
     return decoder(config, blocks, norm, context, dropout=config.number("hidden_dropout", 0.0))
 
 

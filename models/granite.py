@@ -21,7 +21,7 @@ def spec(config: HfConfig) -> Decoder:
     block = Block(attention=attention, ffn=ffn, norm=norm, residual_scale=scale)
     return decoder(
         config,
-        [block] * config.size("num_hidden_layers", 32),
+        [block] * config.layers("num_hidden_layers", 32),
         norm,
         context,
         embed_scale=config.number("embedding_multiplier", 1.0),

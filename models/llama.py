@@ -49,7 +49,7 @@ def spec(config: HfConfig) -> Decoder:
     """A Llama decoder."""
     attention, context = rotary_attention(config, None, 2048)
     ffn_bias = config.flag("mlp_bias", False)
-    return llama_like(config, [attention] * config.size("num_hidden_layers"), context, ffn_bias=ffn_bias)
+    return llama_like(config, [attention] * config.layers("num_hidden_layers"), context, ffn_bias=ffn_bias)
 
 
 def gated(config: HfConfig, act: str = "silu", bias: bool = False) -> GLU:
@@ -81,7 +81,7 @@ def decoder(
 
 def layer_windows(config: HfConfig) -> list[int | None]:
     """The sliding window of each layer, from layer_types or the older use_sliding_window + max_window_layers."""
-    count = config.size("num_hidden_layers")
+    count = config.layers("num_hidden_layers")
     window = config.optional_size("sliding_window", 4096)
     if not config.flag("use_sliding_window", False):
         window = None

@@ -22,7 +22,7 @@ def spec(config: HfConfig) -> Decoder:
     head_dim = config.size("hidden_size") // config.size("num_attention_heads", 32)  # configs have no key for it
     attention, context = rotary_attention(config, 32, 2048, head_dim=head_dim)
     scales = multipliers(config)
-    count = config.size("num_hidden_layers", 32)
+    count = config.layers("num_hidden_layers", 32)
     config.expect(mup_denominator=count, num_experts=0)
     block = Block(attention=attention, ffn=gated(config), norm=norm, residual_scale=scales.pop("residual_scale"))
     return decoder(config, [block] * count, norm, context, tied=True, **scales)
@@ -33,7 +33,7 @@ def multipliers(
 ) -> dict[str, float]:
     """The multipliers of MiniCPM's papers: scale_emb, scale_depth / √layers and dim_model_base / width. `embed`, `depth` and
     `base` are the family's defaults of these keys; a depth or base of None multiplies by 1."""
-    width, count = config.size("hidden_size"), config.size("num_hidden_layers", 32)
+    width, count = config.size("hidden_size"), config.layers("num_hidden_layers", 32)
     scale_depth = config.optional_number("scale_depth", depth)
     return {
         "residual_scale": 1.0 if scale_depth is None else scale_depth / count**0.5,

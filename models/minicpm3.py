@@ -16,7 +16,7 @@ __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
 
 def spec(config: HfConfig) -> Decoder:
     """A MiniCPM3 decoder."""
-    count, norm = config.size("num_hidden_layers", 62), RMSNorm(eps=config.number("rms_norm_eps", 1e-5))
+    count, norm = config.layers("num_hidden_layers", 62), RMSNorm(eps=config.number("rms_norm_eps", 1e-5))
     attention, context = latent_attention(config, Rope, inner_eps=norm.eps)
     scales = multipliers(config, embed=12.0, depth=1.4, base=256)
     ffn = gated(config, bias=config.flag("mlp_bias", False))

@@ -30,7 +30,7 @@ def spec(config: HfConfig) -> Decoder:
         mask=Mask(window=config.optional_size("sliding_window", 4096)),
         dropout=config.number("attention_dropout", 0.0),
     )
-    return llama_like(config, [attention] * config.size("num_hidden_layers"), context)
+    return llama_like(config, [attention] * config.layers("num_hidden_layers"), context)
 
 
 def config(spec: Model) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def spec(config: HfConfig) -> Decoder:
     )
     norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-5))
     block = Block(attention=attention, ffn=ffn, norm=norm)
-    return decoder(config, [block] * config.size("num_hidden_layers", 32), norm, context)
+    return decoder(config, [block] * config.layers("num_hidden_layers", 32), norm, context)
 
 
 def names(spec: Model) -> Names:

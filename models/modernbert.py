@@ -30,7 +30,7 @@ def spec(config: HfConfig) -> Encoder:
     config.ignore("sparse_pred_ignore_index", "sparse_prediction", "reference_compile", "repad_logits_with_grad")
     config.ignore("gradient_checkpointing", "position_embedding_type")
     width, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
-    count, context = config.size("num_hidden_layers", 22), config.size("max_position_embeddings", 8192)
+    count, context = config.layers("num_hidden_layers", 22), config.size("max_position_embeddings", 8192)
     eps = config.number("norm_eps", 1e-5)
     config.expect(
         layer_norm_eps=eps, is_causal=False, causal_mask=False

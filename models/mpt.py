@@ -52,7 +52,7 @@ def spec(config: HfConfig) -> Decoder:
         width=width,
         context=config.size("max_seq_len", 2048),
         init=Init(std=config.number("initializer_range", 0.02)),
-        blocks=(block,) * config.size("n_layers", 24),
+        blocks=(block,) * config.layers("n_layers", 24),
         norm=norm,
         tied=config.flag("tie_word_embeddings", True),
     )

@@ -17,4 +17,4 @@ def spec(config: HfConfig) -> Decoder:
     norm = LayerNorm(eps=1e-5, weight=False, bias=False)
     attention, context = rotary_attention(config, 32, 2048, clip=config.optional_number("clip_qkv"))
     block = Block(attention=attention, ffn=gated(config), norm=norm)
-    return decoder(config, [block] * config.size("num_hidden_layers", 32), norm, context)
+    return decoder(config, [block] * config.layers("num_hidden_layers", 32), norm, context)

@@ -26,4 +26,4 @@ def spec(config: HfConfig) -> Decoder:
     norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-5))
     attention, context = rotary_attention(config, 32, 2048, qk_norm=WholeNorm(norm=norm))
     block = OutputNormBlock(attention=attention, ffn=gated(config), norm=norm)
-    return decoder(config, [block] * config.size("num_hidden_layers", 32), norm, context)
+    return decoder(config, [block] * config.layers("num_hidden_layers", 32), norm, context)

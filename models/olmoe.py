@@ -30,4 +30,4 @@ def spec(config: HfConfig) -> Decoder:
     )
     config.ignore("num_local_experts")
     block = Block(attention=attention, ffn=ffn, norm=norm)
-    return decoder(config, [block] * config.size("num_hidden_layers", 16), norm, context)
+    return decoder(config, [block] * config.layers("num_hidden_layers", 16), norm, context)

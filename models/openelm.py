@@ -27,7 +27,7 @@ def spec(config: HfConfig) -> Decoder:
     """An OpenELM decoder."""
     config.expect(normalization_layer_name="rms_norm", ffn_with_glu=True)
     config.ignore("rope_max_length", "qkv_multipliers", "num_gqa_groups")  # the lists of heads say it
-    count, width, head_dim = config.size("num_transformer_layers"), config.size("model_dim"), config.size("head_dim")
+    count, width, head_dim = config.layers("num_transformer_layers"), config.size("model_dim"), config.size("head_dim")
     norm = RMSNorm(eps=1e-6)
     position = Rope(dim=head_dim, theta=config.number("rope_freq_constant", 10_000.0))
     act, divisor = config.activation("activation_fn_name", "swish"), config.size("ffn_dim_divisor", 256)

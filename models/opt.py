@@ -67,7 +67,7 @@ def spec(config: HfConfig) -> Decoder:
         width=width,
         context=context,
         init=Init(std=config.number("init_std", 0.02)),
-        blocks=(block,) * config.size("num_hidden_layers", 12),
+        blocks=(block,) * config.layers("num_hidden_layers", 12),
         norm=norm if before and not removed else None,
         positions=Learned(count=context, offset=2),
         embed_width=None if narrow == width else narrow,

@@ -52,5 +52,5 @@ def spec(config: HfConfig) -> Decoder:
     dropout = config.number("resid_pdrop", 0.0)
     block = ParallelBlock(attention=attention, ffn=ffn, norm=norm, shared_norm=True, dropout=dropout)
     tied = config.flag("tie_word_embeddings", False)
-    blocks = [block] * config.size("num_hidden_layers", 24)
+    blocks = [block] * config.layers("num_hidden_layers", 24)
     return decoder(config, blocks, norm, context, head_bias=not tied, dropout=config.number("embd_pdrop", 0.0))

@@ -41,7 +41,7 @@ def spec(config: HfConfig) -> Decoder:
     )
     block = Block(attention=attention, ffn=gated(config), norm=norm, dropout=config.number("resid_pdrop", 0.0))
     config.ignore("full_attn_mod", "interpolate_factor", "lm_head_bias", "embd_pdrop")
-    blocks = [block] * config.size("num_hidden_layers", 32)
+    blocks = [block] * config.layers("num_hidden_layers", 32)
     return decoder(config, blocks, norm, context)
 
 

@@ -44,7 +44,7 @@ def feed_forward(config: HfConfig, step: int, dense: list[int]) -> list[Any]:
     )
     config.ignore("num_local_experts")
     plain = gated(config)
-    return [plain if i in dense or (i + 1) % step else mixture for i in range(config.size("num_hidden_layers", 24))]
+    return [plain if i in dense or (i + 1) % step else mixture for i in range(config.layers("num_hidden_layers", 24))]
 
 
 def names(spec: Model) -> Names:

@@ -18,7 +18,7 @@ __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
 def spec(config: HfConfig) -> Decoder:
     """A SmolLM3 decoder."""
     config.ignore("max_window_layers")
-    count = config.size("num_hidden_layers", 36)
+    count = config.layers("num_hidden_layers", 36)
     attention, context = rotary_attention(config, 16, 32_768, kv_heads=4, theta=2e6)
     every = config.size("no_rope_layer_interval", 4)
     rotated = config.take("no_rope_layers", None)  # the name says the opposite: 1 is a layer with rotation

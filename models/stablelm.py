@@ -40,7 +40,7 @@ def spec(config: HfConfig) -> Decoder:
     shape |= {"dropout": config.number("hidden_dropout", 0.0)}
     side = config.flag("use_parallel_residual", False)
     block = ParallelBlock(shared_norm=True, **shape) if side else Block(**shape)
-    return decoder(config, [block] * config.size("num_hidden_layers", 32), norm, context)
+    return decoder(config, [block] * config.layers("num_hidden_layers", 32), norm, context)
 
 
 def names(spec: Model) -> Names:

@@ -57,5 +57,5 @@ def spec(config: HfConfig) -> Decoder:
     act = config.activation("hidden_act", "gelu_pytorch_tanh")
     ffn = MLP(hidden=config.size("intermediate_size", 12_288), act=act, bias=bias)
     block = Block(attention=attention, ffn=ffn, norm=norm, dropout=config.number("residual_dropout", 0.0))
-    blocks, dropout = [block] * config.size("num_hidden_layers", 30), config.number("embedding_dropout", 0.0)
+    blocks, dropout = [block] * config.layers("num_hidden_layers", 30), config.number("embedding_dropout", 0.0)
     return decoder(config, blocks, norm, context, tied=True, dropout=dropout)

@@ -67,7 +67,7 @@ def t5_like(config: HfConfig, *, feed_forward: str, tied: bool) -> EncoderDecode
     config.expect(is_encoder_decoder=True)
     config.ignore("classifier_dropout", "initializer_factor", "is_gated_act", "dense_act_fn", "num_hidden_layers")
     width, inner = config.size("d_model", 512), config.size("d_kv", 64)
-    heads, count = config.size("num_heads", 8), config.size("num_layers", 6)
+    heads, count = config.size("num_heads", 8), config.layers("num_layers", 6)
     dropout, norm = config.number("dropout_rate", 0.1), RMSNorm(eps=config.number("layer_norm_epsilon", 1e-6))
     ffn = _feed_forward(config, feed_forward)
     buckets = config.size("relative_attention_num_buckets", 32)

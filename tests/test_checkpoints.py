@@ -143,7 +143,7 @@ def test_not_a_safetensors_file(folder, content):
 )
 def test_corrupt_header(folder, header):
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
-    with pytest.raises(CheckpointError, match="is corrupt"):
+    with pytest.raises(CheckpointError, match="corrupt"):
         load(folder)
 
 
@@ -366,7 +366,7 @@ def test_a_fused_tensor_that_cannot_be_cut(tmp_path):
 def test_negative_offsets(folder):
     header = b'{"a": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}'
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + b"\0" * 64)
-    with pytest.raises(CheckpointError, match="is corrupt"):
+    with pytest.raises(CheckpointError, match="corrupt"):
         load(folder)
 
 

@@ -121,7 +121,7 @@ def llama_config(reader: Any, model_type: str) -> dict[str, Any]:
         "head_dim": reader.size("attention.key_length", width // heads),
         "intermediate_size": reader.size("feed_forward_length"),
         "rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon"),
-        "vocab_size": reader.shape("token_embd.weight")[0],
+        "vocab_size": reader.rows("token_embd.weight"),
         "max_position_embeddings": reader.size("context_length"),
         "rope_theta": reader.number("rope.freq_base", 10_000.0),
         "tie_word_embeddings": not reader.has("output.weight"),

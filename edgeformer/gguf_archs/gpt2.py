@@ -69,7 +69,7 @@ def config(reader: Any) -> dict[str, Any]:
         "n_inner": reader.size("feed_forward_length"),
         "n_head": reader.size("attention.head_count"),
         "layer_norm_epsilon": reader.number("attention.layer_norm_epsilon"),
-        "vocab_size": reader.shape("token_embd.weight")[0],
+        "vocab_size": reader.rows("token_embd.weight"),
         "activation_function": "gelu_new",
         "tie_word_embeddings": not reader.has("output.weight"),
     }

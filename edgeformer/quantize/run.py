@@ -24,7 +24,7 @@ import edgeformer
 from edgeformer import bundle, discover
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import CheckpointError, ExportError, InputError
-from edgeformer.export.artefact import source_files, write_surroundings
+from edgeformer.export.artefact import source_files, write_surroundings, writing_from
 from edgeformer.formats import QUANTIZED, SCALES, Format, widest
 from edgeformer.quantize.calibration import require_torch
 from edgeformer.quantize.job import Job, Method, Quantized
@@ -111,7 +111,7 @@ def quantize(
     settings = {
         "version": edgeformer.__version__,
         "spec": digest(spec),
-        "weights": loaded.weights_digest(),
+        "weights": weights.content_digest(),
         "formats": {name: f.name for name, f in formats.items()},
         "method": method,
         "options": options or {},
@@ -176,7 +176,7 @@ def _assemble(
     if missing := sorted(partial.entries.keys() - partial.complete()):
         raise CheckpointError(f"{partial.file} lacks {len(missing)} tensors ({missing[0]}, ...); run the command again")
     spec = loaded.spec
-    with bundle.writing(output, force=force, keep=source_files(loaded)) as folder:
+    with writing_from(loaded, output, force=force) as folder:
         try:
             os.link(partial.file, folder / WEIGHTS)
         except OSError:

@@ -41,6 +41,7 @@ class MlxWeights:
     def _stored(self, tensor: StoredTensor, part: Cut | None) -> mx.array:
         if tensor.file not in self._files:
             self._files[tensor.file] = mx.load(str(tensor.file), format="safetensors")  # type: ignore[assignment]
+            tensor.check_unchanged()
         self._left[tensor.file, tensor.name] -= 1
         file = self._files[tensor.file]
         x = file[tensor.name] if self._left[tensor.file, tensor.name] else file.pop(tensor.name)

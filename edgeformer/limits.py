@@ -1,0 +1,8 @@
+"""How large what a file announces may be. Above every model that is known, and below what a machine can't hold."""
+
+MAX_SIZE = 2**24
+"""Of one size: a vocabulary, a width, a context. The largest published is a context of 10,485,760 (Llama 4 Scout)."""
+MAX_LAYERS = 4096
+"""Blocks of a stack; the deepest published has 1,000 (DeepNet)."""
+MAX_NODES = 100_000
+"""Nodes of a spec with all repetitions written out; the deepest published models have some thousands."""

@@ -1,0 +1,70 @@
+"""What comes from a file, as a message shows it: no control characters, and short, as git quotes the names that it prints."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable
+from typing import Any
+
+MAX_VALUE, MAX_ITEMS, MAX_MESSAGE = 200, 20, 4000
+
+
+def shown(value: Any) -> str:
+    """A value as Python writes it, of at most 200 characters."""
+    if isinstance(value, str):
+        text = repr(value[: MAX_VALUE + 1])
+    elif isinstance(value, (dict, list, tuple)):
+        text = _start(value)
+    elif isinstance(value, int) and value.bit_length() > 1000:
+        return f"an integer of {value.bit_length():,} bits"
+    else:
+        text = repr(value)
+    return text if len(text) <= MAX_VALUE else f"{text[: MAX_VALUE - 20]}... ({_size(value)})"
+
+
+def listed(items: Iterable[str], limit: int = MAX_ITEMS) -> str:
+    """Names, with commas; of more than 20 the first, and how many there are."""
+    every = list(items)
+    cut = [name if len(name) <= MAX_VALUE else name[: MAX_VALUE - 3] + "..." for name in every[:limit]]
+    return ", ".join(cut) + (f", ... ({len(every):,} in all)" if len(every) > limit else "")
+
+
+def plain(text: str, *, limit: int | None = None) -> str:
+    """A text for a terminal: control characters, and those that turn its direction, as escapes; of more than `limit` characters
+    the beginning and the end. Line breaks stay, since messages have them."""
+    if limit is not None and len(text) > limit:
+        text = f"{text[: limit * 2 // 3]} ... ({len(text):,} characters) ... {text[-limit // 3 :]}"
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() or c in "\n " or c in _SPACES else _escape(c) for c in text)
+
+
+_SPACES = "\u00a0\u2007\u2009\u202f\u3000"
+"""Spaces that our own tables and messages use, which `str.isprintable` leaves out."""
+
+
+def _escape(c: str) -> str:
+    if unicodedata.category(c) == "Zs":
+        return c
+    return c.encode("unicode_escape").decode("ascii") if c != "\t" else "\t"
+
+
+def _start(value: Any, left: int = MAX_VALUE) -> str:
+    """The beginning of what Python would write, without writing all of it."""
+    parts: list[str] = []
+    pairs = value.items() if isinstance(value, dict) else ((None, v) for v in value)
+    for key, item in pairs:
+        text = _start(item, left) if isinstance(item, (dict, list, tuple)) and left > 0 else shown(item)
+        parts.append(text if key is None else f"{shown(key)}: {text}")
+        left -= len(parts[-1])
+        if left <= 0:
+            parts.append("..." if len(value) > len(parts) else "")
+            break
+    inside = ", ".join(p for p in parts if p)
+    return f"{{{inside}}}" if isinstance(value, dict) else f"[{inside}]"
+
+
+def _size(value: Any) -> str:
+    if isinstance(value, str):
+        return f"{len(value):,} characters"
+    return f"{len(value):,} items" if hasattr(value, "__len__") else "cut"
