@@ -18,6 +18,8 @@ import numpy as np
 from edgeformer.errors import CheckpointError, ConfigError
 from edgeformer.json_file import read_json_file
 from edgeformer.paths import inside
+from edgeformer.patterns import bounded
+from edgeformer.quoting import listed, shown
 from edgeformer.safetensors_file import StoredTensor, read_header
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -130,7 +132,7 @@ def merged(
         pairs.setdefault(found[1], {})[found[2]] = tensor
     if not tensors or strange:
         raise CheckpointError(
-            f"{folder / WEIGHTS} holds {len(strange)} tensors that are no LoRA pair of a linear map: {', '.join(strange[:4])}"
+            f"{folder / WEIGHTS} holds {len(strange)} tensors that are no LoRA pair of a linear map: {listed(strange, 4)}"
             if strange
             else f"{folder / WEIGHTS} holds no tensors"
         )
@@ -199,13 +201,13 @@ def _of_module(config: dict[str, Any], key: str, module: str, usual: Any, folder
     patterns, value = config.get(key) or {}, usual
     try:
         for pattern, own in patterns.items():
-            if re.fullmatch(rf"(.*\.)?({pattern})$", module):
+            if bounded(rf"(.*\.)?({pattern})$", f"{key} in {folder / CONFIG}", ConfigError).fullmatch(module):
                 value = own
                 break
-    except (AttributeError, TypeError, re.error) as e:
+    except (AttributeError, TypeError) as e:
         raise ConfigError(f"{folder / CONFIG}: {key} can't be read: {e}") from e
     if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
-        raise ConfigError(f"{folder / CONFIG}: {key.split('_')[0]} of {module} must be a number, got {value!r}")
+        raise ConfigError(f"{folder / CONFIG}: {key.split('_')[0]} of {module} must be a number, got {shown(value)}")
     return float(value)
 
 
@@ -219,17 +221,17 @@ def _config(folder: Path) -> dict[str, Any]:
 def _checked(folder: Path) -> dict[str, Any]:
     config = _config(folder)
     if config.get("peft_type") != "LORA":
-        raise ConfigError(f"{folder / CONFIG}: peft_type {config.get('peft_type')!r} can't be merged; LORA can")
+        raise ConfigError(f"{folder / CONFIG}: peft_type {shown(config.get('peft_type'))} can't be merged; LORA can")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start not in ("gaussian", "eva", "orthogonal"):
         raise ConfigError(
-            f"{folder / CONFIG}: init_lora_weights = {start!r} changed the base, too; convert the adapter to a plain LoRA with"
-            " PEFT"
+            f"{folder / CONFIG}: init_lora_weights = {shown(start)} changed the base, too; convert the adapter to a plain LoRA"
+            " with PEFT"
         )
     if not isinstance(config.get("use_rslora", False), bool):
-        raise ConfigError(f"{folder / CONFIG}: use_rslora must be true or false, got {config['use_rslora']!r}")
+        raise ConfigError(f"{folder / CONFIG}: use_rslora must be true or false, got {shown(config['use_rslora'])}")
     on = {k: v for k, v in config.items() if k not in _HARMLESS | _READ and v not in _OFF}
     if on:
-        said = ", ".join(f"{k} = {v!r}" for k, v in sorted(on.items()))
+        said = listed(f"{shown(k)[1:-1]} = {shown(v)}" for k, v in sorted(on.items()))
         raise ConfigError(f"{folder / CONFIG}: {said} is not supported; a plain LoRA of linear maps can be merged")
     return config

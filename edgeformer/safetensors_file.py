@@ -31,7 +31,7 @@ DTYPES: dict[str, np.dtype] = {
 """The storage types that weights may have, by their safetensors name."""
 
 MAX_HEADER = 25_000_000
-"""Bytes of a header, some 200,000 tensors. The format allows 100 MB, which take gigabytes to read; the largest known have 14 MB."""
+"""Bytes of a header, some 200,000 tensors. The format allows 100 MB, which take gigabytes to read; known ones have up to 14."""
 
 Identity = tuple[int, int, int, int]
 """What tells one state of a file from another: device, inode, size, and time of modification in ns."""

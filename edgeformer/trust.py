@@ -8,6 +8,7 @@ folder to such a tool calls `check_code` first.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -96,6 +97,16 @@ def _check_file(folder: Path, settings: Path, key: str, value: Any, own: Mapping
         f"{settings} has {key} = {value!r}, which would run as code; edgeformer runs no code of a model's folder. If you have"
         f" read {file} and trust it: --trust-code {file} (SHA-256 {digest})"
     )
+
+
+def isolated(environment: Mapping[str, str]) -> dict[str, str]:
+    """What keeps a Python that is started in a model's folder from importing files of that folder.
+
+    `-P` does so for the process itself, and these for all that it starts. An empty entry of PYTHONPATH means the current folder,
+    and gets there by `PYTHONPATH=$PYTHONPATH:...`.
+    """
+    kept = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(kept)}
 
 
 def walk(value: Any) -> Iterator[tuple[str, Any]]:

@@ -21,10 +21,12 @@ from urllib.parse import urlsplit
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.companions.tokenizer import has_tokenizer, load_tokenizer
 from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.json_file import MAX_BYTES, parse_json
+from edgeformer.quoting import plain, shown
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Served, Session
 
-TIMEOUT_S = 600
+TIMEOUT_S, MAX_LINE = 600, 1_000_000
 
 
 class ServerSession(Session):
@@ -44,9 +46,10 @@ class ServerSession(Session):
             )
         self.tokenizer = load_tokenizer(loaded.around)
         listed = self._get("/models").get("data") or []
-        if not listed:
+        first = listed[0] if isinstance(listed, list) and listed else None
+        if not isinstance(first, dict) or not isinstance(first.get("id"), str):
             raise RuntimeUnavailable(f"the server at {url} lists no model")
-        self.model = os.environ.get("EDGEFORMER_SERVED_MODEL") or listed[0]["id"]
+        self.model = os.environ.get("EDGEFORMER_SERVED_MODEL") or first["id"]
         self.as_ids = self._takes_ids()
 
     def _connect(self) -> http.client.HTTPConnection:
@@ -63,25 +66,39 @@ class ServerSession(Session):
             data = None if body is None else json.dumps(body)
             connection.request(method, self.url.path + path, data, self._headers())
             response = connection.getresponse()
-        except OSError as e:
+        except (OSError, http.client.HTTPException) as e:
             connection.close()
             raise RuntimeUnavailable(f"no answer from {self.url.geturl()}: {e}. Is the server running?") from e
         if response.status != 200:
             text = response.read(500).decode(errors="replace")
             connection.close()
-            raise InputError(f"{self.url.geturl()}{path} answered {response.status}: {text}")
+            raise InputError(f"{self.url.geturl()}{path} answered {response.status}: {plain(text)}")
         return connection, response
 
     def _get(self, path: str) -> dict[str, Any]:
         connection, response = self._ask("GET", path)
         try:
-            return json.loads(response.read())
-        except ValueError as e:
-            raise InputError(
-                f"{self.url.geturl()}{path} did not answer with JSON: it is no OpenAI-compatible server"
-            ) from e
+            return self._json(response, path)
         finally:
             connection.close()
+
+    def _json(self, response: http.client.HTTPResponse, path: str) -> dict[str, Any]:
+        """The object that an answer holds.
+
+        Raises:
+            InputError: it is no JSON object of at most 16 MB, or the connection broke.
+        """
+        where = f"{self.url.geturl()}{path}"
+        try:
+            data = response.read(MAX_BYTES + 1)
+        except (OSError, http.client.HTTPException) as e:
+            raise InputError(f"{where} broke off its answer: {e}") from e
+        if len(data) > MAX_BYTES:
+            raise InputError(f"{where} answered with more than {MAX_BYTES:,} bytes: it is no OpenAI-compatible server")
+        answer = parse_json(data, f"the answer of {where}", InputError)
+        if not isinstance(answer, dict):
+            raise InputError(f"{where} did not answer with a JSON object: it is no OpenAI-compatible server")
+        return answer
 
     def _body(self, prompt: Any, gen: int) -> dict[str, Any]:
         # cache_prompt, ignore_eos: of llama.cpp's server and vLLM; others ignore what they don't know
@@ -101,9 +118,11 @@ class ServerSession(Session):
             connection, response = self._ask("POST", "/completions", {**self._body([5, 6, 7], 1), "stream": False})
         except InputError:
             return False
-        told = json.loads(response.read())
-        connection.close()
-        return (told.get("usage") or {}).get("prompt_tokens", 3) == 3
+        try:
+            usage = self._json(response, "/completions").get("usage")
+        finally:
+            connection.close()
+        return not isinstance(usage, dict) or usage.get("prompt_tokens", 3) == 3
 
     def _prompt(self, ids: list[int]) -> Any:
         if self.as_ids:
@@ -123,18 +142,23 @@ class ServerSession(Session):
         connection, response = self._ask("POST", "/completions", self._body(asked, gen))
         arrivals, parts = [], []
         try:
-            for line in response:
+            while line := response.readline(MAX_LINE + 1):
+                if len(line) > MAX_LINE or len(arrivals) > 2 * gen + 16:
+                    raise InputError(
+                        f"{self.url.geturl()} streams more than was asked for: lines without end, or more than {gen} tokens"
+                    )
                 if not line.startswith(b"data:") or line.strip() == b"data: [DONE]":
                     continue
-                event = json.loads(line[5:])
-                if "error" in event:
-                    raise InputError(f"{self.url.geturl()} answered: {event['error']}")
-                choices = event.get("choices") or []
-                text = choices[0].get("text") or "" if choices else ""
-                if not choices or (choices[0].get("finish_reason") and not text):  # the end, without a token
+                choice = self._choice(line[5:])
+                text = choice.get("text") or ""
+                if not isinstance(text, str):
+                    raise InputError(f"{self.url.geturl()} answered with {shown(text)} as text")
+                if not choice or (choice.get("finish_reason") and not text):  # the end, without a token
                     continue
                 arrivals.append(time.perf_counter_ns())
                 parts.append(text)
+        except (OSError, http.client.HTTPException) as e:
+            raise InputError(f"{self.url.geturl()} broke off its answer: {e}") from e
         finally:
             connection.close()
         if len(arrivals) < max(gen - 1, 1):
@@ -142,6 +166,17 @@ class ServerSession(Session):
                 f"{self.url.geturl()} streamed {len(arrivals)} tokens of {gen} (or several at once): their times can't be told"
             )
         return Served("".join(parts), start, arrivals)
+
+    def _choice(self, data: bytes) -> dict[str, Any]:
+        """The first choice of a streamed event; empty of one without choices."""
+        where = self.url.geturl()
+        event = parse_json(data, f"a line that {where} streamed", InputError)
+        if not isinstance(event, dict) or "error" in event:
+            raise InputError(f"{where} answered: {shown(event.get('error') if isinstance(event, dict) else event)}")
+        choices = event.get("choices") or []
+        if not isinstance(choices, list) or not all(isinstance(c, dict) for c in choices):
+            raise InputError(f"{where} answered with {shown(choices)} as choices")
+        return choices[0] if choices else {}
 
     def text(self, prompt, tokens):
         """Detokenized after the prompt, whose last characters may depend on what follows."""

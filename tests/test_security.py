@@ -19,10 +19,10 @@ from edgeformer.errors import ArtefactError, CheckpointError, ConfigError, Edgef
 from edgeformer.export.mlx import CODE_NAME, export_mlx
 from edgeformer.export.onnx import export_onnx
 from edgeformer.json_file import parse_json, read_json_file
-from edgeformer.measure.process import isolated
 from edgeformer.onnx_file import locations
 from edgeformer.paths import check_links
 from edgeformer.runtimes._protocol import Options, get, names
+from edgeformer.trust import isolated
 
 
 @pytest.fixture(autouse=True)

@@ -1,7 +1,7 @@
 """Chat templates: found where transformers finds them, rendered in Jinja's sandbox.
 
 A template is a program from a model's folder: it runs in `ImmutableSandboxedEnvironment`, which reaches no attribute that begins
-with an underscore, changes nothing it is given, and reads no file.
+with an underscore, changes nothing it is given, and reads no file; in a process of its own, since it can run for ever.
 """
 
 from __future__ import annotations
@@ -13,9 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.companions.files import Companions
+from edgeformer.companions.guarded import Guarded, GuardedFailed
 from edgeformer.errors import ConfigError, InputError
+from edgeformer.quoting import plain, shown
 
 DEFAULT = "default"
+SECONDS, MEGABYTES = 5.0, 384
+"""What rendering may take; the templates of today's models take milliseconds, and a few megabytes."""
+_guarded = Guarded(MEGABYTES)
 
 
 def chat_templates(around: Companions) -> dict[str, str]:
@@ -59,7 +64,9 @@ def _of_folder(around: Companions) -> dict[str, str]:
             except (TypeError, KeyError) as e:
                 raise ConfigError(f"{folder / name}: chat_template is no list of named templates") from e
         elif said is not None:
-            raise ConfigError(f"{folder / name}: chat_template must be a text or a list of named ones, got {said!r}")
+            raise ConfigError(
+                f"{folder / name}: chat_template must be a text or a list of named ones, got {shown(said)}"
+            )
         if not all(isinstance(text, str) for text in found.values()):
             raise ConfigError(f"{folder / name}: chat_template holds a template that is no text")
         if found:
@@ -92,6 +99,21 @@ def render(
     Raises:
         InputError: the template refuses the conversation, or is broken.
     """
+    arguments = {"template": template, "messages": list(messages), "named": dict(named)}
+    try:
+        return _guarded.ask("render", SECONDS, **arguments, add_generation_prompt=add_generation_prompt)
+    except GuardedFailed as e:
+        raise InputError(f"the chat template can't render this conversation: {plain(str(e), limit=500)}") from None
+
+
+def render_here(
+    template: str, messages: Sequence[Mapping[str, Any]], named: Mapping[str, str], add_generation_prompt: bool
+) -> str:
+    """`render` in this process, without its limits.
+
+    Raises:
+        Exception: of any kind: the template's own.
+    """
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -117,17 +139,7 @@ def render(
     environment.filters["tojson"] = as_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    try:
-        made = environment.from_string(template)
-        given = {"tools": None, "documents": None, **named}  # transformers gives both, None without any
-        return made.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **given)
-    except (
-        jinja2.TemplateError,
-        TypeError,
-        ValueError,
-        ArithmeticError,
-        LookupError,
-        SyntaxError,
-        RecursionError,
-    ) as e:
-        raise InputError(f"the chat template can't render this conversation: {e}") from e
+    given = {"tools": None, "documents": None, **named}  # transformers gives both, None without any
+    return environment.from_string(template).render(
+        messages=list(messages), add_generation_prompt=add_generation_prompt, **given
+    )

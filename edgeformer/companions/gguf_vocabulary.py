@@ -5,15 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from edgeformer.companions.files import Embedded
+from edgeformer.companions.plainness import GPT2, LLAMA3, QWEN2
 from edgeformer.companions.tokenizer import FastTokenizer
 from edgeformer.errors import InputError
+from edgeformer.quoting import shown
 
+MAX_TOKEN = 1000
+"""Characters; SentencePiece itself allows 16 by default. All ways to cut a token in two are tried."""
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
-QWEN2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-LLAMA3 = QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
-GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 PATTERNS = {QWEN2: "qwen2", LLAMA3: "llama-bpe", GPT2: "gpt-2"}
 """How byte-level tokenizers split text -> llama.cpp's name for it."""
 _SAME = {
@@ -45,8 +44,8 @@ def from_gguf(embedded: Embedded) -> FastTokenizer:
             inner = _sentencepiece(data, tokens, types)
         else:
             raise InputError(
-                f"{where} holds a tokenizer of the kind {kind!r}; gpt2 and llama can be read. Put the original tokenizer.json"
-                " beside it, or give token ids"
+                f"{where} holds a tokenizer of the kind {shown(kind)}; gpt2 and llama can be read. Put the original"
+                " tokenizer.json beside it, or give token ids"
             )
         special = [
             AddedToken(t, special=kind == CONTROL, normalized=False)
@@ -58,12 +57,14 @@ def from_gguf(embedded: Embedded) -> FastTokenizer:
         _surround(inner, data, named)
     except InputError:
         raise
-    except Exception as e:  # tokenizers raises bare Exceptions, and metadata may hold anything
-        raise InputError(f"{where}: its tokenizer can't be read: {type(e).__name__}: {e}") from e
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as e:  # tokenizers raises bare Exceptions and panics, and metadata may hold anything
+        raise InputError(f"{where}: its tokenizer can't be read: {type(e).__name__}: {shown(str(e))}") from e
     if (
         wrong := next((i for i, t in enumerate(tokens) if types[i] != UNUSED and inner.token_to_id(t) != i), None)
     ) is not None:
-        raise InputError(f"{where}: its tokenizer can't be read: the token {tokens[wrong]!r} stands twice")
+        raise InputError(f"{where}: its tokenizer can't be read: the token {shown(tokens[wrong])} stands twice")
     return FastTokenizer(inner, named)
 
 
@@ -86,7 +87,7 @@ def _pre(data: dict[str, Any], where: str) -> str:
     name = _SAME.get(name, name)
     if name not in (*PATTERNS.values(), "smollm"):
         raise InputError(
-            f"{where}: text is split as {name!r} (tokenizer.ggml.pre), which can't be read;"
+            f"{where}: text is split as {shown(name)} (tokenizer.ggml.pre), which can't be read;"
             f" {', '.join((*PATTERNS.values(), 'smollm'))} can. Put the original tokenizer.json beside it, or give token ids"
         )
     return name
@@ -122,6 +123,8 @@ def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int]) ->
 
     vocab = {t: i for i, t in enumerate(tokens) if types[i] != UNUSED}
     scores = data["ggml.scores"]
+    if longest := next((t for t in vocab if len(t) > MAX_TOKEN), None):
+        raise InputError(f"its tokenizer has a token of {len(longest):,} characters; at most {MAX_TOKEN} are read")
     merges = []
     for token, i in vocab.items():
         if types[i] in (UNKNOWN, CONTROL) or scores[i] <= -1e6:

@@ -9,14 +9,20 @@ from __future__ import annotations
 
 import functools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgeformer.companions.files import Companions, files_of_tokenizer, read_object
+from edgeformer.companions.guarded import Guarded, GuardedFailed
+from edgeformer.companions.plainness import is_plain
 from edgeformer.errors import ConfigError, InputError
 from edgeformer.json_file import MAX_LISTING_BYTES
+from edgeformer.quoting import plain
 
+SECONDS, BYTES_PER_SECOND = 10.0, 100_000
+"""What a tokenizer with patterns of its own may take for a text; usual ones read some megabytes a second."""
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that transformers has attributes for, in the order in which it adds those that a tokenizer lacks."""
 
@@ -56,10 +62,10 @@ class FastTokenizer:
     named: dict[str, str]
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        return self.inner.encode(text, add_special_tokens=special).ids
+        return _asked(lambda: self.inner.encode(text, add_special_tokens=special).ids)
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
-        return self.inner.decode(ids, skip_special_tokens=not special)
+        return _asked(lambda: self.inner.decode(ids, skip_special_tokens=not special))
 
     def id_of(self, token: str) -> int | None:
         return self.inner.token_to_id(token)
@@ -69,6 +75,24 @@ class FastTokenizer:
 
     def to_json(self) -> str | None:
         return self.inner.to_str(pretty=True)
+
+    def names(self) -> dict[str, str]:
+        """`named`, as a call."""
+        return self.named
+
+
+def _asked(call: Callable[[], Any]) -> Any:
+    """What the package `tokenizers` answers; it raises bare Exceptions, and Rust's panics are none.
+
+    Raises:
+        InputError: it fails, as at half of a surrogate pair.
+    """
+    try:
+        return call()
+    except (KeyboardInterrupt, MemoryError):
+        raise
+    except BaseException as e:
+        raise InputError(f"the tokenizer fails: {plain(str(e), limit=500)}") from e
 
 
 @dataclass
@@ -93,6 +117,37 @@ class SlowTokenizer:
 
     def to_json(self) -> str | None:
         return None
+
+
+@dataclass
+class GuardedTokenizer:
+    """A `FastTokenizer` in a process of its own: patterns of its file, on some text, may run for ever."""
+
+    process: Guarded
+    named: dict[str, str]
+    where: str
+
+    def _ask(self, method: str, *arguments: Any, size: int = 0, **options: Any) -> Any:
+        try:
+            seconds = SECONDS + size / BYTES_PER_SECOND
+            return self.process.ask("tokenizer", seconds, method=method, arguments=list(arguments), options=options)
+        except GuardedFailed as e:
+            raise InputError(f"{self.where}: its tokenizer fails on this text: {plain(str(e), limit=500)}") from None
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        return self._ask("encode", text, size=len(text), special=special)
+
+    def decode(self, ids: list[int], *, special: bool = False) -> str:
+        return self._ask("decode", [int(i) for i in ids], size=len(ids) * 10, special=special)
+
+    def id_of(self, token: str) -> int | None:
+        return self._ask("id_of", token)
+
+    def special(self) -> list[str]:
+        return self._ask("special")
+
+    def to_json(self) -> str | None:
+        return self._ask("to_json", size=10**7)
 
 
 def has_tokenizer(around: Companions) -> bool:
@@ -134,16 +189,36 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 
 @functools.lru_cache(maxsize=4)
 def _read(folder: Path, state: tuple[Any, ...]) -> Tokenizer:
-    return _fast(folder) if (folder / "tokenizer.json").is_file() else _converted(folder)
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return _converted(folder)
+    if is_plain(read_object(file, MAX_LISTING_BYTES)):
+        return read_fast(folder)
+    process = Guarded(1000 + file.stat().st_size * 40 // 10**6, ("open", {"folder": str(folder.absolute())}))
+    try:
+        named = process.ask("tokenizer", SECONDS, method="names", arguments=[], options={})
+    except GuardedFailed as e:
+        raise InputError(f"{file} can't be read: {plain(str(e), limit=500)}") from None
+    return GuardedTokenizer(process, named, str(file))
 
 
-def _fast(folder: Path) -> FastTokenizer:
+def read_fast(folder: Path) -> FastTokenizer:
+    """The tokenizer of a tokenizer.json, in this process.
+
+    Raises:
+        InputError: the package `tokenizers` can't read it.
+        ConfigError: files of it contradict each other.
+    """
     from tokenizers import Tokenizer as Inner
 
     file = folder / "tokenizer.json"
+    data = read_object(file, MAX_LISTING_BYTES)
+    # what was last truncated and padded to is no part of a tokenizer, and may be any number
+    bare = {k: v for k, v in data.items() if k not in ("truncation", "padding")}
+    text = json.dumps(bare) if data.get("truncation") or data.get("padding") else file.read_text(encoding="utf-8-sig")
     try:
-        inner = Inner.from_file(str(file))
-    except Exception as e:  # tokenizers raises bare Exceptions
+        inner = _asked(lambda: Inner.from_str(text))
+    except InputError as e:
         raise InputError(f"{file} can't be read: {e}") from e
     inner.no_truncation()
     inner.no_padding()

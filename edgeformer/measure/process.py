@@ -12,13 +12,12 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import psutil
 
-from edgeformer.trust import granted
+from edgeformer.trust import granted, isolated
 
 
 class WorkerFailed(Exception):
@@ -34,16 +33,6 @@ def _meaning(status: int) -> str:
     if status == -9:
         return " (killed from outside, as Linux does when memory runs out)"
     return f" ({signal.Signals(-status).name})" if status < 0 else ""
-
-
-def isolated(environment: Mapping[str, str]) -> dict[str, str]:
-    """What keeps a Python that is started in a model's folder from importing files of that folder.
-
-    `-P` does so for the process itself, and these for all that it starts. An empty entry of PYTHONPATH means the current folder,
-    and gets there by `PYTHONPATH=$PYTHONPATH:...`.
-    """
-    kept = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
-    return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(kept)}
 
 
 class _Guard:

@@ -1,0 +1,91 @@
+"""Whether a tokenizer.json holds only what is known to take time and memory in proportion to a text."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from typing import Any
+
+from edgeformer.limits import MAX_SIZE
+
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+LLAMA3 = QWEN2.replace(r"\p{N}|", r"\p{N}{1,3}|", 1)
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_KNOWN = frozenset((
+    QWEN2, LLAMA3, GPT2, LLAMA3.replace("(?i:'s|'t|'re|'ve|'m|'ll|'d)", "(?i:[sdmt]|ll|ve|re)"),
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+    "[一-龥぀-ゟ゠-ヿ]+", "[一-龥ࠀ-一가-퟿]+", r"\s?\p{L}+", r"\s?\p{P}+", r"\s?\p{N}+", r" {2,}", r"\d{1,3}", r"\p{N}{1,3}",
+))  # fmt: skip
+"""The patterns of the best-known tokenizers: GPT-2, Llama 3, Qwen 2, GPT-4o, DeepSeek."""
+_ATOM = r"(?:\\[dDsSwWnrtpP](?:\{\^?\w+\})?|\\[^\w]|\[[^\[\]]*\]|[^\\\[\](){}*+?|^$.]|\.)"
+_LINEAR = re.compile(rf"(?:{_ATOM})*|{_ATOM}\+|\^?{_ATOM}\{{\d{{1,3}}(?:,\d{{0,3}})?\}}")
+"""Patterns without repetition, or of one repeated character: there is one way to match them."""
+_TYPES = frozenset(
+    ("BPE", "WordPiece", "Unigram", "WordLevel", "Sequence", "BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase")
+    + ("StripAccents", "Strip", "Prepend", "Precompiled", "Replace", "ByteLevel", "Split", "Digits", "Whitespace")
+    + ("WhitespaceSplit", "BertPreTokenizer", "Metaspace", "Punctuation", "UnicodeScripts", "CharDelimiterSplit")
+    + ("TemplateProcessing", "BertProcessing", "RobertaProcessing", "ByteFallback", "Fuse", "CTC", "BPEDecoder", "FixedLength")
+)  # fmt: skip
+_CHARSMAPS = (
+    "22342cc048ea558ae308e80926aa9361", "de92dc72e0a889f99b2625eb6fab03e9", "f0d7aebc9f5b7ef32a4ed371eab71572",
+    "916ce70b049ab7ff559a1853fdac0a02",
+)  # fmt: skip
+"""SHA-256, to 128 bits, of the tables nmt_nfkc, nfkc, nmt_nfkc_cf and nfkc_cf of SentencePiece 0.2, in base64."""
+_GROWTH, _TEXT = 64, 64
+
+
+def is_plain(data: dict[str, Any]) -> bool:
+    """Whether what a tokenizer.json says can be run without a guard.
+
+    data: its content, of any shape.
+    """
+    growth = 1
+    for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
+        for node in _nodes(data.get(part)):
+            if "type" in node and node["type"] not in _TYPES:
+                return False
+            if "precompiled_charsmap" in node and not _known_charsmap(node["precompiled_charsmap"]):
+                return False
+            pattern = node.get("pattern")
+            if pattern is not None and not _plain_pattern(pattern):
+                return False
+            for key in ("content", "prepend", "replacement"):
+                if isinstance(text := node.get(key), str) and part == "normalizer":
+                    growth *= max(len(text), 1)
+                if isinstance(text, str) and len(text) > _TEXT:
+                    return False
+    added = data.get("added_tokens") or []
+    ids = [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else [None]
+    return growth <= _GROWTH and all(type(i) is int and 0 <= i < MAX_SIZE for i in ids)
+
+
+def _plain_pattern(pattern: Any) -> bool:
+    if not isinstance(pattern, dict):
+        return False
+    if isinstance(text := pattern.get("String"), str):
+        return 0 < len(text) <= _TEXT
+    regex = pattern.get("Regex")
+    return isinstance(regex, str) and (
+        regex in _KNOWN or (len(regex) <= _TEXT and _LINEAR.fullmatch(regex) is not None)
+    )
+
+
+def _known_charsmap(text: Any) -> bool:
+    return isinstance(text, str) and hashlib.sha256(text.encode("ascii", "replace")).hexdigest()[:32] in _CHARSMAPS
+
+
+def _nodes(value: Any) -> list[dict[str, Any]]:
+    """Every object in a value."""
+    found, waiting = [], [value]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, dict):
+            found.append(current)
+            waiting += current.values()
+        elif isinstance(current, list):
+            waiting += current
+    return found
