@@ -26,6 +26,7 @@ PARTS = {
     "runs": "measurements that were interrupted; --resume goes on with them",
     "models": "models brought here by --host",
     "web": "ONNX Runtime Web, from npm",
+    "crashes": "what is kept of faults of edgeformer's own, for a report",
 }
 
 MARK = b"an entry of edgeformer's cache\n"

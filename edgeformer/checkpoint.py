@@ -27,6 +27,7 @@ from edgeformer.hub import download, is_hub_id
 from edgeformer.models._config import HfConfig, read_json
 from edgeformer.parts import Part
 from edgeformer.paths import check_links
+from edgeformer.quoting import listed, plain, shown
 from edgeformer.safetensors_file import StoredTensor, read_checkpoint, read_header
 from edgeformer.serialization import from_json
 from edgeformer.spec import Model, tensors
@@ -98,8 +99,8 @@ def family(model_type: str) -> ModuleType:
     module = None if name.startswith("_") else discover.find("edgeformer.models", name)
     if module is None or not hasattr(module, "spec"):
         raise ConfigError(
-            f"model_type {model_type!r} is not known: there is no models/{model_type}.py (and no entry point of that name"
-            f" in the group 'edgeformer.models'). Known: {', '.join(discover.names('edgeformer.models'))}."
+            f"model_type {shown(model_type)} is not known: there is no models/{model_type[:60]}.py (and no entry point of that"
+            f" name in the group 'edgeformer.models'). Known: {', '.join(discover.names('edgeformer.models'))}."
             " CONTRIBUTING.md shows how to add a family in one file"
         )
     return module
@@ -118,6 +119,7 @@ def load(
     weights: str | os.PathLike | None = None,
     names: NameMap | None = None,
     allow_unread_config: bool = False,
+    allow_nonfinite: bool = False,
     revision: str | None = None,
 ) -> LoadedModel:
     """Read a spec, and bind its weights without reading a tensor.
@@ -128,11 +130,25 @@ def load(
         names: canonical tensor pattern -> name in your own state dict (`{i}` is the layer's number); names absent from
             the map are looked up as they are.
         allow_unread_config: go on when config.json has keys nobody understands; `notes` then lists them.
+        allow_nonfinite: read NaN and infinities among the weights; without it they are refused when they are read.
         revision: branch, tag or commit of a hub id.
 
     Raises:
         ModelNotFound, ConfigError, SpecError, CheckpointError: see their docstrings.
     """
+    loaded = _load(model, weights, names, allow_unread_config, revision)
+    if allow_nonfinite and loaded.weights is not None:
+        return replace(loaded, weights=loaded.weights.allowing_nonfinite())
+    return loaded
+
+
+def _load(
+    model: str | os.PathLike,
+    weights: str | os.PathLike | None,
+    names: NameMap | None,
+    allow_unread_config: bool,
+    revision: str | None,
+) -> LoadedModel:
     path, name = Path(model), str(model)
     if not path.exists() and "+" in name and (adapter := _adapter_at(name.rpartition("+")[2])) is not None:
         return _adapted(name.rpartition("+")[0], adapter, name, allow_unread_config, revision)
@@ -240,10 +256,12 @@ def _read_config(config: HfConfig, allow_unread: bool) -> tuple[Model, list[str]
     module = family(config.model_type)
     try:
         spec = module.spec(config)
-    except (TypeError, ValueError, KeyError, AttributeError) as e:
-        raise ConfigError(f"{config.where} has a value that models/{config.model_type}.py can't read: {e}") from e
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as e:
+        raise ConfigError(
+            f"{config.where} has a value that models/{config.model_type}.py can't read: {plain(str(e), limit=500)}"
+        ) from e
     unread = config.done(allow_unread)
-    return spec, [f"config keys not understood and skipped: {', '.join(unread)}"] if unread else []
+    return spec, [f"config keys not understood and skipped: {listed(unread)}"] if unread else []
 
 
 def _from_folder(

@@ -43,6 +43,12 @@ class InputError(EdgeformerError):
     """Token ids, masks or lengths that the model or the session can't take."""
 
 
+class NumericError(EdgeformerError):
+    """A model whose answers are no numbers: NaN or infinite logits."""
+
+    exit_code = 1
+
+
 class VerificationFailed(EdgeformerError):
     """An artefact was checked against its reference and says something else."""
 

@@ -54,6 +54,8 @@ class StoredTensor:
     shape: tuple[int, ...]
     identity: Identity | None = field(default=None, kw_only=True)
     """The state of `file` that offset and shape were read from; None where nothing is read from it."""
+    allow_nonfinite: bool = field(default=False, kw_only=True)
+    """Whether NaN and infinities are read like other numbers; else they are refused when they are read."""
 
     @property
     def raw(self) -> bool:
@@ -110,7 +112,41 @@ def read_raw(tensor: StoredTensor, dtype: np.dtype, shape: tuple[int, ...]) -> n
         data = np.fromfile(f, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
     if data.nbytes != tensor.nbytes:
         raise CheckpointError(f"{tensor.file}: cut short while reading tensor {tensor.name}; get the file again")
-    return data.view(dtype).reshape(shape)
+    found = data.view(dtype)
+    check_finite(tensor, found)
+    return found.reshape(shape)
+
+
+_EXPONENTS = {DTYPES["F32"]: 0x7F800000, DTYPES["F16"]: 0x7C00, DTYPES["BF16"]: 0x7F80}
+"""The bits that are all set in NaN and infinities."""
+_PIECE = 1 << 18
+
+
+def check_finite(tensor: StoredTensor, values: np.ndarray, start: int = 0) -> None:
+    """Refuse NaN and infinities in (a part of) a tensor, unless it allows them.
+
+    Compares exponents as integers, in pieces that stay in the processor's cache: some gigabytes a second.
+
+    Args:
+        tensor: the tensor, for its name and whether it allows them.
+        values: of it, flat; of a type without infinities, nothing is checked.
+        start: the number of the first.
+
+    Raises:
+        CheckpointError: naming the tensor, and the first such value.
+    """
+    mask = _EXPONENTS.get(values.dtype)
+    if mask is None or tensor.allow_nonfinite:
+        return
+    bits = values.view(np.uint32 if values.dtype.itemsize == 4 else np.uint16)
+    for at in range(0, len(bits), _PIECE):
+        piece = bits[at : at + _PIECE] & mask
+        if piece.max() == mask:
+            where = at + int((piece == mask).argmax())
+            raise CheckpointError(
+                f"{tensor.file}: tensor {tensor.name} holds {float(values[where])} (value {start + where:,}); weights are finite"
+                " numbers: training went wrong, or the file is damaged. --allow-nonfinite goes on with it"
+            )
 
 
 def read_metadata(file: Path) -> dict[str, str]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from edgeformer.errors import InputError
+from edgeformer.errors import InputError, NumericError
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,31 @@ class Sampling:
             raise InputError(f"seed must not be negative, got {self.seed}")
 
 
+def check_logits(logits: np.ndarray) -> None:
+    """Refuse logits whose largest is no finite number (it is NaN where any is): there is no best token.
+
+    Raises:
+        NumericError: saying which it is.
+    """
+    if not np.isfinite(best := logits.max()):
+        raise NumericError(nonfinite_logits(str(best)))
+
+
+def nonfinite_logits(best: str) -> str:
+    """The message about logits the largest of which is `best`."""
+    return (
+        f"the model's logits are not finite (the largest is {best}): its weights hold NaN or infinities, or a number"
+        " overflows in this precision; try --precision fp32"
+    )
+
+
 def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
-    """One token id from logits [V]; `Sampling.rules` were applied before."""
+    """One token id from logits [V]; `Sampling.rules` were applied before.
+
+    Raises:
+        NumericError: the best logit is NaN or infinite.
+    """
+    check_logits(logits)
     if sampling.temperature == 0:
         return int(logits.argmax())
     scores = logits.astype(np.float64) / sampling.temperature

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -61,6 +61,10 @@ class Weights(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.sources)
 
+    def allowing_nonfinite(self) -> Weights:
+        """The same weights, whose NaN and infinities are read like other numbers."""
+        return Weights({name: replace(s, stored=_allowing(s.stored)) for name, s in self.sources.items()})
+
     def check_unchanged(self) -> None:
         """Compare every file with the state that its header was read in, so that nothing is made of two files.
 
@@ -89,6 +93,20 @@ class Weights(Mapping[str, Any]):
     def dtypes(self) -> set[str]:
         """The safetensors types that occur."""
         return {source.stored.dtype for source in self.sources.values()}
+
+
+def _allowing(tensor: StoredTensor) -> StoredTensor:
+    """A stored tensor, and those that it is made of, without the check for finite numbers."""
+    changes: dict[str, Any] = {"allow_nonfinite": True}
+    for entry in fields(tensor):
+        value = getattr(tensor, entry.name)
+        if isinstance(value, StoredTensor):
+            changes[entry.name] = _allowing(value)
+        elif isinstance(value, Source):
+            changes[entry.name] = replace(value, stored=_allowing(value.stored))
+        elif isinstance(value, tuple) and value and all(isinstance(v, StoredTensor) for v in value):
+            changes[entry.name] = tuple(map(_allowing, value))
+    return replace(tensor, **changes)
 
 
 def bind(

@@ -18,7 +18,7 @@ import onnx_ir as ir
 from edgeformer.errors import ExportError
 from edgeformer.formats import QUANTIZED, SCALES, Format, GroupTensor, QuantizedTensor, flip_sign
 from edgeformer.rounding import group_format, in_groups
-from edgeformer.safetensors_file import DTYPES, StoredTensor
+from edgeformer.safetensors_file import DTYPES, StoredTensor, check_finite
 from edgeformer.spec import Model
 from edgeformer.weights import Source, Weights
 
@@ -161,9 +161,11 @@ class DataWriter:
                     chunk = f.read(min(_CHUNK, left))
                     if not chunk:
                         raise ExportError(f"{stored.file} ended while tensor {stored.name} was copied")
+                    values = np.frombuffer(chunk, DTYPES[stored.dtype])
+                    check_finite(stored, values, (stored.nbytes - left) // values.itemsize)
                     left -= len(chunk)
                     if not same:
-                        chunk = _bytes(_convert(np.frombuffer(chunk, DTYPES[stored.dtype]), dtype))
+                        chunk = _bytes(_convert(values, dtype))
                     self._file.write(chunk)
                     self.progress(_CHUNK if left else stored.nbytes % _CHUNK or _CHUNK)
         return self._tensor(name, offset, dtype, shape)

@@ -21,7 +21,7 @@ from edgeformer.layers.rope import cache_restart
 from edgeformer.runtimes._inputs import check_ids, check_valid, checked_encoder_inputs, last_real
 from edgeformer.runtimes._profile import Operation
 from edgeformer.runtimes._text import ToolText
-from edgeformer.sampling import Rules, Sampling, choose
+from edgeformer.sampling import Rules, Sampling, check_logits, choose
 from edgeformer.spec import Model
 from edgeformer.threads import physical_cores
 
@@ -212,6 +212,7 @@ class Session:
         rng, ids, rules = np.random.default_rng(sampling.seed), list(prompt), sampling.rules or Rules()
         logits = self.forward(np.array([prompt], np.int64))[0]
         for i in range(count):
+            check_logits(logits)
             token = choose(rules.apply(logits, ids, len(prompt), len(prompt) + count), sampling, rng)
             ids.append(token)
             yield token

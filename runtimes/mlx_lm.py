@@ -19,7 +19,7 @@ from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
 from edgeformer.runtimes._text import ToolText
 from edgeformer.runtimes.mlx import back_end_missing, has_gpu
-from edgeformer.sampling import Sampling
+from edgeformer.sampling import Sampling, check_logits
 
 
 class MlxLmSession(Session):
@@ -71,7 +71,10 @@ class MlxLmSession(Session):
         steps = generate_step(
             self.mx.array(prompt), self.model, max_tokens=count, sampler=sampler, prompt_cache=self.cache
         )
-        return (int(token) for token, _ in steps)
+        for i, (token, probabilities) in enumerate(steps):
+            if i % 16 == 0:  # not each: its loop should not wait for us
+                check_logits(np.array(probabilities.astype(self.mx.float32)))
+            yield int(token)
 
     def text_of_tool(self):
         from mlx_lm.tokenizer_utils import load as load_wrapper

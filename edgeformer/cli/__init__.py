@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import signal
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 import click
 
 from edgeformer import __version__, discover
+from edgeformer.cli import _crash as crash
 from edgeformer.errors import EdgeformerError
+from edgeformer.quoting import MAX_MESSAGE, plain
 
 
 class Commands(click.Group):
@@ -52,12 +54,12 @@ def main() -> Any:
     try:
         return cli(standalone_mode=False)
     except EdgeformerError as e:
-        click.echo(f"error: {e}", err=True)
-        sys.exit(e.exit_code)
+        _fail(str(e), e.exit_code)
     except click.exceptions.Exit as e:
         sys.exit(e.exit_code)
     except click.ClickException as e:
-        e.show()
+        e.show(shown := io.StringIO())
+        click.echo(plain(shown.getvalue(), limit=MAX_MESSAGE), nl=False, err=True)
         sys.exit(e.exit_code)
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
@@ -65,3 +67,20 @@ def main() -> Any:
     except BrokenPipeError:  # the reader of our output went away (`| head`)
         sys.stderr.close()
         sys.exit(0)
+    except MemoryError as e:
+        _fail(f"there is not enough memory for this{f': {e}' if str(e) else ''}", 2)
+    except OSError as e:
+        at = f" ({e.filename})" if e.filename is not None else ""
+        _fail(f"{e.strerror or e}{at}", 2)
+    except SystemExit:
+        raise
+    except BaseException as e:  # panics of Rust's libraries are no Exceptions
+        _fail(
+            f"{type(e).__name__}: {e}. This is a fault of edgeformer; please report it with {crash.write(e)}",
+            crash.EXIT_CODE,
+        )
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    click.echo(plain(f"error: {message}", limit=MAX_MESSAGE), err=True)
+    sys.exit(code)

@@ -11,7 +11,18 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, default_threads, notes, read_ids, status, threads_option, trust_code
+from edgeformer.cli._common import (
+    allow_nonfinite,
+    allow_unread,
+    default_threads,
+    echo,
+    notes,
+    read_ids,
+    status,
+    threads_option,
+    trust_code,
+)
+from edgeformer.quoting import plain
 
 
 class Sizes(click.ParamType):
@@ -81,6 +92,7 @@ def bench_options(function: Callable) -> Callable:
             click.option("--markdown", is_flag=True, help="Print a Markdown table."),
             threads_option,
             allow_unread,
+            allow_nonfinite,
             trust_code,
             click.option(
                 "--host",
@@ -214,7 +226,7 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
         spec, run = measure(
             settings=settings,
             resume=options["resume"],
-            load_options={"allow_unread_config": options["allow_unread_config"]},
+            load_options={name: options[name] for name in ("allow_unread_config", "allow_nonfinite")},
             report=report,
             note=lambda line: notes([line]),
             measured=keep,
@@ -237,7 +249,7 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
     if problems:
         raise InputError(problems[0])
     if run.interrupted:
-        click.echo("interrupted: these are the rounds measured before; --resume goes on", err=True)
+        echo("interrupted: these are the rounds measured before; --resume goes on", err=True)
         sys.exit(130)
     if any(row.status != "ok" or (row.plan.ranked and row.verdict == parity.FAIL) for row in run.rows):
         sys.exit(1)
@@ -267,9 +279,9 @@ def _show(run: Any, spec: Any, settings: Any, facts: dict[str, Any], options: di
     title = f"{threads}, {settings.rounds} rounds, median ± half range · {facts['cpu_info']}"
     remarks = table.remarks(run, spec.task)
     if options["markdown"]:
-        click.echo("\n\n".join([title, table.markdown(run, spec.task), *remarks]))
+        echo("\n\n".join([title, table.markdown(run, spec.task), *remarks]))
     elif options["json_file"] != "-":
         console = Console() if sys.stdout.isatty() else Console(width=200)
         console.print(table.rich_table(run, spec.task, title))
         for remark in remarks:
-            console.print(remark, highlight=False, markup=False)
+            console.print(plain(remark), highlight=False, markup=False)

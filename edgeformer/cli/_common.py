@@ -10,10 +10,19 @@ from typing import Any
 
 import click
 
+from edgeformer.quoting import MAX_MESSAGE, plain
+
 allow_unread = click.option(
     "--allow-unread-config",
     is_flag=True,
     help="Go on when config.json has keys that nobody understands; they are named.",
+)
+
+
+allow_nonfinite = click.option(
+    "--allow-nonfinite",
+    is_flag=True,
+    help="Read NaN and infinities among the weights, which are refused otherwise.",
 )
 
 
@@ -62,11 +71,11 @@ def default_threads(threads: int | None) -> int:
     return threads or physical_cores()
 
 
-def load_model(model: str, allow: bool = False) -> Any:
+def load_model(model: str, allow: bool = False, nonfinite: bool = False) -> Any:
     """`edgeformer.load`, with its notes on stderr."""
     from edgeformer.checkpoint import load
 
-    loaded = load(model, allow_unread_config=allow)
+    loaded = load(model, allow_unread_config=allow, allow_nonfinite=nonfinite)
     notes(loaded.notes)
     return loaded
 
@@ -97,7 +106,26 @@ def read_ids(loaded: Any, text: str, limit: int | None = None) -> Any:
 def notes(lines: list[str]) -> None:
     """Remarks for the user, on stderr."""
     for line in lines:
-        click.echo(f"note: {line}", err=True)
+        click.echo(plain(f"note: {line}", limit=MAX_MESSAGE), err=True)
+
+
+def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
+    """A text for people: names from files can't move the cursor, or set a title."""
+    click.echo(plain(text), nl=nl, err=err)
+
+
+def text_table(*columns: str, **options: Any) -> Any:
+    """A table of rich whose cells are texts, not its markup: names from files may hold brackets and escape sequences."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    class PlainTable(Table):
+        def add_row(self, *cells: Any, **more: Any) -> None:
+            super().add_row(*(escape(plain(str(cell))) for cell in cells), **more)
+
+    if isinstance(options.get("title"), str):
+        options["title"] = escape(plain(options["title"]))
+    return PlainTable(*(escape(plain(column)) for column in columns), **options)
 
 
 def print_json(data: Any) -> None:
@@ -145,9 +173,10 @@ def count_progress(text: str) -> Iterator[Callable[[int, int], None] | None]:
 def status(text: str) -> Iterator[Callable[[str], None]]:
     """A line on stderr that says what is happening; plain lines where stderr is no terminal."""
     if not sys.stderr.isatty():
-        yield lambda line: click.echo(line, err=True)
+        yield lambda line: echo(line, err=True)
         return
     from rich.console import Console
+    from rich.text import Text
 
     with Console(stderr=True).status(text) as spinner:
-        yield spinner.update
+        yield lambda line: spinner.update(Text(plain(line)))

@@ -16,10 +16,9 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-import click
-
 from edgeformer.cache import MARK, lock_file
 from edgeformer.cli._bench import check_outputs
+from edgeformer.cli._common import echo
 from edgeformer.errors import InputError
 
 _PASSED = {
@@ -29,6 +28,7 @@ _PASSED = {
 _FLAGS = {
     "profile": "--profile", "no_twin": "--no-twin", "no_roofline": "--no-roofline", "resume": "--resume",
     "allow_unread_config": "--allow-unread-config",
+    "allow_nonfinite": "--allow-nonfinite",
 }  # fmt: skip
 
 
@@ -61,7 +61,7 @@ def run_there(command: str, sources: list[str], named: dict[str, str | None], op
         line += ["--text", _sent(options["text"], host, home)]
     line += ["--json", "-"]
     text = f"{options['host_command']} {shlex.join(line)}"
-    click.echo(f"{host}: {text}", err=True)
+    echo(f"{host}: {text}", err=True)
     done = _ssh(host, text, quiet=False)
     try:
         records = [json.loads(row) for row in done.stdout.splitlines() if row.strip()]
@@ -85,7 +85,7 @@ def _keep(records: list[dict[str, Any]], options: dict[str, Any], write_jsonl: A
 
         write_html(records, options["report_file"])
     if options["json_file"] != "-":
-        click.echo(text_of(records, "markdown"), nl=False)
+        echo(text_of(records, "markdown"), nl=False)
 
 
 def _cache_there(host: str, program: str) -> str:
@@ -119,7 +119,7 @@ def _sent(source: str, host: str, home: str) -> str:
     there = f"{folder}/{name}"
     if _ssh(host, f"test -e {shlex.quote(there)}").returncode == 0:
         return there
-    click.echo(f"{host}: sending {name}", err=True)
+    echo(f"{host}: sending {name}", err=True)
     final, partial = shlex.quote(folder), shlex.quote(f"{folder}.{uuid.uuid4().hex[:8]}.partial")
     mark = f"printf %s {shlex.quote(MARK.decode())} > {shlex.quote(str(lock_file(Path(folder))))}"
     unpack = (

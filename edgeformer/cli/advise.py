@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
+from edgeformer.cli._common import allow_unread, as_json, echo, load_model, print_json
 
 
 @click.command(
@@ -22,9 +22,9 @@ def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
         print_json([{"target": r.target, "remark": r.text} for r in found])
         return
     for target in dict.fromkeys(r.target for r in found):
-        click.echo(target)
+        echo(target)
         for remark in found:
             if remark.target == target:
-                click.echo(f"  - {remark.text}")
+                echo(f"  - {remark.text}")
     if not found:
-        click.echo("nothing to remark: every target has fast kernels for these sizes")
+        echo("nothing to remark: every target has fast kernels for these sizes")

@@ -6,7 +6,7 @@ import datetime
 
 import click
 
-from edgeformer.cli._common import as_json, print_json, size
+from edgeformer.cli._common import as_json, echo, print_json, size
 
 
 @click.command(
@@ -18,7 +18,7 @@ from edgeformer.cli._common import as_json, print_json, size
 @click.option(
     "--older-than", type=click.FloatRange(min=0), default=0.0, metavar="DAYS", help="Only what lay unused for so long."
 )
-@click.option("--part", "parts", multiple=True, help="Only this part: artefacts, kernels, runs, models, web.")
+@click.option("--part", "parts", multiple=True, help="Only this part: artefacts, kernels, runs, models, web, crashes.")
 @as_json
 def command(clean: bool, dry_run: bool, older_than: float, parts: tuple[str, ...], as_json: bool) -> None:
     """Show what comparisons have left in the cache folder, or delete it.
@@ -57,6 +57,6 @@ def command(clean: bool, dry_run: bool, older_than: float, parts: tuple[str, ...
         return
     for entry in found:
         used = datetime.datetime.fromtimestamp(entry.used).strftime("%Y-%m-%d %H:%M")
-        click.echo(f"{entry.part:<10} {size(entry.bytes):>10}  {used}  {entry.path}")
+        echo(f"{entry.part:<10} {size(entry.bytes):>10}  {used}  {entry.path}")
     verb = "would be deleted" if dry_run else "deleted" if clean else "in"
-    click.echo(f"{len(found)} entries, {size(total)} {verb} {cache.cache_folder('artefacts').parent}")
+    echo(f"{len(found)} entries, {size(total)} {verb} {cache.cache_folder('artefacts').parent}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeformer.cli._common import OutputFolder, as_json, byte_progress, print_json, size
+from edgeformer.cli._common import OutputFolder, as_json, byte_progress, echo, print_json, size
 
 
 @click.command(
@@ -30,4 +30,4 @@ def command(model: str, output: str, force: bool, as_json: bool) -> None:
     if as_json:
         print_json({"folder": str(folder), "bytes": written})
         return
-    click.echo(f"{folder}: {size(written)} written")
+    echo(f"{folder}: {size(written)} written")

@@ -8,9 +8,11 @@ import click
 
 from edgeformer.cli._common import (
     OutputFolder,
+    allow_nonfinite,
     allow_unread,
     as_json,
     byte_progress,
+    echo,
     load_model,
     notes,
     print_json,
@@ -92,8 +94,11 @@ from edgeformer.export import FORMATS
 @click.option("--inline", is_flag=True, help="onnx: write fused ops out, for runtimes without ONNX functions.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT even if it is no artefact.")
 @allow_unread
+@allow_nonfinite
 @as_json
-def command(model: str, output: str, kind: str, allow_unread_config: bool, as_json: bool, **given: Any) -> None:
+def command(
+    model: str, output: str, kind: str, allow_unread_config: bool, allow_nonfinite: bool, as_json: bool, **given: Any
+) -> None:
     """Export MODEL. onnx: a folder for ONNX Runtime, ONNX Runtime GenAI and Optimum, or by --target for transformers.js and
     others. mlx: a folder that mlx-lm loads. gguf: a file for llama.cpp. hf: a folder that transformers loads."""
     from edgeformer.api import export
@@ -101,7 +106,7 @@ def command(model: str, output: str, kind: str, allow_unread_config: bool, as_js
     options = {name: value for name, value in given.items() if value not in (None, False, ())}
     for name in {"group_size", "accuracy_level"} & options.keys():
         options[name] = int(options[name])
-    loaded = load_model(model, allow_unread_config)
+    loaded = load_model(model, allow_unread_config, allow_nonfinite)
     _cache(loaded, kind, options)
     with byte_progress("writing weights") as progress:
         made = export(loaded, output, to=kind, progress=progress, **options)
@@ -111,8 +116,8 @@ def command(model: str, output: str, kind: str, allow_unread_config: bool, as_js
         return
     written = sum(made.manifest["files"].values())
     linked = sum(entry["bytes"] for entry in made.manifest["linked"].values())
-    click.echo(f"{made.folder}: {size(written)} written" + (f", {size(linked)} linked" if linked else ""))
-    click.echo(f"check it: edgeformer verify {made.folder} --against {model}")
+    echo(f"{made.folder}: {size(written)} written" + (f", {size(linked)} linked" if linked else ""))
+    echo(f"check it: edgeformer verify {made.folder} --against {model}")
 
 
 def _cache(loaded: Any, kind: str, options: dict[str, Any]) -> None:

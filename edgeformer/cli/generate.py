@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import click
 
 from edgeformer.cli._common import (
+    allow_nonfinite,
     allow_unread,
     as_json,
     default_threads,
@@ -20,6 +22,7 @@ from edgeformer.cli._common import (
     threads_option,
     trust_code,
 )
+from edgeformer.quoting import plain
 
 
 @click.command(
@@ -52,6 +55,7 @@ from edgeformer.cli._common import (
 @click.option("--seed", type=click.IntRange(min=0), default=None, help="Of the sampling.")
 @threads_option
 @allow_unread
+@allow_nonfinite
 @trust_code
 @as_json
 def command(
@@ -65,6 +69,7 @@ def command(
     precision: str,
     threads: int | None,
     allow_unread_config: bool,
+    allow_nonfinite: bool,
     as_json: bool,
     **choice: float | None,
 ) -> None:
@@ -81,7 +86,7 @@ def command(
         raise InputError("give a prompt with -p, or token ids with --ids")
     if (chat and ids is not None) or (system is not None and not chat):
         raise InputError("--chat takes a prompt with -p, and --system goes with --chat")
-    opened = _Opened(model, runtime, default_threads(threads), precision, allow_unread_config)
+    opened = _Opened(model, runtime, default_threads(threads), precision, allow_unread_config, allow_nonfinite)
     defaults = generation_defaults(opened.around)
     notes([*special_notes(opened.around), *defaults.notes])
     given = {name: value for name, value in choice.items() if value is not None}
@@ -147,9 +152,11 @@ def _generate(
     if tokenizer is None:
         click.echo(",".join(map(str, stream)))
         return {}
-    click.echo("" if reads or chat else prompt, nl=False)
+    # a terminal does what control characters say; a file gets the text as it is
+    shown = plain if sys.stdout.isatty() else str
+    click.echo(shown("" if reads or chat else prompt), nl=False)
     for piece in stream_text(tokenizer, stream, [] if reads or chat else begin):
-        click.echo(piece, nl=False)
+        click.echo(shown(piece), nl=False)
     click.echo()
     return {}
 
@@ -173,7 +180,7 @@ def special_notes(around: Any) -> list[str]:
 class _Opened:
     """A MODEL or artefact with the runtime that is to run it; its session is opened when its length is known."""
 
-    def __init__(self, model: str, runtime: str | None, threads: int, precision: str, allow: bool):
+    def __init__(self, model: str, runtime: str | None, threads: int, precision: str, allow: bool, nonfinite: bool):
         from edgeformer.bundle import MANIFEST, read_manifest, read_spec
         from edgeformer.companions.files import companions_of
         from edgeformer.runtimes._protocol import first_that_opens, require
@@ -185,7 +192,7 @@ class _Opened:
         self.runtime, self.variant = require(name)
         self.direct = self.kind != "checkpoint" and self.runtime.takes(self.kind)
         # an artefact for another runtime is a MODEL, too
-        self.loaded = None if self.direct else load_model(model, allow)
+        self.loaded = None if self.direct else load_model(model, allow, nonfinite)
         self.around = companions_of(Path(model), read_spec(model).vocab) if self.loaded is None else self.loaded.around
 
     @contextlib.contextmanager

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, load_model, print_json, size
+from edgeformer.cli._common import allow_unread, as_json, echo, load_model, print_json, size
 
 
 @click.command(
@@ -57,17 +57,15 @@ def command(model: str, context: int | None, memory: float | None, allow_unread_
             }
         )
         return
-    click.echo("\n".join(tree(spec)))
-    click.echo()
+    echo("\n".join(tree(spec)))
+    echo()
     stored = "no weights" if loaded.weights is None else "stored as " + ", ".join(sorted(loaded.weights.dtypes()))
-    click.echo(f"{'parameters':<16}{count.parameters:,} ({count.embedding_parameters:,} in embeddings), {stored}")
+    echo(f"{'parameters':<16}{count.parameters:,} ({count.embedding_parameters:,} in embeddings), {stored}")
     for name, total in count.weight_bytes.items():
         verdict = (
             "" if fits is None else f"   {'fits' if fits[name] else 'does not fit'} in {memory:g} GB with the KV cache"
         )
-        click.echo(f"{'weights ' + name:<16}{size(total):>10}{verdict}")
+        echo(f"{'weights ' + name:<16}{size(total):>10}{verdict}")
     if kv:
-        click.echo(
-            f"{'KV cache fp16':<16}{size(kv):>10}   for {tokens:,} tokens, {size(count.kv_bytes_per_token)} each"
-        )
-    click.echo(f"{'FLOPs per token':<16}{flops / 1e6:>7.1f} M    with {tokens:,} tokens in context")
+        echo(f"{'KV cache fp16':<16}{size(kv):>10}   for {tokens:,} tokens, {size(count.kv_bytes_per_token)} each")
+    echo(f"{'FLOPs per token':<16}{flops / 1e6:>7.1f} M    with {tokens:,} tokens in context")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, load_model, notes, print_json
+from edgeformer.cli._common import allow_unread, as_json, echo, load_model, notes, print_json, text_table
 
 
 @click.command(
@@ -64,11 +64,10 @@ def command(model: str, bits: str | None, allow_unread_config: bool, as_json: bo
 
 def _show(counts: dict[str, Any], depth: int) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     from edgeformer.backends.mlx import launches
 
-    table = Table("launch", *counts, title="launches of one decode step (a count, not a GPU trace)")
+    table = text_table("launch", *counts, title="launches of one decode step (a count, not a GPU trace)")
     for part, title in (("per_layer", "per layer"), ("rest", "besides")):
         for name in dict.fromkeys(n for c in counts.values() for n in getattr(c, part)):
             table.add_row(f"{title}: {name}", *(str(getattr(c, part).get(name, 0) or "-") for c in counts.values()))
@@ -77,4 +76,4 @@ def _show(counts: dict[str, Any], depth: int) -> None:
     table.add_row(f"per step, {depth} layers", *(str(c.step(depth)) for c in counts.values()))
     Console().print(table)
     if any(launches.OFFSETS in c.per_layer for c in counts.values()):
-        click.echo(f"not counted: by MLX's source, {launches.OFFSETS} launches a second, tiny kernel for its offset")
+        echo(f"not counted: by MLX's source, {launches.OFFSETS} launches a second, tiny kernel for its offset")

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, load_model, status
+from edgeformer.cli._common import allow_unread, as_json, echo, load_model, status
 
 
 @click.command(
@@ -60,11 +60,11 @@ def command(
             ),  # after every part: a run may be cut off
         )
     if as_json or file is None:
-        click.echo(_text(record), nl=False)
+        echo(_text(record), nl=False)
     else:
         for name, part in record["parts"].items():
-            click.echo(f"{name}: {part['status']}{_why(part)}")
-        click.echo(f"written: {file}")
+            echo(f"{name}: {part['status']}{_why(part)}")
+        echo(f"written: {file}")
     if failed(record):
         sys.exit(1)
 

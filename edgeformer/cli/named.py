@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgeformer.cli._common import as_json, print_json
+from edgeformer.cli._common import as_json, echo, print_json
 
 
 @click.command(name="named", epilog="Examples:  edgeformer named  ·  edgeformer named qwen --json")
@@ -35,8 +35,8 @@ def command(contains: str, as_json: bool) -> None:
         print_json(found)
         return
     head = ("name", "parameters", "layers", "width", "vocab", "context", "KV bytes/token")
-    click.echo(f"{head[0]:<26}{head[1]:>12}{head[2]:>8}{head[3]:>7}{head[4]:>9}{head[5]:>9}{head[6]:>16}")
+    echo(f"{head[0]:<26}{head[1]:>12}{head[2]:>8}{head[3]:>7}{head[4]:>9}{head[5]:>9}{head[6]:>16}")
     for row in found:
         name, count, *rest = row.values()
         cells = "".join(f"{x:>{n}}" for x, n in zip(rest, (8, 7, 9, 9, 16), strict=True))
-        click.echo(f"{name:<26}{count / 1e6:>10.1f} M{cells}")
+        echo(f"{name:<26}{count / 1e6:>10.1f} M{cells}")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeformer.cli._common import as_json, load_model, print_json
+from edgeformer.cli._common import as_json, echo, load_model, print_json
 
 _SIZE = click.IntRange(min=1)
 
@@ -55,8 +55,8 @@ def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) 
         remarks = [{"target": r.target, "remark": r.text} for r in found]
         print_json({"file": str(file), "digest": digest(spec), "parameters": count.parameters, "remarks": remarks})
         return
-    click.echo("\n".join(tree(spec)))
-    click.echo(f"\n{file} written: {count.parameters / 1e6:.1f} M parameters")
+    echo("\n".join(tree(spec)))
+    echo(f"\n{file} written: {count.parameters / 1e6:.1f} M parameters")
     for remark in found:
-        click.echo(f"  {remark.target}: {remark.text}")
-    click.echo(f"train it: edgeformer.build_torch(edgeformer.load({str(file)!r}).spec)")
+        echo(f"  {remark.target}: {remark.text}")
+    echo(f"train it: edgeformer.build_torch(edgeformer.load({str(file)!r}).spec)")

@@ -7,6 +7,7 @@ import sys
 import click
 
 from edgeformer.cli._common import (
+    allow_nonfinite,
     allow_unread,
     as_json,
     default_threads,
@@ -14,6 +15,7 @@ from edgeformer.cli._common import (
     print_json,
     read_ids,
     status,
+    text_table,
     threads_option,
     trust_code,
 )
@@ -35,6 +37,7 @@ from edgeformer.cli._common import (
 @click.option("--cached", is_flag=True, help="Token by token through the cache, as in generation (slow).")
 @threads_option
 @allow_unread
+@allow_nonfinite
 @trust_code
 @as_json
 def command(
@@ -47,13 +50,14 @@ def command(
     cached: bool,
     threads: int | None,
     allow_unread_config: bool,
+    allow_nonfinite: bool,
     as_json: bool,
 ) -> None:
     """What quantization costs: perplexity, KL divergence and flipped tokens of SOURCES (artefacts, quantized checkpoints), each
     in its runtime, against the original in float32; and how much of that is the runtime's own doing."""
     from edgeformer.quality import Settings, measure
 
-    loaded = load_model(against, allow_unread_config)
+    loaded = load_model(against, allow_unread_config, allow_nonfinite)
     settings = Settings(window=window, tokens=tokens, threads=default_threads(threads), cached=cached)
     with status("reading") as report:
         rows = measure(sources, loaded, read_ids(loaded, text), runtimes=runtimes, settings=settings, report=report)
@@ -66,11 +70,10 @@ def command(
 def show(rows: list) -> None:
     """Print the table."""
     from rich.console import Console
-    from rich.table import Table
 
     title = f"{rows[0].against.positions} positions, against the original in float32"
     columns = ("source", "runtime", "precision", "bits/weight", "perplexity", "KL mean", "KL max", "top-1", "flips")
-    table = Table(*columns, "runtime's own KL", "its flips", title=title)
+    table = text_table(*columns, "runtime's own KL", "its flips", title=title)
     for row in rows:
         s, own = row.against, row.runtime_error
         table.add_row(

@@ -14,11 +14,13 @@ from edgeformer.cli._common import (
     as_json,
     byte_progress,
     count_progress,
+    echo,
     load_model,
     notes,
     print_json,
     read_ids,
     size,
+    text_table,
 )
 
 
@@ -117,7 +119,7 @@ def command(
         return
     written = sum(made.manifest["files"].values())
     bits = made.manifest["quantization"]["bits_per_weight"]
-    click.echo(f"{made.folder}: {size(written)} written, {bits:.2f} bits per weight, by {method}")
+    echo(f"{made.folder}: {size(written)} written, {bits:.2f} bits per weight, by {method}")
 
 
 def _calibration(loaded: Any, files: tuple[str, ...], samples: int, window: int) -> tuple[Any, dict[str, Any]]:
@@ -136,14 +138,13 @@ def _mixed(loaded: Any, ids: Any, budget: float, keep: tuple[str, ...], quiet: b
     from dataclasses import asdict
 
     from rich.console import Console
-    from rich.table import Table
 
     from edgeformer.quantize.sensitivity import mixed
 
     with count_progress("measuring what q4 does to each part") as progress:
         formats, units = mixed(loaded, ids, budget, keep=keep, progress=progress)
     if not quiet:
-        table = Table("tensors", "weights", "KL if q4", "format", title=f"{budget} bits per weight")
+        table = text_table("tensors", "weights", "KL if q4", "format", title=f"{budget} bits per weight")
         for unit in units:
             table.add_row(
                 ", ".join(n.removesuffix(".weight") for n in unit.names),

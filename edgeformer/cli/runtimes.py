@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgeformer.cli._common import as_json, print_json
+from edgeformer.cli._common import as_json, echo, print_json, text_table
 
 
 @click.command(name="runtimes", epilog="Example:  edgeformer runtimes --json")
@@ -33,10 +33,9 @@ def command(as_json: bool) -> None:
         print_json({"runtimes": rows, "kernels": library})
         return
     from rich.console import Console
-    from rich.table import Table
     from rich.text import Text
 
-    table = Table("runtime", "state", "opens", "variants")
+    table = text_table("runtime", "state", "opens", "variants")
     for row in rows:
         state = ", ".join(f"{k} {v}" for k, v in row["versions"].items()) or "built in"
         table.add_row(
@@ -48,5 +47,5 @@ def command(as_json: bool) -> None:
     Console().print(table)
     for row in rows:
         if not row["installed"]:  # not in the table, which would cut the line that installs it
-            click.echo(f"{row['runtime']}: {row['missing']}")
-    click.echo(f"native kernels: {library}")
+            echo(f"{row['runtime']}: {row['missing']}")
+    echo(f"native kernels: {library}")

@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
+from edgeformer.cli._common import allow_unread, as_json, load_model, print_json, text_table
 
 
 @click.command(
@@ -25,9 +25,8 @@ def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
         print_json([answer.as_dict() for answer in found])
         return
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table("format", "precisions", "runtimes (not installed)", "why not, and what to know", show_lines=True)
+    table = text_table("format", "precisions", "runtimes (not installed)", "why not, and what to know", show_lines=True)
     for answer in found:
         runtimes = ", ".join(name if there else f"({name})" for name, there in answer.runtimes.items())
         reasons = [f"{precision}: {why}" if precision else why for precision, why in answer.refused.items()]

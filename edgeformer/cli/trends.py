@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgeformer.cli._common import as_json, print_json
+from edgeformer.cli._common import as_json, echo, print_json
 
 
 @click.command(name="trends", epilog="Examples:  edgeformer trends  ·  edgeformer trends -o trends.html")
@@ -18,11 +18,11 @@ def command(output: Path | None, as_json: bool) -> None:
     from edgeformer.report.trends import TRAITS, counts, page, survey
 
     if output == Path("-"):
-        click.echo(page())
+        echo(page())
         return
     if output is not None:
         write_output(output, page())
-        click.echo(f"wrote {output}", err=True)
+        echo(f"wrote {output}", err=True)
         return
     rows = survey()
     if as_json:
@@ -31,11 +31,11 @@ def command(output: Path | None, as_json: bool) -> None:
     for trait in TRAITS:
         found = counts(rows, trait)
         values = sorted({value for counter in found.values() for value in counter})
-        click.echo(f"{trait:<10}" + "".join(f"{value:>11}" for value in values))
+        echo(f"{trait:<10}" + "".join(f"{value:>11}" for value in values))
         for half, counter in found.items():
-            click.echo(f"{half:<10}" + "".join(f"{counter.get(value, 0) or '-':>11}" for value in values))
-        click.echo()
-    click.echo("known errors of the survey's table, and what was left out:")
+            echo(f"{half:<10}" + "".join(f"{counter.get(value, 0) or '-':>11}" for value in values))
+        echo()
+    echo("known errors of the survey's table, and what was left out:")
     for row in rows:
         if row["error"]:
-            click.echo(f"  {row['model']}: {row['error']}")
+            echo(f"  {row['model']}: {row['error']}")

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, load_model, print_json, status
+from edgeformer.cli._common import allow_unread, as_json, echo, load_model, print_json, status, text_table
 
 
 @click.command(
@@ -52,17 +52,14 @@ def command(
         print_json({"machine": _choice.machine(), "precision": precision, **made.as_dict()})
         return
     _show(made)
-    click.echo(
-        f"kept in {_choice.file()}: the runtime mlx will use it for this model in {precision} on {_choice.machine()}"
-    )
+    echo(f"kept in {_choice.file()}: the runtime mlx will use it for this model in {precision} on {_choice.machine()}")
 
 
 def _show(made: Any) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     title = f"step without / with, {made.step_s * 1e3:.2f} ms per step without kernels"
-    table = Table("kernel", "median", "range", "logits differ by", "", title=title)
+    table = text_table("kernel", "median", "range", "logits differ by", "", title=title)
     for name in {**made.errors}:
         if name in made.wrong:
             table.add_row(name, "-", "-", f"{made.errors[name]:.1e}", "wrong: not used")

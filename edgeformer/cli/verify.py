@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from edgeformer.cli._common import (
+    allow_nonfinite,
     allow_unread,
     as_json,
     default_threads,
@@ -15,6 +16,7 @@ from edgeformer.cli._common import (
     notes,
     print_json,
     read_ids,
+    text_table,
     threads_option,
     trust_code,
 )
@@ -36,6 +38,7 @@ from edgeformer.cli._common import (
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random ids.")
 @threads_option
 @allow_unread
+@allow_nonfinite
 @trust_code
 @as_json
 def command(
@@ -48,6 +51,7 @@ def command(
     seed: int,
     threads: int | None,
     allow_unread_config: bool,
+    allow_nonfinite: bool,
     as_json: bool,
 ) -> None:
     """Check that ARTEFACT says what the original says; the verdict goes into its manifest. Exit code 1 if it doesn't."""
@@ -55,7 +59,7 @@ def command(
     from edgeformer.parity import verify
     from edgeformer.verdict import FAIL
 
-    loaded = load_model(against, allow_unread_config)
+    loaded = load_model(against, allow_unread_config, allow_nonfinite)
     made = verify(
         artefact,
         loaded,
@@ -76,10 +80,9 @@ def command(
 
 def _show(made: Any) -> None:
     from rich.console import Console
-    from rich.table import Table
 
     title = f"{made.verdict}: {made.runtime} against {made.reference}, {made.positions} positions"
-    table = Table("check", "verdict", "max |difference|", "limit", "top-1", "mean KL", "note", title=title)
+    table = text_table("check", "verdict", "max |difference|", "limit", "top-1", "mean KL", "note", title=title)
     for c in made.checks:
         numbers = (f"{x:.2e}" if x is not None else "-" for x in (c.max_abs, c.limit))
         table.add_row(

@@ -8,6 +8,7 @@ from typing import Any
 from edgeformer.measure.harness import Run
 from edgeformer.measure.ranking import ranks, speed
 from edgeformer.measure.row import Row, quantile
+from edgeformer.quoting import plain
 
 MEASURED = {
     "text-generation": ("shape", "prefill tok/s", "decode tok/s", "ITL ms p50/p90", "TTFT ms"),
@@ -115,7 +116,8 @@ def markdown(run: Run, task: str) -> str:
     """A Markdown table."""
     header, body = lines(run, task)
     rule = ["---"] * len(header)
-    return "\n".join("| " + " | ".join(c.replace("|", "\\|") for c in line) + " |" for line in [header, rule, *body])
+    cells = [[plain(c).replace("|", "\\|").replace("\n", " ") for c in line] for line in (header, rule, *body)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
 def rich_table(run: Run, task: str, title: str) -> Any:
@@ -130,5 +132,6 @@ def rich_table(run: Run, task: str, title: str) -> Any:
     colours = {"pass": "green", "near-tie": "yellow"}
     for line in body:
         colour = colours.get(line[-2], "red" if line[-2] in ("fail", "failed") else "dim")
-        table.add_row(*map(escape, line[:-2]), f"[{colour}]{line[-2]}[/]", escape(line[-1]))
+        cells = [escape(plain(cell)) for cell in line]
+        table.add_row(*cells[:-2], f"[{colour}]{cells[-2]}[/]", cells[-1])
     return table

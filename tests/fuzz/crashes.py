@@ -22,9 +22,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -50,6 +50,19 @@ PAIRS = [
     "export onnx|export onnx", "export onnx|export hf", "export gguf|export mlx", "quantize|quantize", "quantize|quantize q8",
     "quantize|export onnx", "bench|bench", "bench|bench 4", "compare|compare", "compare|compare 4", "compare|clean",
 ]  # fmt: skip
+COLUMNS = [
+    "ended before",
+    "absent",
+    "old",
+    "new",
+    "partials left",
+    "slowest end ms",
+    "tracebacks",
+    "resumed",
+    "trials",
+    "won",
+]
+STRANGERS = {".ses"}  # of ONNX Runtime's own
 PACKAGES = {"export mlx": "mlx", "export gguf": "gguf"}
 
 
@@ -62,7 +75,7 @@ class Command:
     """A command line; undisturbed: the seconds it takes, the files that it makes, and the records of one run."""
 
     line: list[str]
-    wall_s: float = 0.0
+    wall_s: float = LIMIT_S
     makes: dict[str, str] = field(default_factory=dict)
     rows: bytes = b""
 
@@ -85,7 +98,7 @@ class Place:
     """The folder of one trial."""
 
     def __init__(self, root: Path, name: str):
-        self.root, self.token, self.started = root / name, f"{os.getpid()} {name}", 0
+        self.root, self.mark, self.said = root / name, f"{os.getpid()} {name}", []
         self.work, self.cache, self.tmp = (self.root / part for part in ("work", "cache", "tmp"))
         for folder in (self.work, self.cache, self.tmp):
             folder.mkdir(parents=True)
@@ -93,32 +106,18 @@ class Place:
         (self.work / "bystander").write_text("of the user\n")
 
     def start(self, line: list[str]) -> subprocess.Popen:
-        """A command in a session of its own; what it prints goes to a file."""
-        self.started += 1
-        settings = {"EDGEFORMER_CACHE": str(self.cache), "TMPDIR": str(self.tmp), MARK: self.token, "COLUMNS": "500"}
-        with self._log(self.started).open("wb") as log:
-            return subprocess.Popen(
-                [*RUN, *line],
-                cwd=self.work,
-                env=os.environ | settings,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=log,
-                start_new_session=True,
-            )
-
-    def _log(self, number: int) -> Path:
-        return self.root / f"stderr{number}"
-
-    def said(self, number: int) -> str:
-        """What the command of that number printed to stderr."""
-        return self._log(number).read_text(errors="replace")
+        """A command in a session of its own; what it prints to stderr goes to a file."""
+        own = {"EDGEFORMER_CACHE": str(self.cache), "TMPDIR": str(self.tmp), MARK: self.mark}
+        self.said.append(self.root / f"stderr{len(self.said)}")
+        quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "start_new_session": True}
+        with self.said[-1].open("wb") as log:
+            return subprocess.Popen([*RUN, *line], cwd=self.work, env=os.environ | own, stderr=log, **quiet)
 
     def run(self, line: list[str]) -> float:
         """A command that has to succeed; how long it took."""
         began = time.monotonic()
         if (code := self.start(line).wait(LIMIT_S)) != 0:
-            raise Wrong(f"{line[0]} ended with {code}: {self.said(self.started)[-600:]}")
+            raise Wrong(f"{line[0]} ended with {code}: {self.said[-1].read_text()[-600:]}")
         return time.monotonic() - began
 
     def names(self) -> set[Path]:
@@ -141,32 +140,31 @@ class Place:
             raise Wrong("the last line of the records is not whole")
         return found
 
-    def check_nothing_left(self, names: set[str]) -> None:
-        """Only these lie in the working folder, nothing among temporary files, no unfinished run, and no lock is held."""
-        left = {path.name for path in self.work.iterdir()} ^ (names | {"bystander"})
-        left |= {f"tmp/{path.name}" for path in self.tmp.iterdir()}
+    def check_nothing_left(self, name: str) -> None:
+        """Only this lies in the working folder, nothing among temporary files, no unfinished run, and no lock is held."""
+        left = {path.name for path in self.work.iterdir()} ^ {name, "bystander"}
+        left |= {f"tmp/{path.name}" for path in self.tmp.iterdir() if path.name not in STRANGERS}
         left |= {f"runs/{path.name}" for path in (self.cache / "runs").glob("*")}
         if left:
             raise Wrong(f"left behind, or gone: {sorted(left)}")
-        for path in [self.work, self.out, *self.cache.rglob("*.lock")]:
-            if path.exists():
-                handle = os.open(path, os.O_RDONLY)
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    raise Wrong(f"{path} is still locked") from None
-                finally:
-                    os.close(handle)
+        for path in filter(Path.exists, [self.work, self.out, *self.cache.rglob("*.lock")]):
+            handle = os.open(path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise Wrong(f"{path} is still locked") from None
+            finally:
+                os.close(handle)
 
     def check_ended(self, children: list[psutil.Process]) -> None:
         """Nothing that the trial started is alive, in a few seconds at the latest."""
-        until, mark = time.monotonic() + END_S, f"{MARK}={self.token}\0".encode()
+        until, mark = time.monotonic() + END_S, f"{MARK}={self.mark}\0".encode()
         while True:
             alive = [str(child) for child in children if child.is_running() and not _zombie(child)]
             for file in Path("/proc").glob("[0-9]*/environ"):
                 with contextlib.suppress(OSError):
                     if mark in file.read_bytes():
-                        alive.append((file.parent / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200])
+                        alive.append((file.parent / "cmdline").read_text().replace("\0", " ")[:200])
             if not alive:
                 return
             if time.monotonic() > until:
@@ -185,36 +183,34 @@ class Trials:
     """All trials of a seed, and what became of them."""
 
     def __init__(self, root: Path, seed: int):
-        self.root, self.seed, self.failures, self.told = root, seed, [], {}
+        self.root, self.seed, self.now = root, seed, ""
+        self.failures: list[str] = []
+        self.counts: dict[str, Counter] = {}
         shutil.copytree(MODEL, root / "sources" / "model")
         places = {"MODEL": str(root / "sources" / "model"), "ARTEFACT": str(root / "sources" / "artefact")}
-        self.commands = {
-            name: Command([places.get(word, word) for word in line.split()])
-            for name, line in LINES.items()
-            if importlib.util.find_spec(PACKAGES.get(name, "edgeformer"))
-        }
-        for name, command in self.commands.items():
-            self._undisturbed(name, command)
+        self.commands: dict[str, Command] = {}
+        for name, line in LINES.items():
+            if importlib.util.find_spec(PACKAGES.get(name, "edgeformer")):
+                self.commands[name] = self._undisturbed(name, Command([places.get(w, w) for w in line.split()]))
         self.sources = hashes(root / "sources", times=True)
-        writers = [name for name in self.commands if name.startswith(("export", "quantize"))]
-        plain = [name for name in writers if name not in ("quantize force", "quantize q8")]
-        self.killed = [(name, "") for name in plain] + [("quantize force", NOTES), ("compare", ""), ("bench", "")]
-        self.killed += [(name, plain[i - 1]) for i, name in enumerate(plain)]  # over what another one made
+        writers = [name for name in self.commands if name.startswith("export") or name == "quantize"]
+        self.killed = [(name, "") for name in [*writers, "compare", "bench"]] + [("quantize force", NOTES)]
+        self.killed += [(name, writers[i - 1]) for i, name in enumerate(writers)]  # over what another one made
         self.pairs = [pair for text in PAIRS if {*(pair := text.split("|"))} <= self.commands.keys()]
 
-    def _undisturbed(self, name: str, command: Command) -> None:
-        """Twice: both give the same."""
+    def _undisturbed(self, name: str, command: Command) -> Command:
+        """Twice: both make the same."""
         for again in ("", " again"):
             place = Place(self.root, f"undisturbed {name}{again}")
-            if name == "quantize force":
-                self._before(place, NOTES)
-            command.wall_s = min(place.run(command.line), command.wall_s or LIMIT_S)
+            self._before(place, NOTES if name == "quantize force" else "")
+            command.wall_s = min(place.run(command.line), command.wall_s)
             if again and place.makes(command) != command.makes:
                 raise Wrong(f"{name} doesn't make the same twice")
             command.makes, command.rows = place.makes(command), place.rows.read_bytes() if command.measures else b""
         print(f"{name}: {command.wall_s:.1f} s undisturbed, {len(command.makes)} files", flush=True)
         if name == "export onnx":
             shutil.copytree(place.out, self.root / "sources" / "artefact")
+        return command
 
     def _before(self, place: Place, before: str) -> dict[str, str]:
         """Put there what OUTPUT is at first."""
@@ -227,69 +223,64 @@ class Trials:
 
     def attempt(self, kind: str, number: int) -> None:
         """One trial. What is wrong is a failure; the others go on."""
-        place = Place(self.root, f"{kind} {number}")
-        dice = random.Random(f"{self.seed} {kind} {number}")
-        trial: Callable = self.kill if kind == "kills" else self.race
+        place, dice = Place(self.root, f"{kind} {number}"), random.Random(f"{self.seed} {kind} {number}")
         try:
-            told = trial(number, place, dice)
+            (self.kill if kind == "kills" else self.race)(number, place, dice)
             if hashes(self.root / "sources", times=True) != self.sources:
                 raise Wrong("a file of the MODEL was touched")
             shutil.rmtree(place.root)
         except (Wrong, OSError, subprocess.TimeoutExpired) as e:
-            told = f"FAILED: {e}"
-            self.failures.append(f"--seed {self.seed}, {kind} {number}, kept in {place.root}: {e}")
-        print(f"{kind} {number}: {self.now} | {told}", flush=True)
+            self.failures.append(f"--seed {self.seed}, {kind} {number}: {self.now}: {e}; kept in {place.root}")
+            self.now += f": FAILED: {e}"
+        print(f"{kind} {number}: {self.now}", flush=True)
 
-    def kill(self, number: int, place: Place, dice: random.Random) -> str:
+    def kill(self, number: int, place: Place, dice: random.Random) -> None:
         """Kill a command at some moment; half of the time at one after it has begun to write. Then run it again."""
-        (name, over), how = self.killed[number % len(self.killed)], dice.choice(SIGNALS)
-        command, counts = self.commands[name], self.told.setdefault(name + (f" over {over}" if over else ""), Counter())
-        self.now = f"{name} over {over or 'nothing'}, {how.name}"
+        (name, over), how, code = self.killed[number % len(self.killed)], dice.choice(SIGNALS), None
+        command, counts = (
+            self.commands[name],
+            self.counts.setdefault(f"{name} over {over}" if over else name, Counter()),
+        )
         before = self._before(place, over)
-        place.rows.write_bytes(command.rows) if command.measures else None
+        if command.measures:
+            place.rows.write_bytes(command.rows)
         old, seen, began = place.runs(), place.names(), time.monotonic()
         process = place.start(command.line)
-        if dice.random() < 0.5:
-            while place.names() == seen and process.poll() is None:
-                time.sleep(0.001)
-            wait = dice.uniform(0, max(0.1, command.wall_s - (time.monotonic() - began)))
-        else:
-            wait = dice.uniform(0, command.wall_s)
-        children: list[psutil.Process] = []
+        writing = dice.random() < 0.5
+        while writing and place.names() == seen and process.poll() is None:
+            time.sleep(0.001)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(wait)
-        with contextlib.suppress(psutil.Error):
-            children = psutil.Process(process.pid).children(recursive=True)
+            code = process.wait(dice.uniform(0, max(0.1, command.wall_s - (time.monotonic() - began))))
+        children = psutil.Process(process.pid).children(recursive=True) if code is None else []
         at = time.monotonic()
-        counts["late" if process.poll() is not None else how.name] += 1
         process.send_signal(how)
-        code, took = process.wait(60), time.monotonic() - at
-        counts[f"code {code}"] += 1
-        counts["slowest end ms"] = max(counts["slowest end ms"], round(took * 1e3))
-        counts["traceback"] += "Traceback" in place.said(1)
+        counts["ended before" if code is not None else how.name] += 1
+        self.now = f"{name} over {over or 'nothing'}, {how.name} after {at - began:.2f} of {command.wall_s:.2f} s"
+        code = process.wait(60)
+        counts["slowest end ms"] = max(counts["slowest end ms"], round((time.monotonic() - at) * 1e3))
+        counts["tracebacks"] += "Traceback" in place.said[0].read_text()
+        self.now += f": code {code}"
         place.check_ended(children)
         state = self._state(place, command, before, old)
         counts[state] += 1
+        left = sorted(path.name for path in place.work.glob(".*"))
+        counts["partials left"] += bool(left)
+        self.now += f", {state}, left {left}"
         if code == 0 and state != "new":
-            raise Wrong(f"it ended well, and what is there is {state}")
-        names = {path.name for path in place.work.iterdir()} - {"bystander", "out", "rows.jsonl"}
-        counts["left"] += bool(names)
+            raise Wrong("it ended well, but wrote nothing")
         for path in place.names():
             if path.name.endswith(".new"):  # these are deleted when they are a minute old
                 os.utime(path, (time.time() - 120,) * 2)
-        journals = [text.read_bytes() for text in (place.cache / "runs").glob("*.jsonl")]
-        resume = any(text.startswith(b'{"event": "run"') and b"\n" in text for text in journals) and dice.random() < 0.5
+        starts = [file.read_text().partition("\n") for file in (place.cache / "runs").glob("*.jsonl")]
+        resume = bool(starts and starts[0][1]) and dice.random() < 0.5
         counts["resumed"] += resume
-        place.run([*command.line, "--resume"] if resume else command.line)
+        place.run([*command.line, *["--resume"] * resume])
         if self._state(place, command, before, old, again=True) != "new":
             raise Wrong("the next run didn't make it whole")
         place.check_ended([])
-        place.check_nothing_left({"rows.jsonl"} if command.measures else {"out"})
+        place.check_nothing_left("rows.jsonl" if command.measures else "out")
         if command.measures:
             place.run(["report", "rows.jsonl", "-o", "report.md"])
-        return f"after {at - began:.2f} of {command.wall_s:.2f} s: code {code}, {state}, left {sorted(names)}" + (
-            ", resumed" if resume else ""
-        )
 
     def _state(self, place: Place, command: Command, before: dict, old: Counter, *, again: bool = False) -> str:
         """What OUTPUT is: absent, old or new; for a measurement, whether the file has records of a new run."""
@@ -311,41 +302,48 @@ class Trials:
             raise Wrong("OUTPUT is gone, without a journal")
         return "absent"
 
-    def race(self, number: int, place: Place, dice: random.Random) -> str:
-        """Start two commands within a second."""
-        pair = self.pairs[number % len(self.pairs)]
-        commands, counts = [self.commands[name] for name in pair], self.told.setdefault(" | ".join(pair), Counter())
-        if dice.random() < 0.5:
-            commands.reverse()
+    def race(self, number: int, place: Place, dice: random.Random) -> None:
+        """Start two commands within a second, of which one cleans the cache at any moment of the other."""
+        pair = dice.sample(names := self.pairs[number % len(self.pairs)], 2)
+        commands, counts = [self.commands[name] for name in pair], self.counts.setdefault(" | ".join(names), Counter())
         measures, cleaned = any(c.measures for c in commands), "clean" in pair
         over = "" if measures else dice.choice(["", "export hf"])
-        offset = dice.uniform(0, self.commands["compare"].wall_s if cleaned else 1)
+        offset = dice.uniform(0, self.commands["compare"].wall_s if pair[1] == "clean" else 1)
         self.now = f"{' | '.join(pair)} over {over or 'nothing'}, {offset:.2f} s apart"
         self._before(place, over)
         first = place.start(commands[0].line)
         time.sleep(offset)
-        codes = [process.wait(LIMIT_S) for process in (place.start(commands[1].line), first)][::-1]
+        second = place.start(commands[1].line)
+        codes = [first.wait(LIMIT_S), second.wait(LIMIT_S)]
+        self.now += f": codes {codes}"
         counts["trials"] += 1
-        for i, code in enumerate(codes):
-            said = place.said(i + 1).strip().splitlines() or [""]
-            errors = [line for line in said if line.startswith("error: ")]
-            if code and (code != 2 or len(errors) != 1 or "Traceback" in place.said(i + 1) or said[-1] != errors[0]):
-                raise Wrong(f"the loser ended with {code}: {place.said(i + 1)[-1500:]}")
-            counts["won" if not code else errors[0].replace(str(place.work), "")[:130]] += 1
+        for code, said in zip(codes, (file.read_text() for file in place.said), strict=True):
+            lines = said.strip().splitlines() or [""]
+            errors = [line for line in lines if line.startswith("error: ")]
+            if code and (code != 2 or errors != lines[-1:] or "Traceback" in said):
+                raise Wrong(f"the loser ended with {code}: {said[-1500:]}")
+            counts[errors[0].replace(str(place.work), "")[:130] if code else "won"] += 1
         won = [command for command, code in zip(commands, codes, strict=True) if code == 0]
-        if not won or (cleaned and len(won) < 2):
-            raise Wrong(f"not enough of them ended well: {codes}: {place.said(1)[-400:]} | {place.said(2)[-400:]}")
+        if len(won) < 1 + cleaned:
+            raise Wrong("not enough of them ended well")
         place.check_ended([])
-        if measures:
-            runs, wanted = place.runs(), sorted(len(c.rows.splitlines()) for c in won if c.measures)
-            if sorted(runs.values()) != wanted:
-                raise Wrong(f"records of {runs}, of runs that ended well {wanted}")
-        if place.makes(commands[0] if commands[0].measures else commands[1]) not in [
-            *(c.makes for c in won), *([{}] if cleaned else [])
-        ]:  # fmt: skip
+        runs, wanted = place.runs(), sorted(len(c.rows.splitlines()) for c in won if c.measures)
+        if sorted(runs.values()) != wanted:
+            raise Wrong(f"records of {runs}, of runs that ended well {wanted}")
+        if place.makes(next((c for c in won if c.measures), won[0])) not in [c.makes for c in won]:
             raise Wrong("what was made is none of theirs")
-        place.check_nothing_left({"rows.jsonl"} if measures else {"out"})
-        return f"codes {codes}"
+        place.check_nothing_left("rows.jsonl" if measures else "out")
+
+
+def table(counts: dict[str, Counter]) -> None:
+    """Print how often what happened, a row for each command; what two that ran at once said, below."""
+    columns = [*dict.fromkeys(s.name for s in SIGNALS), *COLUMNS]
+    print(" " * 28, " ".join(columns))
+    for name, found in counts.items():
+        print(f"{name:<28}", " ".join(f"{found[column]:>{len(column)}}" for column in columns))
+    for name, found in counts.items():
+        for text in sorted(found.keys() - {*columns}):
+            print(f"  {name}: {found[text]} x {text}")
 
 
 def main() -> int:
@@ -364,9 +362,8 @@ def main() -> int:
     for kind in ("kills", "races") if given.only is None else (given.only,):
         for number in range(given.first, given.first + getattr(given, kind)):
             trials.attempt(kind, number)
-    print(f"\n{time.monotonic() - began:.0f} s; of what was killed or raced: how often, and what became of it")
-    for name, counts in trials.told.items():
-        print(f"{name:<28} {', '.join(f'{what} {count}' for what, count in sorted(counts.items()) if count)}")
+    print(f"\nin {time.monotonic() - began:.0f} s")
+    table(trials.counts)
     print(f"{len(trials.failures)} failures")
     for failure in trials.failures:
         print(f"  {failure}")

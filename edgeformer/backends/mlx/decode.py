@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 
 from edgeformer.backends.mlx.module import MlxModel
-from edgeformer.backends.mlx.sampling import sample
+from edgeformer.backends.mlx.sampling import checked, sample
 from edgeformer.backends.mlx.store import MlxStore
 from edgeformer.errors import InputError
 from edgeformer.layers.rope import length_dependent
@@ -103,7 +103,7 @@ class Decoder:
             if i + 1 < count:
                 following, key = self.advance(token, None, key, sampling)
                 mx.async_eval(following)
-            yield int(token.item())
+            yield checked(int(token.item()))
             token = following
 
     def advance(self, tokens: mx.array, mask: mx.array | None, key: mx.array, sampling: Sampling | None) -> tuple:

@@ -9,11 +9,31 @@ import math
 
 import mlx.core as mx
 
-from edgeformer.sampling import Sampling
+from edgeformer.errors import NumericError
+from edgeformer.sampling import Sampling, nonfinite_logits
+
+NO_TOKEN = -1
 
 
 def sample(logits: mx.array, key: mx.array, sampling: Sampling) -> mx.array:
-    """One id per row, int32 [B], from logits [B, V]. `key` is used unless the temperature is 0."""
+    """One id per row, int32 [B], from logits [B, V]; -1 where there is no best one, because logits are NaN or infinite. `key` is
+    used unless the temperature is 0."""
+    best = logits.max(-1)
+    return mx.where(mx.isfinite(best), _sample(logits, key, sampling), mx.array(NO_TOKEN, mx.int32))
+
+
+def checked(token: int) -> int:
+    """A token that `sample` chose.
+
+    Raises:
+        NumericError: there was none to choose.
+    """
+    if token == NO_TOKEN:
+        raise NumericError(nonfinite_logits("nan or infinite"))
+    return token
+
+
+def _sample(logits: mx.array, key: mx.array, sampling: Sampling) -> mx.array:
     if sampling.temperature == 0:
         return mx.argmax(logits, -1).astype(mx.int32)
     scores, ids = logits.astype(mx.float32) / sampling.temperature, None
