@@ -14,7 +14,8 @@ from pathlib import Path
 from edgeformer import export, load
 from edgeformer.measure.race import race
 from edgeformer.reference import sample_ids
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ import sys
 
 from edgeformer.comparison import compare
 from edgeformer.measure.settings import Settings
-from edgeformer.runtimes._protocol import get
+from edgeformer.runtimes._lookup import get
 from edgeformer.threads import physical_cores
 
 PRECISIONS = ("fp32", "q8", "q4")

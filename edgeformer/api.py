@@ -28,7 +28,7 @@ from edgeformer.measure.plans import artefact_plans, checkpoint_plans, label
 from edgeformer.measure.row import Plan
 from edgeformer.measure.settings import Settings
 from edgeformer.rounding import stored_format
-from edgeformer.runtimes._protocol import get
+from edgeformer.runtimes._lookup import get
 from edgeformer.saving import save
 from edgeformer.serialization import digest
 from edgeformer.spec import Model
@@ -60,7 +60,7 @@ def build_torch(
         CheckpointError: the weights are quantized.
         RuntimeUnavailable: torch is not installed.
     """
-    from edgeformer.runtimes._protocol import require
+    from edgeformer.runtimes._lookup import require
 
     require("torch")
     if isinstance(model, Model):
@@ -119,7 +119,7 @@ def build_mlx(model: ModelLike | Model, *, precision: str = "fp32") -> MlxModel:
     Raises:
         RuntimeUnavailable: MLX is not installed.
     """
-    from edgeformer.runtimes._protocol import require
+    from edgeformer.runtimes._lookup import require
 
     require("mlx")
     if isinstance(model, Model):

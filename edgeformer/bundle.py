@@ -18,19 +18,13 @@ from edgeformer.atomic import repair, replace_file, replace_folder
 from edgeformer.errors import ArtefactError, ExportError
 from edgeformer.json_file import read_json_file
 from edgeformer.links import check_linked
+from edgeformer.manifest import MANIFEST, SCHEMA, read
 from edgeformer.onnx_file import check_locations
 from edgeformer.paths import check_links, inside
 from edgeformer.scratch import partial_folder
 from edgeformer.serialization import from_json
 from edgeformer.spec import Model
 from edgeformer.trust import check_code
-
-MANIFEST, SCHEMA = "edgeformer.json", 1
-_REQUIRED = {
-    **dict.fromkeys(("name", "task", "spec_digest", "weights_digest", "precision", "compute", "target"), str),
-    **dict.fromkeys(("files", "linked"), dict),
-    "context": int,
-}
 
 
 @contextlib.contextmanager
@@ -138,19 +132,7 @@ def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
             f"{what}: there is no {MANIFEST} beside it, so nothing says which model it is and what it must answer."
             " Export the original checkpoint with `edgeformer export MODEL -o DIR`"
         )
-    manifest = read_json_file(folder / MANIFEST, ArtefactError)
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
-        raise ArtefactError(f"{folder / MANIFEST} is no manifest: it names no schema")
-    if manifest["schema"] > SCHEMA:
-        raise ArtefactError(
-            f"{folder} was written by a newer edgeformer (schema {manifest['schema']}, this one reads {SCHEMA})"
-        )
-    wrong = [k for k, kind in _REQUIRED.items() if not isinstance(manifest.get(k), kind)]
-    if wrong:
-        raise ArtefactError(
-            f"{folder / MANIFEST} is damaged: {', '.join(wrong)} missing or of the wrong type; export again"
-        )
-    return manifest
+    return read(folder / MANIFEST, ArtefactError)
 
 
 def read_spec(folder: str | os.PathLike) -> Model:

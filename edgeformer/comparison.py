@@ -21,7 +21,8 @@ from edgeformer.measure.harness import Run
 from edgeformer.measure.plans import artefact_plans, checkpoint_plans, too_slow
 from edgeformer.measure.row import Plan
 from edgeformer.measure.settings import Settings
-from edgeformer.runtimes._protocol import Options, get, names, require
+from edgeformer.runtimes._lookup import get, names, require
+from edgeformer.runtimes._protocol import Options
 from edgeformer.serialization import digest
 from edgeformer.spec import Model
 

@@ -20,7 +20,8 @@ from edgeformer.export.storage import PRECISIONS as ONNX_PRECISIONS
 from edgeformer.export.storage import Storage
 from edgeformer.formats import QUANTIZED
 from edgeformer.rounding import chosen
-from edgeformer.runtimes._protocol import Options, get, names
+from edgeformer.runtimes._lookup import get, names
+from edgeformer.runtimes._protocol import Options
 from edgeformer.spec import Model, tensors
 
 _HALF = ("q4f16", "q8f16")
@@ -45,7 +46,10 @@ class Answer:
 def answers(loaded: LoadedModel) -> list[Answer]:
     """Every export format (ONNX once for each target), and the runtimes that build the spec themselves."""
     spec = loaded.spec
-    found = [_onnx(spec, target) for target in discover.names("edgeformer.export.targets")]
+    found = []
+    for target, _ in discover.each("edgeformer.export.targets"):
+        with discover.sparing("edgeformer.export.targets", target):
+            found.append(_onnx(spec, target))
     found += [_mlx(spec), _gguf(loaded), _hf(spec), _checkpoint(spec)]
     for answer in found:
         kind = answer.name.split()[0]

@@ -6,11 +6,16 @@ is the package's name (`edgeformer.layers`, `edgeformer.models`, `edgeformer.run
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
+import logging
 import pkgutil
+from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
+
+from edgeformer.errors import PluginError, is_fault
 
 
 @cache
@@ -28,8 +33,58 @@ def names(package: str, *, private: bool = False) -> list[str]:
 
 
 def find(package: str, name: str) -> ModuleType | None:
-    """The module of the part `name`, or None when there is none. An import error *inside* the part is not swallowed."""
+    """The module of the part `name`, or None when there is none.
+
+    Raises:
+        PluginError: it is another package's, and importing it fails. An error inside a part of our own is not changed.
+    """
     if name.isidentifier() and importlib.util.find_spec(f"{package}.{name}") is not None:
         return importlib.import_module(f"{package}.{name}")
-    target = _entry_points(package).get(name)
-    return None if target is None else importlib.import_module(target)
+    if (target := _entry_points(package).get(name)) is None:
+        return None
+    try:
+        return importlib.import_module(target)
+    except BaseException as e:
+        if not is_fault(e) and not isinstance(e, SystemExit):
+            raise
+        raise PluginError(_broken(package, name, e)) from e
+
+
+def is_plugin(package: str, name: str) -> bool:
+    """Whether a part is another package's."""
+    return name in _entry_points(package) and importlib.util.find_spec(f"{package}.{name}") is None
+
+
+def each(package: str) -> Iterator[tuple[str, ModuleType]]:
+    """All parts that can be imported, by name; a plug-in that can't is named in a warning and left out."""
+    for name in names(package):
+        with sparing(package, name):
+            module = find(package, name)
+            if module is not None:
+                yield name, module
+
+
+@contextlib.contextmanager
+def sparing(package: str, name: str) -> Iterator[None]:
+    """For work with one part of many: a plug-in that fails is named in a warning, and doesn't end what the others do."""
+    try:
+        yield
+    except PluginError as e:
+        _warn(str(e))
+    except BaseException as e:
+        if not is_fault(e) or not is_plugin(package, name):
+            raise
+        _warn(_broken(package, name, e))
+
+
+def _broken(package: str, name: str, error: BaseException) -> str:
+    return (
+        f"the plug-in {name!r} of {package} ({_entry_points(package)[name]}) is broken: {type(error).__name__}: {error};"
+        " mend it or uninstall it"
+    )
+
+
+@cache
+def _warn(text: str) -> None:
+    """Once a process."""
+    logging.getLogger("edgeformer").warning("warning: %s", text)

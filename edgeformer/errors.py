@@ -39,6 +39,14 @@ class RuntimeUnavailable(EdgeformerError):
     """A runtime or an optional package is not installed; the message holds the install line."""
 
 
+class PluginError(EdgeformerError):
+    """A part that another package brings can't be imported, or fails."""
+
+
+class RuntimeFault(EdgeformerError):
+    """A runtime failed while it opened or ran a model."""
+
+
 class InputError(EdgeformerError):
     """Token ids, masks or lengths that the model or the session can't take."""
 
@@ -53,3 +61,9 @@ class VerificationFailed(EdgeformerError):
     """An artefact was checked against its reference and says something else."""
 
     exit_code = 1
+
+
+def is_fault(error: BaseException) -> bool:
+    """Whether an exception is a fault of the code that raised it: none of ours, no interruption, no lack of memory. Panics of
+    Rust's libraries are, though Python's `Exception` doesn't hold them."""
+    return not isinstance(error, (EdgeformerError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError))

@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.errors import ArtefactError
+from edgeformer.manifest import Linked
 from edgeformer.paths import check_regular, inside
+from edgeformer.quoting import shown
+from edgeformer.typed import mismatch
 
 _SAMPLES, _SAMPLE = 64, 4096
-_FIELDS = {"path": str, "bytes": int, "samples_sha256": str, "mtime_ns": int, "hard_link": bool}
 
 
 def fingerprint(file: Path) -> dict[str, Any]:
@@ -42,8 +44,8 @@ def linked_files(folder: Path, linked: Mapping[str, Any]) -> dict[str, Path]:
     for name, entry in linked.items():
         says = f"the manifest of {folder}"
         where = inside(folder, name, says, ArtefactError)
-        if not isinstance(entry, dict) or any(type(entry.get(k)) is not kind for k, kind in _FIELDS.items()):
-            raise ArtefactError(f"{says} is damaged: the link {name[:80]!r} lacks a field; export again")
+        if (wrong := mismatch(entry, Linked, f"linked.{shown(name)}")) is not None:
+            raise ArtefactError(f"{says} is damaged: {wrong}; export again")
         path = Path(entry["path"])
         if not entry["hard_link"] and (not path.is_absolute() or path.name != name or ".." in path.parts):
             raise ArtefactError(

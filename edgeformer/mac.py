@@ -23,7 +23,8 @@ from edgeformer.measure import machine
 from edgeformer.measure.record import records
 from edgeformer.measure.settings import Settings
 from edgeformer.reference import sample_ids
-from edgeformer.runtimes._protocol import Options, get, require
+from edgeformer.runtimes._lookup import get, require
+from edgeformer.runtimes._protocol import Options
 from edgeformer.scratch import temporary_folder
 
 SCHEMA = 1

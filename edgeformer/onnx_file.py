@@ -7,10 +7,12 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from edgeformer.errors import ArtefactError, CheckpointError
 from edgeformer.formats import QUANTIZED, SCALES, GroupTensor, join
 from edgeformer.paths import check_regular, inside
+from edgeformer.quoting import plain
 from edgeformer.safetensors_file import StoredTensor, identity
 
 _TYPES = {1: "F32", 2: "U8", 3: "I8", 10: "F16", 16: "BF16", 22: "I4"}
@@ -35,15 +37,27 @@ def read_initializers(file: Path, *, linked: Mapping[str, Path] | None = None) -
         model = onnx.load(str(file), load_external_data=False)
     except Exception as e:  # protobuf has errors of its own
         raise CheckpointError(f"{file} can't be read as an ONNX model: {e}") from e
+    _check_officially(file, model)
     found: dict[str, StoredTensor] = {}
     for tensor in model.graph.initializer:
-        entry = {e.key: e.value for e in tensor.external_data}
-        if "location" not in entry or tensor.data_type not in _TYPES:
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
+        texts = [tensor.name, *(text for e in tensor.external_data for text in (e.key, e.value))]
+        if not all(isinstance(text, str) for text in texts):  # protobuf gives bytes where they are no UTF-8
+            raise CheckpointError(f"{file}: a tensor's name, or where it lies, is not UTF-8")
+        if held := [f.name for f, _ in tensor.ListFields() if f.name.endswith("_data") and f.name != "external_data"]:
+            raise CheckpointError(f"{file}: tensor {tensor.name[:80]!r} lies in another file, and holds {held[0]}, too")
+        entry = {e.key: e.value for e in tensor.external_data}
+        if tensor.data_type not in _TYPES:
+            if tensor.data_type not in onnx.TensorProto.DataType.values() or not tensor.data_type:
+                raise CheckpointError(
+                    f"{file}: tensor {tensor.name[:80]!r} has the type {tensor.data_type}, which is none"
+                )
+            continue
+        if "location" not in entry or len(entry) != len(tensor.external_data):
+            raise CheckpointError(f"{file}: tensor {tensor.name[:80]!r} names no file that holds it, or two")
         says, shape, dtype = f"{file}: tensor {tensor.name[:80]!r}", tuple(tensor.dims), _TYPES[tensor.data_type]
         data = (linked or {}).get(entry["location"]) or inside(file.parent, entry["location"], says, CheckpointError)
-        if not data.exists():
-            raise CheckpointError(f"{file} keeps {tensor.name} in {data}, which does not exist")
         if any(n < 0 for n in shape):
             raise CheckpointError(f"{says} has the shape {list(shape)[:8]}")
         needed = -(-math.prod(shape) * _BITS[dtype] // 8)
@@ -56,6 +70,28 @@ def read_initializers(file: Path, *, linked: Mapping[str, Path] | None = None) -
             )
         found[tensor.name] = StoredTensor(tensor.name, data, offset, length, dtype, shape, identity=identity(status))
     return join(_as_rows(found), str(file))
+
+
+def _check_officially(file: Path, model: Any) -> None:
+    """Refuse what onnx.checker refuses. Tensors in other files are inputs to it: where they lie is compared here, and it refuses
+    files with several names, as the links of our own artefacts are."""
+    import onnx
+
+    bare = onnx.ModelProto()
+    bare.CopyFrom(model)
+    inside = [t for t in model.graph.initializer if t.data_location != onnx.TensorProto.EXTERNAL]
+    outside = [t for t in model.graph.initializer if t.data_location == onnx.TensorProto.EXTERNAL]
+    del bare.graph.initializer[:]
+    bare.graph.initializer.extend(inside)
+    try:
+        known = {x.name for x in bare.graph.input}
+        for t in outside:
+            if t.name not in known:
+                bare.graph.input.append(onnx.helper.make_tensor_value_info(t.name, t.data_type, t.dims))
+        onnx.checker.check_model(bare)
+    except Exception as e:  # ValidationError, and protobuf's own
+        why = plain(str(e).strip().split("\n")[0], limit=300)
+        raise CheckpointError(f"{file} is no sound ONNX model, as onnx.checker sees it: {why}") from e
 
 
 def _place(entry: Mapping[str, str], key: str, default: int, says: str) -> int:

@@ -27,7 +27,8 @@ from edgeformer.reference import (
     run_cached,
     sample_ids,
 )
-from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, get, require
+from edgeformer.runtimes._lookup import first_that_opens, get, require
+from edgeformer.runtimes._protocol import FORMATS, Options, Session
 from edgeformer.serialization import digest
 from edgeformer.threads import physical_cores
 from edgeformer.verdict import FAIL, NEAR_TIE, PASS, UNCHECKED, Check, Verdict, overall

@@ -21,7 +21,8 @@ from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import ArtefactError, InputError
 from edgeformer.reference import reference_runtime
 from edgeformer.rounding import bits_per_weight, stored_format, stored_precision
-from edgeformer.runtimes._protocol import FORMATS, Options, Session, first_that_opens, require
+from edgeformer.runtimes._lookup import first_that_opens, require
+from edgeformer.runtimes._protocol import FORMATS, Options, Session
 from edgeformer.scratch import temporary_folder
 from edgeformer.serialization import digest
 from edgeformer.threads import physical_cores

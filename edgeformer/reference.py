@@ -13,7 +13,8 @@ import numpy as np
 
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.layers.rope import length_dependent
-from edgeformer.runtimes._protocol import Options, Session, get, require
+from edgeformer.runtimes._lookup import get, require
+from edgeformer.runtimes._protocol import Options, Session
 
 LONGEST_PASS = 512
 """Longer sequences are compared through the cache only: logits of every position are too many to keep."""

@@ -6,15 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer import affine, formats
-from edgeformer.errors import CheckpointError, ConfigError
+from edgeformer.errors import CheckpointError
 from edgeformer.links import check_linked
+from edgeformer.manifest import MANIFEST, read
 from edgeformer.models._config import read_json
 from edgeformer.onnx_file import read_initializers
 from edgeformer.paths import inside
 from edgeformer.safetensors_file import StoredTensor, checkpoint_files, read_checkpoint, read_metadata
-
-MANIFEST = "edgeformer.json"
-"""The file that says what an artefact is; see `edgeformer.bundle`."""
 
 
 def has_weights(folder: Path) -> bool:
@@ -50,13 +48,12 @@ def holds_onnx(folder: Path) -> bool:
 
 
 def manifest_of(folder: Path) -> dict[str, Any]:
-    """A folder's manifest; empty where there is none, or one that is damaged (others say that better)."""
-    manifest = folder / MANIFEST
-    try:
-        data = read_json(manifest) if manifest.exists() else {}
-    except ConfigError:
-        return {}
-    return data if isinstance(data, dict) else {}
+    """A folder's manifest; empty where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return read(folder / MANIFEST, CheckpointError) if (folder / MANIFEST).exists() else {}
 
 
 def config_beside(spec_file: Path) -> tuple[Any, Any]:

@@ -147,13 +147,12 @@ def architecture(spec: Model) -> tuple[str, dict[str, Any], ModuleType]:
         ExportError: there is none; why, one by one.
     """
     reasons = []
-    for name in discover.names("edgeformer.gguf_archs"):
-        module = discover.find("edgeformer.gguf_archs", name)
-        assert module is not None
-        try:
-            return name, module.metadata(spec), module
-        except Unmapped as e:
-            reasons.append(f"{name}: {e}")
+    for name, module in discover.each("edgeformer.gguf_archs"):
+        with discover.sparing("edgeformer.gguf_archs", name):
+            try:
+                return name, module.metadata(spec), module
+            except Unmapped as e:
+                reasons.append(f"{name}: {e}")
     raise ExportError(f"edgeformer doesn't write this architecture as GGUF yet: {'; '.join(reasons)}")
 
 

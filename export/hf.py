@@ -95,20 +95,20 @@ def family_config(spec: Model) -> tuple[dict[str, Any], ModuleType]:
         ExportError: there is none; why, family by family.
     """
     reasons = []
-    for name in discover.names("edgeformer.models"):
-        family = discover.find("edgeformer.models", name)
+    for name, family in discover.each("edgeformer.models"):
         say: Callable[[Model], dict[str, Any]] | None = getattr(family, "config", None)
-        if say is None or family is None:
+        if say is None:
             continue
-        try:
-            config = say(spec)
-        except Unmapped as e:
-            reasons.append(f"{name}: {e}")
-            continue
-        again = family.spec(HfConfig(dict(config), f"the {name} config of this spec"))
-        if _comparable(again) == _comparable(spec):
-            return config, family
-        reasons.append(f"{name}: its config would say another architecture")
+        with discover.sparing("edgeformer.models", name):
+            try:
+                config = say(spec)
+            except Unmapped as e:
+                reasons.append(f"{name}: {e}")
+                continue
+            again = family.spec(HfConfig(dict(config), f"the {name} config of this spec"))
+            if _comparable(again) == _comparable(spec):
+                return config, family
+            reasons.append(f"{name}: its config would say another architecture")
     raise ExportError(f"edgeformer doesn't write this architecture as a transformers folder yet: {'; '.join(reasons)}")
 
 

@@ -157,13 +157,12 @@ def stored_bits(groups: Sequence[Group], count: int) -> float:
 def stock_config(spec: Model) -> tuple[dict[str, Any] | None, str]:
     """The config of the first model type of mlx-lm that holds the spec; or None, and why each of them doesn't."""
     reasons = []
-    for name in discover.names("edgeformer.export.mlx_types"):
-        module = discover.find("edgeformer.export.mlx_types", name)
-        assert module is not None
-        try:
-            return module.config(spec), ""
-        except Unmapped as e:
-            reasons.append(f"{name}: {e}")
+    for name, module in discover.each("edgeformer.export.mlx_types"):
+        with discover.sparing("edgeformer.export.mlx_types", name):
+            try:
+                return module.config(spec), ""
+            except Unmapped as e:
+                reasons.append(f"{name}: {e}")
     return None, "; ".join(reasons)
 
 

@@ -14,10 +14,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from edgeformer import discover
 from edgeformer.checkpoint import LoadedModel
-from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.errors import InputError, RuntimeFault, is_fault
 from edgeformer.layers.rope import cache_restart
+from edgeformer.runtimes._border import fault, guard
 from edgeformer.runtimes._inputs import check_ids, check_valid, checked_encoder_inputs, last_real
 from edgeformer.runtimes._profile import Operation
 from edgeformer.runtimes._text import ToolText
@@ -79,6 +79,11 @@ class Session:
 
     prefix_length: int | None = None
     """How many first tokens all tokens see, in a prefix language model; by default all of the first `forward`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        answered = ("_step", "_source", "_reset", "_encode", "serve", "text", "text_of_tool", "profile", "facts")
+        guard(cls, dict.fromkeys(answered))
 
     def __init__(self, spec: Model, options: Options):
         self.spec, self.options = spec, options
@@ -189,7 +194,7 @@ class Session:
         try:
             by_steps = sampling.rules is not None or self._restart is not None
             chosen = (self._by_rules if by_steps else self._tokens)(prompt, count, sampling)
-            for token in chosen:
+            for token in _faultless(self, chosen):
                 yield token
                 if turn != self._turn:
                     raise InputError("this session has begun another generation; open a second session for two at once")
@@ -268,8 +273,29 @@ class Session:
         return {}
 
 
+def _faultless(session: Session, tokens: Iterator[int]) -> Iterator[int]:
+    """What a runtime's own loop gives; its faults by the runtime's name."""
+    try:
+        yield from tokens
+    except BaseException as e:
+        if not is_fault(e):
+            raise
+        raise RuntimeFault(fault(session, e)) from e
+
+
 class Runtime(ABC):
     """One way to run a model."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        reasons = dict.fromkeys(("unavailable", "refuses", "declines", "declines_checkpoint"), str)
+        answers = {
+            "versions": lambda _: {},
+            "takes": lambda _: False,
+            "has": lambda _: False,
+            "target": lambda _: "cpu",
+        }
+        guard(cls, {"open": None, **reasons, **answers})
 
     opens: ClassVar[str]
     """What it opens, one of `FORMATS`: a `checkpoint` (spec and weights) or an artefact."""
@@ -341,56 +367,3 @@ class Runtime(ABC):
     @abstractmethod
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         """Load a model; a Path for runtimes that open artefacts, a LoadedModel for those that open checkpoints."""
-
-
-def names() -> list[str]:
-    """All runtimes, installed or not."""
-    return discover.names(PACKAGE)
-
-
-def get(name: str) -> tuple[Runtime, str]:
-    """The runtime called `name` or `name:variant`, and the variant.
-
-    Raises:
-        RuntimeUnavailable: there is no such runtime or variant.
-    """
-    base, _, variant = name.partition(":")
-    module = None if base.startswith("_") else discover.find(PACKAGE, base)
-    if module is None:
-        raise RuntimeUnavailable(f"there is no runtime {base!r}; runtimes are {', '.join(names())}")
-    runtime = module.Runtime()
-    if variant and not runtime.has(variant):
-        known = ", ".join(f"{base}:{v}" for v in runtime.variants) or "none"
-        raise RuntimeUnavailable(f"the runtime {base} has no variant {variant!r}; its variants are: {known}")
-    return runtime, variant
-
-
-def first_that_opens(kind: str) -> str:
-    """The first installed runtime, by name, whose rows count and which opens this format by itself (a server has its own model);
-    those made for it first.
-
-    Raises:
-        RuntimeUnavailable: there is none; the message has the install line.
-    """
-    found = [(name, get(name)[0]) for name in names()]
-    fitting = [
-        (name, runtime) for name, runtime in found if runtime.takes(kind) and runtime.ranked and not runtime.served
-    ]
-    fitting.sort(key=lambda entry: entry[1].opens != kind)  # those made for it first
-    for name, runtime in fitting:
-        if runtime.unavailable() is None:
-            return name
-    reasons = "; ".join(f"{name}: {runtime.unavailable()}" for name, runtime in fitting)
-    raise RuntimeUnavailable(f"no runtime for {FORMATS.get(kind, kind)} is installed. {reasons}")
-
-
-def require(name: str) -> tuple[Runtime, str]:
-    """Like `get`, and the runtime is installed.
-
-    Raises:
-        RuntimeUnavailable: it isn't; the message has the install line.
-    """
-    runtime, variant = get(name)
-    if (reason := runtime.unavailable()) is not None:
-        raise RuntimeUnavailable(f"the runtime {name} can't be used: {reason}")
-    return runtime, variant

@@ -17,7 +17,8 @@ from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
-from edgeformer.runtimes._protocol import Options, Session, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options, Session
 from edgeformer.spec import tensors
 
 ROOT = Path(__file__).parent.parent

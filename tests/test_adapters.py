@@ -28,8 +28,9 @@ from edgeformer.measure.plans import artefact_plans, checkpoint_plans
 from edgeformer.measure.row import Plan
 from edgeformer.measure.settings import Settings
 from edgeformer.reference import continuation, sample_batch
+from edgeformer.runtimes._lookup import get, require
 from edgeformer.runtimes._onnx_providers import missing, owner, owners
-from edgeformer.runtimes._protocol import Options, get, require
+from edgeformer.runtimes._protocol import Options
 from edgeformer.runtimes._web_host import browser, installed_version
 
 MODULES = ROOT / "tests" / "web" / "node_modules"

@@ -12,7 +12,7 @@ from support import ROOT
 
 import edgeformer
 from edgeformer import discover
-from edgeformer.runtimes import _protocol
+from edgeformer.runtimes import _lookup, _protocol
 
 CODE = ("*.py", "*.cc", "*.h", "*.cpp", "*.metal")
 FOLDERS = ("edgeformer", "export", "runtimes", "models", "tests", "benchmarks")
@@ -80,9 +80,9 @@ def test_export_is_a_package_and_a_function(tmp_path):
     assert (made.folder / "model.onnx").exists()
 
 
-@pytest.mark.parametrize("name", _protocol.names())
+@pytest.mark.parametrize("name", _lookup.names())
 def test_every_runtime_is_complete(name):
-    runtime, _ = _protocol.get(name)
+    runtime, _ = _lookup.get(name)
     assert runtime.opens in _protocol.FORMATS
     assert runtime.unavailable() is None or re.search(r"(pip|npm) install", runtime.unavailable())
 
@@ -98,8 +98,8 @@ def test_a_part_from_outside_the_package(monkeypatch, tmp_path):
     (tmp_path / "my_runtime.py").write_text("from edgeformer.runtimes.null import Runtime\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(discover, "_entry_points", lambda group: {"mine": "my_runtime"} if "runtimes" in group else {})
-    assert "mine" in _protocol.names()
-    assert _protocol.get("mine")[0].ranked is False
+    assert "mine" in _lookup.names()
+    assert _lookup.get("mine")[0].ranked is False
 
 
 def test_a_broken_import_inside_a_part_is_not_swallowed(monkeypatch, tmp_path):

@@ -20,7 +20,7 @@ from edgeformer.companions.special import special_ids
 from edgeformer.companions.texts import TEXTS, texts_of
 from edgeformer.companions.tokenizer import load_tokenizer, read_tokenizer
 from edgeformer.errors import CheckpointError, ConfigError, ExportError
-from edgeformer.runtimes._protocol import get
+from edgeformer.runtimes._lookup import get
 
 transformers = pytest.importorskip("transformers")
 

@@ -169,7 +169,7 @@ def test_broken_companion_files(tmp_path):
     assert "holds no JSON object" in run("export", tmp_path / "m", "-o", tmp_path / "o", code=2).stderr
     (tmp_path / "m" / "generation_config.json").unlink()
     (tmp_path / "m" / "tokenizer.json").write_text("{")
-    assert "tokenizer.json can't be read" in run("generate", tmp_path / "m", "-p", "x", code=2).stderr
+    assert "tokenizer.json is not JSON" in run("generate", tmp_path / "m", "-p", "x", code=2).stderr
     (tmp_path / "text").write_bytes(b"\xff\xfe\xfd")
     run("export", STDLIB, "-o", tmp_path / "a")
     assert (

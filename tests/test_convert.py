@@ -12,7 +12,8 @@ from support import hf_logits, hf_model, random_ids
 from edgeformer.checkpoint import load
 from edgeformer.convert import convert
 from edgeformer.errors import CheckpointError
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -12,7 +12,8 @@ from support import load_tiny, random_ids
 import edgeformer
 from edgeformer.checkpoint import load
 from edgeformer.export.onnx import export_onnx
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 torch = pytest.importorskip("torch")
 

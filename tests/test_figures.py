@@ -228,7 +228,7 @@ def test_every_prompt_is_continued():
 
 def test_install_lines_are_whole(monkeypatch):
     """The line that installs a runtime is printed with its brackets, and not cut to a table's column."""
-    from edgeformer.runtimes._protocol import get
+    from edgeformer.runtimes._lookup import get
 
     reason = 'the package openvino is not installed; pip install "edgeformer[openvino]"'
     monkeypatch.setattr(type(get("openvino")[0]), "unavailable", lambda self: reason)

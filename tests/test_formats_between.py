@@ -13,7 +13,8 @@ from edgeformer import load
 from edgeformer.api import export, verify
 from edgeformer.errors import EdgeformerError, InputError
 from edgeformer.quantize.run import quantize
-from edgeformer.runtimes._protocol import Options, get, require
+from edgeformer.runtimes._lookup import get, require
+from edgeformer.runtimes._protocol import Options
 
 gguf = pytest.importorskip("gguf")
 WRITTEN = {

@@ -13,7 +13,8 @@ from edgeformer.checkpoint import load
 from edgeformer.companions.generation import generation_defaults
 from edgeformer.companions.special import decoder_start, special_ids
 from edgeformer.generate import stream_ids
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 from edgeformer.sampling import Rules, Sampling
 
 torch = pytest.importorskip("torch")

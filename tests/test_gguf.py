@@ -16,7 +16,8 @@ from edgeformer.api import export, verify
 from edgeformer.errors import CheckpointError, ConfigError, EdgeformerError, ExportError
 from edgeformer.formats import QUANTIZED, QuantizedTensor
 from edgeformer.quantize.run import quantize
-from edgeformer.runtimes._protocol import Options, get, require
+from edgeformer.runtimes._lookup import get, require
+from edgeformer.runtimes._protocol import Options
 
 gguf = pytest.importorskip("gguf")
 runs = pytest.mark.skipif(get("llama_cpp")[0].unavailable() is not None, reason="llama-cpp-python is not installed")

@@ -24,7 +24,8 @@ from edgeformer.layers.pooling import Pooling
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.shaw_attention import ShawAttention
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 TOKENS = 160
 

@@ -72,7 +72,8 @@ def test_a_spec_of_our_own_that_is_a_llama(tmp_path):
     made = export(loaded, tmp_path / "out", to="hf", precision="fp32")
     assert made.manifest["target"] == "llama"
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    from edgeformer.runtimes._protocol import Options, require
+    from edgeformer.runtimes._lookup import require
+    from edgeformer.runtimes._protocol import Options
 
     ids = random_ids(31, 40)
     ours = require("numpy")[0].open(loaded, Options()).forward(ids[None], all_positions=True)[0]

@@ -21,7 +21,8 @@ from edgeformer.export import handles, kernels
 from edgeformer.export.graph import target_class
 from edgeformer.export.graph_ops import CONTRIB, DOMAIN, FLOAT, OPSET, GraphTensor
 from edgeformer.export.onnx import export_onnx
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 needs_compiler = pytest.mark.skipif(kernels._missing_tools() is not None, reason=str(kernels._missing_tools()))
 RNG = np.random.default_rng(0)

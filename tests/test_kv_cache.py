@@ -13,7 +13,8 @@ from edgeformer.errors import ExportError, InputError
 from edgeformer.parity import kl_divergence
 from edgeformer.quantize.cache import cache_scales
 from edgeformer.quantize.calibration import calibration_windows
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 torch = pytest.importorskip("torch")
 

@@ -15,7 +15,8 @@ from support import hf_logits, hf_model, random_ids
 from edgeformer.checkpoint import load
 from edgeformer.cli import cli
 from edgeformer.errors import CheckpointError, ConfigError
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")

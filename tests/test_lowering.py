@@ -15,7 +15,8 @@ from edgeformer.errors import InputError
 from edgeformer.export.onnx import export_onnx
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rope import Rope
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 # ------------------------------------------------------------------------------------------------------- fallbacks
 

@@ -153,7 +153,8 @@ def test_what_mlx_generates():
 def test_no_gpu_no_kernels(tmp_path):
     """Without Metal, asking for kernels is refused with what to do."""
     from edgeformer.errors import RuntimeUnavailable
-    from edgeformer.runtimes._protocol import Options, require
+    from edgeformer.runtimes._lookup import require
+    from edgeformer.runtimes._protocol import Options
 
     if mx.metal.is_available():
         pytest.skip("there is a GPU")

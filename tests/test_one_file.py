@@ -15,7 +15,8 @@ from edgeformer import discover
 from edgeformer.backends.numpy import NumpyModel
 from edgeformer.checkpoint import load
 from edgeformer.parity import verify
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 from edgeformer.spec import tensors
 
 ATTENTION = '''

@@ -15,7 +15,8 @@ from edgeformer import load
 from edgeformer.api import export, verify
 from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.reference import greedy
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 OPTIMUM = os.environ.get("EDGEFORMER_OPTIMUM_PYTHON")
 LENGTH, PREFILL = 48, 30

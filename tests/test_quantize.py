@@ -23,7 +23,8 @@ from edgeformer.quantize.calibration import Calibration, calibration_windows
 from edgeformer.quantize.folding import sites
 from edgeformer.quantize.scales import by_channel
 from edgeformer.quantize.sensitivity import mixed, units
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 from edgeformer.spec import tensors
 
 torch = pytest.importorskip("torch")

@@ -14,7 +14,8 @@ from edgeformer.checkpoint import load
 from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.export.onnx import export_onnx
 from edgeformer.reference import greedy
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")

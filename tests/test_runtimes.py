@@ -15,7 +15,8 @@ from edgeformer.export.onnx import export_onnx
 from edgeformer.generate import stream_ids, stream_text
 from edgeformer.reference import Reference, greedy
 from edgeformer.runtimes._inputs import check_no_hole
-from edgeformer.runtimes._protocol import Options, get, require
+from edgeformer.runtimes._lookup import get, require
+from edgeformer.runtimes._protocol import Options
 from edgeformer.runtimes.numpy import NumpySession
 from edgeformer.sampling import Sampling, choose
 

@@ -21,7 +21,8 @@ from edgeformer.export.onnx import export_onnx
 from edgeformer.json_file import parse_json, read_json_file
 from edgeformer.onnx_file import locations
 from edgeformer.paths import check_links
-from edgeformer.runtimes._protocol import Options, get, names
+from edgeformer.runtimes._lookup import get, names
+from edgeformer.runtimes._protocol import Options
 from edgeformer.trust import isolated
 
 

@@ -16,7 +16,8 @@ from edgeformer.checkpoint import load
 from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.measure.settings import Settings
 from edgeformer.reference import continuation, greedy, sample_batch
-from edgeformer.runtimes._protocol import Options, get, require
+from edgeformer.runtimes._lookup import get, require
+from edgeformer.runtimes._protocol import Options
 
 
 @pytest.fixture(scope="module")

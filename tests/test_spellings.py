@@ -15,7 +15,8 @@ from support import hf_logits, hf_model, load_tiny, random_ids
 
 from edgeformer.checkpoint import load
 from edgeformer.errors import CheckpointError
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -22,7 +22,8 @@ from edgeformer.api import export
 from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.errors import ExportError
 from edgeformer.reference import greedy
-from edgeformer.runtimes._protocol import Options, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options
 
 WEB = ROOT / "tests" / "web"
 MODULES = WEB / "node_modules"

@@ -21,9 +21,8 @@ class Remark:
 
 def advise(spec: Model) -> list[Remark]:
     """The remarks of every target, in the order of their names."""
-    found = []
-    for name in discover.names("edgeformer.advice"):
-        module = discover.find("edgeformer.advice", name)
-        assert module is not None
-        found += [Remark(module.TARGET, text) for text in module.remarks(spec)]
+    found: list[Remark] = []
+    for name, module in discover.each("edgeformer.advice"):
+        with discover.sparing("edgeformer.advice", name):
+            found += [Remark(module.TARGET, text) for text in module.remarks(spec)]
     return found

@@ -11,7 +11,7 @@ import click
 
 from edgeformer import __version__, discover
 from edgeformer.cli import _crash as crash
-from edgeformer.errors import EdgeformerError
+from edgeformer.errors import EdgeformerError, PluginError
 from edgeformer.quoting import MAX_MESSAGE, plain
 
 
@@ -24,8 +24,22 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The `command` of the module called so."""
-        module = None if cmd_name.startswith("_") else discover.find("edgeformer.cli", cmd_name.replace("-", "_"))
-        return None if module is None else module.command
+        try:
+            module = None if cmd_name.startswith("_") else discover.find("edgeformer.cli", cmd_name.replace("-", "_"))
+            return None if module is None else module.command
+        except (PluginError, AttributeError) as e:
+            return _broken(cmd_name, str(e))
+
+
+def _broken(name: str, reason: str) -> click.Command:
+    """A command that says why it can't be run, so that the others can."""
+
+    def refuse(**_: Any) -> NoReturn:
+        raise PluginError(reason)
+
+    return click.Command(
+        name, callback=refuse, short_help="(broken plug-in)", params=[click.Argument(["words"], nargs=-1)]
+    )
 
 
 @click.group(

@@ -183,7 +183,7 @@ class _Opened:
     def __init__(self, model: str, runtime: str | None, threads: int, precision: str, allow: bool, nonfinite: bool):
         from edgeformer.bundle import MANIFEST, read_manifest, read_spec
         from edgeformer.companions.files import companions_of
-        from edgeformer.runtimes._protocol import first_that_opens, require
+        from edgeformer.runtimes._lookup import first_that_opens, require
 
         self.model, self.threads, self.precision = model, threads, precision
         artefact = (Path(model) / MANIFEST).exists()

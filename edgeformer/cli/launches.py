@@ -26,7 +26,7 @@ def command(model: str, bits: str | None, allow_unread_config: bool, as_json: bo
     from importlib.util import find_spec
 
     from edgeformer.export.mlx import stock_config
-    from edgeformer.runtimes._protocol import require
+    from edgeformer.runtimes._lookup import require
 
     require("mlx")  # before what imports it
     from edgeformer.backends import metal

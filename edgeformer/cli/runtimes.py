@@ -12,11 +12,11 @@ from edgeformer.cli._common import as_json, echo, print_json, text_table
 def command(as_json: bool) -> None:
     """List runtimes: installed with their versions, or missing with the exact line that installs them."""
     from edgeformer.export import kernels
-    from edgeformer.runtimes import _protocol
+    from edgeformer.runtimes import _lookup
 
     rows = []
-    for name in _protocol.names():
-        runtime, _ = _protocol.get(name)
+    for name in _lookup.names():
+        runtime, _ = _lookup.get(name)
         missing = runtime.unavailable()
         rows.append(
             {

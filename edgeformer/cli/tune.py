@@ -35,7 +35,7 @@ def command(
     `mlx:ops` none.
     """
     from edgeformer.bundle import MANIFEST, read_manifest
-    from edgeformer.runtimes._protocol import require
+    from edgeformer.runtimes._lookup import require
     from edgeformer.runtimes.mlx import tune_here
 
     require("mlx")  # before what imports it

@@ -29,11 +29,10 @@ class Meter(Protocol):
 
 def find_meter() -> Meter | None:
     """The first counter that answers here."""
-    for name in discover.names(PACKAGE):
-        module = discover.find(PACKAGE, name)
-        meter = module.open_meter() if module is not None else None
-        if meter is not None:
-            return meter
+    for name, module in discover.each(PACKAGE):
+        with discover.sparing(PACKAGE, name):
+            if (meter := module.open_meter()) is not None:
+                return meter
     return None
 
 

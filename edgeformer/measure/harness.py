@@ -26,7 +26,8 @@ from edgeformer.measure.references import Judge, JudgeKey, make_references
 from edgeformer.measure.row import Plan, Row, Shape
 from edgeformer.measure.row_flags import row_flags
 from edgeformer.measure.settings import Settings
-from edgeformer.runtimes._protocol import Options, get
+from edgeformer.runtimes._lookup import get
+from edgeformer.runtimes._protocol import Options
 from edgeformer.scratch import temporary_folder
 from edgeformer.spec import Model
 from edgeformer.verdict import FAIL

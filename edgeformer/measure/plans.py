@@ -10,7 +10,8 @@ from edgeformer.checkpoint import LoadedModel
 from edgeformer.inspection import parameters
 from edgeformer.measure.row import Plan
 from edgeformer.parity import rounds_to_int8
-from edgeformer.runtimes._protocol import FORMATS, Options, Runtime, get, names, require
+from edgeformer.runtimes._lookup import get, names, require
+from edgeformer.runtimes._protocol import FORMATS, Options, Runtime
 from edgeformer.spec import Model
 
 SLOW_REFERENCE = 50_000_000

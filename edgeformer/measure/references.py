@@ -11,7 +11,7 @@ from edgeformer.bundle import has_own_bits
 from edgeformer.measure.process import WorkerFailed, WorkerProcess
 from edgeformer.measure.row import Plan, Row
 from edgeformer.measure.settings import Settings
-from edgeformer.runtimes._protocol import get
+from edgeformer.runtimes._lookup import get
 
 JudgeKey = tuple[str, str, bool]
 

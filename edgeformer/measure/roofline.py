@@ -25,11 +25,10 @@ def measure_rates(threads: int, sizes: list[int]) -> dict[str, Any]:
     """Every device's rates, by the device's name; see the probes. Beside the sizes asked for, of a buffer no cache holds."""
     wanted = sorted({*sizes, LARGE})
     found = {}
-    for name in discover.names(PACKAGE):
-        module = discover.find(PACKAGE, name)
-        made = module.rates(threads, wanted) if module is not None else None
-        if made is not None:
-            found[name] = made
+    for name, module in discover.each(PACKAGE):
+        with discover.sparing(PACKAGE, name):
+            if (made := module.rates(threads, wanted)) is not None:
+                found[name] = made
     return found
 
 

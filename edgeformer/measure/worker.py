@@ -24,7 +24,8 @@ from edgeformer.measure.memory import peak_memory
 from edgeformer.measure.roofline import measure_rates
 from edgeformer.measure.timed import Round, decoder_round, encoder_round, served_round, warm_up
 from edgeformer.reference import Reference, continuation, reference_runtime
-from edgeformer.runtimes._protocol import Options, Session, require
+from edgeformer.runtimes._lookup import require
+from edgeformer.runtimes._protocol import Options, Session
 from edgeformer.trust import grant
 from edgeformer.weight_checks import check_weights as weight_check
 
