@@ -51,10 +51,17 @@ def mismatch(value: Any, hint: Any, at: str = "") -> str | None:
 def _of_fields(value: Any, hint: Any, at: str) -> str | None:
     if not isinstance(value, dict):
         return _says(value, hint, at)
-    if missing := sorted(hint.__required_keys__ - value.keys()):
+    # its own __required_keys__ is wrong where annotations are texts (`from __future__ import annotations`)
+    hints = typing.get_type_hints(hint, include_extras=True)
+    required = {k for k, h in hints.items() if _is_required(h, hint.__total__)}
+    if missing := sorted(required - value.keys()):
         return f"{_below(at, missing[0])} is missing"
-    hints = typing.get_type_hints(hint)
     return next((f for k, h in hints.items() if k in value and (f := mismatch(value[k], h, _below(at, k)))), None)
+
+
+def _is_required(hint: Any, total: bool) -> bool:
+    origin = typing.get_origin(hint)
+    return origin is Required or (total and origin is not NotRequired)
 
 
 def _below(at: str, key: Any) -> str:

@@ -14,19 +14,31 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from edgeformer.cache import cache_folder, lock_file, lock_of
 from edgeformer.errors import InputError
 from edgeformer.locks import Held, Lock
 from edgeformer.measure.row import Plan, Row
 from edgeformer.measure.settings import Settings
+from edgeformer.typed import mismatch
 
 KEPT = (
     "status", "error", "verdict", "checks", "reference", "load_s", "first", "discarded", "settled", "quality", "memory",
     "energy", "blocks", "versions", "facts", "flags", "processes", "measured",
 )  # fmt: skip
 """The fields of a row that an event `row` holds; rounds are events of their own."""
+
+
+class Event(TypedDict):
+    """A line. `at`: the shape's number, and the row's; the other keys go with the kind of event."""
+
+    event: Literal["run", "row", "round", "shape"]
+    run_id: NotRequired[str]
+    at: NotRequired[list[int]]
+    row: NotRequired[dict[str, Any]]
+    round: NotRequired[dict[str, Any]]
+    conditions: NotRequired[dict[str, Any]]
 
 
 def key_of(plans: list[Plan], settings: Settings, identity: dict[str, Any]) -> str:
@@ -141,6 +153,11 @@ class Journal:
 def _events(file: Path) -> Iterator[dict[str, Any]]:
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
-            yield json.loads(line)
-        except ValueError:
+            event = json.loads(line)
+        except (ValueError, RecursionError):
             return  # cut off
+        if mismatch(event, Event) is not None or (
+            event["event"] == "row" and not set(KEPT) <= event.get("row", {}).keys()
+        ):
+            return  # damaged: it and what follows is measured again
+        yield event

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.errors import InputError
+from edgeformer.quoting import MAX_VALUE, plain
 
 SCHEMA_VERSION = 2
 _INTEGERS = frozenset((
@@ -58,8 +59,10 @@ def read_records(file: str | Path) -> list[dict[str, Any]]:
     for n, row in enumerate(found, 1):
         try:
             record = _ours(row, path, n)
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as e:
-            raise InputError(f"{path}, record {n} is damaged: {type(e).__name__}: {e}") from e
+        except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
+            raise InputError(
+                f"{path}, record {n} is damaged: {type(e).__name__}: {plain(str(e), limit=MAX_VALUE)}"
+            ) from e
         _validate(record, path, n)
         made.append(record)
     return made
@@ -90,13 +93,15 @@ def _parse(text: str, path: Path) -> list[dict[str, Any]]:
 def _json(text: str, path: Path, line: int) -> Any:
     try:
         return json.loads(text, parse_constant=lambda _: None)
+    except RecursionError as e:
+        raise InputError(f"{path}, line {line} is nested too deep to be a record") from e
     except ValueError:
         pass
     # llama-bench prints what C++ prints: nan, -nan(ind), inf
     mended = re.sub(r"(?<=[:\[,])(\s*)-?(?:nan(?:\(\w+\))?|inf)(?=\s*[,\]}])", r"\1null", text)
     try:
         return json.loads(mended)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise InputError(
             f"{path}, line {line}: no JSON ({e}); if the file was cut off while it was written, remove that line"
         ) from e

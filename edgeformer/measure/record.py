@@ -265,5 +265,5 @@ def write_jsonl(records: list[dict[str, Any]], file: str | os.PathLike | None) -
 def _run_id(line: bytes) -> str | None:
     try:
         return json.loads(line).get("run_id")
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, RecursionError):
         return None  # not ours: it stays

@@ -32,7 +32,7 @@ def stored() -> dict[str, Any]:
     """Every choice there is: machine -> subject -> what was measured. Empty where nothing can be read."""
     try:
         data = json.loads(file().read_text())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return data if isinstance(data, dict) else {}
 
