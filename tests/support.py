@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -110,3 +114,17 @@ def record_errors(table: str, row: str, errors: dict[str, float]) -> None:
         file = Path(folder) / table / f"{row}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({"row": row, "errors": errors}))
+
+
+def refusal(*arguments: object, seconds: float = 10.0, megabytes: int = 500) -> str:
+    """The one error of a command that has to refuse what it is given; its time and memory, imports included, are bounded."""
+    before, start = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss, time.monotonic()
+    command = [sys.executable, "-P", "-m", "edgeformer", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=os.environ | {"RUST_BACKTRACE": "0"})
+    assert done.returncode == 2, (done.returncode, done.stdout[-500:], done.stderr[-2000:])
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr, done.stderr[-2000:]
+    assert time.monotonic() - start < seconds
+    after = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    assert after <= max(before, megabytes * 1024), f"{after / 1024:.0f} MB"
+    assert len(done.stderr) < 6000
+    return done.stderr

@@ -60,10 +60,8 @@ def _side_by_side(folder: Path, options: argparse.Namespace) -> int:
         for case, what in readers.compare(name, options.seed, count, folder):
             print(f"reader {name} {case}: {what[:300]}")
             wrong += 1
-        print(
-            f"{name}: {count:,} files beside the official reader in {time.perf_counter() - start:.0f} s, {readers.read[name]:,} read by both",
-            flush=True,
-        )
+        took, both = time.perf_counter() - start, readers.read[name]
+        print(f"{name}: {count:,} files beside the official reader in {took:.0f} s, {both:,} read by both", flush=True)
     return wrong
 
 
@@ -71,7 +69,7 @@ def _commands(folder: Path, options: argparse.Namespace) -> int:
     seeds = [s for s in build(folder / "corpus") if options.only in (None, s.name)]
     start, counts, wrong = time.perf_counter(), collections.Counter(), 0
     codes: collections.Counter[int] = collections.Counter()
-    times, memory = [], []
+    times, memory, refused = [], [], []
     case = options.seed if options.case is None else options.case
     while time.perf_counter() - start < options.seconds or options.case is not None:
         command, ended = _one(folder, seeds, case)
@@ -79,6 +77,8 @@ def _commands(folder: Path, options: argparse.Namespace) -> int:
         codes[ended.code] += 1
         times.append(ended.seconds)
         memory.append(ended.memory)
+        if ended.code == 2:
+            refused.append(ended.memory)
         if ended.wrong is not None or options.case is not None:
             print(f"case {case}: edgeformer {' '.join(command)}: {ended.wrong}", flush=True)
             print(
@@ -93,7 +93,10 @@ def _commands(folder: Path, options: argparse.Namespace) -> int:
         case += 1
     print(f"{sum(counts.values()):,} commands in {time.perf_counter() - start:.0f} s: {dict(counts.most_common())}")
     print(
-        f"exit codes {dict(codes)}; median {statistics.median(times):.2f} s, longest {max(times):.1f} s, most memory {max(memory) >> 20} MB; {wrong} wrong"
+        f"exit codes {dict(codes)}; median {statistics.median(times):.2f} s, longest {max(times):.1f} s; {wrong} wrong"
+    )
+    print(
+        f"memory above the start, at most {max(memory) >> 20} MB; of those refused {max(refused, default=0) >> 20} MB"
     )
     return wrong
 

@@ -27,97 +27,64 @@ class Seed:
     commands: tuple[str, ...]
 
 
-_READ = (
-    "inspect {}",
-    "spec {}",
-    "targets {} --json",
-    "advise {}",
-    "generate {} -p hello -n 3",
-    "generate {} --ids 5,6 -n 2",
-)
+_GENERATE = "generate {} --ids 5,6 -n 2"
+_VERIFY = "verify {} --against {m} --length 8 --gen 2"
+_READ = ("inspect {}", "spec {}", "targets {} --json", "advise {}", "generate {} -p hello -n 3", _GENERATE)
 _EXPORTS = ("export {} -o {o}", "export {} -o {o} --weights link", "export {} --to hf -o {o}", "quantize {} -o {o}")
-_MORE = (
-    "export {} --to gguf -o {o}",
-    "export {} --to mlx -o {o}",
-    "convert {} -o {o}",
+_TOKENS = (
+    "generate {} -p hello -n 2",
     "generate {} --chat -p hi -n 2",
-    "launches {}",
+    "export {} -o {o}",
+    "export {} --to gguf -o {o}",
 )
+_MORE = (*_TOKENS, "export {} --to mlx -o {o}", "convert {} -o {o}", "launches {}")
 
 
 def build(folder: Path) -> list[Seed]:
     """The corpus, below a folder."""
     model = _model(folder / "m")
-    seeds = [
-        Seed("config", model, ("config.json",), (*_READ, *_EXPORTS, *_MORE)),
-        Seed("safetensors", model, ("model.safetensors",), ("inspect {}", "generate {} --ids 5,6 -n 2", *_EXPORTS)),
-        Seed("tokenizer", model, ("tokenizer.json", "tokenizer_config.json"), ("generate {} -p hello -n 2", "export {} -o {o}", *_MORE)),
-        Seed("companions", model, ("generation_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json"),
-             ("generate {} -p hello -n 2", "generate {} --chat -p hi -n 2", "export {} -o {o}", "export {} --to gguf -o {o}")),
-    ]  # fmt: skip
-    seeds.append(
-        Seed(
-            "spec",
-            _spec(model, folder / "s"),
-            ("spec.json",),
-            (*_READ[:4], "export {} -o {o}", "new {o} --like {}/spec.json"),
-        )
-    )
-    seeds.append(Seed("adapter", _adapter(folder / "a"), ("adapter_config.json", "adapter_model.safetensors"),
-                      ("inspect {m}+{}", "generate {m}+{} --ids 5,6 -n 2", "export {m}+{} -o {o}", "inspect {}")))  # fmt: skip
+    spec, adapter = _spec(model, folder / "s"), _adapter(folder / "a")
     _edgeformer("export", model, "-o", folder / "x")
-    seeds.append(
-        Seed(
-            "onnx",
-            folder / "x",
-            ("model.onnx",),
-            ("verify {} --against {m} --length 8 --gen 2", "generate {} --ids 5,6 -n 2", "inspect {}"),
-        )
-    )
-    seeds.append(Seed("manifest", folder / "x", ("edgeformer.json",), ("verify {} --against {m} --length 8 --gen 2", "generate {} --ids 5,6 -n 2",
-                      "inspect {}", "export {m} -o {} ", "quality {} --against {m} --text {m}/../text.txt --tokens 16 --window 8")))  # fmt: skip
     _edgeformer("export", model, "-o", folder / "l", "--weights", "link")
-    seeds.append(
-        Seed(
-            "linked",
-            folder / "l",
-            ("edgeformer.json", "model.onnx"),
-            ("verify {} --against {m} --length 8 --gen 2", "inspect {}"),
-        )
-    )
     _edgeformer("quantize", model, "-o", folder / "q")
-    seeds.append(Seed("quantized", folder / "q", ("edgeformer.json", "model.safetensors", "spec.json"),
-                      ("inspect {}", "verify {} --against {m} --length 8 --gen 2", "export {} -o {o}", "generate {} --ids 5 -n 2")))  # fmt: skip
     _edgeformer("export", model, "--to", "gguf", "-o", folder / "g")
-    seeds.append(Seed("gguf", folder / "g", ("model.gguf",), ("inspect {}/model.gguf", "generate {}/model.gguf -p hello -n 2", "export {}/model.gguf -o {o}",
-                      "export {}/model.gguf --to hf -o {o}")))  # fmt: skip
     _edgeformer("export", model, "--to", "mlx", "-o", folder / "n")
-    seeds.append(
-        Seed(
-            "mlx",
-            folder / "n",
-            ("config.json", "model.safetensors", "edgeformer.json"),
-            ("inspect {}", "generate {} --ids 5 -n 2", "export {} -o {o}"),
-        )
+    records = folder / "r"
+    records.mkdir()
+    small = ("--rounds", "2", "--prompt", "4", "--gen", "2", "--no-roofline")
+    _edgeformer("bench", folder / "x", *small, "--json", records / "rows.jsonl")
+    said = "generation_config.json", "chat_template.jinja", "special_tokens_map.json", "added_tokens.json"
+    read_spec = (*_READ[:4], "export {} -o {o}", "new {o} --like {}/spec.json")
+    quality = "quality {} --against {m} --text {m}/../text.txt --tokens 16 --window 8"
+    gguf = tuple(
+        command.replace("{}", "{}/model.gguf") for command in ("inspect {}", *_TOKENS, "export {} --to hf -o {o}")
     )
-    results = folder / "r"
-    results.mkdir()
-    _edgeformer(
-        "bench",
-        folder / "x",
-        "--rounds",
-        "2",
-        "--prompt",
-        "4",
-        "--gen",
-        "2",
-        "--json",
-        results / "rows.jsonl",
-        "--no-roofline",
+    adapted = _adapted("inspect {}", _GENERATE, *_EXPORTS)
+    reports = tuple(
+        f"report {{}}/rows.jsonl{more}" for more in ("", " -o {o}.html", " --format csv", " --format llama-bench")
     )
-    seeds.append(Seed("records", results, ("rows.jsonl",), ("report {}/rows.jsonl", "report {}/rows.jsonl -o {o}.html", "report {}/rows.jsonl --format csv",
-                      "report {}/rows.jsonl --format llama-bench")))  # fmt: skip
-    return seeds
+    return [
+        Seed("config", model, ("config.json",), (*_READ, *_EXPORTS, *_MORE)),
+        Seed("safetensors", model, ("model.safetensors",), ("inspect {}", _GENERATE, *_EXPORTS)),
+        Seed("tokenizer", model, ("tokenizer.json", "tokenizer_config.json"), _MORE),
+        Seed("companions", model, said, _TOKENS),
+        Seed("spec", spec, ("spec.json",), read_spec),
+        Seed("adapter", adapter, ("adapter_config.json", "adapter_model.safetensors"), adapted),
+        Seed("onnx", folder / "x", ("model.onnx",), (_VERIFY, _GENERATE, "inspect {}")),
+        Seed("manifest", folder / "x", ("edgeformer.json",), (_VERIFY, _GENERATE, "inspect {}", "export {m} -o {} ", quality)),
+        Seed("linked", folder / "l", ("edgeformer.json", "model.onnx"), (_VERIFY, "inspect {}")),
+        Seed("quantized", folder / "q", ("edgeformer.json", "model.safetensors", "spec.json"),
+             ("inspect {}", _VERIFY, _GENERATE, "export {} -o {o}")),
+        Seed("gguf", folder / "g", ("model.gguf",), gguf),
+        Seed("mlx", folder / "n", ("config.json", "model.safetensors", "edgeformer.json"),
+             ("inspect {}", _GENERATE, "export {} -o {o}")),
+        Seed("records", records, ("rows.jsonl",), reports),
+    ]  # fmt: skip
+
+
+def _adapted(*commands: str) -> tuple[str, ...]:
+    """Commands on the sound model with the damaged adapter, and on the adapter alone."""
+    return (*(command.replace("{}", "{m}+{}") for command in commands), "inspect {}")
 
 
 def _edgeformer(*arguments: object) -> None:
@@ -132,8 +99,8 @@ def _model(folder: Path) -> Path:
     """A Llama of 60,000 parameters with the tokenizer of `stdlib-5m`."""
     folder.mkdir(parents=True)
     config = json.loads((STDLIB / "config.json").read_text())
-    config |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "intermediate_size": 64,
-               "head_dim": 16, "max_position_embeddings": 64, "tie_word_embeddings": True}  # fmt: skip
+    config |= {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    config |= {"intermediate_size": 64, "head_dim": 16, "max_position_embeddings": 64, "tie_word_embeddings": True}
     config.pop("rope_parameters", None)
     config["rope_theta"] = 10_000.0
     config["rope_scaling"] = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
@@ -167,8 +134,19 @@ def _spec(model: Path, folder: Path) -> Path:
 
 def _adapter(folder: Path) -> Path:
     folder.mkdir()
-    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj"], "base_model_name_or_path": "owner/name", "rank_pattern": {},
-              "alpha_pattern": {"layers.1.self_attn.q_proj": 4}, "task_type": "CAUSAL_LM", "bias": "none"}  # fmt: skip
+    config = {
+        "peft_type": "LORA",
+        "r": 4,
+        "lora_alpha": 8,
+        "target_modules": ["q_proj"],
+        "base_model_name_or_path": "owner/name",
+    }
+    config |= {
+        "rank_pattern": {},
+        "alpha_pattern": {"layers.1.self_attn.q_proj": 4},
+        "task_type": "CAUSAL_LM",
+        "bias": "none",
+    }
     (folder / "adapter_config.json").write_text(json.dumps(config))
     name = "base_model.model.model.layers.{}.self_attn.q_proj.lora_{}.weight"
     _write(

@@ -8,11 +8,12 @@ import random
 from typing import Any
 
 HOSTILE: tuple[Any, ...] = (
-    None, True, False, 0, 1, -1, 2, 3, 7, 64, 127, 255, 256, 1000, 65537, 2**31 - 1, 2**31, 2**32, 2**40, 2**53, 2**63, 2**64, 10**30,
-    -(2**63), 0.0, -0.0, 0.5, 1e-300, 1e300, float("nan"), float("inf"), float("-inf"), "", "a", "0", "true", "\x00", "\x1b]0;owned\x07",
-    "\x1b[2J", "[red]text[/red]", "[/]", "../../etc/passwd", "/etc/passwd", "C:\\x", "a" * 300, "é", "\ud800", "😀", "{{ 1 }}",
-    "{% for i in range(10**9) %}{% endfor %}", "(a+)+$", "(" * 200, "(.*.*)*=", "%s", "\n", "\r", "\u202e", [], {}, [[]], [{}], {"": None},
-    [1], ["a"], {"a": 1}, [None] * 3, [2**40], {"kind": "decoder"}, {"repeat": 2**40, "of": {"kind": "identity_norm"}},
+    None, True, False, 0, 1, -1, 2, 3, 7, 64, 127, 255, 256, 1000, 65537, 2**31 - 1, 2**31, 2**32, 2**40, 2**53, 2**63, 2**64,
+    10**30, -(2**63), 0.0, -0.0, 0.5, 1e-300, 1e300, float("nan"), float("inf"), float("-inf"), "", "a", "0", "true", "\x00",
+    "\x1b]0;owned\x07", "\x1b[2J", "[red]text[/red]", "[/]", "../../etc/passwd", "/etc/passwd", "C:\\x", "a" * 300, "é",
+    "\ud800", "😀", "{{ 1 }}", "{% for i in range(10**9) %}{% endfor %}", "(a+)+$", "(" * 200, "(.*.*)*=", "%s", "\n", "\r", "\u202e",
+    [], {}, [[]], [{}], {"": None}, [1], ["a"], {"a": 1}, [None] * 3, [2**40], {"kind": "decoder"},
+    {"repeat": 2**40, "of": {"kind": "identity_norm"}},
 )  # fmt: skip
 """Values that some reader may take for something else: limits of integers, escape sequences, markup, patterns, paths."""
 

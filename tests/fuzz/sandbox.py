@@ -125,8 +125,9 @@ def _become(arguments: list[str], work: Path, out: Path, err: Path) -> None:
     try:
         os.setsid()
         os.chdir(work)
-        os.environ |= {"HOME": str(work / "home"), "TMPDIR": str(work / "tmp"), "EDGEFORMER_CACHE": str(work / "cache"), "HF_HUB_OFFLINE": "1",
-                       "COLUMNS": "80", "RUST_BACKTRACE": "0"}  # fmt: skip
+        places = {"HOME": "home", "TMPDIR": "tmp", "EDGEFORMER_CACHE": "cache"}
+        os.environ |= {name: str(work / folder) for name, folder in places.items()}
+        os.environ |= {"HF_HUB_OFFLINE": "1", "COLUMNS": "80", "RUST_BACKTRACE": "0"}
         for descriptor, file in ((1, out), (2, err)):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
