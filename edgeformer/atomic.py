@@ -176,8 +176,7 @@ def replace_file(file: Path, content: bytes) -> None:
     file = Path(os.path.realpath(file))
     start = f".{file.name[:100]}."
     _sweep_files(file.parent, start)
-    partial = file.with_name(f"{start}{secrets.token_hex(4)}{PARTIAL}")
-    lock = Lock(partial, timeout=0, optional=True)  # makes the file
+    partial, lock = _new_partial(file, start)
     try:
         with partial.open("wb") as stream:
             stream.write(content)
@@ -193,6 +192,14 @@ def replace_file(file: Path, content: bytes) -> None:
     finally:
         lock.release()
     sync_folder(file.parent)
+
+
+def _new_partial(file: Path, start: str) -> tuple[Path, Lock]:
+    """A new file beside another, locked. Whoever sweeps may have locked it between its making and that: then another."""
+    while True:
+        partial = file.with_name(f"{start}{secrets.token_hex(4)}{PARTIAL}")
+        with contextlib.suppress(Held):
+            return partial, Lock(partial, timeout=0, optional=True)
 
 
 def write_output(file: str | os.PathLike, text: str, *, folders: bool = False) -> None:

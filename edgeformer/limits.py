@@ -4,5 +4,7 @@ MAX_SIZE = 2**24
 """Of one size: a vocabulary, a width, a context. The largest published is a context of 10,485,760 (Llama 4 Scout)."""
 MAX_LAYERS = 4096
 """Blocks of a stack; the deepest published has 1,000 (DeepNet)."""
+MAX_CONSTANT = 2**27
+"""Numbers in a table that is computed from a spec, not stored: positions times channels."""
 MAX_NODES = 100_000
 """Nodes of a spec with all repetitions written out; the deepest published models have some thousands."""

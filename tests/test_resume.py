@@ -8,7 +8,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
+import numpy as np
 import psutil
 import pytest
 from support import STDLIB
@@ -270,3 +272,53 @@ def test_workers_end_with_their_parent(how, tmp_path):
     (left,) = tmp_path.glob("edgeformer-*")
     subprocess.run(BENCH, capture_output=True, env=environment, check=True)
     assert not left.exists() and not list(tmp_path.glob("edgeformer-*"))
+
+
+def test_a_worker_in_a_long_call_ends_with_its_parent(tmp_path):
+    """Also where `sh` is dash, whose `kill` takes other arguments; the worker itself notices nothing during a call."""
+    code = (
+        "import sys; from edgeformer.measure.process import WorkerProcess\n"
+        "worker = WorkerProcess(1); print(worker.pid, flush=True)\n"
+        "worker.ask('rates', 120, 120, threads=1, sizes=[10**9] * 5)\n"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = psutil.Process(int(parent.stdout.readline()))
+    until = time.monotonic() + 30
+    while worker.cpu_times().user < 2.0 and time.monotonic() < until:  # its imports are over, and it measures
+        time.sleep(0.05)
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    _, alive = psutil.wait_procs([worker], timeout=1.5)
+    assert not alive
+
+
+def test_a_finished_output_is_not_written_to_by_the_next_run(tmp_path):
+    """A run that was killed between its success and its cleaning leaves a file with two names; another format comes next."""
+    from edgeformer.quantize.partial import PartialFile
+
+    entries = {"a": (np.dtype(np.uint8), (4,))}
+    first = PartialFile(tmp_path / "scratch", entries, "q4")
+    first.write({"a": np.arange(4, dtype=np.uint8)})
+    os.link(first.file, tmp_path / "output")
+    before = (tmp_path / "output").read_bytes()
+    for identity in ("q8", "q4"):
+        again = PartialFile(tmp_path / "scratch", entries, identity)
+        again.write({"a": np.zeros(4, np.uint8)})
+        assert (tmp_path / "output").read_bytes() == before
+
+
+def test_a_line_that_was_cut_is_written_again(tmp_path):
+    from edgeformer.quantize.partial import JOURNAL, PartialFile
+
+    entries = {name: (np.dtype(np.uint8), (1,)) for name in ("first", "second", "third")}
+    begun = PartialFile(tmp_path, entries, "q4")
+    begun.write({"first": np.ones(1, np.uint8)})
+    begun.write({"second": np.ones(1, np.uint8)})
+    journal = (tmp_path / JOURNAL).read_bytes()
+    (tmp_path / JOURNAL).write_bytes(journal[:-3])
+    again = PartialFile(tmp_path, entries, "q4")
+    assert again.done == {"first"}
+    again.write({"second": np.ones(1, np.uint8), "third": np.ones(1, np.uint8)})
+    assert again.complete() == entries.keys()

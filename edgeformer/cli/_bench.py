@@ -258,16 +258,21 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
 def _rates(settings: Any, made: list[dict[str, Any]]) -> dict[str, Any]:
     """What the machine can do, measured by a process of its own; nothing if that fails."""
     from edgeformer.measure.process import WorkerFailed, WorkerProcess
+    from edgeformer.scratch import temporary_folder
 
     sizes = sorted({r["weight_bytes"] for r in made if r["weight_bytes"]})
-    worker = WorkerProcess(settings.threads)
-    try:
-        return worker.ask("rates", 120, 120, threads=settings.threads, sizes=sizes)
-    except WorkerFailed as e:
-        notes([f"no roofline: {e}"])
-        return {}
-    finally:
-        worker.close()
+    with temporary_folder() as scratch:
+        worker = WorkerProcess(settings.threads, scratch)
+        try:
+            return worker.ask("rates", 120, 120, threads=settings.threads, sizes=sizes)
+        except WorkerFailed as e:
+            notes([f"no roofline: {e}"])
+        except KeyboardInterrupt:  # what was measured before is whole: it is shown, and written
+            worker.close(kill=True)
+            notes(["no roofline: interrupted"])
+        finally:
+            worker.close()
+    return {}
 
 
 def _show(run: Any, spec: Any, settings: Any, facts: dict[str, Any], options: dict[str, Any]) -> None:

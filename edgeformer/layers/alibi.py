@@ -25,6 +25,7 @@ class Alibi(Layer):
 
     def __post_init__(self) -> None:
         self.require_positive("heads", "max_bias")
+        self.require(self.heads <= 2**16, f"heads must be at most {2**16:,}, got {self.heads:,}")
 
     def slopes(self) -> np.ndarray:
         """float32 [heads]."""

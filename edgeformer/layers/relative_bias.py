@@ -31,6 +31,7 @@ class RelativeBias(Layer):
         self.require(
             self.buckets % 2 == 0 or not self.bidirectional, f"buckets ({self.buckets}) must be even for two directions"
         )
+        self.require(self.furthest <= 2**20, f"furthest must be at most {2**20:,}, got {self.furthest:,}")
         least = 4 if self.bidirectional else 2
         self.require(self.buckets >= least, f"buckets must be at least {least}, got {self.buckets}")
         self.require(

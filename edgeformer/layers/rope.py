@@ -7,8 +7,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from edgeformer.limits import MAX_CONSTANT
 from edgeformer.ops import Rotary
 from edgeformer.spec import Const, Declaration, Layer, Node, layers
+
+_ROWS = 65_536
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +89,18 @@ class Rope(Layer):
         """
         if self.scaling is not None and self.scaling.per_length:
             return None
-        angles = (np.arange(length, dtype=np.float32)[:, None] * self.frequencies()).astype(np.float64)
-        cos, sin = np.cos(angles) * self.magnitude(), np.sin(angles) * self.magnitude()
-        return cos.astype(np.float32), sin.astype(np.float32)
+        frequencies = self.frequencies()
+        self.require(
+            length * len(frequencies) <= MAX_CONSTANT,
+            f"a table of {length:,} positions × {len(frequencies):,} angles is too large; export with --context N",
+        )
+        cos, sin = (np.empty((length, len(frequencies)), np.float32) for _ in range(2))
+        for start in range(0, length, _ROWS):  # what is computed in float64 is never more than a piece
+            rows = slice(start, min(start + _ROWS, length))
+            positions = np.arange(rows.start, rows.stop).astype(np.float32)
+            angles = (positions[:, None] * frequencies).astype(np.float64)
+            cos[rows], sin[rows] = np.cos(angles) * self.magnitude(), np.sin(angles) * self.magnitude()
+        return cos, sin
 
     def params(self, width: int) -> dict[str, Declaration]:
         return {"frequencies": Const(self.frequencies)}

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from edgeformer.limits import MAX_CONSTANT
 from edgeformer.spec import Const, Declaration, Layer
 
 
@@ -28,6 +29,7 @@ class Sinusoidal(Layer):
     def table(self, width: int) -> np.ndarray:
         """float32 [count, width]."""
         self.require(width % 2 == 0, f"the width must be even, got {width}")
+        self.require(self.count * width <= MAX_CONSTANT, f"a table of {self.count:,} × {width:,} numbers is too large")
         angles = np.arange(self.count)[:, None] / 10_000 ** (2 * np.arange(width // 2) / width)
         pair = np.stack([np.sin(angles), np.cos(angles)], -1 if self.interleaved else 1)
         return pair.reshape(self.count, width).astype(np.float32)

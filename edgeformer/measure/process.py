@@ -47,7 +47,7 @@ class _Guard:
         if shutil.which("sh") is None:  # Windows
             return
         self._process = subprocess.Popen(
-            ["sh", "-c", 'read -r _; kill -KILL -- "-$0"', str(worker)],
+            ["sh", "-c", 'read -r _; kill -s KILL -- "-$0"', str(worker)],  # dash takes no -KILL before a group
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

@@ -48,6 +48,8 @@ def records(
     for result in run.shapes:
         places = ranks(result.rows, result.noise)
         for row in result.rows:
+            if run.interrupted and row.status == "ok" and not row.rounds:
+                continue  # nothing was measured of it
             tests = [True] + ([False] if result.shape.gen else [])
             for prefill in tests:
                 record = _record(row, spec, machine, name, prefill, rates or {})

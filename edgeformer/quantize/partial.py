@@ -35,14 +35,27 @@ class PartialFile:
         self.file, self._journal, self.entries = folder / WEIGHTS, folder / JOURNAL, entries
         header, self.offsets = _header(entries)
         self._identity = identity
-        self.done = self._resumed(identity) if self.file.exists() else set()
+        # a file with a second name is the weights of an output that was finished: never to be written to
+        mine = self.file.is_file() and self.file.stat().st_nlink == 1
+        self.done = self._resumed(identity) if mine else set()
         if not self.done:
-            self._journal.write_text(identity + "\n")
+            self.file.unlink(missing_ok=True)
             self.file.write_bytes(header)
+            self._append(identity, "wb")
 
     def _resumed(self, identity: str) -> set[str]:
-        lines = self._journal.read_text().split("\n")[:-1] if self._journal.exists() else []
+        data = self._journal.read_bytes() if self._journal.exists() else b""
+        whole = data[: data.rfind(b"\n") + 1]
+        if whole != data:  # a last line that was not written to its end
+            self._journal.write_bytes(whole)
+        lines = whole.decode("utf-8", "replace").split("\n")[:-1]
         return set(lines[1:]) if lines and lines[0] == identity else set()
+
+    def _append(self, line: str, mode: str = "ab") -> None:
+        with self._journal.open(mode) as journal:
+            journal.write(line.encode() + b"\n")
+            journal.flush()
+            os.fsync(journal.fileno())
 
     def write(self, tensors: dict[str, np.ndarray]) -> None:
         """Put tensors in their places; they are complete once this returns, whatever happens afterwards."""
@@ -55,8 +68,7 @@ class PartialFile:
                 f.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
             f.flush()
             os.fsync(f.fileno())
-        with self._journal.open("a") as journal:
-            journal.writelines(name + "\n" for name in tensors)
+        self._append("\n".join(tensors))
         self.done |= tensors.keys()
 
     def complete(self) -> set[str]:

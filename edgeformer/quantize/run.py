@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 
 import edgeformer
@@ -26,6 +25,7 @@ from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import CheckpointError, ExportError, InputError
 from edgeformer.export.artefact import source_files, write_surroundings, writing_from
 from edgeformer.formats import QUANTIZED, SCALES, Format, widest
+from edgeformer.locks import Held, Lock
 from edgeformer.quantize.calibration import require_torch
 from edgeformer.quantize.job import Job, Method, Quantized
 from edgeformer.quantize.partial import WEIGHTS, PartialFile
@@ -138,23 +138,22 @@ def _scratch(output: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise ExportError(f"can't write {folder}: {e.strerror}") from e
-    lock = filelock.FileLock(folder / "lock")
     try:
-        lock.acquire(blocking=False)
-    except filelock.Timeout:
+        lock = Lock(folder / "lock", timeout=0)
+    except OSError as e:
+        raise ExportError(f"can't write {folder}: {e.strerror}") from e
+    except Held:
         raise InputError(
             f"another run is quantizing to {output} right now; wait for it, or choose another folder"
         ) from None
     try:
         yield folder
     except CheckpointError:
-        lock.release()
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)  # while it is locked: another run may wait for it
         raise
     except OSError as e:
         raise ExportError(f"can't write {output}: {e.strerror or e}. Run the same command again to go on") from e
     else:
-        lock.release()
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         lock.release()
