@@ -274,6 +274,13 @@ def test_workers_end_with_their_parent(how, tmp_path):
     assert not left.exists() and not list(tmp_path.glob("edgeformer-*"))
 
 
+def _runs(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def test_a_worker_in_a_long_call_ends_with_its_parent(tmp_path):
     """Also where `sh` is dash, whose `kill` takes other arguments; the worker itself notices nothing during a call."""
     code = (
@@ -290,8 +297,10 @@ def test_a_worker_in_a_long_call_ends_with_its_parent(tmp_path):
     parent.kill()
     parent.wait()
     parent.stdout.close()
-    _, alive = psutil.wait_procs([worker], timeout=1.5)
-    assert not alive
+    until = time.monotonic() + 1.5  # nobody may have waited for it yet: what counts is that it runs no more
+    while _runs(worker):
+        assert time.monotonic() < until
+        time.sleep(0.05)
 
 
 def test_a_finished_output_is_not_written_to_by_the_next_run(tmp_path):
