@@ -14,8 +14,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-SECONDS, MEGABYTES = 40.0, 300
-"""After which a command hangs; above what it starts with, what refusing a file may take."""
+SECONDS, MEGABYTES, MOST = 40.0, 300, 1500
+"""After which a command hangs; above what it starts with, what refusing a file may take, and what any of these models may."""
 CODES = (0, 1, 2)
 
 
@@ -85,8 +85,8 @@ def run(arguments: list[str], work: Path, watched: Path) -> Ended:
         wrong = "an escape sequence"
     elif len(remarks) > 20_000 or max(map(len, remarks.split(b"\n"))) > 6000:
         wrong = f"{len(remarks)} bytes of messages"
-    elif memory > MEGABYTES * 2**20 and code == 2:
-        wrong = f"{memory >> 20} MB to refuse it"
+    elif memory > (MEGABYTES if code == 2 else MOST) * 2**20:
+        wrong = f"{memory >> 20} MB"
     elif state(watched) != before:
         wrong = "it changed its input"
     elif (left := names(work) - outside - {"o", "o.html", "o.json", "cache", "tmp", "home"}) or (
