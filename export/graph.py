@@ -8,6 +8,7 @@ Names follow Hugging Face Optimum and transformers.js: `input_ids attention_mask
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,7 +25,7 @@ from edgeformer.export.handles import Initializers, LayerHandle
 from edgeformer.export.storage import Storage
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.layers.rope import Rope
-from edgeformer.spec import Model, layers
+from edgeformer.spec import Model, layers, tensors
 from edgeformer.step import begin
 
 INT8 = ir.DataType.INT8
@@ -282,9 +283,18 @@ def _cache_sizes(spec: Model) -> dict[tuple[str, str], tuple[int, int]]:
     return {(path, name): size for path, layer, _ in layers(spec) for name, size in layer.cache().items()}
 
 
+_TABLE = 2**25
+"""Numbers in a rotary table that no model is too small for: 128 MB."""
+
+
 def _tables(ops: FunctionOps, weights: Initializers, spec: Model, context: int) -> None:
     """cos and sin tables of every rotary scheme whose angles don't depend on the length."""
+    largest = max(2 * sum(math.prod(shape) for shape in tensors(spec).values()), _TABLE)
     for i, rope in enumerate(dict.fromkeys(n for _, n, _ in layers(spec) if isinstance(n, Rope))):
+        if context * rope.dim > largest:
+            raise ExportError(
+                f"the rotary tables of {context:,} positions would be larger than twice the model; export with --context N"
+            )
         if (table := rope.table(context)) is not None:
             dtype = ops.compute.numpy()
             cos, sin = (

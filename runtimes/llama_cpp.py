@@ -19,8 +19,6 @@ from edgeformer.export.gguf import MODEL_FILE
 from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._protocol import Options, Session
 from edgeformer.runtimes._text import ToolText
-from edgeformer.serialization import from_json
-from edgeformer.spec import Model
 
 _F32, _F16 = 0, 1  # ggml_type
 
@@ -49,9 +47,7 @@ class LlamaSession(Session):
         import llama_cpp
 
         manifest = bundle.opened(folder)
-        spec = from_json(manifest["spec"])
-        assert isinstance(spec, Model)
-        super().__init__(spec, options)
+        super().__init__(bundle.read_spec(folder), options)
         self.manifest = manifest
         self.llama: Any = llama_cpp
         _keep_log(llama_cpp)

@@ -71,7 +71,7 @@ class OnnxSession(Session):
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.past = [n for n in self.inputs if n.startswith("past_key_values.")]
         # others take the buffers over to their device, where past and present are two
-        self.shared = manifest["cache"] == "shared" and provider in (CPU, "CUDAExecutionProvider")
+        self.shared = manifest.get("cache") == "shared" and provider in (CPU, "CUDAExecutionProvider")
         self.value = onnxruntime.OrtValue.ortvalue_from_numpy
         if self.past:
             self.keep = {n: self.value(np.array([n], np.int64)) for n in (0, 1)}

@@ -13,7 +13,8 @@ from edgeformer import mac  # noqa: E402
 from edgeformer.backends import metal  # noqa: E402
 from edgeformer.backends.metal._kernel import FLOATS  # noqa: E402
 from edgeformer.checkpoint import load  # noqa: E402
-from edgeformer.runtimes._protocol import Options, require  # noqa: E402
+from edgeformer.runtimes._lookup import require  # noqa: E402
+from edgeformer.runtimes._protocol import Options  # noqa: E402
 from edgeformer.sampling import Sampling  # noqa: E402
 
 pytestmark = [

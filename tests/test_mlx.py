@@ -27,7 +27,8 @@ from edgeformer.checkpoint import load  # noqa: E402
 from edgeformer.errors import InputError  # noqa: E402
 from edgeformer.layers.rope import Rope  # noqa: E402
 from edgeformer.layers.rope_llama3 import Llama3Scaling  # noqa: E402
-from edgeformer.runtimes._protocol import Options, require  # noqa: E402
+from edgeformer.runtimes._lookup import require  # noqa: E402
+from edgeformer.runtimes._protocol import Options  # noqa: E402
 from edgeformer.sampling import Sampling, choose  # noqa: E402
 from edgeformer.saving import save  # noqa: E402
 from edgeformer.spec import tensors  # noqa: E402

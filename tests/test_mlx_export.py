@@ -27,7 +27,8 @@ from edgeformer.export.mlx import export_mlx, stock_config  # noqa: E402
 from edgeformer.export.onnx import export_onnx  # noqa: E402
 from edgeformer.layers.decoder import Decoder  # noqa: E402
 from edgeformer.parity import verify  # noqa: E402
-from edgeformer.runtimes._protocol import Options, require  # noqa: E402
+from edgeformer.runtimes._lookup import require  # noqa: E402
+from edgeformer.runtimes._protocol import Options  # noqa: E402
 from edgeformer.serialization import digest  # noqa: E402
 from edgeformer.weight_checks import check_affine  # noqa: E402
 

@@ -25,7 +25,8 @@ from edgeformer.checkpoint import load  # noqa: E402
 from edgeformer.errors import InputError, RuntimeUnavailable  # noqa: E402
 from edgeformer.export.mlx import stock_config  # noqa: E402
 from edgeformer.measure.race import race  # noqa: E402
-from edgeformer.runtimes._protocol import Options, require  # noqa: E402
+from edgeformer.runtimes._lookup import require  # noqa: E402
+from edgeformer.runtimes._protocol import Options  # noqa: E402
 
 
 def edgeformer(*arguments, code=0):

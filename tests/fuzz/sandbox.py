@@ -79,7 +79,7 @@ def run(arguments: list[str], work: Path, watched: Path) -> Ended:
         wrong = f"exit code {code}"
     elif b"Traceback" in remarks or b"panicked" in remarks or b"Traceback" in said:
         wrong = "a traceback"
-    elif code == 2 and remarks.count(b"error: ") + remarks.count(b"Error: ") != 1:
+    elif code == 2 and sum(line.startswith((b"error: ", b"Error: ")) for line in remarks.split(b"\n")) != 1:
         wrong = "not one error"
     elif b"\x1b" in remarks or b"\x1b" in said:
         wrong = "an escape sequence"
@@ -91,7 +91,7 @@ def run(arguments: list[str], work: Path, watched: Path) -> Ended:
         wrong = "it changed its input"
     elif (left := names(work) - outside - {"o", "o.html", "o.json", "cache", "tmp", "home"}) or (
         left := {n for d in ("tmp", "home") for n in names(work / d)}
-        - {n for n in names(work / "tmp") if n.startswith("torchinductor_")}
+        - {n for n in names(work / "tmp") if n.startswith(("torchinductor_", "mlx"))}
     ):
         wrong = f"it left {sorted(left)}"
     elif with_group:
