@@ -58,7 +58,7 @@ class LlamaSession(Session):
             raise RuntimeUnavailable(
                 "this build of llama.cpp has no GPU back end; leave out :gpu, or build it with one"
             )
-        settings.n_gpu_layers = spec.depth() + 1 if self.gpu else 0
+        settings.n_gpu_layers = self.spec.depth() + 1 if self.gpu else 0
         self.model = llama_cpp.llama_model_load_from_file(str(folder / MODEL_FILE).encode(), settings)
         if not self.model:
             raise ArtefactError(f"llama.cpp can't load {folder / MODEL_FILE}: {'; '.join(_errors[:2])}")
