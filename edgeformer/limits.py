@@ -2,6 +2,8 @@
 
 MAX_SIZE = 2**24
 """Of one size: a vocabulary, a width, a context. The largest published is a context of 10,485,760 (Llama 4 Scout)."""
+MAX_ROUNDS, MAX_THREADS, MAX_BATCH = 100_000, 1024, 4096
+"""Of a measurement: its rounds, the threads of a runtime, sequences or clients at once."""
 MAX_LAYERS = 4096
 """Blocks of a stack; the deepest published has 1,000 (DeepNet)."""
 MAX_CONSTANT = 2**27

@@ -25,8 +25,14 @@ def shown(value: Any) -> str:
 def listed(items: Iterable[str], limit: int = MAX_ITEMS) -> str:
     """Names, with commas; of more than 20 the first, and how many there are."""
     every = list(items)
-    cut = [name if len(name) <= MAX_VALUE else name[: MAX_VALUE - 3] + "..." for name in every[:limit]]
+    named = map(inline, every[:limit])
+    cut = [name if len(name) <= MAX_VALUE else name[: MAX_VALUE - 3] + "..." for name in named]
     return ", ".join(cut) + (f", ... ({len(every):,} in all)" if len(every) > limit else "")
+
+
+def inline(name: str) -> str:
+    """A name on one line: line breaks are escapes, too, so that none begins what looks like another message."""
+    return plain(name).replace("\n", "\\n")
 
 
 def plain(text: str, *, limit: int | None = None) -> str:

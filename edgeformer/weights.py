@@ -17,6 +17,7 @@ import numpy as np
 from edgeformer.digests import file_digest
 from edgeformer.errors import CheckpointError
 from edgeformer.parts import Cut, Part, Stack, numbered, stacked
+from edgeformer.quoting import MAX_VALUE, inline
 from edgeformer.safetensors_file import StoredTensor
 from edgeformer.spec import Model, tensors
 
@@ -188,7 +189,8 @@ def bind(
         reason = next((why for pattern, why in (ignored or {}).items() if re.search(pattern, name)), None)
         (unused if reason is None else notes.setdefault(reason, [])).append(name)
     problems = [
-        f"{len(items)} {what}:\n    " + "\n    ".join(items[:12] + (["..."] if len(items) > 12 else []))
+        f"{len(items):,} {what}:\n    "
+        + "\n    ".join([*map(_line, items[:12]), *(["..."] if len(items) > 12 else [])])
         for what, items in (
             ("tensors are missing", missing),
             ("tensors are not used by the spec", unused),
@@ -198,7 +200,11 @@ def bind(
     ]
     if problems:
         raise CheckpointError(f"{where} does not fit the spec.\n  " + "\n  ".join(problems))
-    return Weights(sources), [f"left aside {len(v)} tensors ({v[0]}, ...): {k}" for k, v in notes.items() if k]
+    return Weights(sources), [f"left aside {len(v)} tensors ({_line(v[0])}, ...): {k}" for k, v in notes.items() if k]
+
+
+def _line(text: str) -> str:
+    return inline(text if len(text) <= MAX_VALUE else f"{text[:MAX_VALUE]}...")
 
 
 def _equal(a: StoredTensor, b: StoredTensor) -> bool:

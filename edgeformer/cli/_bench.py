@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from edgeformer.cli._common import (
+    ROUNDS,
+    SEED,
     allow_nonfinite,
     allow_unread,
     default_threads,
@@ -22,16 +24,20 @@ from edgeformer.cli._common import (
     threads_option,
     trust_code,
 )
-from edgeformer.quoting import plain
+from edgeformer.limits import MAX_BATCH, MAX_SIZE
+from edgeformer.quoting import plain, shown
+
+MOST_SHAPES = 100
+"""Numbers in one of these lists: each is rows of its own."""
 
 
 class Sizes(click.ParamType):
-    """Integers separated by commas, none below `least`."""
+    """Integers separated by commas, none below `least` or above `most`."""
 
     name = "n[,n...]"
 
-    def __init__(self, least: int = 1):
-        self.least = least
+    def __init__(self, least: int = 1, most: int = MAX_SIZE):
+        self.least, self.most = least, most
 
     def convert(self, value: Any, param: Any, ctx: Any) -> tuple[int, ...]:
         """The integers."""
@@ -39,19 +45,20 @@ class Sizes(click.ParamType):
             sizes = tuple(int(v) for v in str(value).split(",")) if not isinstance(value, tuple) else value
         except ValueError:
             sizes = ()
+        if sizes and (max(sizes) > self.most or len(sizes) > MOST_SHAPES):
+            self.fail(f"at most {MOST_SHAPES} numbers of at most {self.most:,} are taken", param, ctx)
         if not sizes or min(sizes) < self.least:
             kind = "positive integers" if self.least else "integers, zero or more,"
-            self.fail(f"{value!r} is not a list of {kind} such as {self.least} or {self.least},8", param, ctx)
+            self.fail(f"{shown(value)} is not a list of {kind} such as {self.least} or {self.least},8", param, ctx)
         return tuple(dict.fromkeys(sizes))
 
 
-def _sizes(name: str, key: str, default: str, help: str, least: int = 1) -> Callable:
-    return click.option(name, key, type=Sizes(least), default=default, show_default=True, help=help)
+def _sizes(name: str, key: str, default: str, help: str, least: int = 1, most: int = MAX_SIZE) -> Callable:
+    return click.option(name, key, type=Sizes(least, most), default=default, show_default=True, help=help)
 
 
 def bench_options(function: Callable) -> Callable:
     """The options of a measurement."""
-    positive = click.IntRange(min=1)
     for option in reversed(
         [
             click.option(
@@ -64,9 +71,9 @@ def bench_options(function: Callable) -> Callable:
             _sizes("--prompt", "prompts", "128", "Tokens of prefill; 32,128: a row each."),
             _sizes("--gen", "gens", "64", "Tokens of decode; 64,256: a row each."),
             _sizes("--depth", "depths", "0", "Tokens in the cache before the prompt; 0,1024: a row each.", 0),
-            _sizes("--batch", "batches", "1", "Sequences at once; 1,8: a row each."),
-            _sizes("--concurrency", "concurrency", "1", "Servers: clients at once; 1,4: a row each."),
-            click.option("--rounds", type=positive, default=5, show_default=True, help="Measured rounds."),
+            _sizes("--batch", "batches", "1", "Sequences at once; 1,8: a row each.", most=MAX_BATCH),
+            _sizes("--concurrency", "concurrency", "1", "Servers: clients at once; 1,4: a row each.", most=MAX_BATCH),
+            click.option("--rounds", type=ROUNDS, default=5, show_default=True, help="Measured rounds."),
             click.option(
                 "--limit",
                 type=click.FloatRange(min=0, max=1e6, min_open=True),
@@ -74,7 +81,7 @@ def bench_options(function: Callable) -> Callable:
                 show_default=True,
                 help="Seconds that a row of one shape may take.",
             ),
-            click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the token ids."),
+            click.option("--seed", type=SEED, default=0, show_default=True, help="Of the token ids."),
             click.option(
                 "--text",
                 type=click.Path(exists=True, dir_okay=False),

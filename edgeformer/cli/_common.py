@@ -10,7 +10,11 @@ from typing import Any
 
 import click
 
+from edgeformer.limits import MAX_ROUNDS, MAX_SIZE, MAX_THREADS
 from edgeformer.quoting import MAX_MESSAGE, plain
+
+SIZE, ROUNDS, SEED = click.IntRange(1, MAX_SIZE), click.IntRange(1, MAX_ROUNDS), click.IntRange(0, 2**63 - 1)
+"""Types of options: a number of tokens or channels, of rounds, of a generator of random numbers."""
 
 allow_unread = click.option(
     "--allow-unread-config",
@@ -60,7 +64,10 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print JSON inste
 def threads_option(function: Callable) -> Callable:
     """`--threads`, one per physical core by default."""
     return click.option(
-        "--threads", type=click.IntRange(min=1), default=None, help="Compute threads. [default: physical cores]"
+        "--threads",
+        type=click.IntRange(1, MAX_THREADS),
+        default=None,
+        help="Compute threads. [default: physical cores]",
     )(function)
 
 

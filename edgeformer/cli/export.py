@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from edgeformer.cli._common import (
+    SIZE,
     OutputFolder,
     allow_nonfinite,
     allow_unread,
@@ -61,9 +62,7 @@ from edgeformer.export import FORMATS
     type=click.Choice(["copy", "link"]),
     help="onnx: copy: a self-contained folder. link: point into the checkpoint's files, nothing is copied. [default: copy]",
 )
-@click.option(
-    "--context", type=click.IntRange(min=1), default=None, help="onnx: longest sequence. [default: the model's]"
-)
+@click.option("--context", type=SIZE, default=None, help="onnx: longest sequence. [default: the model's]")
 @click.option(
     "--accuracy-level",
     type=click.Choice(["0", "4"]),

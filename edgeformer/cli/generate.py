@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from edgeformer.cli._common import (
+    SEED,
+    SIZE,
     allow_nonfinite,
     allow_unread,
     as_json,
@@ -35,7 +37,7 @@ from edgeformer.quoting import plain
 @click.option("--ids", default=None, help="Token ids to continue, separated by commas; for models without a tokenizer.")
 @click.option("--chat", is_flag=True, help="The prompt is a user's message: put it into the model's chat template.")
 @click.option("--system", default=None, help="With --chat: the system's message.")
-@click.option("-n", "--gen", type=click.IntRange(min=1), default=64, show_default=True, help="Tokens to generate.")
+@click.option("-n", "--gen", type=SIZE, default=64, show_default=True, help="Tokens to generate.")
 @click.option(
     "--runtime", default=None, help="What runs the model. [default: onnxruntime, or the first that opens the artefact]"
 )
@@ -52,7 +54,7 @@ from edgeformer.quoting import plain
 @click.option("--top-k", type=int, default=None, help="0 keeps all tokens. [default: the model's, or 0]")
 @click.option("--top-p", type=float, default=None, help="[default: the model's, or 1]")
 @click.option("--min-p", type=float, default=None, help="[default: the model's, or 0]")
-@click.option("--seed", type=click.IntRange(min=0), default=None, help="Of the sampling.")
+@click.option("--seed", type=SEED, default=None, help="Of the sampling.")
 @threads_option
 @allow_unread
 @allow_nonfinite

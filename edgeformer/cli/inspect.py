@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, echo, load_model, print_json, size
+from edgeformer.cli._common import SIZE, allow_unread, as_json, echo, load_model, print_json, size
 
 
 @click.command(
@@ -12,9 +12,7 @@ from edgeformer.cli._common import allow_unread, as_json, echo, load_model, prin
     epilog="Examples:  edgeformer inspect models/stdlib-5m  ·  edgeformer inspect smollm2-135m --context 2048 --memory 8",
 )
 @click.argument("model")
-@click.option(
-    "--context", type=click.IntRange(min=1), default=None, help="Tokens in the KV cache. [default: the model's]"
-)
+@click.option("--context", type=SIZE, default=None, help="Tokens in the KV cache. [default: the model's]")
 @click.option(
     "--memory", type=click.FloatRange(min=0, max=1e6, min_open=True), default=None, help="Memory in GB: will it fit?"
 )

@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, echo, load_model, status
+from edgeformer.cli._common import ROUNDS, allow_unread, as_json, echo, load_model, status
 
 
 @click.command(
@@ -25,7 +25,7 @@ from edgeformer.cli._common import allow_unread, as_json, echo, load_model, stat
     default=None,
     help="Separated by commas: kernels, fused_attention, tune, parity, generation, bench. [default: all]",
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Of each measurement.")
+@click.option("--rounds", type=ROUNDS, default=5, show_default=True, help="Of each measurement.")
 @click.option(
     "--anywhere", is_flag=True, help="Run on a machine without an Apple GPU too: the parts that don't need one."
 )

@@ -6,9 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgeformer.cli._common import as_json, echo, load_model, print_json
-
-_SIZE = click.IntRange(min=1)
+from edgeformer.cli._common import SIZE, as_json, echo, load_model, print_json
+from edgeformer.limits import MAX_LAYERS
 
 
 @click.command(
@@ -18,14 +17,19 @@ _SIZE = click.IntRange(min=1)
 )
 @click.argument("name", type=click.Path(path_type=Path))
 @click.option("--like", required=True, help="MODEL to start from: a named spec, a spec file, a config or checkpoint.")
-@click.option("--layers", type=_SIZE, default=None, help="Blocks; more than there are go on with their pattern.")
-@click.option("--width", type=_SIZE, default=None, help="Hidden size; heads and FFN follow unless given.")
-@click.option("--heads", type=_SIZE, default=None, help="Query heads.")
-@click.option("--kv-heads", type=_SIZE, default=None, help="Key and value heads.")
-@click.option("--head-dim", type=_SIZE, default=None, help="Width of a head.")
-@click.option("--ffn", type=_SIZE, default=None, help="Hidden width of the feed-forward networks.")
-@click.option("--vocab", type=_SIZE, default=None, help="Size of the vocabulary.")
-@click.option("--context", type=_SIZE, default=None, help="Positions.")
+@click.option(
+    "--layers",
+    type=click.IntRange(1, MAX_LAYERS),
+    default=None,
+    help="Blocks; more than there are go on with their pattern.",
+)
+@click.option("--width", type=SIZE, default=None, help="Hidden size; heads and FFN follow unless given.")
+@click.option("--heads", type=SIZE, default=None, help="Query heads.")
+@click.option("--kv-heads", type=SIZE, default=None, help="Key and value heads.")
+@click.option("--head-dim", type=SIZE, default=None, help="Width of a head.")
+@click.option("--ffn", type=SIZE, default=None, help="Hidden width of the feed-forward networks.")
+@click.option("--vocab", type=SIZE, default=None, help="Size of the vocabulary.")
+@click.option("--context", type=SIZE, default=None, help="Positions.")
 @click.option("--tied/--untied", default=None, help="Whether the head is the embedding's table.")
 @click.option("--rope-theta", type=float, default=None, help="Base of the rotary frequencies.")
 @click.option("--force", is_flag=True, help="Replace a file that is there.")

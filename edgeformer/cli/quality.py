@@ -19,6 +19,7 @@ from edgeformer.cli._common import (
     threads_option,
     trust_code,
 )
+from edgeformer.limits import MAX_SIZE
 
 
 @click.command(
@@ -32,8 +33,10 @@ from edgeformer.cli._common import (
     "--text", required=True, type=click.Path(exists=True, dir_okay=False), help="UTF-8; not what was calibrated on."
 )
 @click.option("--runtime", "runtimes", multiple=True, help="Repeatable. [default: the first installed that fits each]")
-@click.option("--tokens", type=click.IntRange(min=2), default=8192, show_default=True, help="Of the text, at most.")
-@click.option("--window", type=click.IntRange(min=2), default=256, show_default=True, help="Tokens of context.")
+@click.option(
+    "--tokens", type=click.IntRange(2, MAX_SIZE), default=8192, show_default=True, help="Of the text, at most."
+)
+@click.option("--window", type=click.IntRange(2, MAX_SIZE), default=256, show_default=True, help="Tokens of context.")
 @click.option("--cached", is_flag=True, help="Token by token through the cache, as in generation (slow).")
 @threads_option
 @allow_unread

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgeformer.cli._common import (
+    SIZE,
     OutputFolder,
     allow_unread,
     as_json,
@@ -22,6 +23,7 @@ from edgeformer.cli._common import (
     size,
     text_table,
 )
+from edgeformer.limits import MAX_SIZE
 
 
 @click.command(
@@ -51,8 +53,8 @@ from edgeformer.cli._common import (
     type=click.Path(exists=True, dir_okay=False),
     help="UTF-8 text like what the model will read; repeatable. Not the text that quality is measured on.",
 )
-@click.option("--samples", type=click.IntRange(min=1), default=128, show_default=True, help="Windows of that text.")
-@click.option("--window", type=click.IntRange(min=8), default=512, show_default=True, help="Tokens in each.")
+@click.option("--samples", type=SIZE, default=128, show_default=True, help="Windows of that text.")
+@click.option("--window", type=click.IntRange(8, MAX_SIZE), default=512, show_default=True, help="Tokens in each.")
 @click.option(
     "--budget",
     type=float,

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, echo, load_model, print_json, status, text_table
+from edgeformer.cli._common import ROUNDS, SIZE, allow_unread, as_json, echo, load_model, print_json, status, text_table
 
 
 @click.command(
@@ -22,8 +22,8 @@ from edgeformer.cli._common import allow_unread, as_json, echo, load_model, prin
     help="Of activations and plain weights; quantized weights stay as they are. The choice holds for this precision."
     " [default: an exported folder's own, else bf16]",
 )
-@click.option("--rounds", type=click.IntRange(min=1), default=5, show_default=True, help="Interleaved rounds.")
-@click.option("--steps", type=click.IntRange(min=1), default=64, show_default=True, help="Decode steps per round.")
+@click.option("--rounds", type=ROUNDS, default=5, show_default=True, help="Interleaved rounds.")
+@click.option("--steps", type=SIZE, default=64, show_default=True, help="Decode steps per round.")
 @allow_unread
 @as_json
 def command(

@@ -8,6 +8,8 @@ from typing import Any
 import click
 
 from edgeformer.cli._common import (
+    SEED,
+    SIZE,
     allow_nonfinite,
     allow_unread,
     as_json,
@@ -20,6 +22,7 @@ from edgeformer.cli._common import (
     threads_option,
     trust_code,
 )
+from edgeformer.limits import MAX_SIZE
 
 
 @click.command(name="verify", epilog="Example:  edgeformer verify build/m --against models/stdlib-5m --text some.txt")
@@ -29,13 +32,13 @@ from edgeformer.cli._common import (
     "--runtime", default=None, help="What runs the artefact. [default: the first installed one that opens it]"
 )
 @click.option(
-    "--length", type=click.IntRange(min=4), default=160, show_default=True, help="Tokens compared one by one."
+    "--length", type=click.IntRange(4, MAX_SIZE), default=160, show_default=True, help="Tokens compared one by one."
 )
-@click.option("--gen", type=click.IntRange(min=1), default=64, show_default=True, help="Greedy tokens compared.")
+@click.option("--gen", type=SIZE, default=64, show_default=True, help="Greedy tokens compared.")
 @click.option(
     "--text", type=click.Path(exists=True, dir_okay=False), help="Compare on this text instead of random ids."
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the random ids.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the random ids.")
 @threads_option
 @allow_unread
 @allow_nonfinite
