@@ -16,7 +16,7 @@ from edgeformer.formats import GROUP, QUANTIZED, Format, QuantizedTensor, pack, 
 from edgeformer.gguf_header import read_gguf_header
 from edgeformer.limits import MAX_SIZE
 from edgeformer.quoting import shown
-from edgeformer.safetensors_file import DTYPES, StoredTensor, read_raw
+from edgeformer.safetensors_file import DTYPES, StoredTensor, check_finite, read_raw
 
 TYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
 BLOCKS = {"Q4_0": QUANTIZED["q4"], "Q8_0": QUANTIZED["q8"]}
@@ -73,6 +73,7 @@ class GgufTensor(QuantizedTensor):
     def quantized(self) -> tuple[np.ndarray, np.ndarray]:
         raw = read_raw(self, np.dtype(np.uint8), (*self.shape[:-1], -1))
         packed, scales = from_blocks(raw, self.format)
+        check_finite(self, np.ascontiguousarray(scales).reshape(-1))
         return separated(packed, self.heads), separated(scales, self.heads)
 
 

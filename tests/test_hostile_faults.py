@@ -71,6 +71,30 @@ def test_weights_that_are_no_numbers(model, value, tmp_path):
     assert not np.isfinite(lenient.astype(np.float32)).all()
 
 
+@pytest.mark.parametrize("kind", ["checkpoint", "gguf", "mlx", "onnx"])
+@pytest.mark.parametrize("precision", ["q4", "q8"])
+def test_scales_that_are_no_numbers(model, kind, precision, tmp_path):
+    """One scale of a quantized weight, wherever a format keeps it."""
+    from edgeformer.api import export, quantize
+
+    if kind == "gguf":
+        pytest.importorskip("gguf")
+    if kind == "mlx" and _lookup.get("mlx")[0].unavailable() is not None:
+        pytest.skip("mlx is not installed")
+    folder = quantize(model, tmp_path / "q", format=precision).folder
+    if kind != "checkpoint":
+        options = {"precision": precision, "dtype": "fp16"} if kind == "mlx" else {}
+        folder = export(folder, tmp_path / "o", to=kind, **options).folder
+    source = folder / "model.gguf" if kind == "gguf" else folder
+    tensor = load(str(source)).require_weights().sources["layers.1.ffn.up.weight"].stored
+    scales = getattr(tensor, "scales", tensor)  # in GGUF each block begins with its scale
+    with scales.file.open("r+b") as f:
+        f.seek(scales.offset)
+        f.write(struct.pack("<H", 0x7E00))
+    with pytest.raises(CheckpointError, match="holds nan"):
+        load(str(source)).require_weights()["layers.1.ffn.up.weight"]
+
+
 @pytest.mark.parametrize("name", ["numpy", "torch", "mlx", "onnxruntime"])
 def test_generation_stops_at_logits_that_are_no_numbers(model, name, tmp_path):
     if _lookup.get(name)[0].unavailable() is not None:
