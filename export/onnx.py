@@ -156,6 +156,11 @@ def export_onnx(
             "the checkpoint is on another file system, so it could not be hard-linked: edgeformer finds it by path, other"
             " tools will not; use --weights copy for those"
         )
+    if any(entry["hard_link"] for entry in linked.values()):
+        notes.append(
+            "the checkpoint's files are linked: runtimes load them, but the package onnx (onnx.load, onnx.checker; seen with 1.23)"
+            " refuses files that have two names; use --weights copy for it"
+        )
     return Exported(Path(output), manifest, notes)
 
 
