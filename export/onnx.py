@@ -158,7 +158,7 @@ def export_onnx(
         )
     if any(entry["hard_link"] for entry in linked.values()):
         notes.append(
-            "the checkpoint's files are linked: runtimes load them, but the package onnx (onnx.load, onnx.checker; seen with 1.23)"
+            "the checkpoint's files are linked: runtimes load them, but the package onnx (onnx.load, onnx.checker; seen in 1.23)"
             " refuses files that have two names; use --weights copy for it"
         )
     return Exported(Path(output), manifest, notes)

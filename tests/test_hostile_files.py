@@ -17,7 +17,8 @@ from support import STDLIB, refusal
 
 from edgeformer.checkpoint import load
 from edgeformer.companions.chat import render
-from edgeformer.companions.tokenizer import GuardedTokenizer, read_tokenizer
+from edgeformer.companions.guarded_tokenizer import GuardedTokenizer
+from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.errors import (
     CheckpointError,
     ConfigError,
@@ -257,3 +258,11 @@ def test_patterns_of_an_adapter():
     for pattern in ("(a+)+$", r"(a)\1", "a*" * 9, "x" * 2000, "(", "(?P<n>a)(?P=n)"):
         with pytest.raises(ConfigError, match="it has"):
             bounded(pattern, "it", ConfigError)
+
+
+def test_ids_of_tokens(tmp_path):
+    model = json.loads((STDLIB / "tokenizer.json").read_text())["model"]
+    for i, odd in enumerate((2**31, -1, 2**64, 1.5, None, "7")):
+        folder = with_tokenizer(tmp_path / str(i), model=model | {"vocab": model["vocab"] | {"zzz": odd}})
+        with pytest.raises(InputError, match="the token 'zzz' has the id"):
+            read_tokenizer(folder)

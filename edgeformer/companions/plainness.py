@@ -7,6 +7,7 @@ import re
 from typing import Any
 
 from edgeformer.limits import MAX_SIZE
+from edgeformer.quoting import shown
 
 QWEN2 = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -38,6 +39,20 @@ _CHARSMAPS = (
 _GROWTH, _TEXT = 64, 64
 
 
+def odd_id(data: dict[str, Any]) -> str | None:
+    """The first token whose id is no number of a row that an embedding can have, for people; None if all are.
+
+    The package `tokenizers` takes memory for every id below the largest.
+    """
+    model = data.get("model")
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    entries = list(vocab.items()) if isinstance(vocab, dict) else []
+    if isinstance(added := data.get("added_tokens"), list):
+        entries += [(entry.get("content"), entry.get("id")) for entry in added if isinstance(entry, dict)]
+    found = next(((token, i) for token, i in entries if type(i) is not int or not 0 <= i < MAX_SIZE), None)
+    return None if found is None else f"the token {shown(found[0])} has the id {shown(found[1])}"
+
+
 def is_plain(data: dict[str, Any]) -> bool:
     """Whether what a tokenizer.json says can be run without a guard.
 
@@ -58,9 +73,7 @@ def is_plain(data: dict[str, Any]) -> bool:
                     growth *= max(len(text), 1)
                 if isinstance(text, str) and len(text) > _TEXT:
                     return False
-    added = data.get("added_tokens") or []
-    ids = [entry.get("id") for entry in added if isinstance(entry, dict)] if isinstance(added, list) else [None]
-    return growth <= _GROWTH and all(type(i) is int and 0 <= i < MAX_SIZE for i in ids)
+    return growth <= _GROWTH
 
 
 def _plain_pattern(pattern: Any) -> bool:

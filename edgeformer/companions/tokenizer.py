@@ -16,13 +16,13 @@ from typing import Any, Protocol
 
 from edgeformer.companions.files import Companions, files_of_tokenizer, read_object
 from edgeformer.companions.guarded import Guarded, GuardedFailed
-from edgeformer.companions.plainness import is_plain
+from edgeformer.companions.guarded_tokenizer import SECONDS, GuardedTokenizer
+from edgeformer.companions.plainness import is_plain, odd_id
 from edgeformer.errors import ConfigError, InputError
 from edgeformer.json_file import MAX_LISTING_BYTES
+from edgeformer.limits import MAX_SIZE
 from edgeformer.quoting import plain
 
-SECONDS, BYTES_PER_SECOND = 10.0, 100_000
-"""What a tokenizer with patterns of its own may take for a text; usual ones read some megabytes a second."""
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that transformers has attributes for, in the order in which it adds those that a tokenizer lacks."""
 
@@ -119,37 +119,6 @@ class SlowTokenizer:
         return None
 
 
-@dataclass
-class GuardedTokenizer:
-    """A `FastTokenizer` in a process of its own: patterns of its file, on some text, may run for ever."""
-
-    process: Guarded
-    named: dict[str, str]
-    where: str
-
-    def _ask(self, method: str, *arguments: Any, size: int = 0, **options: Any) -> Any:
-        try:
-            seconds = SECONDS + size / BYTES_PER_SECOND
-            return self.process.ask("tokenizer", seconds, method=method, arguments=list(arguments), options=options)
-        except GuardedFailed as e:
-            raise InputError(f"{self.where}: its tokenizer fails on this text: {plain(str(e), limit=500)}") from None
-
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        return self._ask("encode", text, size=len(text), special=special)
-
-    def decode(self, ids: list[int], *, special: bool = False) -> str:
-        return self._ask("decode", [int(i) for i in ids], size=len(ids) * 10, special=special)
-
-    def id_of(self, token: str) -> int | None:
-        return self._ask("id_of", token)
-
-    def special(self) -> list[str]:
-        return self._ask("special")
-
-    def to_json(self) -> str | None:
-        return self._ask("to_json", size=10**7)
-
-
 def has_tokenizer(around: Companions) -> bool:
     """Whether there is anything that a tokenizer can be read from."""
     return around.tokenizer_folder is not None or (
@@ -192,7 +161,10 @@ def _read(folder: Path, state: tuple[Any, ...]) -> Tokenizer:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return _converted(folder)
-    if is_plain(read_object(file, MAX_LISTING_BYTES)):
+    data = read_object(file, MAX_LISTING_BYTES)
+    if (odd := odd_id(data)) is not None:
+        raise InputError(f"{file} can't be read: {odd}; ids are whole numbers from 0 to {MAX_SIZE:,}")
+    if is_plain(data):
         return read_fast(folder)
     process = Guarded(1000 + file.stat().st_size * 40 // 10**6, ("open", {"folder": str(folder.absolute())}))
     try:
