@@ -43,7 +43,7 @@ def parse_json(data: bytes | str, says: str, error: type[EdgeformerError]) -> An
     says: what it was read from, for the message.
 
     Raises:
-        error: it is no JSON in UTF-8, or nested deeper than 100.
+        error: it is no JSON in UTF-8, nested deeper than 100, or has texts that are not Unicode.
     """
     try:
         value = json.loads(data if isinstance(data, str) else data.decode("utf-8-sig"))
@@ -53,7 +53,27 @@ def parse_json(data: bytes | str, says: str, error: type[EdgeformerError]) -> An
         raise error(f"{says} is not JSON: {str(e)[:200]}") from e
     if _deeper(value, MAX_DEPTH):
         raise error(f"{says} is nested deeper than {MAX_DEPTH}")
+    if (b"\\u" if isinstance(data, bytes) else "\\u") in data and (half := _half(value)) is not None:  # type: ignore[operator]
+        raise error(f"{says} is no text in Unicode: {half!a} holds half of a surrogate pair")
     return value
+
+
+def _half(value: Any) -> str | None:
+    """The first text that can't be written as UTF-8: an escape of one half of a pair, which no other reader of JSON takes."""
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, dict):
+            waiting += current.keys()
+            waiting += current.values()
+        elif isinstance(current, list):
+            waiting += current
+        elif isinstance(current, str) and not current.isascii():
+            try:
+                current.encode()
+            except UnicodeEncodeError:
+                return current[:80]
+    return None
 
 
 def _deeper(value: Any, limit: int) -> bool:

@@ -91,6 +91,17 @@ def test_nesting(model, name, text):
         export_onnx(load(model), model.parent / "o")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json"])
+def test_halves_of_surrogate_pairs(model, name, tmp_path):
+    """The oracle: serde, which reads JSON in the tools of Hugging Face, refuses them."""
+    change(model / name, architectures=["\ud800"])
+    with pytest.raises(EdgeformerError, match="surrogate"):
+        export_onnx(load(model), tmp_path / "o")
+    if name != "tokenizer.json":  # which takes no other keys
+        change(model / name, architectures=["\U0001f600"])  # a whole pair, as json.dumps escapes it
+        export_onnx(load(model), tmp_path / "o")
+
+
 def gguf_file(file: Path, *fields: bytes, keys: int | None = None, tensors: int = 0, after: bytes = b"") -> Path:
     """A GGUF file of encoded fields, with counts that may lie."""
     file.write_bytes(
