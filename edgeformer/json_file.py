@@ -12,10 +12,12 @@ from typing import Any
 from edgeformer.errors import EdgeformerError
 from edgeformer.paths import check_regular
 
-MAX_BYTES = 16_000_000
+MAX_BYTES = 8_000_000
 """Of a settings file; the largest known configs (with all labels of ImageNet-21k) have 2 MB."""
-MAX_LISTING_BYTES = 200_000_000
+MAX_LISTING_BYTES = 100_000_000
 """Of a tokenizer's vocabulary or an index of shards: a million tokens take some 60 MB."""
+MAX_VALUES, MAX_NESTED = 5_000_000, 2_000_000
+"""Commas, and opening brackets, of a text: each is a Python object of 30 to 60 bytes, however few bytes it takes here."""
 MAX_DEPTH = 100
 """Of nesting; specs and configs have less than 20."""
 
@@ -45,6 +47,9 @@ def parse_json(data: bytes | str, says: str, error: type[EdgeformerError]) -> An
     Raises:
         error: it is no JSON in UTF-8, nested deeper than 100, or has texts that are not Unicode.
     """
+    comma, brackets = (",", "[{") if isinstance(data, str) else (b",", (b"[", b"{"))
+    if data.count(comma) > MAX_VALUES or sum(map(data.count, brackets)) > MAX_NESTED:  # type: ignore[arg-type]
+        raise error(f"{says} holds more than {MAX_VALUES:,} values, or {MAX_NESTED:,} lists and objects")
     try:
         value = json.loads(data if isinstance(data, str) else data.decode("utf-8-sig"))
     except RecursionError:

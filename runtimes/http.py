@@ -86,7 +86,7 @@ class ServerSession(Session):
         """The object that an answer holds.
 
         Raises:
-            InputError: it is no JSON object of at most 16 MB, or the connection broke.
+            InputError: it is no JSON object of at most 8 MB, or the connection broke.
         """
         where = f"{self.url.geturl()}{path}"
         try:

@@ -91,6 +91,12 @@ def test_nesting(model, name, text):
         export_onnx(load(model), model.parent / "o")
 
 
+def test_values_of_a_vocabulary(model):
+    """90 MB of brackets would be 2 GB of Python's lists."""
+    (model / "tokenizer.json").write_text('{"a": [' + ",".join(["[]"] * 30_000_000) + "]}")
+    assert "holds more than" in refusal("generate", model, "-p", "x")
+
+
 @pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json", "tokenizer.json"])
 def test_halves_of_surrogate_pairs(model, name, tmp_path):
     """The oracle: serde, which reads JSON in the tools of Hugging Face, refuses them."""
