@@ -9,12 +9,13 @@ from typing import Any
 import numpy as np
 
 from edgeformer.checkpoint import LoadedModel
-from edgeformer.companions.chat import DEFAULT, chat_templates, render
+from edgeformer.companions.chat import DEFAULT, TemplateLimit, chat_templates, render
 from edgeformer.companions.files import companions_of
 from edgeformer.companions.special import special_ids
 from edgeformer.companions.texts import texts_of
 from edgeformer.companions.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_tokenizer
 from edgeformer.errors import ConfigError, InputError
+from edgeformer.quoting import shown
 from edgeformer.runtimes._protocol import Session
 from edgeformer.runtimes._text import ToolText
 from edgeformer.verdict import FAIL, PASS, UNCHECKED, Check
@@ -44,7 +45,7 @@ def check_surroundings(folder: Path, against: LoadedModel, session: Session) -> 
         tool = _completed(tool, folder, against)
     except (InputError, ConfigError) as e:
         return [Check("tokenizer", FAIL, note=f"the artefact's tokenizer can't be read: {e}")]
-    return [_ids(source, tool, session), *_chats(against, source, tool), _stops(against, tool)]
+    return [_ids(source, tool, session), *_chats(folder, against, source, tool), _stops(against, tool)]
 
 
 def chat_prompt(against: LoadedModel) -> np.ndarray | None:
@@ -102,7 +103,7 @@ def _few(ids: list[int]) -> str:
     return f"[{', '.join(map(str, ids[:24]))}{', ...' if len(ids) > 24 else ''}]"
 
 
-def _chats(against: LoadedModel, source: Tokenizer, tool: ToolText) -> list[Check]:
+def _chats(folder: Path, against: LoadedModel, source: Tokenizer, tool: ToolText) -> list[Check]:
     """Rendered conversations: their text, and its ids."""
     template = chat_templates(against.around).get(DEFAULT)
     if template is None:
@@ -111,18 +112,26 @@ def _chats(against: LoadedModel, source: Tokenizer, tool: ToolText) -> list[Chec
         return [Check("chat", FAIL, note=f"the original has a chat template, and {tool.name} finds none")]
     assert tool.encode is not None
     done = 0
+    own = chat_templates(companions_of(folder)).get(DEFAULT, template)
     for messages in CHATS:
+        try:  # the tool renders it in this process, without limits
+            for text in dict.fromkeys((template, own)):
+                _attempt(lambda m, text=text: render(text, m, source.named), messages)
+        except TemplateLimit as e:
+            return [Check("chat", FAIL, note=str(e))]
         wanted, given = _attempt(lambda m: render(template, m, source.named), messages), _attempt(tool.render, messages)
         if given is None and wanted is not None and messages is CHATS[0]:
             return [Check("chat", UNCHECKED, note=f"{tool.name} can't render this template, and edgeformer can")]
         if wanted != given:
-            return [Check("chat", FAIL, note=f"{tool.name} renders {given!r}, the original {wanted!r}")]
+            return [Check("chat", FAIL, note=f"{tool.name} renders {shown(given)}, the original {shown(wanted)}")]
         if wanted is None:
             continue
         done += 1
         ids, theirs = source.encode(wanted, special=False), list(tool.encode(wanted))
         if ids != theirs:
-            return [Check("chat", FAIL, note=f"{wanted!r}: {tool.name} makes {_few(theirs)}, the original {_few(ids)}")]
+            return [
+                Check("chat", FAIL, note=f"{shown(wanted)}: {tool.name} makes {_few(theirs)}, the original {_few(ids)}")
+            ]
     return [Check("chat", PASS, top1=1.0, note=f"{done} conversations, by {tool.name}")]
 
 
@@ -130,6 +139,8 @@ def _attempt(made: Any, messages: list[dict[str, str]]) -> str | None:
     """The rendered text, or None where the template refuses."""
     try:
         return made(messages)
+    except TemplateLimit:
+        raise
     except Exception:  # every tool has kinds of its own
         return None
 

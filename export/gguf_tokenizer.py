@@ -19,6 +19,7 @@ from edgeformer.companions.special import SpecialIds, special_ids
 from edgeformer.companions.texts import texts_of
 from edgeformer.companions.tokenizer import Tokenizer, load_tokenizer
 from edgeformer.errors import ExportError
+from edgeformer.quoting import shown
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 """llama.cpp's token types."""
@@ -152,14 +153,19 @@ def check_in_llama_cpp(around: Companions, file: Path) -> None:
         texts = [t for t in texts if t == unicodedata.normalize("NFC", t)]
     if limits["wordpiece"]:
         texts = [t for t in texts if t.isascii()]
-    llama = Llama(str(file), vocab_only=True, verbose=False)
+    try:
+        llama = Llama(str(file), vocab_only=True, verbose=False)
+    except Exception as e:  # of llama.cpp, and of Jinja, which compiles the chat template there
+        raise ExportError(
+            f"llama.cpp can't load the file with this tokenizer and chat template: {shown(str(e))}"
+        ) from e
     try:
         for text in texts:
             given = llama.tokenize(text.encode(), add_bos=True, special=True)
             if given != (wanted := source.encode(text)):
                 raise ExportError(
-                    f"llama.cpp gives the text {text!r} the ids {given}, the model's tokenizer {wanted}; --no-tokenizer writes"
-                    " the weights alone"
+                    f"llama.cpp gives the text {shown(text)} the ids {shown(given)}, the model's tokenizer {shown(wanted)};"
+                    " --no-tokenizer writes the weights alone"
                 )
     finally:
         llama.close()

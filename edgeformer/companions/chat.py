@@ -13,11 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.companions.files import Companions
-from edgeformer.companions.guarded import Guarded, GuardedFailed
+from edgeformer.companions.guarded import Guarded, GuardedFailed, GuardedLimit
 from edgeformer.errors import ConfigError, InputError
 from edgeformer.quoting import plain, shown
 
 DEFAULT = "default"
+
+
+class TemplateLimit(InputError):
+    """A chat template takes longer, or more memory, than it may: nobody should render it."""
+
+
 SECONDS, MEGABYTES = 5.0, 384
 """What rendering may take; the templates of today's models take milliseconds, and a few megabytes."""
 _guarded = Guarded(MEGABYTES)
@@ -98,12 +104,14 @@ def render(
 
     Raises:
         InputError: the template refuses the conversation, or is broken.
+        TemplateLimit: it takes longer than 5 s, or more than 384 MB.
     """
     arguments = {"template": template, "messages": list(messages), "named": dict(named)}
     try:
         return _guarded.ask("render", SECONDS, **arguments, add_generation_prompt=add_generation_prompt)
     except GuardedFailed as e:
-        raise InputError(f"the chat template can't render this conversation: {plain(str(e), limit=500)}") from None
+        kind = TemplateLimit if isinstance(e, GuardedLimit) else InputError
+        raise kind(f"the chat template can't render this conversation: {plain(str(e), limit=500)}") from None
 
 
 def render_here(

@@ -27,6 +27,10 @@ class GuardedFailed(Exception):
     """What ran there was refused, took too long or too much, or ended its process; the message says which."""
 
 
+class GuardedLimit(GuardedFailed):
+    """It took longer, or more memory, than it may."""
+
+
 class Guarded:
     """A process that answers one call at a time, started when it is first needed.
 
@@ -78,9 +82,11 @@ class Guarded:
             status = process.wait()
             self.close()
             if status == -signal.SIGALRM:
-                raise GuardedFailed(f"it took longer than {seconds:g} s")
+                raise GuardedLimit(f"it took longer than {seconds:g} s")
             what = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            raise GuardedFailed(f"its process ended ({what}), as it does when {self.megabytes} MB are not enough")
+            raise GuardedLimit(f"its process ended ({what}), as it does when {self.megabytes} MB are not enough")
+        if "limit" in answer:
+            raise GuardedLimit(answer["limit"])
         if "error" in answer:
             raise GuardedFailed(answer["error"])
         return answer["ok"]
@@ -116,4 +122,4 @@ def receive(pipe: Any) -> dict[str, Any] | None:
     return json.loads(data) if len(data) == length else None
 
 
-__all__ = ["Guarded", "GuardedFailed", "receive", "send"]
+__all__ = ["Guarded", "GuardedFailed", "GuardedLimit", "receive", "send"]

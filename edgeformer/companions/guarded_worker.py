@@ -66,7 +66,7 @@ def main() -> None:
         try:
             answer = {"ok": CALLS[call["do"]](**call["with"])}
         except MemoryError:
-            answer = {"error": "it took more memory than it may"}
+            answer = {"limit": "it took more memory than it may"}
         except BaseException as e:  # of Rust's panics, too
             text = str(e)
             answer = {"error": text if len(text) < 1000 else text[:1000] + "..."}
