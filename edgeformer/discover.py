@@ -16,6 +16,7 @@ from functools import cache
 from types import ModuleType
 
 from edgeformer.errors import PluginError, is_fault
+from edgeformer.quoting import plain
 
 
 @cache
@@ -78,8 +79,9 @@ def sparing(package: str, name: str) -> Iterator[None]:
 
 
 def _broken(package: str, name: str, error: BaseException) -> str:
+    said = plain(str(error), limit=500)
     return (
-        f"the plug-in {name!r} of {package} ({_entry_points(package)[name]}) is broken: {type(error).__name__}: {error};"
+        f"the plug-in {name!r} of {package} ({_entry_points(package)[name]}) is broken: {type(error).__name__}: {said};"
         " mend it or uninstall it"
     )
 

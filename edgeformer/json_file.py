@@ -58,12 +58,12 @@ def parse_json(data: bytes | str, says: str, error: type[EdgeformerError]) -> An
         raise error(f"{says} is not JSON: {str(e)[:200]}") from e
     if _deeper(value, MAX_DEPTH):
         raise error(f"{says} is nested deeper than {MAX_DEPTH}")
-    if (b"\\u" if isinstance(data, bytes) else "\\u") in data and (half := _half(value)) is not None:  # type: ignore[operator]
+    if (b"\\u" if isinstance(data, bytes) else "\\u") in data and (half := lone_surrogate(value)) is not None:  # type: ignore[operator]
         raise error(f"{says} is no text in Unicode: {half!a} holds half of a surrogate pair")
     return value
 
 
-def _half(value: Any) -> str | None:
+def lone_surrogate(value: Any) -> str | None:
     """The first text that can't be written as UTF-8: an escape of one half of a pair, which no other reader of JSON takes."""
     waiting = [value]
     while waiting:

@@ -39,7 +39,7 @@ class Variant(TypedDict):
     precision: str
     compute: str
     quantization: Quantization | None
-    files: dict[str, int]
+    files: list[str]
 
 
 class Manifest(TypedDict):

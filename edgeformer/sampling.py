@@ -134,7 +134,8 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
     check_logits(logits)
     if sampling.temperature == 0:
         return int(logits.argmax())
-    scores = logits.astype(np.float64) / sampling.temperature
+    with np.errstate(over="ignore"):  # the best is 0, and what is far below it -inf, however small the temperature
+        scores = (logits.astype(np.float64) - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         scores[scores < np.partition(scores, -sampling.top_k)[-sampling.top_k]] = -np.inf
     p = np.exp(scores - scores.max())

@@ -68,7 +68,7 @@ def check_code(folder: Path, own: Mapping[str, str] | None = None) -> None:
     """
     for name, keys in _CODE_KEYS.items():
         file = folder / name
-        if not file.is_file():
+        if not file.exists():
             continue
         settings = read_json_file(file, ArtefactError)
         for key, value in walk(settings):
@@ -85,7 +85,7 @@ def check_code(folder: Path, own: Mapping[str, str] | None = None) -> None:
 def _check_file(folder: Path, settings: Path, key: str, value: Any, own: Mapping[str, str]) -> None:
     file = inside(folder, value, f"{key} in {settings}", ArtefactError)
     try:
-        content = file.read_bytes() if file.is_file() else None
+        content = file.read_bytes() if file.exists() else None
     except OSError as e:
         raise ArtefactError(f"can't read {file}: {e.strerror}") from e
     if content is None:

@@ -139,13 +139,13 @@ def build(
         return _finished(ops, weights, storage, spec, *_encoder(ops, weights, spec), None)
     inputs = {i.name: _input(ops, i.name, INT64, i.shape) for i in spec.inputs()}
     _tables(ops, weights, spec, context or spec.context)
-    names, store, keep, extra = cache_names(spec), None, 0, []
+    names, sizes, store, keep, extra = cache_names(spec), _cache_sizes(spec), None, 0, []
     given: dict[str, Any] = {}
     if spec.task != "feature-extraction":
         held = compute if cache_scales is None else INT8
         past = {
             key: _input(ops, f"past_key_values.{names[key]}", held, ("batch_size", h, "past_sequence_length", d))
-            for key, (h, d) in _cache_sizes(spec).items()
+            for key, (h, d) in sizes.items()
         }
         store = GraphStore(ops, past, inputs)
         for (path, name), scale in (cache_scales or {}).items():
@@ -175,7 +175,7 @@ def build(
         for key, name in names.items():
             if key not in store.present:
                 raise ExportError(f"layer {key[0]} declares the cache {key[1]!r} but never fills it")
-            heads, dim = _cache_sizes(spec)[key]
+            heads, dim = sizes[key]
             shape = ("batch_size", heads, "total_sequence_length", dim)
             values.append(_output(ops, store.present[key], f"present.{name}", shape, store.past[key].dtype))
     given_values = [*(t.value for t in inputs.values()), *extra]

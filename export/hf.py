@@ -96,10 +96,10 @@ def family_config(spec: Model) -> tuple[dict[str, Any], ModuleType]:
     """
     reasons = []
     for name, family in discover.each("edgeformer.models"):
-        say: Callable[[Model], dict[str, Any]] | None = getattr(family, "config", None)
-        if say is None:
-            continue
         with discover.sparing("edgeformer.models", name):
+            say: Callable[[Model], dict[str, Any]] | None = getattr(family, "config", None)
+            if say is None:
+                continue
             try:
                 config = say(spec)
             except Unmapped as e:

@@ -16,7 +16,7 @@ import os
 import time
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from edgeformer.checkpoint import LoadedModel
 from edgeformer.companions.tokenizer import has_tokenizer, load_tokenizer
@@ -29,6 +29,23 @@ from edgeformer.runtimes._protocol import Options, Served, Session
 TIMEOUT_S, MAX_LINE = 600, 1_000_000
 
 
+def parsed(variant: str) -> tuple[str, SplitResult]:
+    """A server's URL, as it is written and in its parts.
+
+    Raises:
+        InputError: it is none.
+    """
+    url = variant if "://" in variant else f"http:{variant}"
+    try:
+        parts = urlsplit(url.rstrip("/"))
+        sound = bool(parts.hostname) and (parts.port or 80) > 0 and bool(parts.hostname.encode("idna"))  # type: ignore[union-attr]
+    except ValueError:  # a port that is no number, brackets that don't close, a name that is too long
+        sound = False
+    if not sound:
+        raise InputError(f"{shown(url)} is no server's URL; give one such as http://localhost:8080/v1")
+    return url, parts
+
+
 class ServerSession(Session):
     """A client; every request has a connection of its own, as different clients have."""
 
@@ -36,10 +53,7 @@ class ServerSession(Session):
 
     def __init__(self, loaded: LoadedModel, options: Options):
         super().__init__(loaded.spec, options)
-        url = options.variant if "://" in options.variant else f"http:{options.variant}"
-        self.url = urlsplit(url.rstrip("/"))
-        if not self.url.hostname:
-            raise InputError(f"{url} is no server's URL; give one such as http://localhost:8080/v1")
+        url, self.url = parsed(options.variant)
         if not has_tokenizer(loaded.around):
             raise InputError(
                 f"{loaded.name} has no tokenizer: a server answers in text, which is compared by means of it"
@@ -209,6 +223,7 @@ class Runtime(_protocol.Runtime):
     def refuses(self, spec, options):
         if not options.variant:
             return "a server is chosen by its URL: --runtimes http://localhost:8080/v1"
+        parsed(options.variant)
         return super().refuses(spec, options)
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:

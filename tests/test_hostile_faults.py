@@ -310,3 +310,55 @@ def test_the_last_resort(tmp_path, monkeypatch, capsys):
     assert ended.value.code == 70 and said.count("\n") == 1 and "\x1b" not in said
     (file,) = (tmp_path / "crashes").glob("*.txt")
     assert str(file) in said and "Traceback" in file.read_text() and "ZeroDivisionError" in file.read_text()
+
+
+@pytest.mark.parametrize(
+    "change_of",
+    [{"artifact_bytes": 10**400}, {"round_medians_ns": [10**400]}, {"cpu_info": "\ud800"}, {"model": "\ud800"}],
+)
+def test_values_of_records(tmp_path, change_of):
+    from edgeformer.measure.reading import read_records
+
+    file = tmp_path / "rows.jsonl"
+    file.write_text(json.dumps({"suite": "edgeformer", "schema_version": 2, **change_of}))
+    with pytest.raises(InputError, match=r"line 1|record 1"):
+        read_records(file)
+
+
+@pytest.mark.parametrize(
+    "content", ["command = 5", "command = None", "", "def __getattr__(name): raise RuntimeError('no\x1b[31m')"]
+)
+def test_a_broken_command(plugin, content, caplog):
+    from click.testing import CliRunner
+
+    from edgeformer.cli import cli
+
+    plugin("edgeformer.cli", "aaa", content)
+    assert CliRunner().invoke(cli, ["--help"], catch_exceptions=False).exit_code == 0
+    if content != "command = None":
+        with pytest.raises(EdgeformerError, match="'aaa' is broken"):
+            cli(["aaa"], standalone_mode=False)
+    assert "\x1b" not in caplog.text
+
+
+@pytest.mark.parametrize("url", ["//localhost:99999999/v1", "//localhost:abc/v1", "//[::1/v1", "//" + "a" * 300, "//"])
+def test_urls_of_servers(url):
+    with pytest.raises(InputError, match="is no server's URL"):
+        _lookup.get("http")[0].refuses(load(STDLIB).spec, Options(variant=url))
+
+
+def test_a_temperature_of_almost_nothing_is_greedy():
+    from edgeformer.sampling import choose
+
+    logits = np.array([1.0, 5.0, 2.0], np.float32)
+    assert choose(logits, Sampling(temperature=1e-320), np.random.default_rng(0)) == 1
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]
+)
+def test_a_folder_where_a_file_belongs(model, name, tmp_path):
+    (model / name).unlink(missing_ok=True)
+    (model / name).mkdir()
+    with pytest.raises(EdgeformerError, match=f"{name}.*(no regular file|Is a directory)"):
+        export_onnx(load(model), tmp_path / "o")

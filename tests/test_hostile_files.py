@@ -283,3 +283,29 @@ def test_ids_of_tokens(tmp_path):
         folder = with_tokenizer(tmp_path / str(i), model=model | {"vocab": model["vocab"] | {"zzz": odd}})
         with pytest.raises(InputError, match="the token 'zzz' has the id"):
             read_tokenizer(folder)
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTE_LEVEL] * 40}},
+        {"normalizer": {"type": "Sequence", "normalizers": [{"type": "ByteLevel"}] * 40}},
+        {"decoder": {"type": "Sequence", "decoders": [BYTE_LEVEL] + [
+            {"type": "Replace", "pattern": {"String": "e"}, "content": "e" * 64}] * 7}},
+        {"model": {"type": "WordPiece", "unk_token": "[UNK]", "continuing_subword_prefix": "##",
+                   "max_input_chars_per_word": 10**12, "vocab": {"[UNK]": 0, "a": 1, "##a": 2}}},
+    ],
+)  # fmt: skip
+def test_steps_that_multiply_or_never_end_are_guarded(tmp_path, parts):
+    """Each is a few kilobytes: forty doublings of bytes, seven decoders that write 64 letters for one, words of any length."""
+    start = time.monotonic()
+    try:
+        tokenizer = read_tokenizer(with_tokenizer(tmp_path / "t", **parts))
+        assert isinstance(tokenizer, GuardedTokenizer)
+        tokenizer.decode(tokenizer.encode("a" * 20_000 + "é"))
+    except InputError:
+        pass
+    assert time.monotonic() - start < 30

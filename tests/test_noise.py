@@ -121,14 +121,29 @@ def test_a_busy_machine_is_said():
     assert shape.noise is not None and shape.noise.rounds == 4 and len(shape.rows) == 2
 
 
-def test_watching_others():
+def test_watching_others(monkeypatch):
+    """Counters of a machine on which 5 CPU seconds were used in 2 s, 3 of them by this process, which are nobody else's."""
+    from edgeformer.measure import conditions
+
+    counters = {"perf_counter": [10.0, 12.0], "_busy": [100.0, 105.0], "_used": [50.0, 53.0], "_steal": [1.0, 1.25]}
+    monkeypatch.setattr(conditions.time, "perf_counter", lambda: counters["perf_counter"].pop(0))
+    for name in ("_busy", "_used", "_steal"):
+        monkeypatch.setattr(conditions, name, lambda *_, name=name: counters[name].pop(0))
     watch = Watch()
     watch.start([])
-    deadline = time.perf_counter() + 0.6
-    while time.perf_counter() < deadline:
-        pass  # this process's own time is nobody else's
     watch.stop()
-    assert watch.other_cpus() is not None and watch.other_cpus() < (os.cpu_count() or 2) - 0.5
+    assert watch.other_cpus() == 1.0 and watch.steal == 0.25 and watch.elapsed == 2.0
+
+
+def test_this_process_uses_what_it_uses():
+    """The counters themselves: what a loop in this process takes, and no more than the clock allows."""
+    from edgeformer.measure import conditions
+
+    busy, used, start = conditions._busy(), conditions._used([]), time.process_time()
+    while time.process_time() - start < 0.3:
+        pass
+    assert 0.25 < conditions._used([]) - used < 0.6
+    assert conditions._busy() - busy > 0.2
 
 
 def test_what_speaks_against_the_machine():

@@ -11,7 +11,7 @@ import click
 
 from edgeformer import __version__, discover
 from edgeformer.cli import _crash as crash
-from edgeformer.errors import EdgeformerError, PluginError
+from edgeformer.errors import EdgeformerError, PluginError, is_fault
 from edgeformer.quoting import MAX_MESSAGE, plain
 
 
@@ -24,18 +24,24 @@ class Commands(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The `command` of the module called so."""
+        name = cmd_name.replace("-", "_")
         try:
-            module = None if cmd_name.startswith("_") else discover.find("edgeformer.cli", cmd_name.replace("-", "_"))
-            return None if module is None else module.command
-        except (PluginError, AttributeError) as e:
+            module = None if name.startswith("_") else discover.find("edgeformer.cli", name)
+            found = None if module is None else module.command
+        except BaseException as e:
+            if not isinstance(e, PluginError) and not (is_fault(e) and discover.is_plugin("edgeformer.cli", name)):
+                raise
             return _broken(cmd_name, str(e))
+        if found is None or isinstance(found, click.Command):
+            return found
+        return _broken(cmd_name, "its `command` is no command of click")
 
 
 def _broken(name: str, reason: str) -> click.Command:
     """A command that says why it can't be run, so that the others can."""
 
     def refuse(**_: Any) -> NoReturn:
-        raise PluginError(reason)
+        raise PluginError(reason if reason.startswith("the plug-in") else f"the plug-in {name!r} is broken: {reason}")
 
     return click.Command(
         name, callback=refuse, short_help="(broken plug-in)", params=[click.Argument(["words"], nargs=-1)]

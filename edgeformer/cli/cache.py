@@ -16,7 +16,7 @@ from edgeformer.cli._common import as_json, echo, print_json, size
 @click.option("--clean", is_flag=True, help="Delete it; unfinished runs only with --part runs.")
 @click.option("--dry-run", is_flag=True, help="With --clean: show what would be deleted, and delete nothing.")
 @click.option(
-    "--older-than", type=click.FloatRange(min=0), default=0.0, metavar="DAYS", help="Only what lay unused for so long."
+    "--older-than", type=click.FloatRange(0, 1e6), default=0.0, metavar="DAYS", help="Only what lay unused for so long."
 )
 @click.option("--part", "parts", multiple=True, help="Only this part: artefacts, kernels, runs, models, web, crashes.")
 @as_json

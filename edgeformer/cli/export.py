@@ -21,6 +21,7 @@ from edgeformer.cli._common import (
     size,
 )
 from edgeformer.export import FORMATS
+from edgeformer.limits import MAX_SIZE
 
 
 @click.command(
@@ -86,7 +87,7 @@ from edgeformer.export import FORMATS
     "--eos-id",
     "eos",
     multiple=True,
-    type=click.IntRange(min=0),
+    type=click.IntRange(0, MAX_SIZE),
     help="onnx: the id that ends a text, where no file of the model says it (ONNX Runtime GenAI insists on one); repeatable.",
 )
 @click.option("--no-tokenizer", is_flag=True, help="gguf: write the weights alone.")

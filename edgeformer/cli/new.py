@@ -31,7 +31,9 @@ from edgeformer.limits import MAX_LAYERS
 @click.option("--vocab", type=SIZE, default=None, help="Size of the vocabulary.")
 @click.option("--context", type=SIZE, default=None, help="Positions.")
 @click.option("--tied/--untied", default=None, help="Whether the head is the embedding's table.")
-@click.option("--rope-theta", type=float, default=None, help="Base of the rotary frequencies.")
+@click.option(
+    "--rope-theta", type=click.FloatRange(0, 1e30, min_open=True), default=None, help="Base of the rotary frequencies."
+)
 @click.option("--force", is_flag=True, help="Replace a file that is there.")
 @as_json
 def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) -> None:
@@ -43,7 +45,7 @@ def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) 
     from edgeformer.derive import Sizes, derive
     from edgeformer.errors import InputError
     from edgeformer.inspection import costs, tree
-    from edgeformer.serialization import digest, to_json
+    from edgeformer.serialization import digest, from_json, to_json
     from edgeformer.spec import check
 
     if str(name) == "-":
@@ -53,6 +55,7 @@ def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) 
         raise InputError(f"{file} is there already; give another name, or --force to replace it")
     spec = derive(load_model(like, False).spec, Sizes(**sizes))  # type: ignore[arg-type]
     check(spec)
+    from_json(to_json(spec))  # within the limits of a spec file
     found, count = advise(spec), costs(spec)
     write_output(file, json.dumps(to_json(spec), indent=1) + "\n", folders=True)
     if as_json:

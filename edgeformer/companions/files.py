@@ -51,7 +51,7 @@ class Companions:
 
     def find(self, name: str) -> Path | None:
         """The file of this name in the first folder that has one."""
-        return next((folder / name for folder in self.folders if (folder / name).is_file()), None)
+        return next((folder / name for folder in self.folders if (folder / name).exists()), None)
 
     def read(self, name: str) -> dict[str, Any]:
         """The JSON object of that file; empty if there is none.
@@ -97,4 +97,4 @@ def read_object(file: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
 def companions_of(folder: Path, vocab: int | None = None) -> Companions:
     """The companions of a model or artefact folder."""
     config = folder / "config.json"
-    return Companions((folder,), read_object(config) if config.is_file() else None, None, vocab)
+    return Companions((folder,), read_object(config) if config.exists() else None, None, vocab)

@@ -36,7 +36,8 @@ _CHARSMAPS = (
     "916ce70b049ab7ff559a1853fdac0a02",
 )  # fmt: skip
 """SHA-256, to 128 bits, of the tables nmt_nfkc, nfkc, nmt_nfkc_cf and nfkc_cf of SentencePiece 0.2, in base64."""
-_GROWTH, _TEXT = 64, 64
+_GROWTH, _TEXT, _WORD = 256, 64, 1000
+"""How many times longer a text may get in all steps together, by bytes; characters of one replacement, and of a word."""
 
 
 def odd_id(data: dict[str, Any]) -> str | None:
@@ -58,7 +59,10 @@ def is_plain(data: dict[str, Any]) -> bool:
 
     data: its content, of any shape.
     """
-    growth = 1
+    growth, model = 1, data.get("model")
+    word = model.get("max_input_chars_per_word", 100) if isinstance(model, dict) else 100
+    if type(word) is not int or word > _WORD:  # WordPiece looks at all pieces of a word
+        return False
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         for node in _nodes(data.get(part)):
             if "type" in node and node["type"] not in _TYPES:
@@ -68,11 +72,14 @@ def is_plain(data: dict[str, Any]) -> bool:
             pattern = node.get("pattern")
             if pattern is not None and not _plain_pattern(pattern):
                 return False
+            if node.get("type") == "ByteLevel" and part != "decoder":  # what is no ASCII gets twice as many bytes
+                growth *= 2
             for key in ("content", "prepend", "replacement"):
-                if isinstance(text := node.get(key), str) and part == "normalizer":
-                    growth *= max(len(text), 1)
-                if isinstance(text, str) and len(text) > _TEXT:
+                if not isinstance(text := node.get(key), str):
+                    continue
+                if len(text) > _TEXT:
                     return False
+                growth *= max(len(text.encode("utf-8", "replace")), 1)
     return growth <= _GROWTH
 
 

@@ -159,7 +159,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
 @functools.lru_cache(maxsize=4)
 def _read(folder: Path, state: tuple[Any, ...]) -> Tokenizer:
     file = folder / "tokenizer.json"
-    if not file.is_file():
+    if not file.exists():
         return _converted(folder)
     data = read_object(file, MAX_LISTING_BYTES)
     if (odd := odd_id(data)) is not None:
@@ -237,12 +237,12 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json with what older files say: special_tokens_map.json, and added_tokens.json as an
     `added_tokens_decoder`. As in transformers, both are read only where the config has no `added_tokens_decoder` itself."""
     config = folder / "tokenizer_config.json"
-    settings = dict(read_object(config)) if config.is_file() else {}
+    settings = dict(read_object(config)) if config.exists() else {}
     if isinstance(settings.get("added_tokens_decoder"), dict):
         return settings
-    if (file := folder / "special_tokens_map.json").is_file():
+    if (file := folder / "special_tokens_map.json").exists():
         settings |= read_object(file)
-    if (file := folder / "added_tokens.json").is_file():
+    if (file := folder / "added_tokens.json").exists():
         special = {*named_tokens(settings).values(), *map(_content, _extra(settings))}
         settings["added_tokens_decoder"] = {
             index: {"content": token, "normalized": token not in special, "special": token in special}

@@ -68,7 +68,9 @@ class Journal:
         except Held:
             raise InputError("the same measurement is running already; wait for it, or end it") from None
         except OSError as e:
-            raise InputError(f"can't write {file}: {e.strerror}. Free some space, or set EDGEFORMER_CACHE") from e
+            raise InputError(
+                f"can't write {file}: {e.strerror}. Set EDGEFORMER_CACHE to a folder that can be written"
+            ) from e
         found = list(_events(file)) if file.exists() else []
         unfinished = bool(found) and found[0].get("event") == "run"
         if resume:
@@ -87,7 +89,9 @@ class Journal:
             file.write_text(json.dumps({"event": "run", "run_id": made.run_id}) + "\n")
         except OSError as e:
             lock.release()
-            raise InputError(f"can't write {file}: {e.strerror}. Free some space, or set EDGEFORMER_CACHE") from e
+            raise InputError(
+                f"can't write {file}: {e.strerror}. Set EDGEFORMER_CACHE to a folder that can be written"
+            ) from e
         return made, remark
 
     def add(self, event: str, at: tuple[int, int], **data: Any) -> None:

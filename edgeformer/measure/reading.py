@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.errors import InputError
-from edgeformer.quoting import MAX_VALUE, plain
+from edgeformer.json_file import lone_surrogate
+from edgeformer.quoting import MAX_VALUE, plain, shown
 
 SCHEMA_VERSION = 2
 _INTEGERS = frozenset((
@@ -57,6 +58,8 @@ def read_records(file: str | Path) -> list[dict[str, Any]]:
         raise InputError(f"{path} holds no records")
     made = []
     for n, row in enumerate(found, 1):
+        if (half := lone_surrogate(row)) is not None:
+            raise InputError(f"{path}, record {n}: {half!a} holds half of a surrogate pair: it is no text in Unicode")
         try:
             record = _ours(row, path, n)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
@@ -92,7 +95,7 @@ def _parse(text: str, path: Path) -> list[dict[str, Any]]:
 
 def _json(text: str, path: Path, line: int) -> Any:
     try:
-        return json.loads(text, parse_constant=lambda _: None)
+        return json.loads(text, parse_constant=lambda _: None, parse_int=_integer)
     except RecursionError as e:
         raise InputError(f"{path}, line {line} is nested too deep to be a record") from e
     except ValueError:
@@ -100,11 +103,22 @@ def _json(text: str, path: Path, line: int) -> Any:
     # llama-bench prints what C++ prints: nan, -nan(ind), inf
     mended = re.sub(r"(?<=[:\[,])(\s*)-?(?:nan(?:\(\w+\))?|inf)(?=\s*[,\]}])", r"\1null", text)
     try:
-        return json.loads(mended)
+        return json.loads(mended, parse_int=_integer)
     except (ValueError, RecursionError) as e:
         raise InputError(
             f"{path}, line {line}: no JSON ({e}); if the file was cut off while it was written, remove that line"
         ) from e
+
+
+def _integer(digits: str) -> int:
+    """A whole number of 64 bits, as the fields of a record are.
+
+    Raises:
+        ValueError: it has more.
+    """
+    if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
+        raise ValueError(f"{shown(digits)} is no number of 64 bits")
+    return value
 
 
 def _typed(name: str, value: Any) -> Any:
