@@ -47,11 +47,11 @@ class Manifest(TypedDict):
 
     schema: int
     name: str
-    task: str
+    task: Literal["text-generation", "feature-extraction", "text2text-generation"]
     spec_digest: str
     weights_digest: str
     precision: str
-    compute: str
+    compute: Literal["fp32", "fp16", "bf16", "int8"]
     target: str
     context: int
     files: dict[str, int]

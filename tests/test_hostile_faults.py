@@ -156,13 +156,16 @@ def test_a_checkpoint_written_to_during_the_last_tensor(model, monkeypatch):
         ({"context": -1}, "context"),
         ({"format": "exe"}, "format"),
         ({"kv": {}}, "kv"),
+        ({"compute": "[/]"}, "compute"),
+        ({"task": "x"}, "task"),
         ({"schema": 10**30}, "newer"),
         ({"schema": "1"}, "names no schema"),
     ],
 )
 def test_types_of_a_manifest(tmp_path, change_of, message):
     sound = {"schema": 1, "files": {}, "linked": {}, "context": 64}
-    sound |= dict.fromkeys(("name", "task", "spec_digest", "weights_digest", "precision", "compute", "target"), "x")
+    sound |= dict.fromkeys(("name", "spec_digest", "weights_digest", "precision", "target"), "x")
+    sound |= {"task": "text-generation", "compute": "fp32"}
     (tmp_path / "edgeformer.json").write_text(json.dumps(sound))
     assert read_manifest(tmp_path / "edgeformer.json", InputError) == sound
     (tmp_path / "edgeformer.json").write_text(json.dumps(sound | change_of))

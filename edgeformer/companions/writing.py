@@ -14,6 +14,7 @@ from edgeformer.companions.special import special_ids
 from edgeformer.companions.texts import first_difference, texts_of
 from edgeformer.companions.tokenizer import has_tokenizer, load_tokenizer, normalized_json, read_tokenizer
 from edgeformer.errors import ConfigError, ExportError, InputError
+from edgeformer.paths import check_regular
 
 
 def write_companions(around: Companions, folder: Path, *, named_templates: bool = False) -> list[str]:
@@ -37,7 +38,7 @@ def write_companions(around: Companions, folder: Path, *, named_templates: bool 
     """
     notes: list[str] = []
     if (file := around.find(GENERATION)) is not None:
-        shutil.copyfile(file, folder / GENERATION)
+        _copy(file, folder / GENERATION)
     elif around.embedded is not None and (ids := special_ids(around).as_config()):  # what the GGUF file says
         (folder / GENERATION).write_text(json.dumps(ids, indent=2) + "\n")
     if not has_tokenizer(around):
@@ -47,12 +48,17 @@ def write_companions(around: Companions, folder: Path, *, named_templates: bool 
         assert source is not None
         place = folder / file.relative_to(source)
         place.parent.mkdir(exist_ok=True)
-        shutil.copyfile(file, place)
+        _copy(file, place)
     if (text := normalized_json(around)) is not None:
         (folder / "tokenizer.json").write_text(text, encoding="utf-8")
     _write_settings(around, folder, named_templates)
     _check(around, folder, notes)
     return notes
+
+
+def _copy(file: Path, place: Path) -> None:
+    check_regular(file, ConfigError)
+    shutil.copyfile(file, place)
 
 
 def _write_settings(around: Companions, folder: Path, named_templates: bool) -> None:
