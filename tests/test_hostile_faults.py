@@ -14,8 +14,10 @@ from support import STDLIB, refusal
 
 from edgeformer import discover
 from edgeformer.checkpoint import load
+from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.errors import (
     CheckpointError,
+    ConfigError,
     EdgeformerError,
     InputError,
     NumericError,
@@ -365,3 +367,18 @@ def test_a_folder_where_a_file_belongs(model, name, tmp_path):
     (model / name).mkdir()
     with pytest.raises(EdgeformerError, match=f"{name}.*(no regular file|Is a directory)"):
         export_onnx(load(model), tmp_path / "o")
+
+
+@pytest.mark.parametrize("content", [{"x": {}}, {"x": []}, {"x": "7"}, {"x": None}])
+def test_types_of_added_tokens(model, content):
+    (model / "added_tokens.json").write_text(json.dumps(content))
+    with pytest.raises(ConfigError, match=r"added_tokens.json: x is"):
+        read_tokenizer(model)
+
+
+@pytest.mark.parametrize("value", [5, "a", {"a": {}}, [{}, [], None, 7], [{"content": {}}]])
+def test_types_of_extra_tokens(model, value):
+    """What is no token is none; the others are read."""
+    (model / "added_tokens.json").write_text("{}")
+    change(model / "tokenizer_config.json", additional_special_tokens=value, extra_special_tokens=value)
+    assert read_tokenizer(model).encode("import os")

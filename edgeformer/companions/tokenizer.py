@@ -22,6 +22,7 @@ from edgeformer.errors import ConfigError, InputError
 from edgeformer.json_file import MAX_LISTING_BYTES
 from edgeformer.limits import MAX_SIZE
 from edgeformer.quoting import plain
+from edgeformer.typed import mismatch
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that transformers has attributes for, in the order in which it adds those that a tokenizer lacks."""
@@ -237,18 +238,28 @@ def tokenizer_settings(folder: Path) -> dict[str, Any]:
     """tokenizer_config.json with what older files say: special_tokens_map.json, and added_tokens.json as an
     `added_tokens_decoder`. As in transformers, both are read only where the config has no `added_tokens_decoder` itself."""
     config = folder / "tokenizer_config.json"
-    settings = dict(read_object(config)) if config.exists() else {}
+    settings: dict[str, Any] = dict(read_object(config)) if config.exists() else {}
     if isinstance(settings.get("added_tokens_decoder"), dict):
         return settings
     if (file := folder / "special_tokens_map.json").exists():
         settings |= read_object(file)
     if (file := folder / "added_tokens.json").exists():
-        special = {*named_tokens(settings).values(), *map(_content, _extra(settings))}
+        special = {
+            *named_tokens(settings).values(),
+            *(t for t in map(_content, _extra(settings)) if isinstance(t, str)),
+        }
         settings["added_tokens_decoder"] = {
             index: {"content": token, "normalized": token not in special, "special": token in special}
-            for token, index in read_object(file).items()
+            for token, index in _added(file).items()
         }
     return settings
+
+
+def _added(file: Path) -> dict[str, int]:
+    """The tokens of an added_tokens.json, with their ids."""
+    if (wrong := mismatch(data := read_object(file), dict[str, int])) is not None:
+        raise ConfigError(f"{file}: {wrong}")
+    return data
 
 
 def named_tokens(settings: dict[str, Any]) -> dict[str, str]:
@@ -280,7 +291,8 @@ def _extra(settings: dict[str, Any]) -> list[Any]:
     found: list[Any] = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         value = settings.get(key) or []
-        found += value.values() if isinstance(value, dict) else value
+        if isinstance(value, (dict, list)):
+            found += value.values() if isinstance(value, dict) else value
     return found
 
 
