@@ -48,7 +48,7 @@ def find(package: str, name: str) -> ModuleType | None:
     except BaseException as e:
         if not is_fault(e) and not isinstance(e, SystemExit):
             raise
-        raise PluginError(_broken(package, name, e)) from e
+        raise fault_of(package, name, e) from e
 
 
 def is_plugin(package: str, name: str) -> bool:
@@ -75,12 +75,13 @@ def sparing(package: str, name: str) -> Iterator[None]:
     except BaseException as e:
         if not is_fault(e) or not is_plugin(package, name):
             raise
-        _warn(_broken(package, name, e))
+        _warn(str(fault_of(package, name, e)))
 
 
-def _broken(package: str, name: str, error: BaseException) -> str:
+def fault_of(package: str, name: str, error: BaseException) -> PluginError:
+    """The error that names a plug-in, for what went wrong in it."""
     said = plain(str(error), limit=500)
-    return (
+    return PluginError(
         f"the plug-in {name!r} of {package} ({_entry_points(package)[name]}) is broken: {type(error).__name__}: {said};"
         " mend it or uninstall it"
     )

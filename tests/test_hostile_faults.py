@@ -341,7 +341,7 @@ def test_a_broken_command(plugin, content, caplog):
     plugin("edgeformer.cli", "aaa", content)
     assert CliRunner().invoke(cli, ["--help"], catch_exceptions=False).exit_code == 0
     if content != "command = None":
-        with pytest.raises(EdgeformerError, match="'aaa' is broken"):
+        with pytest.raises(EdgeformerError, match=r"the plug-in 'aaa' of edgeformer.cli .* is broken"):
             cli(["aaa"], standalone_mode=False)
     assert "\x1b" not in caplog.text
 

@@ -31,17 +31,18 @@ class Commands(click.Group):
         except BaseException as e:
             if not isinstance(e, PluginError) and not (is_fault(e) and discover.is_plugin("edgeformer.cli", name)):
                 raise
-            return _broken(cmd_name, str(e))
+            return _broken(cmd_name, e if isinstance(e, PluginError) else discover.fault_of("edgeformer.cli", name, e))
         if found is None or isinstance(found, click.Command):
             return found
-        return _broken(cmd_name, "its `command` is no command of click")
+        wrong = TypeError("its `command` is no command of click")
+        return _broken(cmd_name, discover.fault_of("edgeformer.cli", name, wrong))
 
 
-def _broken(name: str, reason: str) -> click.Command:
+def _broken(name: str, fault: PluginError) -> click.Command:
     """A command that says why it can't be run, so that the others can."""
 
     def refuse(**_: Any) -> NoReturn:
-        raise PluginError(reason if reason.startswith("the plug-in") else f"the plug-in {name!r} is broken: {reason}")
+        raise fault
 
     return click.Command(
         name, callback=refuse, short_help="(broken plug-in)", params=[click.Argument(["words"], nargs=-1)]

@@ -125,10 +125,14 @@ def text_table(*columns: str, **options: Any) -> Any:
     """A table of rich whose cells are texts, not its markup: names from files may hold brackets and escape sequences."""
     from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
+
+    def shown(cell: Any) -> Any:
+        return Text(plain(cell.plain), cell.style) if isinstance(cell, Text) else escape(plain(str(cell)))
 
     class PlainTable(Table):
         def add_row(self, *cells: Any, **more: Any) -> None:
-            super().add_row(*(escape(plain(str(cell))) for cell in cells), **more)
+            super().add_row(*map(shown, cells), **more)
 
     if isinstance(options.get("title"), str):
         options["title"] = escape(plain(options["title"]))

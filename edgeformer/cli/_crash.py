@@ -26,10 +26,12 @@ def write(error: BaseException) -> str:
         "".join(traceback.format_exception(error)),
     ))  # fmt: skip
     name = f"crash-{os.getpid()}.txt"
-    for folder in (lambda: cache_folder("crashes"), lambda: Path(tempfile.gettempdir())):
+    ours = cache_folder("crashes")
+    for folder in (ours, Path(tempfile.gettempdir())):
+        file = folder / name
         try:
-            file = folder() / name
-            lock_of(file, timeout=1.0).release()  # marks it as an entry that `cache --clean` may delete
+            if folder == ours:
+                lock_of(file, timeout=1.0).release()  # marks it as an entry that `cache --clean` may delete
             file.write_text(text, encoding="utf-8", errors="backslashreplace")
         except (OSError, Held):
             continue

@@ -7,7 +7,7 @@ from typing import Any
 from edgeformer.companions.files import Embedded
 from edgeformer.companions.plainness import GPT2, LLAMA3, QWEN2
 from edgeformer.companions.tokenizer import FastTokenizer
-from edgeformer.errors import InputError
+from edgeformer.errors import InputError, is_fault
 from edgeformer.quoting import shown
 
 MAX_TOKEN = 1000
@@ -41,7 +41,7 @@ def from_gguf(embedded: Embedded) -> FastTokenizer:
             inner = Tokenizer(_byte_level(data, tokens, types, str(where)))
             _split(inner, _pre(data, str(where)))
         elif kind == "llama":
-            inner = _sentencepiece(data, tokens, types)
+            inner = _sentencepiece(data, tokens, types, str(where))
         else:
             raise InputError(
                 f"{where} holds a tokenizer of the kind {shown(kind)}; gpt2 and llama can be read. Put the original"
@@ -57,9 +57,9 @@ def from_gguf(embedded: Embedded) -> FastTokenizer:
         _surround(inner, data, named)
     except InputError:
         raise
-    except (KeyboardInterrupt, MemoryError):
-        raise
     except BaseException as e:  # tokenizers raises bare Exceptions and panics, and metadata may hold anything
+        if not is_fault(e):
+            raise
         raise InputError(f"{where}: its tokenizer can't be read: {type(e).__name__}: {shown(str(e))}") from e
     if (
         wrong := next((i for i, t in enumerate(tokens) if types[i] != UNUSED and inner.token_to_id(t) != i), None)
@@ -116,7 +116,7 @@ def _split(inner: Any, pre: str) -> None:
     inner.decoder = decoders.ByteLevel()
 
 
-def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int]) -> Any:
+def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> Any:
     """BPE with byte fallback; two pieces are joined in the order of what they make, by its score."""
     from tokenizers import Tokenizer, decoders, normalizers
     from tokenizers.models import BPE
@@ -124,7 +124,9 @@ def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int]) ->
     vocab = {t: i for i, t in enumerate(tokens) if types[i] != UNUSED}
     scores = data["ggml.scores"]
     if longest := next((t for t in vocab if len(t) > MAX_TOKEN), None):
-        raise InputError(f"its tokenizer has a token of {len(longest):,} characters; at most {MAX_TOKEN} are read")
+        raise InputError(
+            f"{where}: its tokenizer has a token of {len(longest):,} characters; at most {MAX_TOKEN} are read"
+        )
     merges = []
     for token, i in vocab.items():
         if types[i] in (UNKNOWN, CONTROL) or scores[i] <= -1e6:

@@ -42,7 +42,18 @@ class Guarded:
     def __init__(self, megabytes: int, first: tuple[str, Mapping[str, Any]] | None = None):
         self.megabytes, self._first = megabytes, first
         self._process: subprocess.Popen[bytes] | None = None
-        self._owner = 0
+        self._owner, self._opened = 0, None
+
+    def started(self) -> Any:
+        """What the first call of the process that runs was answered.
+
+        Raises:
+            GuardedFailed: with the reason.
+        """
+        if self._process is None or self._owner != os.getpid():  # a forked process has a pipe that is another's
+            self._start()
+            self._opened = None if self._first is None else self._call(self._first[0], 60.0, self._first[1])
+        return self._opened
 
     def ask(self, do: str, seconds: float, **arguments: Any) -> Any:
         """The answer to one call, of at most so many seconds.
@@ -50,10 +61,7 @@ class Guarded:
         Raises:
             GuardedFailed: with the reason.
         """
-        if self._process is None or self._owner != os.getpid():  # a forked process has a pipe that is another's
-            self._start()
-            if self._first is not None:
-                self._call(self._first[0], 60.0, self._first[1])
+        self.started()
         return self._call(do, seconds, arguments)
 
     def _start(self) -> None:

@@ -21,24 +21,24 @@ class GuardedTokenizer:
     named: dict[str, str]
     where: str
 
-    def _ask(self, method: str, *arguments: Any, size: int = 0, **options: Any) -> Any:
+    def _ask(self, do: str, size: int, **arguments: Any) -> Any:
+        """size: of the text, in characters, by which it may take longer."""
         try:
-            seconds = SECONDS + size / BYTES_PER_SECOND
-            return self.process.ask("tokenizer", seconds, method=method, arguments=list(arguments), options=options)
+            return self.process.ask(do, SECONDS + size / BYTES_PER_SECOND, **arguments)
         except GuardedFailed as e:
             raise InputError(f"{self.where}: its tokenizer fails on this text: {plain(str(e), limit=500)}") from None
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        return self._ask("encode", text, size=len(text), special=special)
+        return self._ask("encode", len(text), text=text, special=special)
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
-        return self._ask("decode", [int(i) for i in ids], size=len(ids) * 10, special=special)
+        return self._ask("decode", len(ids) * 10, ids=[int(i) for i in ids], special=special)
 
     def id_of(self, token: str) -> int | None:
-        return self._ask("id_of", token)
+        return self._ask("id_of", 0, token=token)
 
     def special(self) -> list[str]:
-        return self._ask("special")
+        return self._ask("special", 0)
 
     def to_json(self) -> str | None:
-        return self._ask("to_json", size=10**7)
+        return self._ask("to_json", 10**7)

@@ -30,11 +30,15 @@ def _open(folder: str) -> dict[str, str]:
     return made.named
 
 
-def _tokenizer(method: str, arguments: list[Any], options: dict[str, Any]) -> Any:
-    return getattr(_opened["tokenizer"], method)(*arguments, **options)
-
-
-CALLS: dict[str, Callable[..., Any]] = {"render": _render, "open": _open, "tokenizer": _tokenizer}
+CALLS: dict[str, Callable[..., Any]] = {
+    "render": _render,
+    "open": _open,
+    "encode": lambda text, special: _opened["tokenizer"].encode(text, special=special),
+    "decode": lambda ids, special: _opened["tokenizer"].decode(ids, special=special),
+    "id_of": lambda token: _opened["tokenizer"].id_of(token),
+    "special": lambda: _opened["tokenizer"].special(),
+    "to_json": lambda: _opened["tokenizer"].to_json(),
+}
 
 
 def _limit(size: int) -> None:

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 
 from edgeformer.companions.files import Companions, files_of_tokenizer, read_object
 from edgeformer.companions.guarded import Guarded, GuardedFailed
-from edgeformer.companions.guarded_tokenizer import SECONDS, GuardedTokenizer
+from edgeformer.companions.guarded_tokenizer import GuardedTokenizer
 from edgeformer.companions.plainness import is_plain, odd_id
-from edgeformer.errors import ConfigError, InputError
+from edgeformer.errors import ConfigError, InputError, is_fault
 from edgeformer.json_file import MAX_LISTING_BYTES
 from edgeformer.limits import MAX_SIZE
 from edgeformer.quoting import plain
@@ -77,10 +77,6 @@ class FastTokenizer:
     def to_json(self) -> str | None:
         return self.inner.to_str(pretty=True)
 
-    def names(self) -> dict[str, str]:
-        """`named`, as a call."""
-        return self.named
-
 
 def _asked(call: Callable[[], Any]) -> Any:
     """What the package `tokenizers` answers; it raises bare Exceptions, and Rust's panics are none.
@@ -90,9 +86,9 @@ def _asked(call: Callable[[], Any]) -> Any:
     """
     try:
         return call()
-    except (KeyboardInterrupt, MemoryError):
-        raise
     except BaseException as e:
+        if not is_fault(e):
+            raise
         raise InputError(f"the tokenizer fails: {plain(str(e), limit=500)}") from e
 
 
@@ -169,7 +165,7 @@ def _read(folder: Path, state: tuple[Any, ...]) -> Tokenizer:
         return read_fast(folder)
     process = Guarded(1000 + file.stat().st_size * 40 // 10**6, ("open", {"folder": str(folder.absolute())}))
     try:
-        named = process.ask("tokenizer", SECONDS, method="names", arguments=[], options={})
+        named = process.started()
     except GuardedFailed as e:
         raise InputError(f"{file} can't be read: {plain(str(e), limit=500)}") from None
     return GuardedTokenizer(process, named, str(file))
