@@ -6,7 +6,7 @@ import math
 from collections import Counter
 from dataclasses import dataclass
 
-from edgeformer.spec import Layer, Linear, Model, Stacked, Table, layers, leaves, tensors
+from edgeformer.spec import Layer, Linear, Model, Stacked, Table, layers, leaves, passes, tensors
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "q8": 8.5 / 8, "q4": 4.5 / 8}
 """Group-32 formats carry one fp16 scale per 32 weights: 8.5 and 4.5 bits."""
@@ -47,28 +47,14 @@ def costs(spec: Model, *, cache_bytes: int = 2) -> Costs:
 
 def _flops(spec: Model) -> int:
     total = 0
-    for path, layer, width in layers(spec):
-        runs = _runs_of(spec, path)
-        share = layer.chosen / layer.experts if layer.kind == "moe" else 1.0  # type: ignore[attr-defined]
+    for layer, width, times in passes(spec):
         for declaration in layer.params(width).values():
             if isinstance(declaration, Linear):
-                total += 2 * declaration.inputs * declaration.outputs * runs
+                total += 2 * declaration.inputs * declaration.outputs * times
             elif isinstance(declaration, Stacked):
-                total += int(2 * declaration.count * declaration.inputs * declaration.outputs * share) * runs
-    if getattr(spec, "tied", False):
-        total += 2 * table_width(spec) * spec.vocab
-    return total
-
-
-def _runs_of(spec: Model, path: str) -> int:
-    """How often a pass runs the layer at `path`: a stack's `order` may name a block several times."""
-    order = getattr(spec, "order", None)
-    return 1 if order is None or not path.startswith("layers.") else order.count(int(path.split(".")[1]))
-
-
-def table_width(spec: Model) -> int:
-    """The width of the token embeddings, which may be narrower than the model."""
-    return getattr(spec, "embed_width", None) or spec.width
+                active = declaration.count if declaration.active is None else declaration.active
+                total += 2 * active * declaration.inputs * declaration.outputs * times
+    return total + (2 * spec.embedding_width * spec.vocab if spec.head_is_embedding else 0)
 
 
 def multiplied(spec: Model) -> int:
@@ -79,16 +65,16 @@ def multiplied(spec: Model) -> int:
 def attention_flops(spec: Model, length: int, new: int = 1) -> int:
     """Operations of the scores and weighted values of the last `new` of `length` tokens, by what each one's mask lets it see."""
     counts: Counter[Layer] = Counter()
-    for path, layer, _ in layers(spec):
+    for layer, _, times in passes(spec):
         if layer.flops_per_key():
-            counts[layer] += _runs_of(spec, path)
+            counts[layer] += times
     seen = ((sum(layer.keys_seen(at, length) for at in range(length - new, length)), layer) for layer in counts)
     return sum(keys * layer.flops_per_key() * counts[layer] for keys, layer in seen)
 
 
 def head_parameters(spec: Model) -> int:
     """Weights of the map to logits; 0 of a model without one."""
-    return 0 if spec.task == "feature-extraction" else table_width(spec) * spec.vocab
+    return 0 if spec.task == "feature-extraction" else spec.embedding_width * spec.vocab
 
 
 def tree(spec: Model) -> list[str]:

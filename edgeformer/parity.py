@@ -312,7 +312,7 @@ def verify(
         read = (
             sample_ids(against.spec.vocab, length, seed + 1)[None] if isinstance(against.spec, EncoderDecoder) else None
         )
-        prefix = prompt if getattr(against.spec, "prefixed", False) else None
+        prefix = prompt if against.spec.prefixed else None
         shape: dict[str, Any] = dict(prompt=prompt, generate=generate, read=read, prefix=prefix)
         reference = make_reference(against, ids, precision=precision, threads=threads, **shape)
         capacity = max(length, prompt + generate)

@@ -12,10 +12,10 @@ maths (`apply`) in the op vocabulary of `edgeformer.ops`. It never looks inside 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Self
 
-from edgeformer.errors import SpecError
+from edgeformer.errors import InputError, SpecError
 
 # ---------------------------------------------------------------------------------------------------- declarations
 
@@ -40,12 +40,16 @@ class Linear:
 
 @dataclass(frozen=True)
 class Stacked:
-    """`count` bias-free linear maps held in one tensor `[count, outputs, inputs]` (experts; per-head maps of MLA)."""
+    """`count` bias-free linear maps held in one tensor `[count, outputs, inputs]` (experts; per-head maps of MLA).
+
+    `active`: how many of them multiply a token (the chosen experts); None for all.
+    """
 
     count: int
     inputs: int
     outputs: int
     residual: bool = False
+    active: int | None = None
 
     def tensors(self) -> dict[str, tuple[int, ...]]:
         """Tensor suffix -> shape."""
@@ -103,6 +107,31 @@ Declaration = Leaf | Const | Dropout | Sub | tuple[Sub, ...]
 
 
 @dataclass(frozen=True)
+class SharedKV:
+    """Keys and values that a layer leaves to later ones of its stack as `name`: `kv_heads` heads of `head_dim` channels."""
+
+    name: str
+    kv_heads: int
+    head_dim: int
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Other sizes for a spec; None keeps a size, or lets it follow from those that are given."""
+
+    layers: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    kv_heads: int | None = None
+    head_dim: int | None = None
+    ffn: int | None = None
+    vocab: int | None = None
+    context: int | None = None
+    tied: bool | None = None
+    rope_theta: float | None = None
+
+
+@dataclass(frozen=True)
 class Fold:
     """A place where channels can be rescaled without changing what a layer computes: `source` (a norm, or a linear map) gives its
     outputs divided by s > 0, and the linear maps `consumers` take their inputs multiplied by s.
@@ -115,6 +144,31 @@ class Fold:
     consumers: tuple[str, ...]
     repeat: int = 1
     block: int = 0
+
+
+FFN_MULTIPLE = 64
+"""What a feed-forward network's width is rounded to where it follows from another size."""
+
+
+def whole(value: float, name: str, sizes: Sizes) -> int:
+    """A size that follows from others, as a whole number.
+
+    Raises:
+        InputError: it isn't one.
+    """
+    if value < 1 or abs(value - round(value)) > 1e-9:
+        given = ", ".join(f"{k} {v}" for k, v in asdict(sizes).items() if v is not None)
+        raise InputError(
+            f"{given}: {name} would be {value:g}, which is no whole number; give --{name.replace('_', '-')} too"
+        )
+    return round(value)
+
+
+def resized_ffn(hidden: int, sizes: Sizes, width: int) -> int:
+    """A network's hidden width: as given, or scaled with the model's width and rounded to `FFN_MULTIPLE`."""
+    if sizes.ffn is not None or sizes.width is None or sizes.width == width:
+        return sizes.ffn or hidden
+    return max(round(hidden * sizes.width / width / FFN_MULTIPLE), 1) * FFN_MULTIPLE
 
 
 # names that a torch or MLX module already uses for itself
@@ -132,6 +186,13 @@ class Node:
     """Serialisable data in the spec tree. Subclasses set `kind` to the name of their file."""
 
     kind: ClassVar[str]
+
+    resizes: ClassVar[frozenset[str]] = frozenset()
+    """The fields of `Sizes` that `resized` answers to."""
+
+    def resized(self, sizes: Sizes, width: int) -> Self:
+        """This node with other sizes, in a model that was `width` wide; nodes inside have been resized already."""
+        return self
 
     def require_positive(self, *fields: str) -> None:
         """Raise `SpecError` unless these fields are positive."""
@@ -170,6 +231,27 @@ class Layer(Node):
         """What is computed once from the encoder's output: name -> (heads, dim)."""
         return {}
 
+    def per_step(self) -> tuple[Node, ...]:
+        """What the stack computes once per forward pass for all layers that name an equal node: position schemes (layers that are
+        given the step) and masks. `apply` finds the results in `step.tables`, by node."""
+        return ()
+
+    def publishes(self) -> SharedKV | None:
+        """The keys and values that `apply` puts into `step.shared`."""
+        return None
+
+    def borrows(self) -> SharedKV | None:
+        """The keys and values that `apply` takes from `step.shared`."""
+        return None
+
+    def passes(self, child: str) -> int:
+        """How often one forward pass runs the child `child` (`layers.3`)."""
+        return 1
+
+    def ffn_width(self) -> int | None:
+        """The hidden width of a feed-forward network; None of other layers."""
+        return None
+
     def flops_per_key(self) -> int:
         """Operations of one query's score and weighted value, for each key that it sees (a multiply and an add are two); 0 of a
         layer that doesn't attend."""
@@ -182,6 +264,18 @@ class Layer(Node):
     def apply(self, ops: Any, p: Any, *inputs: Any) -> Any:
         """The layer's maths. `p` holds what each declaration became."""
         raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Position(Layer):
+    """A position scheme that attention uses: a rotation of queries and keys, or a bias on scores."""
+
+    def require_heads(self, owner: Node, heads: int, head_dim: int) -> None:
+        """Raise `SpecError` unless the scheme suits attention of `heads` query heads of `head_dim` channels."""
+
+    def for_heads(self, heads: int, head_dim: int, old_head_dim: int) -> Self:
+        """The scheme for attention of other sizes."""
+        return self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,6 +335,21 @@ class Model(Layer):
     context: int
     init: Init = Init()
 
+    @property
+    def prefixed(self) -> bool:
+        """Whether the first tokens of a sequence are seen by all, so that a step needs their number (`Step.prefix`)."""
+        return False
+
+    @property
+    def head_is_embedding(self) -> bool:
+        """Whether the map to logits is the transposed embedding."""
+        return False
+
+    @property
+    def embedding_width(self) -> int:
+        """The width of the token embeddings, which may be narrower than the model."""
+        return self.width
+
     def inputs(self) -> tuple[Input, ...]:
         """The integer inputs of the model's program, in order."""
         raise NotImplementedError
@@ -271,6 +380,14 @@ def layers(layer: Layer, width: int = 0, path: str = "") -> Iterator[tuple[str, 
     for name, declaration in layer.params(width).items():
         for child, sub in children(name, declaration):
             yield from layers(sub.layer, sub.width, f"{path}.{child}" if path else child)
+
+
+def passes(layer: Layer, width: int = 0, times: int = 1) -> Iterator[tuple[Layer, int, int]]:
+    """Every `(layer, width, times)` of the tree: how often one forward pass runs it, parents first."""
+    yield layer, width, times
+    for name, declaration in layer.params(width).items():
+        for child, sub in children(name, declaration):
+            yield from passes(sub.layer, sub.width, times * layer.passes(child))
 
 
 def leaves(layer: Layer, width: int = 0) -> Iterator[tuple[str, Leaf]]:

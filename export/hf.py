@@ -19,6 +19,7 @@ from edgeformer.errors import ExportError
 from edgeformer.export.artefact import Exported, write_surroundings, writing_from
 from edgeformer.export.filling import Progress
 from edgeformer.export.safetensors import Group, write_shards
+from edgeformer.layers.encoder import Encoder
 from edgeformer.models._config import HfConfig
 from edgeformer.models._shape import Unmapped
 from edgeformer.parts import Cut, Stack
@@ -126,7 +127,7 @@ def _comparable(spec: Model) -> Any:
 def _groups(spec: Model, sources: dict[str, Source], family: ModuleType, dtype: np.dtype) -> list[Group]:
     """Tensors under the family's names: those of several parts are put together again."""
     prefix = next(iter(getattr(family, "PREFIXES", ("",))))
-    if spec.task == "feature-extraction" and getattr(spec, "pooler", False):
+    if isinstance(spec, Encoder) and spec.pooler:
         prefix = ""  # the bare model's own names
     names, found, groups = name_map(family, spec), {}, []
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from edgeformer.errors import InputError
+from edgeformer.layers.encoder import Encoder
 from edgeformer.spec import Model
 
 
@@ -54,7 +55,7 @@ def checked_encoder_inputs(spec: Model, inputs: Mapping[str, np.ndarray]) -> dic
     mask = inputs.get("attention_mask")
     made = {"input_ids": ids, "attention_mask": np.ones_like(ids) if mask is None else mask}
     check_valid(made["attention_mask"], ids.shape)
-    count = getattr(spec, "token_types", 0)
+    count = spec.token_types if isinstance(spec, Encoder) else 0
     types = inputs.get("token_type_ids")
     if types is not None and count:
         if types.shape != ids.shape:

@@ -129,7 +129,7 @@ class Session:
         if valid is not None:
             check_valid(np.asarray(valid), ids.shape)
         self._mask[:, self.length : end] = 1 if valid is None else valid
-        if self.length == 0 and getattr(self.spec, "prefixed", False):
+        if self.length == 0 and self.spec.prefixed:
             self.prefix = self._mask[:, :end].sum(1)
             if self.prefix_length is not None:
                 if self.prefix_length > self.prefix.min():
@@ -356,7 +356,7 @@ class Runtime(ABC):
         """None, or why this runtime can't run this spec this way."""
         if spec.task not in self.tasks:
             return f"it does not run {spec.task} models"
-        if getattr(spec, "prefixed", False) and not self.prefixes:
+        if spec.prefixed and not self.prefixes:
             return "it can't be told how many first tokens all tokens see, as a prefix language model needs"
         return None
 

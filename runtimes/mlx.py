@@ -85,7 +85,7 @@ class MlxSession(Session):
         self.decoder = None
         if loaded.spec.task == "text-generation":
             compiled = options.variant == "compile" or (options.variant != "eager" and mx.default_device() == mx.gpu)
-            compiled = compiled and not getattr(loaded.spec, "prefixed", False)  # a prefix would be compiled in
+            compiled = compiled and not loaded.spec.prefixed  # a prefix would be compiled in
             store = Int8Store if options.variant == "kv-int8" else MlxStore
             self.decoder = Decoder(self.model, options.batch, self.capacity, compiled=compiled, store=store)
 

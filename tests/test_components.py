@@ -164,7 +164,7 @@ def test_borrowed_keys_have_to_be_there():
     for blocks, words in (
         ((borrower, sharer), "no block before it"),
         ((sharer, sharer, borrower), "another does already"),
-        ((sharer, other), "borrows 'a' of 2 heads"),
+        ((sharer, other), "'a', which has 2 heads"),
         ((sharer, replace(borrower, attention=replace(borrower.attention, source="b"))), "'b'"),
     ):
         with pytest.raises(SpecError, match=words):

@@ -12,10 +12,11 @@ from support import small_spec
 from edgeformer.advice import advise
 from edgeformer.checkpoint import load
 from edgeformer.cli import cli
-from edgeformer.derive import Sizes, derive
+from edgeformer.derive import derive
 from edgeformer.errors import InputError
 from edgeformer.layers.glu import GLU
 from edgeformer.serialization import from_json, to_json
+from edgeformer.spec import Sizes
 
 
 def test_nothing_asked_changes_nothing():
@@ -55,7 +56,7 @@ def test_positions_follow():
     [
         ("smollm2-135m", Sizes(width=100), "heads would be"),
         ("smollm2-135m", Sizes(heads=7), "kv_heads would be"),
-        ("gpt2", Sizes(rope_theta=1e4), "has none"),
+        ("gpt2", Sizes(rope_theta=1e4), "--rope-theta"),
         ("minicpm3-4b", Sizes(heads=8), "mla"),
     ],
 )
@@ -124,3 +125,11 @@ def test_costs_of_blocks_that_run_more_than_once():
     thrice = replace(once, blocks=once.blocks * 3, order=None)
     assert costs(once).flops_per_token == costs(thrice).flops_per_token
     assert costs(once).parameters < costs(thrice).parameters and "order=0,0,0" in tree(once)[0]
+
+
+def test_sizes_that_a_model_has_not_are_refused():
+    from component_cases import ENCODERS
+
+    encoder = next(iter(ENCODERS.values()))
+    with pytest.raises(InputError, match="--tied can't be given"):
+        derive(encoder, Sizes(tied=True))

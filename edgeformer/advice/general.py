@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from edgeformer.inspection import costs, table_width
+from edgeformer.inspection import costs
 from edgeformer.layers.gqa import GQA
 from edgeformer.spec import Model, layers
 
@@ -15,14 +15,14 @@ LARGE_SHARE = 0.3  # of a 0.5B model's time, the head takes 20-31 % (Lu et al. 2
 def remarks(spec: Model) -> Iterator[str]:
     """Remarks on a spec."""
     count = costs(spec)
-    table = table_width(spec) * spec.vocab
+    table = spec.embedding_width * spec.vocab
     share = table / count.parameters
     if share > LARGE_SHARE:
         yield (
             f"the vocabulary of {spec.vocab:,} takes {share:.0%} of all parameters in one table: its product is read for every"
             " token; a smaller vocabulary, or a tied and quantized head, is what helps"
         )
-    if getattr(spec, "tied", True) is False and table > 0.1 * count.parameters:
+    if "tied" in spec.resizes and not spec.head_is_embedding and table > 0.1 * count.parameters:
         yield f"the head is not tied to the embedding: --tied would save {table / 1e6:.1f} M parameters"
     if count.kv_bytes_per_token:
         whole = count.kv_bytes_per_token * spec.context

@@ -42,11 +42,11 @@ def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) 
 
     from edgeformer.advice import advise
     from edgeformer.atomic import write_output
-    from edgeformer.derive import Sizes, derive
+    from edgeformer.derive import derive
     from edgeformer.errors import InputError
     from edgeformer.inspection import costs, tree
     from edgeformer.serialization import digest, from_json, to_json
-    from edgeformer.spec import check
+    from edgeformer.spec import Sizes, check
 
     if str(name) == "-":
         raise InputError("NAME is a file's name; `edgeformer spec MODEL` prints a spec on standard output")

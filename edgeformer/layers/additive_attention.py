@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.mask import Mask
-from edgeformer.spec import Declaration, Layer, Linear, Vector
+from edgeformer.spec import Declaration, Layer, Linear, Node, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,9 @@ class AdditiveAttention(Layer):
 
     def cache(self) -> dict[str, tuple[int, int]]:
         return {name: (self.heads, self.head_dim) for name in ("k", "v")} if self.mask.causal else {}
+
+    def per_step(self) -> tuple[Node, ...]:
+        return (self.mask,)
 
     def flops_per_key(self) -> int:
         return 5 * self.heads * self.head_dim

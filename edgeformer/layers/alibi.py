@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from edgeformer.ops import Bias
-from edgeformer.spec import Const, Declaration, Layer
+from edgeformer.spec import Const, Declaration, Node, Position
 
 
 @dataclass(frozen=True, kw_only=True)
-class Alibi(Layer):
+class Alibi(Position):
     """score −= slope · (query − key), a slope per head (Press et al. 2021, arXiv 2108.12409).
 
     For a power of two heads the slopes are 2 ** (−max_bias · h / heads), h = 1 .. heads; otherwise those of the next lower power
@@ -35,6 +35,12 @@ class Alibi(Layer):
 
         power = 1 << (self.heads.bit_length() - 1)
         return np.array((of(power) + of(2 * power)[0::2])[: self.heads], np.float32)
+
+    def require_heads(self, owner: Node, heads: int, head_dim: int) -> None:
+        owner.require(self.heads == heads, f"position is for {self.heads} heads, and these are {heads}")
+
+    def for_heads(self, heads: int, head_dim: int, old_head_dim: int) -> Self:
+        return replace(self, heads=heads)
 
     def params(self, width: int) -> dict[str, Declaration]:
         return {"slopes": Const(lambda: self.slopes().reshape(1, self.heads, 1, 1))}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.gqa import GQA
-from edgeformer.spec import Declaration, Fold
+from edgeformer.spec import Declaration, Fold, SharedKV
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class BorrowedKV(GQA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.sinks is False and self.clip is None, "it is written without sinks and clip")
+        self.require(self.sinks is False and self.clip is None, "borrowed_kv supports neither sinks nor clip")
 
     def params(self, width: int) -> dict[str, Declaration]:
         return {k: v for k, v in super().params(width).items() if k not in ("k", "v", "k_norm")}
@@ -33,6 +33,9 @@ class BorrowedKV(GQA):
 
     def cache(self) -> dict[str, tuple[int, int]]:
         return {}
+
+    def borrows(self) -> SharedKV:
+        return SharedKV(self.source, self.kv_heads, self.head_dim)
 
     def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
         k, v = step.shared[self.source]

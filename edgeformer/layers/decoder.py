@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from edgeformer.layers.stack import BlockStack
-from edgeformer.spec import Declaration, Dropout, Input, Layer, Linear, Norm, Sub, Table
+from edgeformer.spec import Declaration, Dropout, Input, Layer, Linear, Norm, Sizes, Sub, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class Decoder(BlockStack):
 
     kind: ClassVar[str] = "decoder"
     task: ClassVar[str] = "text-generation"
+    resizes: ClassVar[frozenset[str]] = BlockStack.resizes | {"tied"}
     positions: Layer | None = None
     embed_scale: float = 1.0
     embed_norm: Norm | None = None
@@ -35,8 +36,20 @@ class Decoder(BlockStack):
         super().__post_init__()
         self.require(not (self.tied and self.head_bias), "a tied head has no bias")
 
+    @property
+    def head_is_embedding(self) -> bool:
+        return self.tied
+
+    @property
+    def embedding_width(self) -> int:
+        return self.embed_width or self.width
+
+    def resized(self, sizes: Sizes, width: int) -> Self:
+        changed = super().resized(sizes, width)
+        return changed if sizes.tied is None else replace(changed, tied=sizes.tied)
+
     def params(self, width: int = 0) -> dict[str, Declaration]:
-        narrow = self.embed_width or self.width
+        narrow = self.embedding_width
         params: dict[str, Declaration] = {"embed": Table(self.vocab, narrow)}
         if self.embed_width is not None:
             params |= {"project_in": Linear(narrow, self.width), "project_out": Linear(self.width, narrow)}

@@ -33,8 +33,12 @@ class Encoder(BlockStack):
     mlm: MlmHead | None = None
     dropout: float = 0.0
 
+    @property
+    def embedding_width(self) -> int:
+        return self.embed_width or self.width
+
     def params(self, width: int = 0) -> dict[str, Declaration]:
-        narrow = self.embed_width or self.width
+        narrow = self.embedding_width
         params: dict[str, Declaration] = {"embed": Table(self.vocab, narrow)}
         if self.positions is not None:
             params |= {"position_embed": Sub(self.positions, narrow)}

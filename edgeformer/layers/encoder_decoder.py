@@ -31,6 +31,10 @@ class EncoderDecoder(Model):
     def __post_init__(self) -> None:
         self.require_positive("vocab", "width", "context")
 
+    @property
+    def head_is_embedding(self) -> bool:
+        return self.tied
+
     def depth(self) -> int:
         return self.encoder.depth() + self.decoder.depth()
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from edgeformer.layers.activation import Activation, activate, activation_params, require_activation
-from edgeformer.spec import Declaration, Fold, Layer, Linear
+from edgeformer.spec import Declaration, Fold, Layer, Linear, Sizes, resized_ffn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,7 @@ class GLU(Layer):
     """
 
     kind: ClassVar[str] = "glu"
+    resizes: ClassVar[frozenset[str]] = frozenset(("ffn",))
     same_input: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
     reads: ClassVar[tuple[str, ...]] = ("gate", "up")
     hidden: int
@@ -26,6 +27,12 @@ class GLU(Layer):
     def __post_init__(self) -> None:
         self.require_positive("hidden")
         require_activation(self, self.act)
+
+    def resized(self, sizes: Sizes, width: int) -> Self:
+        return replace(self, hidden=resized_ffn(self.hidden, sizes, width))
+
+    def ffn_width(self) -> int:
+        return self.hidden
 
     def params(self, width: int) -> dict[str, Declaration]:
         return {

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from edgeformer.layers.mask import Mask
 from edgeformer.ops import Bias, Rotary
-from edgeformer.spec import Declaration, Dropout, Fold, Layer, Linear, Norm, Sub, Vector
+from edgeformer.spec import Declaration, Dropout, Fold, Layer, Linear, Node, Norm, Position, Sizes, Sub, Vector, whole
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +24,11 @@ class GQA(Layer):
     kind: ClassVar[str] = "gqa"
     same_input: ClassVar[tuple[tuple[str, ...], ...]] = (("q", "k", "v"),)
     reads: ClassVar[tuple[str, ...]] = ("q", "k", "v")
+    resizes: ClassVar[frozenset[str]] = frozenset(("width", "heads", "kv_heads", "head_dim"))
     heads: int
     kv_heads: int
     head_dim: int
-    position: Layer | None = None
+    position: Position | None = None
     mask: Mask = Mask()
     qk_norm: Norm | None = None
     bias: bool = False
@@ -47,12 +48,8 @@ class GQA(Layer):
         for name in ("clip", "softcap"):
             limit = getattr(self, name)
             self.require(limit is None or limit > 0, f"{name} must be positive, got {limit}")
-        biased = getattr(self.position, "heads", self.heads)
-        self.require(biased == self.heads, f"position is for {biased} heads, and these are {self.heads}")
-        rotated = getattr(self.position, "dim", 0)
-        self.require(
-            rotated <= self.head_dim, f"position rotates {rotated} of only {self.head_dim} channels (head_dim)"
-        )
+        if self.position is not None:
+            self.position.require_heads(self, self.heads, self.head_dim)
 
     def params(self, width: int) -> dict[str, Declaration]:
         q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
@@ -78,6 +75,23 @@ class GQA(Layer):
 
     def cache(self) -> dict[str, tuple[int, int]]:
         return {name: (self.kv_heads, self.head_dim) for name in ("k", "v")} if self.mask.causal else {}
+
+    def per_step(self) -> tuple[Node, ...]:
+        return (self.mask,) if self.position is None else (self.position, self.mask)
+
+    def resized(self, sizes: Sizes, width: int) -> Self:
+        """Heads follow the width where they were as wide as the model together; each key keeps its number of queries."""
+        ratio = 1.0 if sizes.width is None or self.heads * self.head_dim != width else sizes.width / width
+        head_dim = sizes.head_dim or self.head_dim
+        heads = sizes.heads or whole(self.heads * self.head_dim * ratio / head_dim, "heads", sizes)
+        if sizes.kv_heads is not None:
+            kv_heads = sizes.kv_heads
+        elif self.kv_heads == 1:
+            kv_heads = 1
+        else:
+            kv_heads = whole(heads / (self.heads // self.kv_heads), "kv_heads", sizes)
+        position = None if self.position is None else self.position.for_heads(heads, head_dim, self.head_dim)
+        return replace(self, heads=heads, kv_heads=kv_heads, head_dim=head_dim, position=position)
 
     def flops_per_key(self) -> int:
         return 4 * self.heads * self.head_dim

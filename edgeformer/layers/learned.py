@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
-from edgeformer.spec import Declaration, Layer, Table
+from edgeformer.spec import Declaration, Layer, Sizes, Table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,12 +16,16 @@ class Learned(Layer):
     """
 
     kind: ClassVar[str] = "learned"
+    resizes: ClassVar[frozenset[str]] = frozenset(("context",))
     count: int
     offset: int = 0
 
     def __post_init__(self) -> None:
         self.require_positive("count")
         self.require(self.offset >= 0, f"offset can't be negative, got {self.offset}")
+
+    def resized(self, sizes: Sizes, width: int) -> Self:
+        return self if sizes.context is None else replace(self, count=sizes.context)
 
     def params(self, width: int) -> dict[str, Declaration]:
         return {"table": Table(self.count + self.offset, width)}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.mask import Mask
-from edgeformer.spec import Declaration, Layer, Linear, Norm, Stacked, Sub
+from edgeformer.spec import Declaration, Layer, Linear, Node, Norm, Position, Stacked, Sub
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class MLA(Layer):
     rope: int
     v_dim: int
     rank: int
-    position: Layer
+    position: Position
     norm: Norm
     q_rank: int | None = None
     bias: bool = False
@@ -46,6 +46,9 @@ class MLA(Layer):
 
     def cache(self) -> dict[str, tuple[int, int]]:
         return {"latent": (1, self.rank), "rope": (1, self.rope)}
+
+    def per_step(self) -> tuple[Node, ...]:
+        return (self.position, self.mask)
 
     def flops_per_key(self) -> int:
         return 2 * self.heads * (self.rank + self.rope + self.rank)

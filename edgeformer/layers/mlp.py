@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from edgeformer.layers.activation import Activation, activate, activation_params, require_activation
-from edgeformer.spec import Declaration, Fold, Layer, Linear
+from edgeformer.spec import Declaration, Fold, Layer, Linear, Sizes, resized_ffn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +14,7 @@ class MLP(Layer):
     """y = down(act(up(x))) (Vaswani et al. 2017, section 3.3)."""
 
     kind: ClassVar[str] = "mlp"
+    resizes: ClassVar[frozenset[str]] = frozenset(("ffn",))
     reads: ClassVar[tuple[str, ...]] = ("up",)
     hidden: int
     act: Activation = "gelu"
@@ -22,6 +23,12 @@ class MLP(Layer):
     def __post_init__(self) -> None:
         self.require_positive("hidden")
         require_activation(self, self.act)
+
+    def resized(self, sizes: Sizes, width: int) -> Self:
+        return replace(self, hidden=resized_ffn(self.hidden, sizes, width))
+
+    def ffn_width(self) -> int:
+        return self.hidden
 
     def params(self, width: int) -> dict[str, Declaration]:
         return {

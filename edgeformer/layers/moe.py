@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from edgeformer.layers.activation import require_activation
-from edgeformer.spec import Declaration, Layer, Linear, Stacked, Sub
+from edgeformer.spec import Declaration, Layer, Linear, Sizes, Stacked, Sub, resized_ffn
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,6 +19,7 @@ class MoE(Layer):
     """
 
     kind: ClassVar[str] = "moe"
+    resizes: ClassVar[frozenset[str]] = frozenset(("ffn",))
     experts: int
     chosen: int
     hidden: int
@@ -40,12 +41,18 @@ class MoE(Layer):
         reach = self.experts // self.groups * self.chosen_groups
         self.require(self.chosen <= reach, f"{self.chosen_groups} groups have only {reach} of {self.chosen} experts")
 
+    def resized(self, sizes: Sizes, width: int) -> Self:
+        return replace(self, hidden=resized_ffn(self.hidden, sizes, width))
+
+    def ffn_width(self) -> int:
+        return self.hidden
+
     def params(self, width: int) -> dict[str, Declaration]:
         params: dict[str, Declaration] = {
             "router": Linear(width, self.experts),
-            "gate": Stacked(self.experts, width, self.hidden),
-            "up": Stacked(self.experts, width, self.hidden),
-            "down": Stacked(self.experts, self.hidden, width, residual=True),
+            "gate": Stacked(self.experts, width, self.hidden, active=self.chosen),
+            "up": Stacked(self.experts, width, self.hidden, active=self.chosen),
+            "down": Stacked(self.experts, self.hidden, width, residual=True, active=self.chosen),
         }
         return params if self.shared is None else params | {"shared": Sub(self.shared, width)}
 

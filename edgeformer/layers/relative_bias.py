@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from edgeformer.ops import Bias
-from edgeformer.spec import Const, Declaration, Layer, Table
+from edgeformer.spec import Const, Declaration, Node, Position, Table
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelativeBias(Layer):
+class RelativeBias(Position):
     """A learned bias per head and bucket of distances (Raffel et al. 2019, arXiv 1910.10683, section 2.1).
 
     Half of the `buckets` (of each direction, if `bidirectional`) are single distances, the others grow logarithmically up to
@@ -55,6 +55,12 @@ class RelativeBias(Layer):
         )
         grown = np.minimum(exact + (far.astype(np.float32) * np.float32(count - exact)).astype(np.int64), count - 1)
         return (offset + np.where(away < exact, away, grown)).astype(np.int64)
+
+    def require_heads(self, owner: Node, heads: int, head_dim: int) -> None:
+        owner.require(self.heads == heads, f"position is for {self.heads} heads, and these are {heads}")
+
+    def for_heads(self, heads: int, head_dim: int, old_head_dim: int) -> Self:
+        return replace(self, heads=heads)
 
     def params(self, width: int) -> dict[str, Declaration]:
         return {"bucket": Const(self.lookup), "table": Table(self.buckets, self.heads)}

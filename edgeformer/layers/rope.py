@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from edgeformer.limits import MAX_CONSTANT
 from edgeformer.ops import Rotary
-from edgeformer.spec import Const, Declaration, Layer, Node, layers
+from edgeformer.spec import Const, Declaration, Layer, Node, Position, Sizes, layers
 
 _ROWS = 65_536
 
@@ -53,13 +53,14 @@ def base_frequencies(dim: int, theta: float) -> np.ndarray:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rope(Layer):
+class Rope(Position):
     """Rotates pairs (i, i + dim/2) of the first `dim` channels of each head by position · theta ** (-2i/dim).
 
     Su et al. 2021, arXiv 2104.09864; the half-split pairing of GPT-NeoX, which Hugging Face checkpoints are stored for.
     """
 
     kind: ClassVar[str] = "rope"
+    resizes: ClassVar[frozenset[str]] = frozenset(("rope_theta",))
     interleaved: ClassVar[bool] = False
     """Whether pairs are (2i, 2i + 1) instead of (i, i + dim/2)."""
 
@@ -70,6 +71,18 @@ class Rope(Layer):
     def __post_init__(self) -> None:
         self.require(self.dim > 0 and self.dim % 2 == 0, f"dim must be even and positive, got {self.dim}")
         self.require(self.theta > 0, f"theta must be positive, got {self.theta}")
+
+    def resized(self, sizes: Sizes, width: int) -> Self:
+        return self if sizes.rope_theta is None else replace(self, theta=sizes.rope_theta)
+
+    def require_heads(self, owner: Node, heads: int, head_dim: int) -> None:
+        owner.require(self.dim <= head_dim, f"position rotates {self.dim} of only {head_dim} channels (head_dim)")
+
+    def for_heads(self, heads: int, head_dim: int, old_head_dim: int) -> Self:
+        """Rotates the same share of each head."""
+        if head_dim == old_head_dim:
+            return self
+        return replace(self, dim=max(round(self.dim / old_head_dim * head_dim / 2) * 2, 2))
 
     def frequencies(self) -> np.ndarray:
         """Inverse frequencies, float32, `[dim/2]` or `[n, dim/2]` (see `RopeScaling`)."""

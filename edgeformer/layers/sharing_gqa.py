@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.gqa import GQA
+from edgeformer.spec import SharedKV
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,10 @@ class SharingGQA(GQA):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(self.sinks is False and self.clip is None, "it is written without sinks and clip")
+        self.require(self.sinks is False and self.clip is None, "sharing_gqa supports neither sinks nor clip")
+
+    def publishes(self) -> SharedKV:
+        return SharedKV(self.shares, self.kv_heads, self.head_dim)
 
     def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
         q, k, v = ops.linears(x, p.q, p.k, p.v)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from edgeformer.limits import MAX_CONSTANT
-from edgeformer.spec import Const, Declaration, Layer
+from edgeformer.spec import Const, Declaration, Layer, Sizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +20,15 @@ class Sinusoidal(Layer):
     """
 
     kind: ClassVar[str] = "sinusoidal"
+    resizes: ClassVar[frozenset[str]] = frozenset(("context",))
     count: int
     interleaved: bool = True
 
     def __post_init__(self) -> None:
         self.require_positive("count")
+
+    def resized(self, sizes: Sizes, width: int) -> Self:
+        return self if sizes.context is None else replace(self, count=sizes.context)
 
     def table(self, width: int) -> np.ndarray:
         """float32 [count, width]."""

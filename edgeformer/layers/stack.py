@@ -5,12 +5,11 @@ Not a kind of its own: decoders and encoders hold their blocks directly, so that
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self
 
 from edgeformer.layers.mask import Mask
-from edgeformer.spec import Declaration, Layer, Model, Node, Norm, Sub, layers
+from edgeformer.spec import Declaration, Layer, Model, Node, Norm, SharedKV, Sizes, Sub, layers
 
 
 def add_norm(norm: Any, x: Any, d: Any) -> tuple[Any, Any]:
@@ -35,13 +34,23 @@ class Blocks(Layer):
             self.require(not remembers, "a block that remembers tokens can run only once per step")
         _check_sharing(self, self.blocks)
         # found once: a forward pass must not walk the tree
-        object.__setattr__(self, "_positions", _distinct(self.blocks, "position", Layer))
-        object.__setattr__(self, "_masks", _distinct(self.blocks, "mask", Mask))
+        nodes = dict.fromkeys(n for b in dict.fromkeys(self.blocks) for _, x, _ in layers(b, 1) for n in x.per_step())
+        for node in nodes:
+            self.require(
+                isinstance(node, (Layer, Mask)), f"per_step gives layers and masks, and {node.kind} is neither"
+            )
+        object.__setattr__(self, "_positions", tuple(n for n in nodes if isinstance(n, Layer)))
+        object.__setattr__(self, "_masks", tuple(n for n in nodes if isinstance(n, Mask)))
 
     @property
     def prefixed(self) -> bool:
-        """Whether the first tokens of a sequence are seen by all, so that a step has to be told how many (`Step.prefix`)."""
+        """Whether the first tokens of a sequence are seen by all, so that a step needs their number (`Step.prefix`)."""
         return any(mask.prefix for mask in self._masks)  # pyright: ignore[reportAttributeAccessIssue]
+
+    def passes(self, child: str) -> int:
+        if self.order is None or not child.startswith("layers."):  # the name that `stack_params` gives blocks
+            return 1
+        return self.order.count(int(child.removeprefix("layers.")))
 
     def depth(self) -> int:
         """How many blocks a token passes."""
@@ -69,34 +78,50 @@ class Blocks(Layer):
 class BlockStack(Blocks, Model):
     """A model made of one stack of blocks."""
 
+    resizes: ClassVar[frozenset[str]] = frozenset(("layers", "width", "vocab", "context"))
+
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require_positive("vocab", "width", "context")
 
+    def resized(self, sizes: Sizes, width: int) -> Self:
+        """More layers repeat the pattern of those there are (windows, dense and sparse ones)."""
+        given: dict[str, Any] = {"width": sizes.width, "vocab": sizes.vocab, "context": sizes.context}
+        if sizes.layers is not None:
+            self.require(
+                self.order is None, "the number of layers can't change where `order` runs blocks more than once"
+            )
+            given["blocks"] = _repeated(self.blocks, sizes.layers)
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
-def _distinct(blocks: tuple[Layer, ...], field: str, kind: type) -> tuple[Any, ...]:
-    def values() -> Iterator[Any]:
-        for block in dict.fromkeys(blocks):
-            yield from (getattr(layer, field, None) for _, layer, _ in layers(block, 1))
 
-    return tuple(dict.fromkeys(value for value in values() if isinstance(value, kind)))
+def _repeated(blocks: tuple[Layer, ...], count: int) -> tuple[Layer, ...]:
+    """The first `count`; more go on with the shortest pattern that the blocks repeat."""
+    if count <= len(blocks):
+        return blocks[:count]
+    period = next(p for p in range(1, len(blocks) + 1) if all(a == b for a, b in zip(blocks, blocks[p:], strict=False)))
+    out = list(blocks)
+    while len(out) < count:
+        out.append(out[-period])
+    return tuple(out)
 
 
 def _check_sharing(stack: Node, blocks: tuple[Layer, ...]) -> None:
     """Raise `SpecError` unless keys and values that a layer borrows were shared before, by one layer, in the same shape."""
-    shared: dict[str, tuple[int, int]] = {}
+    shared: dict[str, SharedKV] = {}
     for i, block in enumerate(blocks):
         for _, layer, _ in layers(block, 1):
-            shape = (getattr(layer, "kv_heads", 0), getattr(layer, "head_dim", 0))
-            if (name := getattr(layer, "shares", None)) is not None:
+            if (kv := layer.publishes()) is not None:
                 stack.require(
-                    name not in shared, f"block {i} shares keys and values as {name!r}, which another does already"
+                    kv.name not in shared,
+                    f"block {i} shares keys and values as {kv.name!r}, which another does already",
                 )
-                shared[name] = shape
-            if (name := getattr(layer, "source", None)) is not None:
-                stack.require(name in shared, f"block {i} borrows {name!r}, which no block before it shares")
+                shared[kv.name] = kv
+            if (kv := layer.borrows()) is not None:
+                stack.require(kv.name in shared, f"block {i} borrows {kv.name!r}, which no block before it shares")
+                made = shared[kv.name]
                 stack.require(
-                    shared[name] == shape,
-                    f"block {i} borrows {name!r} of {' heads of '.join(map(str, shared[name]))} channels, and has"
-                    f" {' of '.join(map(str, shape))}",
+                    made == kv,
+                    f"block {i} borrows {kv.name!r}, which has {made.kv_heads} heads of {made.head_dim} channels; it needs"
+                    f" {kv.kv_heads} of {kv.head_dim}",
                 )

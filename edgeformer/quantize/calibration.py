@@ -134,7 +134,7 @@ class Calibration:
         with self.torch.no_grad():
             for x, d, *_ in self.inputs:
                 y = add_norm(self.model.norm, x, d)[1] if self.spec.norm is not None else (x if d is None else x + d)
-                if getattr(self.spec, "embed_width", None) is not None:
+                if self.spec.embedding_width != self.spec.width:
                     y = self.model.project_out(y)  # type: ignore[operator]
                 rows = y.reshape(-1, y.shape[-1])
                 total = total + rows.T @ rows

@@ -49,9 +49,9 @@ def traits(spec: Model) -> dict[str, Any]:
     """What a spec is made of."""
     found = [layer for _, layer, _ in layers(spec)]
     attention = next((a for a in found if isinstance(a, (GQA, MLA))), None)
-    ffn: Any = next(layer for layer in found if hasattr(layer, "hidden"))
+    ffn: Any = next(layer for layer in found if layer.ffn_width() is not None)
     norm = spec.norm or next((layer for layer in found if isinstance(layer, LayerNorm)), None)  # type: ignore[attr-defined]
-    hidden = [layer.hidden for layer in found if hasattr(layer, "hidden")]  # type: ignore[attr-defined]
+    hidden = [hidden for layer in found if (hidden := layer.ffn_width()) is not None]
     return {
         "attention": _attention(attention),
         "ffn": "experts" if isinstance(ffn, MoE) else "gated" if isinstance(ffn, GLU) else "plain",

@@ -44,7 +44,7 @@ class Decoder:
         self._weights: list[mx.array] = []
         self.prefix: mx.array | None = None
         # angles that depend on the length, and tokens that see what comes after them, want a prompt in one piece
-        self._whole_prompts = length_dependent(model.layer) or getattr(model.layer, "prefixed", False)
+        self._whole_prompts = length_dependent(model.layer) or model.layer.prefixed
         self.reset()
 
     def reset(self) -> None:

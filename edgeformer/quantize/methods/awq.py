@@ -56,7 +56,7 @@ class Method(job.Method):
         for name in formats:
             if name not in done and not name.startswith("layers."):
                 importance = None
-                if name == "head.weight" or (name == "embed.weight" and getattr(job.loaded.spec, "tied", False)):
+                if name == "head.weight" or (name == "embed.weight" and job.loaded.spec.head_is_embedding):
                     importance = calibration.head_second_moments().diagonal().numpy()
                 rounding = searched if importance is None else by_channel(importance)
                 yield {name: quantize(weights[name], formats[name], rounding, name=name)}

@@ -55,7 +55,7 @@ def _outside(job: Any, name: str, weight: np.ndarray, format: Format, calibratio
     spec = job.loaded.spec
     if name == "head.weight":
         return _quantized(weight, calibration.head_second_moments(), format, name)
-    if name == "embed.weight" and getattr(spec, "tied", False):
+    if name == "embed.weight" and spec.head_is_embedding:
         importance = calibration.head_second_moments().diagonal().numpy()
         return quantize(weight, format, by_channel(importance), name=name)
     return quantize(weight, format, searched, name=name)

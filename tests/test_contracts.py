@@ -1,0 +1,123 @@
+"""Contracts between parts: what behaviour depends on is declared, not read from a field's name or a message's words."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar
+
+import pytest
+from support import random_ids, small_spec
+
+from edgeformer.errors import SpecError
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.mask import Mask
+from edgeformer.layers.rope import Rope
+from edgeformer.spec import Layer, Node, SharedKV
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tagged(GQA):
+    """Attention of a plug-in that has fields of its own under names that other layers use."""
+
+    kind: ClassVar[str] = "tagged"
+    source: str = "wikipedia"
+    shares: str = "nothing"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Renamed(Layer):
+    """Attention whose position scheme and mask are fields of other names."""
+
+    kind: ClassVar[str] = "renamed"
+    inner: GQA
+    turns: Rope
+    sees: Mask = Mask()
+
+    def params(self, width: int) -> Any:
+        return self._whole().params(width)
+
+    def cache(self) -> dict[str, tuple[int, int]]:
+        return self._whole().cache()
+
+    def per_step(self) -> tuple[Node, ...]:
+        return (self.turns, self.sees)
+
+    def _whole(self) -> GQA:
+        return replace(self.inner, position=self.turns, mask=self.sees)
+
+    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+        return self._whole().apply(ops, p, x, step)
+
+
+def _with_attention(make: Any) -> Any:
+    spec = small_spec(heads=4, kv_heads=2, head_dim=16)
+    return spec, replace(spec, blocks=tuple(replace(b, attention=make(b.attention)) for b in spec.blocks))
+
+
+def _logits(spec: Any, like: Any) -> Any:
+    torch = pytest.importorskip("torch")
+    from edgeformer.api import build_torch
+
+    torch.manual_seed(0)
+    model = build_torch(like).eval()
+    other = build_torch(spec).eval()
+    other.load_state_dict(model.state_dict())
+    ids = torch.from_numpy(random_ids(like.vocab, 2, 9))
+    with torch.no_grad():
+        return model(ids).numpy(), other(ids).numpy()
+
+
+def test_a_field_called_source_is_only_a_field():
+    """Fields named `source` and `shares` made any layer a borrower or a lender of keys and values."""
+    spec, tagged = _with_attention(lambda a: Tagged(**{f.name: getattr(a, f.name) for f in fields(a)}))
+    ours, theirs = _logits(tagged, spec)
+    assert (ours == theirs).all()
+
+
+def test_positions_and_masks_are_declared_not_found_by_name():
+    """Tables were computed for fields called `position` and `mask` only; a layer with other names had none."""
+    spec, renamed = _with_attention(
+        lambda a: Renamed(inner=replace(a, position=None, mask=Mask(causal=False)), turns=a.position, sees=a.mask)
+    )
+    ours, theirs = _logits(renamed, spec)
+    assert (ours == theirs).all()
+
+
+def test_what_per_step_may_give():
+    class Odd(Node):
+        kind: ClassVar[str] = "odd"
+
+    @dataclass(frozen=True, kw_only=True)
+    class Wrong(GQA):
+        kind: ClassVar[str] = "wrong"
+
+        def per_step(self) -> tuple[Node, ...]:
+            return (Odd(),)
+
+    with pytest.raises(SpecError, match="odd is neither"):
+        _with_attention(lambda a: Wrong(heads=4, kv_heads=2, head_dim=16))
+
+
+def test_shared_keys_and_values_must_have_one_shape():
+    @dataclass(frozen=True, kw_only=True)
+    class Lender(GQA):
+        kind: ClassVar[str] = "lender"
+
+        def publishes(self) -> SharedKV:
+            return SharedKV("a", 2, 16)
+
+    @dataclass(frozen=True, kw_only=True)
+    class Borrower(GQA):
+        kind: ClassVar[str] = "borrower"
+
+        def borrows(self) -> SharedKV:
+            return SharedKV("a", 4, 16)
+
+    spec = small_spec(heads=4, kv_heads=2, head_dim=16)
+    block = spec.blocks[0]
+    lends = replace(block, attention=Lender(heads=4, kv_heads=2, head_dim=16))
+    takes = replace(block, attention=Borrower(heads=4, kv_heads=4, head_dim=16))
+    with pytest.raises(SpecError, match="which no block before it shares"):
+        replace(spec, blocks=(takes, lends))
+    with pytest.raises(SpecError, match="2 heads of 16 channels; it needs 4 of 16"):
+        replace(spec, blocks=(lends, takes))
