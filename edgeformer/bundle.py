@@ -189,3 +189,10 @@ def opened(folder: str | os.PathLike, own_code: Mapping[str, str] | None = None)
     check_files(folder, manifest)
     check_code(Path(folder), own_code)
     return manifest
+
+
+def is_artefact(path: Path) -> bool:
+    """Whether this is a folder that `export` wrote, or an ONNX file of somebody else's, and no MODEL."""
+    if (path / MANIFEST).exists() or path.suffix == ".onnx":
+        return True
+    return path.is_dir() and not (path / "config.json").exists() and next(path.glob("*.onnx"), None) is not None

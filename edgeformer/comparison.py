@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import edgeformer
-from edgeformer import api, bundle
+from edgeformer import bundle
 from edgeformer.cache import cache_folder, changed_file, lock_of, remember_content, touch
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import ArtefactError, ExportError, InputError
+from edgeformer.export.dispatch import export_as
+from edgeformer.measure.bench import check_lengths, measure
 from edgeformer.measure.harness import Run
 from edgeformer.measure.plans import artefact_plans, checkpoint_plans, too_slow
 from edgeformer.measure.row import Plan
@@ -86,7 +88,7 @@ def compare(
     loaded = load(model, **(load_options or {}))
     loaded.require_weights()
     settings = settings or Settings()
-    api.check_lengths(settings, loaded.spec, loaded.spec.context, model)
+    check_lengths(settings, loaded.spec, loaded.spec.context, model)
     wanted, native, remarks = builds(loaded.spec, runtimes, precisions)
     with contextlib.ExitStack() as uses:  # what is measured is not deleted meanwhile
         plans, notes = _made(loaded, wanted, runtimes is not None, output, weights, note, progress, uses)
@@ -103,7 +105,7 @@ def compare(
             )
         order = {precision: n for n, precision in enumerate(precisions)}
         plans.sort(key=lambda p: order.get(p.precision, 0))
-        run = api.measure(
+        run = measure(
             plans,
             loaded.spec,
             settings,
@@ -249,7 +251,7 @@ def _export(
     progress: Progress,
     note: Callable[[str], None],
 ) -> None:
-    made = api.export(loaded, folder, to=build.to, progress=progress, **options)
+    made = export_as(loaded, folder, build.to, progress=progress, **options)
     for line in made.notes[len(loaded.notes) :]:
         note(line)
 

@@ -16,10 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import edgeformer
-from edgeformer import api, parity
+from edgeformer import parity
 from edgeformer.checkpoint import LoadedModel, load
 from edgeformer.errors import EdgeformerError, ExportError, RuntimeUnavailable
+from edgeformer.export.dispatch import export_as
 from edgeformer.measure import machine
+from edgeformer.measure.bench import bench as measure_all
 from edgeformer.measure.record import records
 from edgeformer.measure.settings import Settings
 from edgeformer.reference import sample_ids
@@ -172,7 +174,7 @@ def _tuned(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
     results = {}
     with temporary_folder() as scratch:
         for precision in ("bf16", "4bit"):  # the folders that are measured afterwards
-            exported = api.export(loaded, scratch / precision, to="mlx", precision=precision)
+            exported = export_as(loaded, scratch / precision, "mlx", precision=precision)
             compute, again = exported.manifest["compute"], load(exported.folder)
             made = tune_here(again, compute, rounds=rounds, report=lambda line: report(f"tune: {line}"))
             results[precision] = made.as_dict()
@@ -195,7 +197,7 @@ def check_parity(loaded: LoadedModel, report: Report) -> dict[str, Any]:
             report(f"parity: {name} by {runtime}")
             try:
                 if not folder.exists():
-                    api.export(loaded, folder, to=kind, **options)
+                    export_as(loaded, folder, kind, **options)
                 verdict = parity.verify(folder, loaded, runtime=runtime, record=False)
                 verdicts.append({"artefact": name, **verdict.as_dict()})
             except EdgeformerError as e:
@@ -216,7 +218,7 @@ def generation(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, An
     with temporary_folder() as scratch:
         for precision in ("bf16", "4bit"):
             folder = scratch / precision
-            api.export(loaded, folder, to="mlx", precision=precision)
+            export_as(loaded, folder, "mlx", precision=precision)
             sessions = {}
             for name in ("mlx", "mlx:ops", "mlx:eager", "mlx:kernels", "mlx_lm"):
                 try:
@@ -261,13 +263,13 @@ def bench(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
                 folders.append(str(scratch / kind))
                 plain = {"no_tokenizer": True} if kind == "gguf" else {}
                 try:
-                    api.export(loaded, folders[-1], to=kind, precision=None if kind == "mlx" else "fp32", **plain)
+                    export_as(loaded, folders[-1], kind, precision=None if kind == "mlx" else "fp32", **plain)
                 except ExportError as e:  # llama.cpp has some architectures, and this is none of them
                     folders.pop()
                     missing[runtime] = str(e)
                     names = [name for name in names if name.partition(":")[0] != runtime]
         sources = [*folders, loaded.name]
-        spec, run = api.bench(sources, runtimes=names, against=loaded.name, settings=settings, report=report)
+        spec, run = measure_all(sources, runtimes=names, against=loaded.name, settings=settings, report=report)
         facts = machine.facts()
         rows = records(run, spec, machine=facts, name=Path(loaded.name).resolve().name, settings=settings)
     bad = [r for r in run.rows if r.status != "ok" or r.verdict == parity.FAIL]

@@ -21,7 +21,7 @@ from edgeformer.cli._bench import bench_options, chosen_runtimes, execute
 @bench_options
 def command(sources: tuple[str, ...], against: str | None, **options: Any) -> None:
     """Measure latency: one fresh process per row, rounds interleaved. Rows are ranked only if their output was checked."""
-    from edgeformer import api
+    from edgeformer import api, bundle
 
     if options["host"] is not None:
         from edgeformer.cli._host import run_there
@@ -29,5 +29,5 @@ def command(sources: tuple[str, ...], against: str | None, **options: Any) -> No
         run_there("bench", [*sources], {"--against": against}, options)
         return
     measure = partial(api.bench, list(sources), runtimes=chosen_runtimes(options), against=against)
-    model = against or next((s for s in sources if not api.is_artefact(Path(s))), sources[0])
+    model = against or next((s for s in sources if not bundle.is_artefact(Path(s))), sources[0])
     execute(measure, model, options)
