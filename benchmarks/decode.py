@@ -14,12 +14,12 @@ import statistics
 import sys
 from pathlib import Path
 
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
+from edgeformer.inference.threads import physical_cores
 from edgeformer.measure import table
 from edgeformer.measure.harness import Run, ShapeResult, run
 from edgeformer.measure.row import Plan, Row
 from edgeformer.measure.settings import Settings
-from edgeformer.threads import physical_cores
 
 HERE = Path(__file__).parent
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 from edgeformer.models.llama import NAMES
 from edgeformer.spec import tensors
 

@@ -12,10 +12,10 @@ import tempfile
 from pathlib import Path
 
 from edgeformer import export, load
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 from edgeformer.measure.race import race
-from edgeformer.reference import sample_ids
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.verification.reference import sample_ids
 
 
 def main() -> None:

@@ -18,12 +18,12 @@ import tempfile
 from pathlib import Path
 
 from edgeformer import api
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
+from edgeformer.inference.threads import physical_cores
 from edgeformer.measure.harness import run
 from edgeformer.measure.noise import interval
 from edgeformer.measure.row import Plan
 from edgeformer.measure.settings import Settings
-from edgeformer.threads import physical_cores
 
 PROMPT, GEN, ROUNDS = 128, 64, 5
 

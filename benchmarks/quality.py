@@ -16,15 +16,15 @@ from _library import library_sources
 
 from edgeformer import load
 from edgeformer.api import export
-from edgeformer.checkpoint import LoadedModel
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.cli.quality import show
-from edgeformer.companions.tokenizer import read_tokenizer
 from edgeformer.errors import EdgeformerError
-from edgeformer.quality import Settings, measure
-from edgeformer.quantize.cache import cache_scales
-from edgeformer.quantize.calibration import calibration_windows
-from edgeformer.quantize.run import quantize
-from edgeformer.quantize.sensitivity import mixed
+from edgeformer.quantization.cache import cache_scales
+from edgeformer.quantization.calibration import calibration_windows
+from edgeformer.quantization.run import quantize
+from edgeformer.quantization.sensitivity import mixed
+from edgeformer.verification.quality import Settings, measure
 
 WINDOW, SAMPLES = 256, 128
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from processes import measure
 
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 
 LARGEST_ALLOWANCE = 300e6
 

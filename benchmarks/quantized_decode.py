@@ -10,10 +10,10 @@ from __future__ import annotations
 import statistics
 import sys
 
-from edgeformer.comparison import compare
+from edgeformer.inference.lookup import get
+from edgeformer.inference.threads import physical_cores
+from edgeformer.measure.comparison import compare
 from edgeformer.measure.settings import Settings
-from edgeformer.runtimes._lookup import get
-from edgeformer.threads import physical_cores
 
 PRECISIONS = ("fp32", "q8", "q4")
 

@@ -11,9 +11,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "EdgeformerError": "edgeformer.errors",
-    "LoadedModel": "edgeformer.checkpoint",
-    "compare": "edgeformer.comparison",
-    "load_balancing": "edgeformer.expert_balance",
+    "LoadedModel": "edgeformer.checkpoint.loading",
+    "compare": "edgeformer.measure.comparison",
+    "load_balancing": "edgeformer.ops.expert_balance",
     **dict.fromkeys(
         ("bench", "build_mlx", "build_torch", "export", "load", "quantize", "save", "verify"), "edgeformer.api"
     ),
@@ -21,10 +21,10 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from edgeformer.api import bench, build_mlx, build_torch, export, load, quantize, save, verify
-    from edgeformer.checkpoint import LoadedModel
-    from edgeformer.comparison import compare
+    from edgeformer.checkpoint.loading import LoadedModel
     from edgeformer.errors import EdgeformerError
-    from edgeformer.expert_balance import load_balancing
+    from edgeformer.measure.comparison import compare
+    from edgeformer.ops.expert_balance import load_balancing
 
 __all__ = [
     "EdgeformerError",

@@ -9,20 +9,20 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeformer import parity
-from edgeformer.checkpoint import LoadedModel, load
+from edgeformer.checkpoint.artefact import Exported
+from edgeformer.checkpoint.loading import LoadedModel, load
+from edgeformer.checkpoint.saving import save
 from edgeformer.errors import CheckpointError
-from edgeformer.export.artefact import Exported
-from edgeformer.export.dispatch import export_as
+from edgeformer.exporters.dispatch import export_as
 from edgeformer.measure.bench import bench
-from edgeformer.rounding import stored_format
-from edgeformer.saving import save
 from edgeformer.spec import Model
+from edgeformer.verification import parity
+from edgeformer.weights.rounding import stored_format
 
 if TYPE_CHECKING:
-    from edgeformer.backends.mlx import MlxModel
-    from edgeformer.backends.torch import TorchModel
-    from edgeformer.quantize.run import QuantizedCheckpoint
+    from edgeformer.backends.mlx.module import MlxModel
+    from edgeformer.backends.torch.module import TorchModel
+    from edgeformer.quantization.run import QuantizedCheckpoint
 
 ModelLike = str | os.PathLike | LoadedModel
 
@@ -46,11 +46,11 @@ def build_torch(
         CheckpointError: the weights are quantized.
         RuntimeUnavailable: torch is not installed.
     """
-    from edgeformer.runtimes._lookup import require
+    from edgeformer.inference.lookup import require
 
     require("torch")
     if isinstance(model, Model):
-        from edgeformer.backends.torch_encoder_decoder import torch_model
+        from edgeformer.backends.torch.encoder_decoder import torch_model
 
         return torch_model(model).to(device)
     from edgeformer.runtimes.torch import build_torch as build
@@ -67,8 +67,8 @@ def build_torch(
 
 
 def export(model: ModelLike, output: str | os.PathLike, *, to: str = "onnx", **options: Any) -> Exported:
-    """Write MODEL as an artefact. `options` are those of the format's exporter: `edgeformer.export.onnx.export_onnx`,
-    `edgeformer.export.mlx.export_mlx` and so on.
+    """Write MODEL as an artefact. `options` are those of the format's exporter: `edgeformer.exporters.onnx.exporter.export_onnx`,
+    `edgeformer.exporters.mlx.exporter.export_mlx` and so on.
 
     Raises:
         ExportError: it can't be written as asked; nothing is left behind.
@@ -78,12 +78,12 @@ def export(model: ModelLike, output: str | os.PathLike, *, to: str = "onnx", **o
 
 
 def quantize(model: ModelLike, output: str | os.PathLike, **options: Any) -> QuantizedCheckpoint:
-    """Write MODEL as a quantized checkpoint. `options` are those of `edgeformer.quantize.run.quantize`.
+    """Write MODEL as a quantized checkpoint. `options` are those of `edgeformer.quantization.run.quantize`.
 
     Raises:
         InputError, CheckpointError: see there.
     """
-    from edgeformer.quantize.run import quantize as run_quantize
+    from edgeformer.quantization.run import quantize as run_quantize
 
     return run_quantize(_loaded(model), output, **options)
 
@@ -98,7 +98,7 @@ def build_mlx(model: ModelLike | Model, *, precision: str = "fp32") -> MlxModel:
     Raises:
         RuntimeUnavailable: MLX is not installed.
     """
-    from edgeformer.runtimes._lookup import require
+    from edgeformer.inference.lookup import require
 
     require("mlx")
     if isinstance(model, Model):
@@ -112,7 +112,7 @@ def build_mlx(model: ModelLike | Model, *, precision: str = "fp32") -> MlxModel:
 
 
 def verify(artefact: str | os.PathLike, against: ModelLike, **options: Any) -> parity.Verdict:
-    """Check an artefact against its original. `options` are those of `edgeformer.parity.verify`."""
+    """Check an artefact against its original. `options` are those of `edgeformer.verification.parity.verify`."""
     return parity.verify(Path(artefact), _loaded(against), **options)
 
 

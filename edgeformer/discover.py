@@ -16,7 +16,7 @@ from functools import cache
 from types import ModuleType
 
 from edgeformer.errors import PluginError, is_fault
-from edgeformer.quoting import plain
+from edgeformer.files.quoting import plain
 
 
 @cache

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import os
-from typing import Any
+from importlib import import_module
+from typing import Any, Protocol
 
-from edgeformer.checkpoint import LoadedModel
+from edgeformer.checkpoint.artefact import Exported
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import InputError
-from edgeformer.export import FORMATS
-from edgeformer.export.artefact import Exported
+from edgeformer.exporters import formats
+
+
+class Exporter(Protocol):
+    """What `EXPORTER` in a format's `exporter.py` is: it writes a loaded model into a folder, with options of its own."""
+
+    def __call__(self, loaded: LoadedModel, output: Any, /, *, progress: Any = None, **options: Any) -> Exported: ...
+
+
+def exporter(name: str) -> Exporter:
+    """The exporter of a format.
+
+    Raises:
+        InputError: there is no such format.
+    """
+    if name not in formats():
+        raise InputError(f"there is no export to {name!r}; formats are: {', '.join(formats())}")
+    return import_module(f"edgeformer.exporters.{name}.exporter").EXPORTER
 
 
 def export_as(loaded: LoadedModel, output: str | os.PathLike, to: str, **options: Any) -> Exported:
@@ -20,9 +37,7 @@ def export_as(loaded: LoadedModel, output: str | os.PathLike, to: str, **options
         ExportError: it can't be written as asked; nothing is left behind.
         InputError: there is no such format, or it has no such option.
     """
-    if to not in FORMATS:
-        raise InputError(f"there is no export to {to!r}; formats are: {', '.join(FORMATS)}")
-    write = getattr(importlib.import_module(f"edgeformer.export.{to}"), f"export_{to}")
+    write = exporter(to)
     known = inspect.signature(write).parameters
     set_by_users = [name for name in list(known)[2:] if name != "progress"]
     if unknown := sorted(options.keys() - known.keys()):

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.errors import ConfigError
-from edgeformer.json_file import read_json_file
-from edgeformer.limits import MAX_LAYERS, MAX_SIZE
-from edgeformer.quoting import MAX_VALUE, listed, shown
+from edgeformer.files.json_file import read_json_file
+from edgeformer.files.limits import MAX_LAYERS, MAX_SIZE
+from edgeformer.files.quoting import MAX_VALUE, listed, shown
 
 _REQUIRED = object()
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.moe import MoE
-from edgeformer.parts import Cut, Part, Rows, Stack
 from edgeformer.spec import Model, layers
+from edgeformer.weights.parts import Cut, Part, Rows, Stack
 
 KINDS = ("weight", "bias")
 Names = dict[str, "str | Cut | Stack"]

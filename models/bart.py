@@ -15,8 +15,8 @@ from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.layers.tower import Tower
 from edgeformer.models._config import HfConfig
 from edgeformer.models._names import Names, named
-from edgeformer.parts import Flat
 from edgeformer.spec import Init, Layer
+from edgeformer.weights.parts import Flat
 
 NAMES: Names = {
     "embed.weight": "shared.weight",

@@ -22,8 +22,8 @@ from edgeformer.layers.rope_2d import Rope2D
 from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.models._config import HfConfig
 from edgeformer.models._names import KINDS, Names, halves, named, side_by_side
-from edgeformer.parts import Reordered, Rows
 from edgeformer.spec import Init, Model, Norm
+from edgeformer.weights.parts import Reordered, Rows
 
 PREFIXES = ("transformer.", "")
 IGNORED = {r"rotary_pos_emb\.inv_freq$": ""}  # recomputed from the config

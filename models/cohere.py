@@ -14,8 +14,8 @@ from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._names import Names
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
-from edgeformer.parts import Flat
 from edgeformer.spec import Model
+from edgeformer.weights.parts import Flat
 
 __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
 

@@ -18,8 +18,8 @@ from edgeformer.models._config import HfConfig
 from edgeformer.models._names import PROJECTIONS, Names, experts, named, stacked_experts
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
-from edgeformer.parts import PerHead
 from edgeformer.spec import Model
+from edgeformer.weights.parts import PerHead
 
 __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec", "spellings"]
 

@@ -14,8 +14,8 @@ from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
 from edgeformer.models._shape import need, only
-from edgeformer.parts import Part
 from edgeformer.spec import Init, Model
+from edgeformer.weights.parts import Part
 
 
 def _conv1d(ours: str, theirs: str, index: int = 0, of: int = 1) -> dict[str, Part]:

@@ -16,8 +16,8 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
 from edgeformer.models._config import HfConfig
 from edgeformer.models._names import Names, halves, named
-from edgeformer.parts import Rows
 from edgeformer.spec import Init, Model
+from edgeformer.weights.parts import Rows
 
 PREFIXES = ("transformer.", "")
 TIED = {"lm_head.weight": "embed.weight"}

@@ -15,8 +15,8 @@ from edgeformer.models._config import HfConfig
 from edgeformer.models._names import Names, named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
-from edgeformer.parts import Stack
 from edgeformer.spec import Model
+from edgeformer.weights.parts import Stack
 
 __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
 

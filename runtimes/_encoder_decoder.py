@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from edgeformer.inference.runtime import Options, Session
 from edgeformer.layers.encoder_decoder import EncoderDecoder
-from edgeformer.runtimes._protocol import Options, Session
-from edgeformer.step import GrowingStore, begin
+from edgeformer.ops.step import GrowingStore, begin
 
 
 class EncoderDecoderSession(Session):

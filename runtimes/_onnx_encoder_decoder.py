@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer import bundle
-from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.checkpoint import bundle
+from edgeformer.inference.runtime import Options, Session
 
 ENCODER = "encoder_model.onnx"
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}

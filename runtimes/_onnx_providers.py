@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.errors import RuntimeUnavailable
-from edgeformer.inspection import attention_flops
-from edgeformer.runtimes._profile import Operation, block_of
+from edgeformer.inference.profile import Operation, block_of
 from edgeformer.spec import Model
+from edgeformer.spec.inspection import attention_flops
 
 CPU = "CPUExecutionProvider"
 TARGETS = {"cuda": "cuda", "coreml": "coreml", "webgpu": "webgpu", "openvino": "portable"}

@@ -22,8 +22,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from edgeformer.cache import cache_folder
 from edgeformer.errors import ArtefactError, RuntimeUnavailable
+from edgeformer.files.cache import cache_folder
 
 ASSETS = Path(__file__).parent / "_web"
 VERSION = "1.30.0"

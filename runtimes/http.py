@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
-from edgeformer.checkpoint import LoadedModel
-from edgeformer.companions.tokenizer import has_tokenizer, load_tokenizer
+from edgeformer.checkpoint.companions.tokenizer import has_tokenizer, load_tokenizer
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import InputError, RuntimeUnavailable
-from edgeformer.json_file import MAX_BYTES, parse_json
-from edgeformer.quoting import plain, shown
-from edgeformer.runtimes import _protocol
-from edgeformer.runtimes._protocol import Options, Served, Session
+from edgeformer.files.json_file import MAX_BYTES, parse_json
+from edgeformer.files.quoting import plain, shown
+from edgeformer.inference import runtime as base
+from edgeformer.inference.runtime import Options, Served, Session
 
 TIMEOUT_S, MAX_LINE = 600, 1_000_000
 
@@ -209,7 +209,7 @@ class ServerSession(Session):
         }
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """Any OpenAI-compatible server; the variant is its URL without `http:`."""
 
     opens = "checkpoint"

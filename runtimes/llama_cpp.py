@@ -12,13 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer import bundle
-from edgeformer.checkpoint import LoadedModel
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
-from edgeformer.export.gguf import MODEL_FILE
-from edgeformer.runtimes import _protocol
-from edgeformer.runtimes._protocol import Options, Session
-from edgeformer.runtimes._text import ToolText
+from edgeformer.exporters.gguf.exporter import MODEL_FILE
+from edgeformer.inference import runtime as base
+from edgeformer.inference.runtime import Options, Session
+from edgeformer.inference.text import ToolText
 
 _F32, _F16 = 0, 1  # ggml_type
 
@@ -163,7 +163,7 @@ class LlamaSession(Session):
             self.llama.llama_model_free(self.model)
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """llama.cpp on the CPU, or by `gpu` on what it was built for."""
 
     opens = "gguf"

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer import bundle
-from edgeformer.checkpoint import LoadedModel, load
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.loading import LoadedModel, load
 from edgeformer.errors import RuntimeUnavailable
-from edgeformer.export.mlx import CODE_NAME, MODEL_FILE
+from edgeformer.exporters.mlx.exporter import CODE_NAME, MODEL_FILE
+from edgeformer.inference import runtime as base
+from edgeformer.inference.profile import layer_clock
+from edgeformer.inference.runtime import Options, Session
 from edgeformer.layers.encoder_decoder import EncoderDecoder
-from edgeformer.runtimes import _protocol
+from edgeformer.ops.sampling import Sampling
 from edgeformer.runtimes._encoder_decoder import EncoderDecoderSession
-from edgeformer.runtimes._profile import layer_clock
-from edgeformer.runtimes._protocol import Options, Session
-from edgeformer.sampling import Sampling
-from edgeformer.serialization import digest
+from edgeformer.spec.serialization import digest
 
 
 def build_mlx(loaded: LoadedModel, *, precision: str = "fp32") -> Any:
@@ -66,10 +66,10 @@ class MlxSession(Session):
     def __init__(self, loaded: LoadedModel, options: Options):
         import mlx.core as mx
 
-        from edgeformer.backends.metal._choice import choose, subject
         from edgeformer.backends.mlx.decode import Decoder
         from edgeformer.backends.mlx.fit import check_fit, needed_bytes
         from edgeformer.backends.mlx.load import load_model, loaded_bytes
+        from edgeformer.backends.mlx.metal._choice import choose, subject
         from edgeformer.backends.mlx.ops import MlxOps
         from edgeformer.backends.mlx.store import Int8Store, MlxStore
 
@@ -157,7 +157,7 @@ def tune_here(loaded: LoadedModel, precision: str, **options: Any) -> Any:
     """Measure the Metal kernels on this model and machine, and remember which are worth it.
 
     Returns:
-        An `edgeformer.backends.metal._tune.Tuning`. `options` are those of its `tune`.
+        An `edgeformer.backends.mlx.metal._tune.Tuning`. `options` are those of its `tune`.
 
     Raises:
         RuntimeUnavailable: there is no Metal.
@@ -165,11 +165,11 @@ def tune_here(loaded: LoadedModel, precision: str, **options: Any) -> Any:
     """
     import mlx.core as mx
 
-    from edgeformer.backends import metal
-    from edgeformer.backends.metal import _choice
-    from edgeformer.backends.metal._tune import tune
+    from edgeformer.backends.mlx import metal
     from edgeformer.backends.mlx.launches import require_decoder
     from edgeformer.backends.mlx.load import load_model
+    from edgeformer.backends.mlx.metal import _choice
+    from edgeformer.backends.mlx.metal._tune import tune
 
     require_decoder(loaded.spec)
     if not mx.metal.is_available():
@@ -197,7 +197,7 @@ def _encoder_decoder(loaded: LoadedModel, spec: EncoderDecoder, options: Options
     )
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """MLX on Apple silicon, CUDA or CPU."""
 
     opens = "checkpoint"
@@ -205,7 +205,7 @@ class Runtime(_protocol.Runtime):
     packages = ("mlx",)
     extra = "mlx"
     variants = ("compile", "eager", "kernels", "ops", "kv-int8")
-    tasks = _protocol.EVERY_TASK
+    tasks = base.EVERY_TASK
     prefixes = True
 
     @property

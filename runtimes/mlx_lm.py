@@ -9,17 +9,17 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer import bundle
-from edgeformer.checkpoint import LoadedModel
-from edgeformer.companions.files import read_object
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.companions.files import read_object
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import InputError
-from edgeformer.export.mlx import CODE_NAME, MODEL_FILE
+from edgeformer.exporters.mlx.exporter import CODE_NAME, MODEL_FILE
+from edgeformer.inference import runtime as base
+from edgeformer.inference.runtime import Options, Session
+from edgeformer.inference.text import ToolText
 from edgeformer.layers.rope import length_dependent
-from edgeformer.runtimes import _protocol
-from edgeformer.runtimes._protocol import Options, Session
-from edgeformer.runtimes._text import ToolText
+from edgeformer.ops.sampling import Sampling, check_logits
 from edgeformer.runtimes.mlx import back_end_missing, has_gpu
-from edgeformer.sampling import Sampling, check_logits
 
 
 class MlxLmSession(Session):
@@ -103,7 +103,7 @@ class MlxLmSession(Session):
         return self.mx.get_peak_memory() if self.mx.default_device() == self.mx.gpu else None
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """mlx-lm."""
 
     opens = "mlx"

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeformer.checkpoint import LoadedModel
-from edgeformer.runtimes import _protocol
-from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.inference import runtime as base
+from edgeformer.inference.runtime import Options, Session
 
 
 class NullSession(Session):
@@ -30,7 +30,7 @@ class NullSession(Session):
         }
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """The null runtime."""
 
     opens = "checkpoint"

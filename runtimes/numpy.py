@@ -8,13 +8,13 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from edgeformer.backends.numpy import Handle, NumpyModel, NumpyOps
-from edgeformer.checkpoint import LoadedModel
+from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.inference import runtime as base
+from edgeformer.inference.profile import layer_clock
+from edgeformer.inference.runtime import Options, Session
 from edgeformer.layers.encoder_decoder import EncoderDecoder
-from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._encoder_decoder import EncoderDecoderSession
 from edgeformer.runtimes._precision import rounded
-from edgeformer.runtimes._profile import layer_clock
-from edgeformer.runtimes._protocol import Options, Session
 
 
 class NumpySession(Session):
@@ -50,13 +50,13 @@ class NumpySession(Session):
         return outputs
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """numpy."""
 
     opens = "checkpoint"
     packages = ("numpy",)
     slow = True
-    tasks = _protocol.EVERY_TASK
+    tasks = base.EVERY_TASK
     prefixes = True
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:

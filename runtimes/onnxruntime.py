@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer import bundle
-from edgeformer.checkpoint import LoadedModel
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError
-from edgeformer.runtimes import _protocol
-from edgeformer.runtimes._inputs import check_no_hole
+from edgeformer.files.scratch import temporary_folder
+from edgeformer.inference import runtime as base
+from edgeformer.inference.inputs import check_no_hole
+from edgeformer.inference.runtime import Options, Session
 from edgeformer.runtimes._onnx_encoder_decoder import ENCODER, OnnxEncoderDecoderSession
 from edgeformer.runtimes._onnx_providers import CPU, KNOWN, TARGETS, built_in, claims, missing, operations, plugins, use
-from edgeformer.runtimes._protocol import Options, Session
-from edgeformer.scratch import temporary_folder
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
@@ -43,7 +43,7 @@ def open_onnx(folder: Path, manifest: dict[str, Any], options: Options, profile:
             raise ArtefactError(
                 f"the native kernels compute in fp32, {folder} in {manifest['compute']}; leave out :kernels"
             )
-        from edgeformer.export.kernels import library_path
+        from edgeformer.exporters.onnx.kernels import library_path
 
         settings.register_custom_ops_library(str(library_path()))
     providers = use(options.variant, settings)
@@ -194,10 +194,10 @@ class OnnxSession(Session):
         }
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """ONNX Runtime, CPU execution provider by default. Variants are the other providers of the installation, and `kernels`."""
 
-    tasks = _protocol.EVERY_TASK
+    tasks = base.EVERY_TASK
     prefixes = True
     opens = "onnx"
     packages = ("onnxruntime",)

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer import bundle
-from edgeformer.checkpoint import LoadedModel
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError, RuntimeUnavailable
-from edgeformer.runtimes import _protocol
-from edgeformer.runtimes._profile import Operation, block_of
-from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.inference import runtime as base
+from edgeformer.inference.profile import Operation, block_of
+from edgeformer.inference.runtime import Options, Session
 
 TARGETS = ("portable",)
 
@@ -127,7 +127,7 @@ def _block(name: str) -> str:
     return "head" if name.startswith("logits") else "attention" if name.startswith("present.") else block_of(name)
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """OpenVINO on the CPU, an Intel GPU or NPU."""
 
     opens = "onnx"

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer import bundle
-from edgeformer.checkpoint import LoadedModel
-from edgeformer.companions.files import read_object
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.companions.files import read_object
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError, InputError
-from edgeformer.paths import inside
-from edgeformer.runtimes import _protocol
-from edgeformer.runtimes._protocol import Options, Session
-from edgeformer.runtimes._text import ToolText
+from edgeformer.files.paths import inside
+from edgeformer.files.trust import check_code, walk
+from edgeformer.inference import runtime as base
+from edgeformer.inference.runtime import Options, Session
+from edgeformer.inference.text import ToolText
 from edgeformer.spec import Model
-from edgeformer.trust import check_code, walk
 
 
 class GenaiSession(Session):
@@ -155,7 +155,7 @@ def _all(value: Any, outer: type, inner: type) -> bool:
     return isinstance(value, outer) and all(isinstance(v, inner) for v in value)  # type: ignore[attr-defined]
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """onnxruntime-genai."""
 
     opens = "onnx"

@@ -8,24 +8,24 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer.checkpoint import LoadedModel
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import RuntimeUnavailable
+from edgeformer.inference import runtime as base
+from edgeformer.inference.profile import layer_clock
+from edgeformer.inference.runtime import Options, Session
 from edgeformer.layers.encoder_decoder import EncoderDecoder
-from edgeformer.runtimes import _protocol
 from edgeformer.runtimes._encoder_decoder import EncoderDecoderSession
 from edgeformer.runtimes._precision import rounded
-from edgeformer.runtimes._profile import layer_clock
-from edgeformer.runtimes._protocol import Options, Session
 
 
 def build_torch(loaded: LoadedModel, *, precision: str = "fp32", device: str = "cpu") -> Any:
-    """The model as an `edgeformer.backends.torch.TorchModel` in float32, with its weights, in eval mode.
+    """The model as an `edgeformer.backends.torch.module.TorchModel` in float32, with its weights, in eval mode.
 
     precision: fp32, fp16 or bf16, what the weights are rounded to first.
     """
     import torch
 
-    from edgeformer.backends.torch_encoder_decoder import torch_model
+    from edgeformer.backends.torch.encoder_decoder import torch_model
 
     with torch.device("meta"):
         model = torch_model(loaded.spec)
@@ -42,7 +42,7 @@ class TorchSession(Session):
     def __init__(self, loaded: LoadedModel, options: Options):
         import torch
 
-        from edgeformer.backends.torch_store import FixedStore
+        from edgeformer.backends.torch.store import FixedStore
 
         super().__init__(loaded.spec, options)
         torch.set_num_threads(options.threads)
@@ -90,7 +90,7 @@ class TorchSession(Session):
 
     def profile(self, call, before=None):
         """None when compiled: there are no layers to clock any more."""
-        from edgeformer.backends.torch import TorchOps
+        from edgeformer.backends.torch.module import TorchOps
 
         if self.call is not self.model:
             return None
@@ -137,14 +137,14 @@ def _encoder_decoder(loaded: LoadedModel, spec: EncoderDecoder, options: Options
     return EncoderDecoderSession(spec, options, model.ops, model, array, lambda y: y.float().cpu().numpy())
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """PyTorch on any of its devices."""
 
     opens = "checkpoint"
     packages = ("torch",)
     extra = "torch"
     variants = ("compile", "cuda", "mps")
-    tasks = _protocol.EVERY_TASK
+    tasks = base.EVERY_TASK
     prefixes = True
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:

@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer.checkpoint import LoadedModel
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import InputError, RuntimeUnavailable
-from edgeformer.rounding import stored_format
-from edgeformer.runtimes import _protocol
-from edgeformer.runtimes._protocol import Options, Session
-from edgeformer.runtimes._text import ToolText, transformers_text
-from edgeformer.trust import check_code
+from edgeformer.files.trust import check_code
+from edgeformer.inference import runtime as base
+from edgeformer.inference.runtime import Options, Session
+from edgeformer.inference.text import ToolText, transformers_text
+from edgeformer.weights.rounding import stored_format
 
 
 def unreadable(loaded: LoadedModel) -> str | None:
@@ -96,7 +96,7 @@ class TransformersSession(Session):
             if "pooler_output" in wanted:
                 made["pooler_output"] = outputs.pooler_output
             if "sentence_embedding" in wanted:  # by our own pooling: transformers' encoders end before it
-                from edgeformer.backends.torch import TorchOps
+                from edgeformer.backends.torch.module import TorchOps
 
                 mask = self._tensor(inputs["attention_mask"])
                 made["sentence_embedding"] = self.spec.pooling.apply(TorchOps(), None, made["last_hidden_state"], mask)  # type: ignore[attr-defined]
@@ -109,7 +109,7 @@ class TransformersSession(Session):
         return {"device": self.device.type, "kv": "fp32", "cache": "growing", "weights_mmap": False}
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """transformers, by torch."""
 
     opens = "checkpoint"

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer import bundle
-from edgeformer.checkpoint import LoadedModel
-from edgeformer.runtimes import _protocol
-from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.inference import runtime as base
+from edgeformer.inference.runtime import Options, Session
 from edgeformer.runtimes._web_host import Browser, Host, Node, browser, install_line, installed_version
 
 _TYPES = {1: "float32", 7: "int64", 10: "float16"}  # onnx.TensorProto's
@@ -109,7 +109,7 @@ def _inputs(file: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """onnxruntime-web; npm installs it."""
 
     opens = "onnx"

@@ -9,8 +9,8 @@ from pathlib import Path
 from family_cases import settings
 from support import hf_model
 
-from edgeformer.companions.gguf_vocabulary import LLAMA3
-from edgeformer.companions.texts import TEXTS
+from edgeformer.checkpoint.companions.gguf_vocabulary import LLAMA3
+from edgeformer.checkpoint.companions.texts import TEXTS
 
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] | trim }}<|im_end|>\n{% endfor %}"

@@ -10,7 +10,7 @@ import re
 import sys
 from pathlib import Path
 
-from edgeformer.checkpoint import family
+from edgeformer.checkpoint.loading import family
 from edgeformer.errors import EdgeformerError
 from edgeformer.models._config import HARMLESS, HfConfig
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from edgeformer.backends import metal
+from edgeformer.backends.mlx import metal
 
 BARRIER = "threadgroup_barrier(mem_flags::mem_threadgroup);\n"
 MUTANTS = {  # (kernel, bug) -> (text, replacement, which occurrence; how it is found)

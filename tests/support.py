@@ -12,17 +12,17 @@ from pathlib import Path
 
 import numpy as np
 
-from edgeformer import saving
-from edgeformer.checkpoint import LoadedModel, load
-from edgeformer.export.onnx import export_onnx
+from edgeformer.checkpoint import saving
+from edgeformer.checkpoint.loading import LoadedModel, load
+from edgeformer.exporters.onnx.exporter import export_onnx
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options, Session
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options, Session
 from edgeformer.spec import tensors
 
 ROOT = Path(__file__).parent.parent

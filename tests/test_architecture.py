@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from support import ROOT
 import edgeformer
 from edgeformer import discover
 from edgeformer.errors import PluginError
-from edgeformer.runtimes import _lookup, _protocol
+from edgeformer.inference import lookup, runtime
 
 CODE = ("*.py", "*.cc", "*.h", "*.cpp", "*.metal")
 FOLDERS = ("edgeformer", "export", "runtimes", "models", "tests", "benchmarks")
@@ -25,7 +26,7 @@ def sources():
         for pattern in CODE:
             for file in (ROOT / folder).rglob(pattern):
                 parts = file.relative_to(ROOT).parts[1:-1]
-                if not {"export", "runtimes", "models", "node_modules", "peer_files"}.intersection(parts):
+                if not {"exporters", "runtimes", "models", "node_modules", "peer_files"}.intersection(parts):
                     yield file
 
 
@@ -40,9 +41,10 @@ def test_every_package_is_in_the_wheel():
     for folder in ("edgeformer", "export", "runtimes", "models"):
         for init in (ROOT / folder).rglob("__init__.py"):
             parts = init.parent.relative_to(ROOT).parts
-            if parts[0] == "edgeformer" and len(parts) > 1 and parts[1] in ("export", "runtimes", "models"):
+            if parts[0] == "edgeformer" and len(parts) > 1 and parts[1] in ("exporters", "runtimes", "models"):
                 continue  # the links
-            found.add(".".join(parts if parts[0] == "edgeformer" else ("edgeformer", *parts)))
+            inside = ("exporters", *parts[1:]) if parts[0] == "export" else parts
+            found.add(".".join(parts if parts[0] == "edgeformer" else ("edgeformer", *inside)))
     assert listed == found
 
 
@@ -62,7 +64,9 @@ def test_help_loads_no_framework():
 
 
 def test_exporting_does_not_load_torch():
-    assert "torch" not in loaded_by("import edgeformer.export.onnx, edgeformer.parity, edgeformer.measure.harness")
+    assert "torch" not in loaded_by(
+        "import edgeformer.exporters.onnx.exporter, edgeformer.verification.parity, edgeformer.measure.harness"
+    )
 
 
 def test_public_names():
@@ -73,19 +77,22 @@ def test_public_names():
         _ = edgeformer.no_such_name
 
 
-def test_export_is_a_package_and_a_function(tmp_path):
-    import edgeformer.export.onnx
+def test_functions_are_not_packages(tmp_path):
+    """`edgeformer.export` was a function or a package, whichever was imported last."""
+    import edgeformer.exporters.onnx.exporter
+    import edgeformer.quantization.run
 
-    assert callable(edgeformer.export) and edgeformer.export.onnx is not None
+    for name in edgeformer.__all__:
+        assert importlib.util.find_spec(f"edgeformer.{name}") is None, name
     made = edgeformer.export(ROOT / "models" / "stdlib-5m", tmp_path / "m")
     assert (made.folder / "model.onnx").exists()
 
 
-@pytest.mark.parametrize("name", _lookup.names())
+@pytest.mark.parametrize("name", lookup.names())
 def test_every_runtime_is_complete(name):
-    runtime, _ = _lookup.get(name)
-    assert runtime.opens in _protocol.FORMATS
-    assert runtime.unavailable() is None or re.search(r"(pip|npm) install", runtime.unavailable())
+    found, _ = lookup.get(name)
+    assert found.opens in runtime.FORMATS
+    assert found.unavailable() is None or re.search(r"(pip|npm) install", found.unavailable())
 
 
 @pytest.mark.parametrize("name", discover.names("edgeformer.models"))
@@ -99,8 +106,8 @@ def test_a_part_from_outside_the_package(monkeypatch, tmp_path):
     (tmp_path / "my_runtime.py").write_text("from edgeformer.runtimes.null import Runtime\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setattr(discover, "_entry_points", lambda group: {"mine": "my_runtime"} if "runtimes" in group else {})
-    assert "mine" in _lookup.names()
-    assert _lookup.get("mine")[0].ranked is False
+    assert "mine" in lookup.names()
+    assert lookup.get("mine")[0].ranked is False
 
 
 def test_a_broken_import_inside_a_part_is_not_swallowed(monkeypatch, tmp_path):

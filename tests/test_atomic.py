@@ -10,15 +10,15 @@ import time
 
 import pytest
 
-from edgeformer import atomic
-from edgeformer.atomic import repair, replace_file, replace_folder, write_output
 from edgeformer.errors import InputError
-from edgeformer.locks import Held, Lock, held
-from edgeformer.scratch import partial_folder, sweep, temporary_folder
+from edgeformer.files import atomic
+from edgeformer.files.atomic import repair, replace_file, replace_folder, write_output
+from edgeformer.files.locks import Held, Lock, held
+from edgeformer.files.scratch import partial_folder, sweep, temporary_folder
 
 KILLED = """
 import os, pathlib, shutil, sys
-from edgeformer import atomic
+from edgeformer.files import atomic
 place, at, exchange = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "exchange"
 calls = 0
 def counted(real):
@@ -114,7 +114,7 @@ def test_only_regular_files_are_replaced(tmp_path):
 
 def test_what_goes_to_the_standard_output_by_its_path(tmp_path):
     """Through a pipe and into a file: the text arrives, and the device is still one."""
-    program = "from edgeformer.atomic import write_output; write_output('/dev/stdout', 'text')"
+    program = "from edgeformer.files.atomic import write_output; write_output('/dev/stdout', 'text')"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, check=True).stdout == b"text"
     with (tmp_path / "file").open("wb") as file:
         subprocess.run([sys.executable, "-c", program], stdout=file, check=True)
@@ -124,7 +124,7 @@ def test_what_goes_to_the_standard_output_by_its_path(tmp_path):
 def test_a_partial_folder_of_a_killed_process_is_deleted_by_the_next(tmp_path):
     program = (
         "import os, pathlib\n"
-        "from edgeformer.scratch import partial_folder\n"
+        "from edgeformer.files.scratch import partial_folder\n"
         f"with partial_folder(pathlib.Path({str(tmp_path / 'out')!r})) as scratch:\n"
         "    (scratch / 'half').write_text('x'); os._exit(9)\n"
     )
@@ -145,7 +145,7 @@ def test_temporary_folders_of_killed_processes_only(tmp_path, monkeypatch):
     program = (
         "import os, tempfile\n"
         f"tempfile.tempdir = {str(tmp_path)!r}\n"
-        "from edgeformer.scratch import temporary_folder\n"
+        "from edgeformer.files.scratch import temporary_folder\n"
         "with temporary_folder(): os._exit(9)\n"
     )
     subprocess.run([sys.executable, "-c", program])

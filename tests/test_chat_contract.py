@@ -11,16 +11,16 @@ from chat_model import TEMPLATE, chat_model, tokenizer
 from family_cases import TINY
 from support import STDLIB, hf_model
 
-from edgeformer import parity
 from edgeformer.api import export
-from edgeformer.checkpoint import load
-from edgeformer.companions.chat import chat_templates
-from edgeformer.companions.files import companions_of
-from edgeformer.companions.special import special_ids
-from edgeformer.companions.texts import TEXTS, texts_of
-from edgeformer.companions.tokenizer import load_tokenizer, read_tokenizer
+from edgeformer.checkpoint.companions.chat import chat_templates
+from edgeformer.checkpoint.companions.files import companions_of
+from edgeformer.checkpoint.companions.special import special_ids
+from edgeformer.checkpoint.companions.texts import TEXTS, texts_of
+from edgeformer.checkpoint.companions.tokenizer import load_tokenizer, read_tokenizer
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import CheckpointError, ConfigError, ExportError
-from edgeformer.runtimes._lookup import get
+from edgeformer.inference.lookup import get
+from edgeformer.verification import parity
 
 transformers = pytest.importorskip("transformers")
 
@@ -101,7 +101,7 @@ def test_a_broken_contract_inside_a_gguf_file_is_found(what, chat, tmp_path, mon
     """Metadata that a wrong writer would have written; llama.cpp is asked."""
     if (missing := get("llama_cpp")[0].unavailable()) is not None:
         pytest.skip(missing)
-    from edgeformer.export import gguf
+    from edgeformer.exporters.gguf import exporter as gguf
 
     real, folder = gguf.tokenizer_metadata, tmp_path / "m"
     shutil.copytree(chat[0], folder)
@@ -145,7 +145,7 @@ def test_what_an_artefact_holds(chat, tmp_path):
 
 
 def test_an_artefact_whose_tokenizer_would_differ_is_not_written(chat, tmp_path, monkeypatch):
-    from edgeformer.companions import writing
+    from edgeformer.checkpoint.companions import writing
 
     folder, _ = chat
     monkeypatch.setattr(writing, "normalized_json", lambda around: tokenizer(300).to_str())
@@ -299,7 +299,7 @@ MODULES = ("sentence_transformers.models.Transformer", "sentence_transformers.ba
 @pytest.mark.parametrize("transformer", MODULES)
 def test_poolings_of_every_version(transformer, name, tmp_path):
     """By the last part of a module's type, and by flags or one key."""
-    from edgeformer.companions.pooling import read_embedder
+    from edgeformer.checkpoint.companions.pooling import read_embedder
 
     config, modes = POOLINGS[name]
     kind = transformer.rsplit(".", 2)[0]

@@ -12,11 +12,11 @@ from family_cases import TINY
 from safetensors.numpy import load_file, save_file
 from support import STDLIB, load_tiny
 
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
+from edgeformer.checkpoint.saving import save
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
-from edgeformer.parts import Part
-from edgeformer.saving import save
-from edgeformer.serialization import to_json
+from edgeformer.spec.serialization import to_json
+from edgeformer.weights.parts import Part
 
 
 @pytest.fixture
@@ -172,7 +172,7 @@ def test_integer_weights_are_refused(tmp_path):
 
 
 def test_no_tensor_is_read_before_it_is_needed(folder, monkeypatch):
-    from edgeformer import safetensors_file
+    from edgeformer.weights import safetensors_file
 
     monkeypatch.setattr(safetensors_file.StoredTensor, "read", lambda self: pytest.fail(f"read {self.name}"))
     load(folder)
@@ -371,7 +371,7 @@ def test_negative_offsets(folder):
 
 
 def test_integers_and_floats_are_one_spec(folder):
-    from edgeformer.serialization import digest
+    from edgeformer.spec.serialization import digest
 
     edit(folder, rope_parameters={"rope_type": "default", "rope_theta": 10000})
     assert digest(load(folder).spec) == digest(load(STDLIB).spec)

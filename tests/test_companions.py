@@ -11,12 +11,12 @@ from family_cases import TINY
 from support import load_tiny
 
 from edgeformer.api import export
-from edgeformer.checkpoint import load
-from edgeformer.companions.chat import chat_templates, render
-from edgeformer.companions.files import Companions, companions_of
-from edgeformer.companions.special import NONE, UNKNOWN, decoder_start, special_ids
-from edgeformer.companions.texts import TEXTS, texts_of
-from edgeformer.companions.tokenizer import load_tokenizer, read_tokenizer
+from edgeformer.checkpoint.companions.chat import chat_templates, render
+from edgeformer.checkpoint.companions.files import Companions, companions_of
+from edgeformer.checkpoint.companions.special import NONE, UNKNOWN, decoder_start, special_ids
+from edgeformer.checkpoint.companions.texts import TEXTS, texts_of
+from edgeformer.checkpoint.companions.tokenizer import load_tokenizer, read_tokenizer
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import ConfigError, InputError
 
 transformers = pytest.importorskip("transformers")
@@ -167,7 +167,7 @@ def slow_folder(kind, folder):
 def test_folders_without_tokenizer_json(kind, tmp_path):
     """All files of a slow tokenizer go along, and the artefact's gives the source's ids."""
     pytest.importorskip("sentencepiece")
-    from edgeformer.companions.writing import write_companions
+    from edgeformer.checkpoint.companions.writing import write_companions
 
     slow_folder(kind, tmp_path / "m")
     around = companions_of(tmp_path / "m")

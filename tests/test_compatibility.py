@@ -6,9 +6,9 @@ import pytest
 from click.testing import CliRunner
 from support import STDLIB, saved, small_spec
 
+from edgeformer.advise.compatibility import answers
 from edgeformer.api import export
 from edgeformer.cli import cli
-from edgeformer.compatibility import answers
 from edgeformer.errors import EdgeformerError
 
 

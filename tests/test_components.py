@@ -15,7 +15,7 @@ from component_cases import COMPONENTS, ENCODERS, PREFIXED
 from support import random_ids, record_errors, run_cached, saved, sessions
 
 from edgeformer.backends.numpy import NumpyModel
-from edgeformer.export.onnx import export_onnx
+from edgeformer.exporters.onnx.exporter import export_onnx
 
 torch = pytest.importorskip("torch")
 
@@ -136,8 +136,8 @@ def test_other_tools_are_not_given_a_mask_that_they_cannot_hold(to, tmp_path):
 @pytest.mark.parametrize("case", ["moe", "alibi", "sinks", "t5-bias", "qk-norm-whole", "shaw"])
 def test_half_precision(case, tmp_path):
     """fp16 weights and arithmetic, against the same weights in float64."""
-    from edgeformer.runtimes._lookup import require
-    from edgeformer.runtimes._protocol import Options
+    from edgeformer.inference.lookup import require
+    from edgeformer.inference.runtime import Options
 
     spec = COMPONENTS[case]
     loaded, weights = weights_of(spec, tmp_path / "model")

@@ -121,3 +121,13 @@ def test_shared_keys_and_values_must_have_one_shape():
         replace(spec, blocks=(takes, lends))
     with pytest.raises(SpecError, match="2 heads of 16 channels; it needs 4 of 16"):
         replace(spec, blocks=(lends, takes))
+
+
+def test_the_former_place_of_the_runtime_protocol():
+    from edgeformer.inference import runtime
+    from edgeformer.runtimes import _protocol
+
+    with pytest.warns(DeprecationWarning, match=r"edgeformer\.inference\.runtime"):
+        assert _protocol.Runtime is runtime.Runtime
+    with pytest.raises(AttributeError, match="no_such_name"):
+        _ = _protocol.no_such_name

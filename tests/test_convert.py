@@ -9,11 +9,11 @@ import pytest
 from family_cases import settings
 from support import hf_logits, hf_model, random_ids
 
-from edgeformer.checkpoint import load
-from edgeformer.convert import convert
+from edgeformer.checkpoint.convert import convert
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import CheckpointError
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

@@ -9,14 +9,14 @@ import pytest
 from click.testing import CliRunner
 from support import small_spec
 
-from edgeformer.advice import advise
-from edgeformer.checkpoint import load
+from edgeformer.advise.advice import advise
+from edgeformer.checkpoint.loading import load
 from edgeformer.cli import cli
-from edgeformer.derive import derive
 from edgeformer.errors import InputError
 from edgeformer.layers.glu import GLU
-from edgeformer.serialization import from_json, to_json
 from edgeformer.spec import Sizes
+from edgeformer.spec.derive import derive
+from edgeformer.spec.serialization import from_json, to_json
 
 
 def test_nothing_asked_changes_nothing():
@@ -119,7 +119,7 @@ def test_a_spec_file_reads_back(tmp_path):
 def test_costs_of_blocks_that_run_more_than_once():
     from component_cases import ENCODERS
 
-    from edgeformer.inspection import costs, tree
+    from edgeformer.spec.inspection import costs, tree
 
     once = ENCODERS["shared-blocks"]
     thrice = replace(once, blocks=once.blocks * 3, order=None)

@@ -18,7 +18,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgeformer.api import build_mlx, build_torch  # noqa: E402
-from edgeformer.checkpoint import load  # noqa: E402
+from edgeformer.checkpoint.loading import load  # noqa: E402
 from edgeformer.cli import cli  # noqa: E402
 from edgeformer.errors import InputError  # noqa: E402
 

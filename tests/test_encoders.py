@@ -14,7 +14,7 @@ import tolerances
 from encoder_cases import ENCODERS, encoder_settings
 from support import load_tiny, random_ids, record_errors, sessions
 
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 
 pytest.importorskip("transformers")
 

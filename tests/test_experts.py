@@ -10,10 +10,10 @@ from family_cases import CASES, settings
 from support import load_tiny, random_ids
 
 import edgeformer
-from edgeformer.checkpoint import load
-from edgeformer.export.onnx import export_onnx
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.checkpoint.loading import load
+from edgeformer.exporters.onnx.exporter import export_onnx
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 
 torch = pytest.importorskip("torch")
 

@@ -12,12 +12,11 @@ import pytest
 from family_cases import TINY
 from support import STDLIB, load_tiny, open_session, random_ids, run_cached, saved, small_spec
 
-from edgeformer import bundle
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import ArtefactError, ExportError, InputError
-from edgeformer.export import filling
-from edgeformer.export import onnx as exporter
-from edgeformer.export.onnx import export_onnx
+from edgeformer.exporters.onnx import exporter, filling
+from edgeformer.exporters.onnx.exporter import export_onnx
 
 
 @pytest.fixture

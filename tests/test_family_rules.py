@@ -12,7 +12,7 @@ from family_cases import CASES, settings
 from support import hf_model, random_ids
 
 from edgeformer import discover
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import ConfigError
 
 torch = pytest.importorskip("torch")

@@ -12,10 +12,8 @@ import pytest
 from click.testing import CliRunner
 from support import ROOT, STDLIB, saved, small_spec
 
-from edgeformer import comparison
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 from edgeformer.cli import cli
-from edgeformer.inspection import attention_flops, head_parameters
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.encoder import Encoder
@@ -25,8 +23,9 @@ from edgeformer.layers.mask import Mask
 from edgeformer.layers.mla import MLA
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
-from edgeformer.measure import energy, journal, worker
+from edgeformer.measure import comparison, energy, journal, worker
 from edgeformer.measure.timed import Round
+from edgeformer.spec.inspection import attention_flops, head_parameters
 
 NORM = RMSNorm()
 
@@ -192,7 +191,7 @@ def test_a_readers_config_is_not_changed(tmp_path):
     """minicpm3's reader put its defaults into the caller's object."""
     from keys_page import public_configs
 
-    from edgeformer.checkpoint import family
+    from edgeformer.checkpoint.loading import family
     from edgeformer.models._config import HfConfig
 
     for kind, entries in public_configs().items():
@@ -228,7 +227,7 @@ def test_every_prompt_is_continued():
 
 def test_install_lines_are_whole(monkeypatch):
     """The line that installs a runtime is printed with its brackets, and not cut to a table's column."""
-    from edgeformer.runtimes._lookup import get
+    from edgeformer.inference.lookup import get
 
     reason = 'the package openvino is not installed; pip install "edgeformer[openvino]"'
     monkeypatch.setattr(type(get("openvino")[0]), "unavailable", lambda self: reason)
@@ -245,10 +244,10 @@ def test_quality_of_a_plain_checkpoint(tmp_path):
 
 def test_threads_are_the_physical_cores_by_default():
     """The same in Python as on the command line."""
+    from edgeformer.inference.runtime import Options
+    from edgeformer.inference.threads import physical_cores
     from edgeformer.measure.settings import Settings
-    from edgeformer.quality import Settings as QualitySettings
-    from edgeformer.runtimes._protocol import Options
-    from edgeformer.threads import physical_cores
+    from edgeformer.verification.quality import Settings as QualitySettings
 
     assert Settings().threads == QualitySettings().threads == Options().threads == physical_cores()
 

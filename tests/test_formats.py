@@ -8,13 +8,14 @@ import onnx
 import pytest
 from support import STDLIB, saved, small_spec
 
-from edgeformer import formats, load
+from edgeformer import load
 from edgeformer.api import build_torch, export, verify
 from edgeformer.errors import CheckpointError, EdgeformerError, ExportError, InputError
-from edgeformer.formats import QUANTIZED, dequantize, pack, unpack
-from edgeformer.quantize.run import quantize
-from edgeformer.quantize.scales import searched
-from edgeformer.safetensors_file import read_checkpoint
+from edgeformer.quantization.run import quantize
+from edgeformer.weights import formats
+from edgeformer.weights.formats import QUANTIZED, dequantize, pack, unpack
+from edgeformer.weights.safetensors_file import read_checkpoint
+from edgeformer.weights.scales import searched
 
 FORMATS = list(QUANTIZED.values())
 
@@ -121,7 +122,7 @@ def test_the_same_bits_in_every_file(checkpoints, tmp_path, format, method):
     for dtype in ("fp16", "fp32"):
         export(load(checkpoint), tmp_path / dtype, to="mlx", dtype=dtype)
         arrays = mx.load(str(tmp_path / dtype / "model.safetensors"))
-        from edgeformer.export.mlx import _stored_names, stock_config
+        from edgeformer.exporters.mlx.exporter import _stored_names, stock_config
 
         names = _stored_names(load(checkpoint).spec, stock_config(load(checkpoint).spec)[0])
         seen = 0
@@ -221,7 +222,7 @@ def test_a_changed_code_is_seen(checkpoints, tmp_path):
 
 
 def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
-    from edgeformer.quantize.partial import PartialFile
+    from edgeformer.quantization.partial import PartialFile
 
     real, count = PartialFile.write, 0
 
@@ -247,7 +248,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
 
 
 def test_other_settings_begin_again(tmp_path, monkeypatch):
-    from edgeformer.quantize.partial import PartialFile
+    from edgeformer.quantization.partial import PartialFile
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(PartialFile, "read", None)
@@ -307,7 +308,7 @@ def test_weights_that_no_scale_holds(tmp_path):
     loaded, weights = saved(small_spec(), tmp_path / "m")
     name = "layers.0.attention.q.weight"
     for value, message in ((np.inf, "holds inf"), (1e9, "too large for an fp16 scale")):
-        from edgeformer import saving
+        from edgeformer.checkpoint import saving
 
         changed = weights[name].copy()
         changed[0, 0] = value

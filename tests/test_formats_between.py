@@ -12,9 +12,9 @@ from support import STDLIB, hf_logits, load_tiny, random_ids
 from edgeformer import load
 from edgeformer.api import export, verify
 from edgeformer.errors import EdgeformerError, InputError
-from edgeformer.quantize.run import quantize
-from edgeformer.runtimes._lookup import get, require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.inference.lookup import get, require
+from edgeformer.inference.runtime import Options
+from edgeformer.quantization.run import quantize
 
 gguf = pytest.importorskip("gguf")
 WRITTEN = {
@@ -96,7 +96,7 @@ def test_quantized_bits_travel(tmp_path_factory, tmp_path, source, to):
         assert to == "link" and "--weights copy" in str(e)
         return
     assert contents(folder) == before
-    from edgeformer.weight_checks import check_weights
+    from edgeformer.verification.weight_checks import check_weights
 
     check = check_weights(load(tmp_path / "out"), load(tmp_path / "q4"))
     assert check.verdict == "pass", check.note
@@ -149,7 +149,7 @@ def test_manifests_say_what_is_held(tmp_path):
 
 def test_two_runs_on_one_output(tmp_path):
     """The second is refused while the first is at work."""
-    from edgeformer.quantize.run import _scratch
+    from edgeformer.quantization.run import _scratch
 
     with _scratch(tmp_path / "q"), pytest.raises(InputError, match="another run is quantizing"):
         quantize(load(STDLIB), tmp_path / "q")
@@ -157,7 +157,7 @@ def test_two_runs_on_one_output(tmp_path):
 
 
 def test_a_failure_at_the_end_keeps_the_work(tmp_path, monkeypatch):
-    from edgeformer.quantize import run
+    from edgeformer.quantization import run
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -184,7 +184,7 @@ def test_ggufs_of_one_folder_keep_apart(tmp_path):
 
 def test_gguf_keys_that_change_the_network(tmp_path):
     loaded, _ = load_tiny(tmp_path / "m", "qwen3", **TINY | {"head_dim": 16})
-    from edgeformer.export import gguf as exporter
+    from edgeformer.exporters.gguf import exporter
 
     real = exporter.architecture
 
@@ -215,7 +215,7 @@ def test_tokenizers_that_cannot_be_read(tmp_path):
 
 
 def test_quality_takes_the_shortest_context(tmp_path):
-    from edgeformer.quality import Settings, measure
+    from edgeformer.verification.quality import Settings, measure
 
     export(load(STDLIB), tmp_path / "o", precision="q4", context=48)
     rows = measure([tmp_path / "o"], load(STDLIB), random_ids(4096, 400), settings=Settings(window=128, tokens=192))
@@ -225,7 +225,7 @@ def test_quality_takes_the_shortest_context(tmp_path):
 def test_quality_needs_room(tmp_path, monkeypatch):
     from collections import namedtuple
 
-    from edgeformer import quality
+    from edgeformer.verification import quality
 
     usage = namedtuple("usage", "total used free")
     monkeypatch.setattr(quality.shutil, "disk_usage", lambda _: usage(1, 1, 1000))
@@ -235,7 +235,7 @@ def test_quality_needs_room(tmp_path, monkeypatch):
 
 
 def test_encoders_have_no_budget(tmp_path):
-    from edgeformer.quantize.sensitivity import mixed
+    from edgeformer.quantization.sensitivity import mixed
 
     encoder = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 64}
     bert, _ = load_tiny(tmp_path / "b", "bert", **encoder, vocab_size=97)

@@ -12,9 +12,9 @@ from family_cases import TINY
 from safetensors.numpy import load_file, save_file
 from support import hf_logits, hf_model, random_ids, record_errors, run_cached, sessions
 
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import InputError
-from edgeformer.parity import verify
+from edgeformer.verification.parity import verify
 
 pytest.importorskip("transformers")
 

@@ -31,8 +31,8 @@ from edgeformer.layers.shaw_attention import ShawAttention
 from edgeformer.layers.sinusoidal import Sinusoidal
 from edgeformer.layers.swish import Swish
 from edgeformer.layers.whole_norm import WholeNorm
+from edgeformer.ops.step import Step
 from edgeformer.spec import tensors
-from edgeformer.step import Step
 
 OPS, WIDTH, T = NumpyOps(), 12, 9
 EXACT, ANGLES = 1e-12, 1e-6  # rotary angles are float32
@@ -340,7 +340,7 @@ def test_deep_norm():
     torch = pytest.importorskip("torch")
     from component_cases import COMPONENTS
 
-    from edgeformer.backends.torch import TorchModel
+    from edgeformer.backends.torch.module import TorchModel
 
     torch.manual_seed(0)
     spec = COMPONENTS["block-deep-norm"]

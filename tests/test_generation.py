@@ -9,13 +9,13 @@ import pytest
 from family_cases import TINY, rope, settings
 from support import hf_model, random_ids, sessions
 
-from edgeformer.checkpoint import load
-from edgeformer.companions.generation import generation_defaults
-from edgeformer.companions.special import decoder_start, special_ids
-from edgeformer.generate import stream_ids
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
-from edgeformer.sampling import Rules, Sampling
+from edgeformer.checkpoint.companions.generation import generation_defaults
+from edgeformer.checkpoint.companions.special import decoder_start, special_ids
+from edgeformer.checkpoint.loading import load
+from edgeformer.inference.generate import stream_ids
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
+from edgeformer.ops.sampling import Rules, Sampling
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -147,7 +147,7 @@ def test_sampling_keeps_what_transformers_keeps(tmp_path):
     """The tokens that can be drawn, and their probabilities: against transformers' own warpers."""
     from transformers.generation import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
-    from edgeformer.sampling import choose
+    from edgeformer.ops.sampling import choose
 
     scores = torch.from_numpy(np.random.default_rng(0).standard_normal((1, 50)).astype(np.float32) * 3)
     warped = scores

@@ -14,10 +14,10 @@ from support import STDLIB, hf_logits, load_tiny, random_ids, saved, small_spec
 from edgeformer import load
 from edgeformer.api import export, verify
 from edgeformer.errors import CheckpointError, ConfigError, EdgeformerError, ExportError
-from edgeformer.formats import QUANTIZED, QuantizedTensor
-from edgeformer.quantize.run import quantize
-from edgeformer.runtimes._lookup import get, require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.inference.lookup import get, require
+from edgeformer.inference.runtime import Options
+from edgeformer.quantization.run import quantize
+from edgeformer.weights.formats import QUANTIZED, QuantizedTensor
 
 gguf = pytest.importorskip("gguf")
 runs = pytest.mark.skipif(get("llama_cpp")[0].unavailable() is not None, reason="llama-cpp-python is not installed")
@@ -149,7 +149,7 @@ def byte_level_tokenizers():
     """Small trained tokenizers, one for each pre-tokenizer name that is known."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
-    from edgeformer.companions.gguf_vocabulary import PATTERNS
+    from edgeformer.checkpoint.companions.gguf_vocabulary import PATTERNS
 
     splits = {
         "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -211,7 +211,7 @@ def test_unigram_and_sentencepiece_bpe_give_the_same_ids(tmp_path):
     from test_companions import slow_folder
     from tokenizers import Tokenizer, models, normalizers, processors, trainers
 
-    from edgeformer.companions.tokenizer import read_tokenizer
+    from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
 
     corpus = [*TEXTS * 3, "the quick brown fox jumps over the lazy dog " * 5]
     slow_folder("t5", tmp_path / "t5")  # SentencePiece's own normaliser tables, as T5 has them

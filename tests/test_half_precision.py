@@ -13,6 +13,8 @@ from support import random_ids, saved, small_spec
 
 from edgeformer.api import export
 from edgeformer.errors import InputError
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 from edgeformer.layers.additive_attention import AdditiveAttention
 from edgeformer.layers.block import Block
 from edgeformer.layers.encoder import Encoder
@@ -24,8 +26,6 @@ from edgeformer.layers.pooling import Pooling
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.shaw_attention import ShawAttention
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
 
 TOKENS = 160
 
@@ -67,8 +67,8 @@ def test_pooling_of_a_long_text(mode, normalize, tmp_path):
 
 
 def rewritten(spec, weights, folder):
-    from edgeformer import saving
-    from edgeformer.checkpoint import load
+    from edgeformer.checkpoint import saving
+    from edgeformer.checkpoint.loading import load
 
     saving.save(spec, weights, folder / "m2")
     return load(folder / "m2")

@@ -8,8 +8,8 @@ from support import STDLIB, hf_logits, load_tiny, random_ids, saved, small_spec
 from edgeformer import load
 from edgeformer.api import export
 from edgeformer.errors import ExportError
-from edgeformer.quantize.run import quantize
-from edgeformer.serialization import digest
+from edgeformer.quantization.run import quantize
+from edgeformer.spec.serialization import digest
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -72,8 +72,8 @@ def test_a_spec_of_our_own_that_is_a_llama(tmp_path):
     made = export(loaded, tmp_path / "out", to="hf", precision="fp32")
     assert made.manifest["target"] == "llama"
     model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
-    from edgeformer.runtimes._lookup import require
-    from edgeformer.runtimes._protocol import Options
+    from edgeformer.inference.lookup import require
+    from edgeformer.inference.runtime import Options
 
     ids = random_ids(31, 40)
     ours = require("numpy")[0].open(loaded, Options()).forward(ids[None], all_positions=True)[0]

@@ -13,25 +13,18 @@ import pytest
 from support import STDLIB, refusal
 
 from edgeformer import discover
-from edgeformer.checkpoint import load
-from edgeformer.companions.tokenizer import read_tokenizer
-from edgeformer.errors import (
-    CheckpointError,
-    ConfigError,
-    EdgeformerError,
-    InputError,
-    NumericError,
-    RuntimeFault,
-)
-from edgeformer.export.onnx import export_onnx
-from edgeformer.generate import stream_ids
-from edgeformer.manifest import read as read_manifest
-from edgeformer.quoting import listed, plain, shown
-from edgeformer.runtimes import _lookup
-from edgeformer.runtimes._protocol import Options, Runtime, Session
-from edgeformer.safetensors_file import read_header
-from edgeformer.sampling import Sampling
-from edgeformer.typed import mismatch
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
+from edgeformer.checkpoint.loading import load
+from edgeformer.checkpoint.manifest import read as read_manifest
+from edgeformer.errors import CheckpointError, ConfigError, EdgeformerError, InputError, NumericError, RuntimeFault
+from edgeformer.exporters.onnx.exporter import export_onnx
+from edgeformer.files.quoting import listed, plain, shown
+from edgeformer.files.typed import mismatch
+from edgeformer.inference import lookup
+from edgeformer.inference.generate import stream_ids
+from edgeformer.inference.runtime import Options, Runtime, Session
+from edgeformer.ops.sampling import Sampling
+from edgeformer.weights.safetensors_file import read_header
 
 
 @pytest.fixture
@@ -81,7 +74,7 @@ def test_scales_that_are_no_numbers(model, kind, precision, tmp_path):
 
     if kind == "gguf":
         pytest.importorskip("gguf")
-    if kind == "mlx" and _lookup.get("mlx")[0].unavailable() is not None:
+    if kind == "mlx" and lookup.get("mlx")[0].unavailable() is not None:
         pytest.skip("mlx is not installed")
     folder = quantize(model, tmp_path / "q", format=precision).folder
     if kind != "checkpoint":
@@ -99,11 +92,11 @@ def test_scales_that_are_no_numbers(model, kind, precision, tmp_path):
 
 @pytest.mark.parametrize("name", ["numpy", "torch", "mlx", "onnxruntime"])
 def test_generation_stops_at_logits_that_are_no_numbers(model, name, tmp_path):
-    if _lookup.get(name)[0].unavailable() is not None:
+    if lookup.get(name)[0].unavailable() is not None:
         pytest.skip(f"{name} is not installed")
     loaded = load(with_value(model, float("nan")), allow_nonfinite=True)
     source = export_onnx(loaded, tmp_path / "o").folder if name == "onnxruntime" else loaded
-    session = _lookup.get(name)[0].open(source, Options(threads=1, capacity=16))
+    session = lookup.get(name)[0].open(source, Options(threads=1, capacity=16))
     with pytest.raises(NumericError, match="logits are not finite"):
         list(stream_ids(session, [5, 6, 7], 4, Sampling()))
 
@@ -129,7 +122,7 @@ def test_a_checkpoint_replaced_while_it_is_read(model):
 
 def test_a_checkpoint_written_to_during_the_last_tensor(model, monkeypatch):
     """Nothing is read after the edit: it is the comparison at the end that finds it."""
-    import edgeformer.export.onnx as exporter
+    import edgeformer.exporters.onnx.exporter as exporter
 
     companions = exporter.write_surroundings
 
@@ -207,7 +200,7 @@ BROKEN = {
     "kind": "class Runtime: pass",
     "nothing": "",
     "methods": """
-from edgeformer.runtimes._protocol import Runtime as Base
+from edgeformer.inference.runtime import Runtime as Base
 class Runtime(Base):
     opens = "onnx"
     def broken(self, *_): raise KeyError("no")
@@ -220,18 +213,18 @@ class Runtime(Base):
 def test_a_broken_runtime_ends_nothing_else(plugin, how):
     from click.testing import CliRunner
 
+    from edgeformer.advise.compatibility import answers
     from edgeformer.cli import cli
-    from edgeformer.compatibility import answers
 
     plugin("edgeformer.runtimes", "aaa", BROKEN[how])
-    assert "aaa" in _lookup.names()
-    assert _lookup.first_that_opens("onnx") != "aaa"
+    assert "aaa" in lookup.names()
+    assert lookup.first_that_opens("onnx") != "aaa"
     assert "numpy" in {name for answer in answers(load(STDLIB)) for name in answer.runtimes}
     done = CliRunner().invoke(cli, ["runtimes", "--json"], catch_exceptions=False)
     rows = {row["runtime"]: row for row in json.loads(done.output)["runtimes"]}
     assert not rows["aaa"]["installed"] and rows["aaa"]["missing"] and rows["numpy"]["installed"]
     with pytest.raises(EdgeformerError, match=r"aaa|no|broken"):
-        _lookup.require("aaa")
+        lookup.require("aaa")
 
 
 @pytest.mark.parametrize(
@@ -349,11 +342,11 @@ def test_a_broken_command(plugin, content, caplog):
 @pytest.mark.parametrize("url", ["//localhost:99999999/v1", "//localhost:abc/v1", "//[::1/v1", "//" + "a" * 300, "//"])
 def test_urls_of_servers(url):
     with pytest.raises(InputError, match="is no server's URL"):
-        _lookup.get("http")[0].refuses(load(STDLIB).spec, Options(variant=url))
+        lookup.get("http")[0].refuses(load(STDLIB).spec, Options(variant=url))
 
 
 def test_a_temperature_of_almost_nothing_is_greedy():
-    from edgeformer.sampling import choose
+    from edgeformer.ops.sampling import choose
 
     logits = np.array([1.0, 5.0, 2.0], np.float32)
     assert choose(logits, Sampling(temperature=1e-320), np.random.default_rng(0)) == 1

@@ -15,22 +15,16 @@ from pathlib import Path
 import pytest
 from support import STDLIB, refusal
 
-from edgeformer.checkpoint import load
-from edgeformer.companions.chat import render
-from edgeformer.companions.guarded_tokenizer import GuardedTokenizer
-from edgeformer.companions.tokenizer import read_tokenizer
-from edgeformer.errors import (
-    CheckpointError,
-    ConfigError,
-    EdgeformerError,
-    InputError,
-    SpecError,
-)
-from edgeformer.export.onnx import export_onnx
-from edgeformer.gguf_header import read_gguf_header
-from edgeformer.patterns import bounded
-from edgeformer.safetensors_file import read_header
-from edgeformer.serialization import from_json
+from edgeformer.checkpoint.companions.chat import render
+from edgeformer.checkpoint.companions.guarded_tokenizer import GuardedTokenizer
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
+from edgeformer.checkpoint.loading import load
+from edgeformer.errors import CheckpointError, ConfigError, EdgeformerError, InputError, SpecError
+from edgeformer.exporters.onnx.exporter import export_onnx
+from edgeformer.files.patterns import bounded
+from edgeformer.spec.serialization import from_json
+from edgeformer.weights.gguf_header import read_gguf_header
+from edgeformer.weights.safetensors_file import read_header
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
 

@@ -15,14 +15,14 @@ from support import STDLIB, random_ids, run_cached
 
 from edgeformer.backends.numpy import LinearHandle as NumpyLinear
 from edgeformer.backends.numpy import NumpyOps
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import ArtefactError, RuntimeUnavailable
-from edgeformer.export import handles, kernels
-from edgeformer.export.graph import target_class
-from edgeformer.export.graph_ops import CONTRIB, DOMAIN, FLOAT, OPSET, GraphTensor
-from edgeformer.export.onnx import export_onnx
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.exporters.onnx import handles, kernels
+from edgeformer.exporters.onnx.exporter import export_onnx
+from edgeformer.exporters.onnx.graph import target_class
+from edgeformer.exporters.onnx.graph_ops import CONTRIB, DOMAIN, FLOAT, OPSET, GraphTensor
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 
 needs_compiler = pytest.mark.skipif(kernels._missing_tools() is not None, reason=str(kernels._missing_tools()))
 RNG = np.random.default_rng(0)

@@ -8,13 +8,13 @@ from support import STDLIB, load_tiny, random_ids, saved, small_spec
 
 from edgeformer import load
 from edgeformer.api import export, verify
-from edgeformer.companions.tokenizer import read_tokenizer
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
 from edgeformer.errors import ExportError, InputError
-from edgeformer.parity import kl_divergence
-from edgeformer.quantize.cache import cache_scales
-from edgeformer.quantize.calibration import calibration_windows
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
+from edgeformer.quantization.cache import cache_scales
+from edgeformer.quantization.calibration import calibration_windows
+from edgeformer.verification.parity import kl_divergence
 
 torch = pytest.importorskip("torch")
 

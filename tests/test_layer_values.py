@@ -14,8 +14,8 @@ import pytest
 from edgeformer import discover
 from edgeformer.errors import SpecError
 from edgeformer.layers.rope import Rope, RopeScaling
-from edgeformer.serialization import node_class
 from edgeformer.spec import Const, Layer
+from edgeformer.spec.serialization import node_class
 
 VALUES = {"int": (0, 1, 2, 3, 8), "float": (0.0, 1.0, -2.0, 8.0), "bool": (False, True)}
 COMBINATIONS = 2000

@@ -13,12 +13,12 @@ import pytest
 import tolerances
 from support import random_ids, run_cached, sessions
 
-from edgeformer import saving
 from edgeformer.backends.numpy import Handle, NumpyModel, NumpyOps
-from edgeformer.checkpoint import load
-from edgeformer.export.graph import target_class
-from edgeformer.export.graph_ops import CONTRIB, DOMAIN, OPSET, GraphTensor
-from edgeformer.export.handles import Initializers, LayerHandle
+from edgeformer.checkpoint import saving
+from edgeformer.checkpoint.loading import load
+from edgeformer.exporters.onnx.graph import target_class
+from edgeformer.exporters.onnx.graph_ops import CONTRIB, DOMAIN, OPSET, GraphTensor
+from edgeformer.exporters.onnx.handles import Initializers, LayerHandle
 from edgeformer.layers.block import Block
 from edgeformer.layers.cross_attention import CrossAttention
 from edgeformer.layers.decoder import Decoder
@@ -31,8 +31,8 @@ from edgeformer.layers.moe import MoE
 from edgeformer.layers.parallel_block import ParallelBlock
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
+from edgeformer.ops.step import Step
 from edgeformer.spec import tensors
-from edgeformer.step import Step
 
 NORM, LN = RMSNorm(eps=1e-5), LayerNorm(bias=False)
 ROPE = Rope(dim=8)
@@ -92,7 +92,7 @@ def _cross_numpy(weights, x, memory, valid, dtype):
 def _cross_torch(weights, x, memory, valid):
     import torch
 
-    from edgeformer.backends.torch import Module, TorchOps
+    from edgeformer.backends.torch.module import Module, TorchOps
 
     ops = TorchOps()
     layer = Module(_Whole.layer, 32, ops)

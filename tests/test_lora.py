@@ -12,11 +12,11 @@ from family_cases import CASES, settings
 from safetensors.numpy import load_file, save_file
 from support import hf_logits, hf_model, random_ids
 
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 from edgeformer.cli import cli
 from edgeformer.errors import CheckpointError, ConfigError
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 
 torch = pytest.importorskip("torch")
 peft = pytest.importorskip("peft")
@@ -194,7 +194,7 @@ def test_the_revision_that_an_adapter_names(tmp_path, monkeypatch):
 def test_adapters_of_what_they_cannot_be_merged_into(tmp_path):
     """An artefact, an edgeformer folder, a GGUF file: refused with the reason, never ignored."""
     from edgeformer.api import export
-    from edgeformer.saving import save
+    from edgeformer.checkpoint.saving import save
 
     trained(tmp_path, "llama")
     base = load(tmp_path / "base")
@@ -217,9 +217,9 @@ def test_an_adapters_own_chat_goes_along(tmp_path):
 
     from chat_model import chat_model, tokenizer
 
-    from edgeformer.companions.chat import chat_templates
-    from edgeformer.companions.special import special_ids
-    from edgeformer.companions.tokenizer import load_tokenizer
+    from edgeformer.checkpoint.companions.chat import chat_templates
+    from edgeformer.checkpoint.companions.special import special_ids
+    from edgeformer.checkpoint.companions.tokenizer import load_tokenizer
 
     trained(tmp_path, "llama")
     chat_model(tmp_path / "chat")

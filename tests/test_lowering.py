@@ -8,15 +8,15 @@ import tolerances
 from family_cases import TINY
 from support import STDLIB, load_tiny, open_session, random_ids, run_cached, saved, small_spec
 
-from edgeformer import parity
 from edgeformer.backends.numpy import NumpyModel
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import InputError
-from edgeformer.export.onnx import export_onnx
+from edgeformer.exporters.onnx.exporter import export_onnx
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rope import Rope
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.verification import parity
 
 # ------------------------------------------------------------------------------------------------------- fallbacks
 

@@ -10,9 +10,9 @@ import pytest
 from support import STDLIB
 
 from edgeformer import api
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import InputError
-from edgeformer.export.onnx import export_onnx
+from edgeformer.exporters.onnx.exporter import export_onnx
 from edgeformer.measure import harness, machine, table
 from edgeformer.measure.harness import run
 from edgeformer.measure.record import records, write_jsonl

@@ -9,13 +9,13 @@ from support import STDLIB
 
 mx = pytest.importorskip("mlx.core")
 
-from edgeformer import mac  # noqa: E402
-from edgeformer.backends import metal  # noqa: E402
-from edgeformer.backends.metal._kernel import FLOATS  # noqa: E402
-from edgeformer.checkpoint import load  # noqa: E402
-from edgeformer.runtimes._lookup import require  # noqa: E402
-from edgeformer.runtimes._protocol import Options  # noqa: E402
-from edgeformer.sampling import Sampling  # noqa: E402
+from edgeformer.backends.mlx import metal  # noqa: E402
+from edgeformer.backends.mlx.metal._kernel import FLOATS  # noqa: E402
+from edgeformer.checkpoint.loading import load  # noqa: E402
+from edgeformer.inference.lookup import require  # noqa: E402
+from edgeformer.inference.runtime import Options  # noqa: E402
+from edgeformer.measure import mac  # noqa: E402
+from edgeformer.ops.sampling import Sampling  # noqa: E402
 
 pytestmark = [
     pytest.mark.metal,

@@ -13,7 +13,7 @@ mx = pytest.importorskip("mlx.core")
 from metal_emulator import program  # noqa: E402
 from metal_emulator.bridge import INCLUDE, UTILS, from_numpy, to_numpy  # noqa: E402
 
-from edgeformer.backends.metal._kernel import exact  # noqa: E402
+from edgeformer.backends.mlx.metal._kernel import exact  # noqa: E402
 
 if reason := program.available():
     pytest.skip(reason, allow_module_level=True)

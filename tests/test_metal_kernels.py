@@ -21,12 +21,12 @@ mx = pytest.importorskip("mlx.core")
 from metal_emulator import bridge, checks, program  # noqa: E402
 from metal_mutants import MUTANTS, mutated  # noqa: E402
 
-from edgeformer.backends import metal  # noqa: E402
-from edgeformer.backends.metal._kernel import FLOATS, built  # noqa: E402
-from edgeformer.backends.mlx import MlxOps  # noqa: E402
+from edgeformer.backends.mlx import metal  # noqa: E402
 from edgeformer.backends.mlx.decode import Decoder  # noqa: E402
 from edgeformer.backends.mlx.load import load_model  # noqa: E402
-from edgeformer.export.mlx import export_mlx  # noqa: E402
+from edgeformer.backends.mlx.metal._kernel import FLOATS, built  # noqa: E402
+from edgeformer.backends.mlx.ops import MlxOps  # noqa: E402
+from edgeformer.exporters.mlx.exporter import export_mlx  # noqa: E402
 
 if reason := program.available():
     pytest.skip(reason, allow_module_level=True)
@@ -68,7 +68,7 @@ def test_injected_bugs_are_found(key):
 
 def test_the_gradient_is_the_bodys():
     """Through the kernel's custom gradient against MLX's own of the op-level body."""
-    from edgeformer.backends.metal.add_rms_norm import body
+    from edgeformer.backends.mlx.metal.add_rms_norm import body
 
     x, d = (mx.array(np.random.default_rng(i).standard_normal((3, 40)), mx.float32) for i in range(2))
     w, kernel = mx.ones(40) * 1.5, checks.emulated("add_rms_norm")
@@ -100,7 +100,7 @@ def test_a_model_decoded_with_all_kernels(case, tmp_path):
         loaded, _ = load_tiny(tmp_path / "hf", case.removesuffix("-4bit"), **TINY | width | {"initializer_range": 0.1})
         vocab = 97
     if case.endswith("4bit"):
-        from edgeformer.checkpoint import load
+        from edgeformer.checkpoint.loading import load
 
         export_mlx(loaded, tmp_path / "q", precision="4bit", group_size=32, dtype="fp32")
         loaded = load(tmp_path / "q")
@@ -153,8 +153,8 @@ def test_what_mlx_generates():
 def test_no_gpu_no_kernels(tmp_path):
     """Without Metal, asking for kernels is refused with what to do."""
     from edgeformer.errors import RuntimeUnavailable
-    from edgeformer.runtimes._lookup import require
-    from edgeformer.runtimes._protocol import Options
+    from edgeformer.inference.lookup import require
+    from edgeformer.inference.runtime import Options
 
     if mx.metal.is_available():
         pytest.skip("there is a GPU")

@@ -13,8 +13,8 @@ pytest.importorskip("clang.cindex")
 from metal_emulator import bridge  # noqa: E402
 from metal_emulator.lint import problems  # noqa: E402
 
-from edgeformer.backends import metal  # noqa: E402
-from edgeformer.backends.metal._kernel import FLOATS, built  # noqa: E402
+from edgeformer.backends.mlx import metal  # noqa: E402
+from edgeformer.backends.mlx.metal._kernel import FLOATS, built  # noqa: E402
 
 
 def launches(name, dtype, source=None):

@@ -18,19 +18,19 @@ import mlx.nn as nn  # noqa: E402
 from mlx.utils import tree_flatten  # noqa: E402
 
 from edgeformer.api import build_torch  # noqa: E402
-from edgeformer.backends.mlx import MlxModel  # noqa: E402
 from edgeformer.backends.mlx.fit import needed_bytes  # noqa: E402
 from edgeformer.backends.mlx.load import load_model  # noqa: E402
+from edgeformer.backends.mlx.module import MlxModel  # noqa: E402
 from edgeformer.backends.mlx.ops import periods  # noqa: E402
 from edgeformer.backends.mlx.sampling import sample  # noqa: E402
-from edgeformer.checkpoint import load  # noqa: E402
+from edgeformer.checkpoint.loading import load  # noqa: E402
+from edgeformer.checkpoint.saving import save  # noqa: E402
 from edgeformer.errors import InputError  # noqa: E402
+from edgeformer.inference.lookup import require  # noqa: E402
+from edgeformer.inference.runtime import Options  # noqa: E402
 from edgeformer.layers.rope import Rope  # noqa: E402
 from edgeformer.layers.rope_llama3 import Llama3Scaling  # noqa: E402
-from edgeformer.runtimes._lookup import require  # noqa: E402
-from edgeformer.runtimes._protocol import Options  # noqa: E402
-from edgeformer.sampling import Sampling, choose  # noqa: E402
-from edgeformer.saving import save  # noqa: E402
+from edgeformer.ops.sampling import Sampling, choose  # noqa: E402
 from edgeformer.spec import tensors  # noqa: E402
 
 NO_DROPOUT = {"gpt2": dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0), "opt": dict(dropout=0.0)}
@@ -203,7 +203,7 @@ def test_a_prompt_in_chunks(monkeypatch):
     ],
 )
 def test_sampling_has_the_hosts_distribution(sampling):
-    """20 000 draws on the device against as many by `edgeformer.sampling.choose`: the same support, frequencies within 5 σ."""
+    """20 000 draws on the device against as many by `ops.sampling.choose`: the same support, frequencies within 5 σ."""
     logits, count = np.random.default_rng(0).standard_normal(40).astype(np.float32) * 2, 20_000
     rows = mx.broadcast_to(mx.array(logits), (count, 40))
     ours = np.bincount(np.array(sample(rows, mx.random.key(1), sampling)), minlength=40) / count

@@ -18,19 +18,19 @@ mlx_lm = pytest.importorskip("mlx_lm")
 from mlx_lm.models.cache import make_prompt_cache  # noqa: E402
 from mlx_lm.utils import load_model  # noqa: E402
 
-from edgeformer import bundle  # noqa: E402
-from edgeformer.affine import AffineTensor, dequantize  # noqa: E402
-from edgeformer.checkpoint import load  # noqa: E402
+from edgeformer.checkpoint import bundle  # noqa: E402
+from edgeformer.checkpoint.loading import load  # noqa: E402
 from edgeformer.errors import ArtefactError, CheckpointError, ExportError, InputError  # noqa: E402
-from edgeformer.export import safetensors  # noqa: E402
-from edgeformer.export.mlx import export_mlx, stock_config  # noqa: E402
-from edgeformer.export.onnx import export_onnx  # noqa: E402
+from edgeformer.exporters.mlx.exporter import export_mlx, stock_config  # noqa: E402
+from edgeformer.exporters.onnx.exporter import export_onnx  # noqa: E402
+from edgeformer.inference.lookup import require  # noqa: E402
+from edgeformer.inference.runtime import Options  # noqa: E402
 from edgeformer.layers.decoder import Decoder  # noqa: E402
-from edgeformer.parity import verify  # noqa: E402
-from edgeformer.runtimes._lookup import require  # noqa: E402
-from edgeformer.runtimes._protocol import Options  # noqa: E402
-from edgeformer.serialization import digest  # noqa: E402
-from edgeformer.weight_checks import check_affine  # noqa: E402
+from edgeformer.spec.serialization import digest  # noqa: E402
+from edgeformer.verification.parity import verify  # noqa: E402
+from edgeformer.verification.weight_checks import check_affine  # noqa: E402
+from edgeformer.weights import safetensors_writer as safetensors  # noqa: E402
+from edgeformer.weights.affine import AffineTensor, dequantize  # noqa: E402
 
 STOCK = {  # which cases a model type of mlx-lm holds; the others bring their code
     "llama-groups-of-3": "llama",
@@ -121,7 +121,7 @@ def test_two_hundred_tokens(tmp_path):
     model, tokenizer = mlx_lm.load(str(tmp_path / "mlx"))
     assert tokenizer.encode("def f(x):")
     steps = mlx_lm.generate.__globals__["generate_step"](mx.array(prompt), model, max_tokens=200)
-    from edgeformer.sampling import Sampling
+    from edgeformer.ops.sampling import Sampling
 
     session = require("mlx")[0].open(load(STDLIB), Options(capacity=210))
     assert [int(token) for token, _ in steps] == expected
@@ -218,7 +218,7 @@ def test_verify_notices_other_weights(tmp_path):
     spec = small_spec()
     loaded, weights = saved(spec, tmp_path / "a")
     other = {n: np.ascontiguousarray(w[::-1]) for n, w in weights.items()}
-    from edgeformer import saving
+    from edgeformer.checkpoint import saving
 
     saving.save(spec, other, tmp_path / "b")
     export_mlx(load(tmp_path / "b"), tmp_path / "q", precision="8bit", group_size=32)
@@ -233,7 +233,7 @@ def test_verify_notices_another_norm(what, tmp_path):
     """What isn't quantized has to be the original's bit for bit: the logits' reference has the folder's own."""
     spec = small_spec()
     loaded, weights = saved(spec, tmp_path / "a")
-    from edgeformer import saving
+    from edgeformer.checkpoint import saving
 
     saving.save(spec, {n: w * 3 if n == what else w for n, w in weights.items()}, tmp_path / "b")
     export_mlx(load(tmp_path / "b"), tmp_path / "q", precision="8bit", group_size=32)
@@ -286,7 +286,7 @@ def test_bench_compares_quantized_weights_with_the_original(tmp_path):
 
     spec = small_spec()
     _, weights = saved(spec, tmp_path / "a")
-    from edgeformer import saving
+    from edgeformer.checkpoint import saving
 
     saving.save(spec, {n: w * 1.5 for n, w in weights.items()}, tmp_path / "b")
     for name, dtype in (("a", "fp32"), ("a", "bf16"), ("b", "fp32")):

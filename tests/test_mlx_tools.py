@@ -15,18 +15,17 @@ pytest.importorskip("mlx_lm")
 
 from metal_emulator import checks, program  # noqa: E402
 
-from edgeformer import mac  # noqa: E402
-from edgeformer.backends import metal  # noqa: E402
-from edgeformer.backends.metal import _choice  # noqa: E402
-from edgeformer.backends.metal._tune import Tuning, tune  # noqa: E402
-from edgeformer.backends.mlx import launches  # noqa: E402
+from edgeformer.backends.mlx import launches, metal  # noqa: E402
 from edgeformer.backends.mlx.load import load_model  # noqa: E402
-from edgeformer.checkpoint import load  # noqa: E402
+from edgeformer.backends.mlx.metal import _choice  # noqa: E402
+from edgeformer.backends.mlx.metal._tune import Tuning, tune  # noqa: E402
+from edgeformer.checkpoint.loading import load  # noqa: E402
 from edgeformer.errors import InputError, RuntimeUnavailable  # noqa: E402
-from edgeformer.export.mlx import stock_config  # noqa: E402
+from edgeformer.exporters.mlx.exporter import stock_config  # noqa: E402
+from edgeformer.inference.lookup import require  # noqa: E402
+from edgeformer.inference.runtime import Options  # noqa: E402
+from edgeformer.measure import mac  # noqa: E402
 from edgeformer.measure.race import race  # noqa: E402
-from edgeformer.runtimes._lookup import require  # noqa: E402
-from edgeformer.runtimes._protocol import Options  # noqa: E402
 
 
 def edgeformer(*arguments, code=0):
@@ -60,7 +59,7 @@ def test_launches_after_thousands_of_weights_that_were_never_evaluated():
     program = (
         "import mlx.core as mx\n"
         "from edgeformer.backends.mlx import launches\n"
-        "from edgeformer.checkpoint import load\n"
+        "from edgeformer.checkpoint.loading import load\n"
         "for _ in range(100_000): mx.random.normal((1,))\n"
         "print(launches.ours(load('smollm2-135m').spec).layer())\n"
     )

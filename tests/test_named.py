@@ -8,8 +8,8 @@ import json
 import pytest
 from support import ROOT
 
-from edgeformer.checkpoint import load, named_specs
-from edgeformer.inspection import costs, parameters
+from edgeformer.checkpoint.loading import load, named_specs
+from edgeformer.spec.inspection import costs, parameters
 
 NAMED = named_specs()
 SURVEY = list(csv.DictReader((ROOT / "models" / "survey.csv").open()))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from support import STDLIB
 
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 from edgeformer.measure import energy
 from edgeformer.measure.conditions import Conditions, Watch, power, thermal
 from edgeformer.measure.harness import run
@@ -24,7 +24,7 @@ from edgeformer.measure.row import Plan, Row, Shape
 from edgeformer.measure.row_flags import row_flags
 from edgeformer.measure.settings import Settings
 from edgeformer.measure.timed import Round
-from edgeformer.verdict import PASS
+from edgeformer.verification.verdict import PASS
 
 
 def row(label: str, steps: list[float], *, again: bool = False, **facts) -> Row:

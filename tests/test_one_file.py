@@ -13,11 +13,11 @@ from support import random_ids, run_cached, sessions
 import edgeformer
 from edgeformer import discover
 from edgeformer.backends.numpy import NumpyModel
-from edgeformer.checkpoint import load
-from edgeformer.parity import verify
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.checkpoint.loading import load
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 from edgeformer.spec import tensors
+from edgeformer.verification.parity import verify
 
 ATTENTION = '''
 """Linear-decay attention: one key head whose keys are remembered, values gated by a vector of its own."""
@@ -80,9 +80,9 @@ RUNTIME = '''
 import numpy as np
 import onnx
 from onnx.reference import ReferenceEvaluator
-from edgeformer import bundle
-from edgeformer.runtimes import _protocol
-from edgeformer.runtimes._protocol import Session
+from edgeformer.checkpoint import bundle
+from edgeformer.inference import runtime as base
+from edgeformer.inference.runtime import Session
 
 
 class EvaluatorSession(Session):
@@ -107,7 +107,7 @@ class EvaluatorSession(Session):
         return logits if all_positions else logits[:, -1]
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     opens = "onnx"
     packages = ("onnx",)
 

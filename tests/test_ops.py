@@ -10,9 +10,9 @@ import tolerances
 
 from edgeformer.backends.numpy import LinearHandle as NumpyLinear
 from edgeformer.backends.numpy import NumpyOps, StackedHandle
-from edgeformer.export import handles
-from edgeformer.export.graph import target_class
-from edgeformer.export.graph_ops import CONTRIB, DOMAIN, OPSET, GraphTensor
+from edgeformer.exporters.onnx import handles
+from edgeformer.exporters.onnx.graph import target_class
+from edgeformer.exporters.onnx.graph_ops import CONTRIB, DOMAIN, OPSET, GraphTensor
 from edgeformer.layers.mask import Mask
 
 RNG = np.random.default_rng(0)
@@ -136,7 +136,7 @@ def run_numpy(case, floating):
 
 def run_torch(case):
     torch = pytest.importorskip("torch")
-    from edgeformer.backends import torch as backend
+    from edgeformer.backends.torch import module as backend
 
     arguments, call = CASES[case]
     made = []
@@ -162,8 +162,8 @@ def run_mlx(case):
     mx = pytest.importorskip("mlx.core")
     import mlx.nn as nn
 
-    from edgeformer.backends.mlx import MlxOps
     from edgeformer.backends.mlx.module import _Stacked
+    from edgeformer.backends.mlx.ops import MlxOps
 
     def made(a):
         if not isinstance(a, tuple):

@@ -13,10 +13,10 @@ from support import ROOT, STDLIB, hf_logits, load_tiny, random_ids
 
 from edgeformer import load
 from edgeformer.api import export, verify
-from edgeformer.companions.tokenizer import read_tokenizer
-from edgeformer.reference import greedy
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
+from edgeformer.verification.reference import greedy
 
 OPTIMUM = os.environ.get("EDGEFORMER_OPTIMUM_PYTHON")
 LENGTH, PREFILL = 48, 30

@@ -7,25 +7,26 @@ import numpy as np
 import pytest
 from support import STDLIB, load_tiny, random_ids, saved, small_spec
 
-from edgeformer import load, saving
-from edgeformer.companions.tokenizer import read_tokenizer
+from edgeformer import load
+from edgeformer.checkpoint import saving
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
 from edgeformer.errors import ArtefactError, EdgeformerError, InputError
-from edgeformer.formats import QUANTIZED, dequantize, quantize
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 from edgeformer.layers.block import Block
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.parallel_block import ParallelBlock
-from edgeformer.quality import Settings, measure, score, windows
-from edgeformer.quantize import run
-from edgeformer.quantize.calibration import Calibration, calibration_windows
-from edgeformer.quantize.folding import sites
-from edgeformer.quantize.scales import by_channel
-from edgeformer.quantize.sensitivity import mixed, units
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.quantization import run
+from edgeformer.quantization.calibration import Calibration, calibration_windows
+from edgeformer.quantization.folding import sites
+from edgeformer.quantization.sensitivity import mixed, units
 from edgeformer.spec import tensors
+from edgeformer.verification.quality import Settings, measure, score, windows
+from edgeformer.weights.formats import QUANTIZED, dequantize, quantize
+from edgeformer.weights.scales import by_channel
 
 torch = pytest.importorskip("torch")
 
@@ -72,7 +73,7 @@ def test_calibrated_methods_are_better(text, made):
 def test_every_method_keeps_its_bits(made, tmp_path, method):
     """Exports don't know how codes were chosen: what each file holds is the checkpoint's, bit for bit."""
     from edgeformer.api import export
-    from edgeformer.weight_checks import check_weights
+    from edgeformer.verification.weight_checks import check_weights
 
     for name, options in {
         "onnx": {},
@@ -121,7 +122,7 @@ def test_scores_against_float64():
 
 def test_gptq_against_its_objective(text):
     """What GPTQ minimises, tr((W − Ŵ) H (W − Ŵ)ᵀ), is smaller than with the same scales and plain rounding, for every map."""
-    from edgeformer.quantize.methods.gptq import gptq
+    from edgeformer.quantization.methods.gptq import gptq
 
     loaded, format = load(STDLIB), QUANTIZED["q4"]
     calibration = Calibration(loaded, text[0][:16])
@@ -212,7 +213,7 @@ def test_awq_with_powers_of_two_keeps_norms_exact(text, tmp_path):
 
 def test_a_calibrated_run_that_was_stopped_goes_on(text, tmp_path, monkeypatch):
     """The bits are those of a run that wasn't."""
-    from edgeformer.quantize.partial import PartialFile
+    from edgeformer.quantization.partial import PartialFile
 
     ids, real, count = text[0][:4], PartialFile.write, 0
     for method, pieces, finished in (("gptq", 16, 16), ("awq", 3, 3 * 9)):  # awq writes block by block

@@ -11,10 +11,10 @@ import tolerances
 from support import sessions
 
 from edgeformer.api import export
-from edgeformer.checkpoint import load
-from edgeformer.companions.tokenizer import read_tokenizer
-from edgeformer.convert import convert
-from edgeformer.parity import limit_for
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
+from edgeformer.checkpoint.convert import convert
+from edgeformer.checkpoint.loading import load
+from edgeformer.verification.parity import limit_for
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

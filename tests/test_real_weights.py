@@ -10,12 +10,12 @@ import tokenizers
 import tolerances
 from support import STDLIB, run_cached, sessions
 
-from edgeformer.checkpoint import load
-from edgeformer.companions.tokenizer import read_tokenizer
-from edgeformer.export.onnx import export_onnx
-from edgeformer.reference import greedy
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
+from edgeformer.checkpoint.loading import load
+from edgeformer.exporters.onnx.exporter import export_onnx
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
+from edgeformer.verification.reference import greedy
 
 transformers = pytest.importorskip("transformers")
 torch = pytest.importorskip("torch")

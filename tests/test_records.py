@@ -11,7 +11,7 @@ import jsonschema
 import pytest
 from support import ROOT, STDLIB
 
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import InputError
 from edgeformer.measure import machine
 from edgeformer.measure.harness import Run, ShapeResult
@@ -20,7 +20,7 @@ from edgeformer.measure.reading import read_records, schema
 from edgeformer.measure.record import records, write_jsonl
 from edgeformer.measure.row import Plan, Row, Shape
 from edgeformer.measure.settings import Settings
-from edgeformer.verdict import PASS
+from edgeformer.verification.verdict import PASS
 
 LLAMA_BENCH = ROOT / "tests" / "llama_bench"
 RATES = {"cpu": {"bandwidth": [[10**6, 40e9], [512 * 10**6, 20e9]], "fp32_flops": 1e11, "int8_ops": 4e11}}

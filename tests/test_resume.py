@@ -15,14 +15,15 @@ import psutil
 import pytest
 from support import STDLIB
 
-from edgeformer import bundle, cache
-from edgeformer.checkpoint import load
-from edgeformer.comparison import Build, cache_key, make
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.loading import load
+from edgeformer.checkpoint.saving import save
 from edgeformer.errors import InputError
+from edgeformer.files import cache
+from edgeformer.measure.comparison import Build, cache_key, make
 from edgeformer.measure.journal import Journal
 from edgeformer.measure.record import write_jsonl
 from edgeformer.measure.row import Plan, Row, Shape
-from edgeformer.saving import save
 
 BENCH = [
     sys.executable,
@@ -305,7 +306,7 @@ def test_a_worker_in_a_long_call_ends_with_its_parent(tmp_path):
 
 def test_a_finished_output_is_not_written_to_by_the_next_run(tmp_path):
     """A run that was killed between its success and its cleaning leaves a file with two names; another format comes next."""
-    from edgeformer.quantize.partial import PartialFile
+    from edgeformer.quantization.partial import PartialFile
 
     entries = {"a": (np.dtype(np.uint8), (4,))}
     first = PartialFile(tmp_path / "scratch", entries, "q4")
@@ -319,7 +320,7 @@ def test_a_finished_output_is_not_written_to_by_the_next_run(tmp_path):
 
 
 def test_a_line_that_was_cut_is_written_again(tmp_path):
-    from edgeformer.quantize.partial import JOURNAL, PartialFile
+    from edgeformer.quantization.partial import JOURNAL, PartialFile
 
     entries = {name: (np.dtype(np.uint8), (1,)) for name in ("first", "second", "third")}
     begun = PartialFile(tmp_path, entries, "q4")

@@ -7,8 +7,7 @@ import math
 import pytest
 from support import STDLIB
 
-from edgeformer.checkpoint import load
-from edgeformer.inspection import costs, multiplied, parameters
+from edgeformer.checkpoint.loading import load
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
@@ -16,6 +15,7 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.measure.roofline import LARGE, bound, measure_rates
 from edgeformer.measure.row import Shape
+from edgeformer.spec.inspection import costs, multiplied, parameters
 
 PUBLISHED = {
     # (layers, key-value heads, head size) -> MiB at 2,048 tokens in fp16: arXiv 2409.15790, figure of the memory's parts

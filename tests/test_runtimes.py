@@ -7,18 +7,19 @@ import pytest
 import tolerances
 from support import STDLIB, random_ids, run_cached, saved, small_spec
 
-from edgeformer import bundle, parity
-from edgeformer.checkpoint import load
-from edgeformer.companions.tokenizer import read_tokenizer
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
-from edgeformer.export.onnx import export_onnx
-from edgeformer.generate import stream_ids, stream_text
-from edgeformer.reference import Reference, greedy
-from edgeformer.runtimes._inputs import check_no_hole
-from edgeformer.runtimes._lookup import get, require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.exporters.onnx.exporter import export_onnx
+from edgeformer.inference.generate import stream_ids, stream_text
+from edgeformer.inference.inputs import check_no_hole
+from edgeformer.inference.lookup import get, require
+from edgeformer.inference.runtime import Options
+from edgeformer.ops.sampling import Sampling, choose
 from edgeformer.runtimes.numpy import NumpySession
-from edgeformer.sampling import Sampling, choose
+from edgeformer.verification import parity
+from edgeformer.verification.reference import Reference, greedy
 
 
 @pytest.fixture(scope="module")

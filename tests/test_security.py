@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from support import STDLIB, saved, small_spec
 
-from edgeformer import bundle, trust
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import ArtefactError, CheckpointError, ConfigError, EdgeformerError
-from edgeformer.export.mlx import CODE_NAME, export_mlx
-from edgeformer.export.onnx import export_onnx
-from edgeformer.json_file import parse_json, read_json_file
-from edgeformer.onnx_file import locations
-from edgeformer.paths import check_links
-from edgeformer.runtimes._lookup import get, names
-from edgeformer.runtimes._protocol import Options
-from edgeformer.trust import isolated
+from edgeformer.exporters.mlx.exporter import CODE_NAME, export_mlx
+from edgeformer.exporters.onnx.exporter import export_onnx
+from edgeformer.files import trust
+from edgeformer.files.json_file import parse_json, read_json_file
+from edgeformer.files.paths import check_links
+from edgeformer.files.trust import isolated
+from edgeformer.inference.lookup import get, names
+from edgeformer.inference.runtime import Options
+from edgeformer.weights.onnx_file import locations
 
 
 @pytest.fixture(autouse=True)
@@ -264,7 +265,7 @@ def test_json_that_is_too_much(tmp_path):
 
 
 def test_templates_are_in_a_sandbox():
-    from edgeformer.companions.chat import render
+    from edgeformer.checkpoint.companions.chat import render
 
     template = "{{ ''.__class__.__mro__[1].__subclasses__() }}"
     with pytest.raises(EdgeformerError):

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 from support import STDLIB
 
-from edgeformer import api, parity
-from edgeformer.checkpoint import load
+from edgeformer import api
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.inference.lookup import get, require
+from edgeformer.inference.runtime import Options
 from edgeformer.measure.settings import Settings
-from edgeformer.reference import continuation, greedy, sample_batch
-from edgeformer.runtimes._lookup import get, require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.verification import parity
+from edgeformer.verification.reference import continuation, greedy, sample_batch
 
 
 @pytest.fixture(scope="module")

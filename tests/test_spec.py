@@ -7,9 +7,8 @@ import json
 import pytest
 
 from edgeformer import discover
-from edgeformer.checkpoint import load, named_specs
+from edgeformer.checkpoint.loading import load, named_specs
 from edgeformer.errors import SpecError
-from edgeformer.inspection import costs
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
@@ -20,8 +19,9 @@ from edgeformer.layers.moe import MoE
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
 from edgeformer.layers.rope_yarn import YarnScaling
-from edgeformer.serialization import digest, from_json, node_class, to_json
 from edgeformer.spec import check, layers, tensors
+from edgeformer.spec.inspection import costs
+from edgeformer.spec.serialization import digest, from_json, node_class, to_json
 
 NORM = RMSNorm(eps=1e-5)
 

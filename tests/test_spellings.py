@@ -13,10 +13,10 @@ import tolerances
 from family_cases import CASES, settings
 from support import hf_logits, hf_model, load_tiny, random_ids
 
-from edgeformer.checkpoint import load
+from edgeformer.checkpoint.loading import load
 from edgeformer.errors import CheckpointError
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")

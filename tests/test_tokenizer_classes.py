@@ -8,10 +8,10 @@ import pytest
 from chat_model import tokenizer
 from test_companions import same_ids, theirs
 
-from edgeformer.companions.chat import render
-from edgeformer.companions.files import companions_of
-from edgeformer.companions.texts import TEXTS
-from edgeformer.companions.tokenizer import read_tokenizer
+from edgeformer.checkpoint.companions.chat import render
+from edgeformer.checkpoint.companions.files import companions_of
+from edgeformer.checkpoint.companions.texts import TEXTS
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
 
 PASSED = {  # a template -> what it makes: transformers passes tools and documents, None without any, and knows `generation`
     "{% if tools is not none %}T{{ tools | tojson }}{% endif %}x": "x",
@@ -45,7 +45,7 @@ def test_settings_that_a_class_takes_over_its_file(name, tmp_path):
     """Where tokenizer_config.json and tokenizer.json disagree, as after an edit by hand: the artefact's file says the outcome."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
-    from edgeformer.companions.writing import write_companions
+    from edgeformer.checkpoint.companions.writing import write_companions
 
     kind, settings = CLASSES_OVER_FILES[name]
     if kind == "BertTokenizer":

@@ -12,11 +12,11 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 from edgeformer.api import build_torch  # noqa: E402
-from edgeformer.backends.torch import TorchModel  # noqa: E402
-from edgeformer.backends.torch_store import FixedStore  # noqa: E402
-from edgeformer.checkpoint import load  # noqa: E402
-from edgeformer.saving import save  # noqa: E402
-from edgeformer.step import GrowingStore  # noqa: E402
+from edgeformer.backends.torch.module import TorchModel  # noqa: E402
+from edgeformer.backends.torch.store import FixedStore  # noqa: E402
+from edgeformer.checkpoint.loading import load  # noqa: E402
+from edgeformer.checkpoint.saving import save  # noqa: E402
+from edgeformer.ops.step import GrowingStore  # noqa: E402
 
 GPT2 = dict(n_embd=48, n_head=6, n_layer=2, n_positions=256, vocab_size=97, initializer_range=0.1)
 NO_DROPOUT = {"gpt2": dict(resid_pdrop=0.0, embd_pdrop=0.0, attn_pdrop=0.0)}

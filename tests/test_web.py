@@ -19,11 +19,11 @@ from support import ROOT, STDLIB, saved, small_spec
 
 from edgeformer import load
 from edgeformer.api import export
-from edgeformer.companions.tokenizer import read_tokenizer
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
 from edgeformer.errors import ExportError
-from edgeformer.reference import greedy
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
+from edgeformer.verification.reference import greedy
 
 WEB = ROOT / "tests" / "web"
 MODULES = WEB / "node_modules"
@@ -107,10 +107,10 @@ def test_the_chat_contract_under_node(tmp_path):
     """Ids, a rendered chat and the end ids as transformers.js reads them: added tokens, template and defaults of the source."""
     from chat_model import chat_model
 
-    from edgeformer.chat_checks import CHATS
-    from edgeformer.companions.chat import chat_templates, render
-    from edgeformer.companions.special import special_ids
-    from edgeformer.companions.texts import texts_of
+    from edgeformer.checkpoint.companions.chat import chat_templates, render
+    from edgeformer.checkpoint.companions.special import special_ids
+    from edgeformer.checkpoint.companions.texts import texts_of
+    from edgeformer.verification.chat_checks import CHATS
 
     chat_model(tmp_path / "m")
     loaded, tokenizer = load(tmp_path / "m"), read_tokenizer(tmp_path / "m")

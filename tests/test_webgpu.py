@@ -16,9 +16,9 @@ from support import ROOT, STDLIB
 
 from edgeformer import load
 from edgeformer.api import export
-from edgeformer.companions.tokenizer import read_tokenizer
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options
+from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 
 MESA = ROOT / "tests" / "webgpu" / "mesa"
 available = (MESA / "lvp.json").exists() and importlib.util.find_spec("onnxruntime_ep_webgpu") is not None

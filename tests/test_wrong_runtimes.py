@@ -19,7 +19,7 @@ import dataclasses
 import numpy as np
 
 from edgeformer.runtimes import numpy as right
-from edgeformer.runtimes._protocol import Runtime as Base
+from edgeformer.inference.runtime import Runtime as Base
 
 
 class Changed(dict):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from edgeformer import bundle
+from edgeformer.checkpoint import bundle
+from edgeformer.inference.runtime import Options, Session
 from edgeformer.runtimes import ort_genai
-from edgeformer.runtimes._protocol import Options, Session
 
 
 class Runtime(ort_genai.Runtime):

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from edgeformer import bundle
-from edgeformer.runtimes import _protocol
-from edgeformer.runtimes._protocol import Options, Session
+from edgeformer.checkpoint import bundle
+from edgeformer.inference import runtime as base
+from edgeformer.inference.runtime import Options, Session
 from edgeformer.spec import layers
 
 
@@ -44,7 +44,7 @@ class RawSession(Session):
         return logits.copy() if all_positions else logits[:, -1].copy()
 
 
-class Runtime(_protocol.Runtime):
+class Runtime(base.Runtime):
     """Raw ONNX Runtime."""
 
     opens = "onnx"

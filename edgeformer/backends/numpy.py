@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from edgeformer.ops import Ops
+from edgeformer.ops.step import GrowingStore, begin
 from edgeformer.spec import Const, Dropout, Layer, Linear, Model, Stacked, Sub, Table, Vector, tensor_name
-from edgeformer.step import GrowingStore, begin
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 

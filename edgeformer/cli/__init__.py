@@ -12,7 +12,7 @@ import click
 from edgeformer import __version__, discover
 from edgeformer.cli import _crash as crash
 from edgeformer.errors import EdgeformerError, PluginError, is_fault
-from edgeformer.quoting import MAX_MESSAGE, plain
+from edgeformer.files.quoting import MAX_MESSAGE, plain
 
 
 class Commands(click.Group):

@@ -24,8 +24,8 @@ from edgeformer.cli._common import (
     threads_option,
     trust_code,
 )
-from edgeformer.limits import MAX_BATCH, MAX_SIZE
-from edgeformer.quoting import plain, shown
+from edgeformer.files.limits import MAX_BATCH, MAX_SIZE
+from edgeformer.files.quoting import plain, shown
 
 MOST_SHAPES = 100
 """Numbers in one of these lists: each is rows of its own."""
@@ -162,7 +162,7 @@ def settings_of(options: dict[str, Any], model: str) -> Any:
     check_outputs(options)
     ids: tuple[int, ...] = ()
     if options["text"] is not None:
-        from edgeformer.checkpoint import load
+        from edgeformer.checkpoint.loading import load
 
         needed = max(options["prompts"]) + max(options["depths"])
         count = needed * max(*options["batches"], *options["concurrency"])
@@ -207,10 +207,10 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
         model: the MODEL that the rows are of.
         options: of the command line.
     """
-    from edgeformer import parity
     from edgeformer.errors import InputError
     from edgeformer.measure import machine
     from edgeformer.measure.record import is_stream, records, write_jsonl
+    from edgeformer.verification import parity
 
     settings, facts = settings_of(options, model), machine.facts()
     file = options["json_file"]
@@ -264,8 +264,8 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
 
 def _rates(settings: Any, made: list[dict[str, Any]]) -> dict[str, Any]:
     """What the machine can do, measured by a process of its own; nothing if that fails."""
+    from edgeformer.files.scratch import temporary_folder
     from edgeformer.measure.process import WorkerFailed, WorkerProcess
-    from edgeformer.scratch import temporary_folder
 
     sizes = sorted({r["weight_bytes"] for r in made if r["weight_bytes"]})
     with temporary_folder() as scratch:

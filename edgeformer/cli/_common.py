@@ -10,8 +10,8 @@ from typing import Any
 
 import click
 
-from edgeformer.limits import MAX_ROUNDS, MAX_SIZE, MAX_THREADS
-from edgeformer.quoting import MAX_MESSAGE, plain
+from edgeformer.files.limits import MAX_ROUNDS, MAX_SIZE, MAX_THREADS
+from edgeformer.files.quoting import MAX_MESSAGE, plain
 
 SIZE, ROUNDS, SEED = click.IntRange(1, MAX_SIZE), click.IntRange(1, MAX_ROUNDS), click.IntRange(0, 2**63 - 1)
 """Types of options: a number of tokens or channels, of rounds, of a generator of random numbers."""
@@ -31,7 +31,7 @@ allow_nonfinite = click.option(
 
 
 def _trust(ctx: click.Context, param: click.Parameter, files: tuple[str, ...]) -> None:
-    from edgeformer.trust import trust
+    from edgeformer.files.trust import trust
 
     for file in files:
         notes([f"{file} may run as code (SHA-256 {trust(file)})"])
@@ -73,14 +73,14 @@ def threads_option(function: Callable) -> Callable:
 
 def default_threads(threads: int | None) -> int:
     """The number asked for, or one per physical core."""
-    from edgeformer.threads import physical_cores
+    from edgeformer.inference.threads import physical_cores
 
     return threads or physical_cores()
 
 
 def load_model(model: str, allow: bool = False, nonfinite: bool = False) -> Any:
     """`edgeformer.load`, with its notes on stderr."""
-    from edgeformer.checkpoint import load
+    from edgeformer.checkpoint.loading import load
 
     loaded = load(model, allow_unread_config=allow, allow_nonfinite=nonfinite)
     notes(loaded.notes)
@@ -97,7 +97,7 @@ def read_ids(loaded: Any, text: str, limit: int | None = None) -> Any:
 
     import numpy as np
 
-    from edgeformer.companions.tokenizer import load_tokenizer
+    from edgeformer.checkpoint.companions.tokenizer import load_tokenizer
     from edgeformer.errors import InputError
 
     try:

@@ -17,8 +17,8 @@ EXIT_CODE = 70
 
 def write(error: BaseException) -> str:
     """Keep what happened; where, for the message."""
-    from edgeformer.cache import cache_folder, lock_of
-    from edgeformer.locks import Held
+    from edgeformer.files.cache import cache_folder, lock_of
+    from edgeformer.files.locks import Held
 
     text = "\n".join((
         f"edgeformer {__version__}, Python {platform.python_version()}, {platform.platform()}",

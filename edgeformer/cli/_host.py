@@ -16,10 +16,10 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from edgeformer.cache import MARK, lock_file
 from edgeformer.cli._bench import check_outputs
 from edgeformer.cli._common import echo
 from edgeformer.errors import InputError
+from edgeformer.files.cache import MARK, lock_file
 
 _PASSED = {
     "runtimes": "--runtimes", "rounds": "--rounds", "limit": "--limit", "seed": "--seed", "threads": "--threads",

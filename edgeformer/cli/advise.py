@@ -15,7 +15,7 @@ from edgeformer.cli._common import allow_unread, as_json, echo, load_model, prin
 @as_json
 def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
     """What MODEL's sizes cost on each target, and which would be better: before it is trained."""
-    from edgeformer.advice import advise
+    from edgeformer.advise.advice import advise
 
     found = advise(load_model(model, allow_unread_config).spec)
     if as_json:

@@ -21,7 +21,8 @@ from edgeformer.cli._bench import bench_options, chosen_runtimes, execute
 @bench_options
 def command(sources: tuple[str, ...], against: str | None, **options: Any) -> None:
     """Measure latency: one fresh process per row, rounds interleaved. Rows are ranked only if their output was checked."""
-    from edgeformer import api, bundle
+    from edgeformer import api
+    from edgeformer.checkpoint import bundle
 
     if options["host"] is not None:
         from edgeformer.cli._host import run_there

@@ -27,8 +27,8 @@ def command(clean: bool, dry_run: bool, older_than: float, parts: tuple[str, ...
     """
     import time
 
-    from edgeformer import cache
     from edgeformer.errors import InputError
+    from edgeformer.files import cache
 
     if unknown := sorted(set(parts) - cache.PARTS.keys()):
         raise InputError(f"the cache has no part {', '.join(unknown)}; its parts are {', '.join(cache.PARTS)}")

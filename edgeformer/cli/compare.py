@@ -40,8 +40,8 @@ def command(model: str, precisions: str, output: str | None, weights: str, **opt
 
     Artefacts are made once and kept in the cache (`edgeformer cache`).
     """
-    from edgeformer.comparison import compare
     from edgeformer.errors import InputError
+    from edgeformer.measure.comparison import compare
 
     if options["host"] is not None:
         from edgeformer.cli._host import run_there

@@ -22,7 +22,7 @@ def command(model: str, output: str, force: bool, as_json: bool) -> None:
 
     Pickles can run code; torch's weights-only loader reads tensors and nothing else. Tensors keep their names and bits.
     """
-    from edgeformer.convert import convert
+    from edgeformer.checkpoint.convert import convert
 
     with byte_progress("writing weights") as progress:
         folder = convert(model, output, force=force, progress=progress)

@@ -20,8 +20,8 @@ from edgeformer.cli._common import (
     read_ids,
     size,
 )
-from edgeformer.export import FORMATS
-from edgeformer.limits import MAX_SIZE
+from edgeformer.exporters import formats
+from edgeformer.files.limits import MAX_SIZE
 
 
 @click.command(
@@ -31,7 +31,7 @@ from edgeformer.limits import MAX_SIZE
 )
 @click.argument("model")
 @click.option("-o", "--output", required=True, type=OutputFolder(), help="Folder to write; it appears when complete.")
-@click.option("--to", "kind", default="onnx", type=click.Choice(FORMATS), show_default=True, help="Format.")
+@click.option("--to", "kind", default="onnx", type=click.Choice(formats()), show_default=True, help="Format.")
 @click.option(
     "--precision",
     default=None,
@@ -129,8 +129,8 @@ def _cache(loaded: Any, kind: str, options: dict[str, Any]) -> None:
         raise InputError("--kv int8 and --calibration FILE go together, with --to onnx")
     if kv is None:
         return
-    from edgeformer.quantize.cache import cache_scales
-    from edgeformer.quantize.calibration import calibration_windows
+    from edgeformer.quantization.cache import cache_scales
+    from edgeformer.quantization.calibration import calibration_windows
 
     ids = calibration_windows(read_ids(loaded, text), 512, 32, loaded.spec.context, loaded.spec.vocab)
     options["cache_scales"] = cache_scales(loaded, ids)

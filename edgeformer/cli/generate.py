@@ -24,7 +24,7 @@ from edgeformer.cli._common import (
     threads_option,
     trust_code,
 )
-from edgeformer.quoting import plain
+from edgeformer.files.quoting import plain
 
 
 @click.command(
@@ -80,8 +80,8 @@ def command(
     Tokens are chosen as the model's generation_config.json says: sampled or greedy, with its penalties and forbidden words. An
     encoder–decoder model reads the prompt and writes its answer.
     """
-    from edgeformer.companions.generation import generation_defaults
-    from edgeformer.companions.tokenizer import load_tokenizer
+    from edgeformer.checkpoint.companions.generation import generation_defaults
+    from edgeformer.checkpoint.companions.tokenizer import load_tokenizer
     from edgeformer.errors import InputError
 
     if bool(prompts) == (ids is not None):
@@ -115,7 +115,7 @@ def command(
 
 def _chat_text(opened: _Opened, tokenizer: Any, prompt: str, system: str | None) -> str:
     """A user's message in the model's chat template."""
-    from edgeformer.companions.chat import DEFAULT, chat_templates, render
+    from edgeformer.checkpoint.companions.chat import DEFAULT, chat_templates, render
     from edgeformer.errors import InputError
 
     template = chat_templates(opened.around).get(DEFAULT)
@@ -139,8 +139,8 @@ def _generate(
     """One prompt's continuation: streamed to stdout unless `quiet`."""
     import numpy as np
 
-    from edgeformer.companions.special import decoder_start, special_ids
-    from edgeformer.generate import stream_ids, stream_text
+    from edgeformer.checkpoint.companions.special import decoder_start, special_ids
+    from edgeformer.inference.generate import stream_ids, stream_text
 
     begin = start
     reads = session.spec.task == "text2text-generation"
@@ -174,7 +174,7 @@ def _parse(ids: str) -> list[int]:
 
 def special_notes(around: Any) -> list[str]:
     """Where the sources of special ids differ."""
-    from edgeformer.companions.special import special_ids
+    from edgeformer.checkpoint.companions.special import special_ids
 
     return special_ids(around).notes
 
@@ -183,9 +183,9 @@ class _Opened:
     """A MODEL or artefact with the runtime that is to run it; its session is opened when its length is known."""
 
     def __init__(self, model: str, runtime: str | None, threads: int, precision: str, allow: bool, nonfinite: bool):
-        from edgeformer.bundle import MANIFEST, read_manifest, read_spec
-        from edgeformer.companions.files import companions_of
-        from edgeformer.runtimes._lookup import first_that_opens, require
+        from edgeformer.checkpoint.bundle import MANIFEST, read_manifest, read_spec
+        from edgeformer.checkpoint.companions.files import companions_of
+        from edgeformer.inference.lookup import first_that_opens, require
 
         self.model, self.threads, self.precision = model, threads, precision
         artefact = (Path(model) / MANIFEST).exists()
@@ -201,8 +201,8 @@ class _Opened:
     def session(self, capacity: int) -> Iterator[Any]:
         """A session for so many tokens: a cache of a 128k model's whole context would take gigabytes."""
         from edgeformer import api
-        from edgeformer.runtimes._protocol import Options
-        from edgeformer.scratch import temporary_folder
+        from edgeformer.files.scratch import temporary_folder
+        from edgeformer.inference.runtime import Options
 
         options = Options(threads=self.threads, variant=self.variant, precision=self.precision, capacity=capacity)
         if self.loaded is None:

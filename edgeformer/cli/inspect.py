@@ -21,8 +21,8 @@ from edgeformer.cli._common import SIZE, allow_unread, as_json, echo, load_model
 def command(model: str, context: int | None, memory: float | None, allow_unread_config: bool, as_json: bool) -> None:
     """Show a model's tree, parameters, bytes, KV cache and FLOPs. A config or spec alone is enough."""
     from edgeformer.errors import InputError
-    from edgeformer.inspection import attention_flops, costs, tree
-    from edgeformer.serialization import digest
+    from edgeformer.spec.inspection import attention_flops, costs, tree
+    from edgeformer.spec.serialization import digest
 
     if memory is not None and memory != memory:
         raise InputError("--memory must be a number")

@@ -25,12 +25,11 @@ def command(model: str, bits: str | None, allow_unread_config: bool, as_json: bo
     """
     from importlib.util import find_spec
 
-    from edgeformer.export.mlx import stock_config
-    from edgeformer.runtimes._lookup import require
+    from edgeformer.exporters.mlx.exporter import stock_config
+    from edgeformer.inference.lookup import require
 
     require("mlx")  # before what imports it
-    from edgeformer.backends import metal
-    from edgeformer.backends.mlx import launches
+    from edgeformer.backends.mlx import launches, metal
 
     spec = load_model(model, allow_unread_config).spec
     launches.require_decoder(spec)

@@ -36,9 +36,9 @@ def command(
 ) -> None:
     """Check and measure everything on a Mac, in one run: the Metal kernels against float64, which of them are worth it, parity
     of all builds, generation beside mlx-lm, latency rows. Writes one file to share. Exit code 1 if anything is wrong."""
-    from edgeformer.atomic import write_output
     from edgeformer.errors import InputError
-    from edgeformer.mac import PARTS, failed, mac_check
+    from edgeformer.files.atomic import write_output
+    from edgeformer.measure.mac import PARTS, failed, mac_check
 
     chosen = PARTS if parts is None else tuple(dict.fromkeys(p.strip() for p in parts.split(",") if p.strip()))
     if not chosen:

@@ -12,8 +12,8 @@ from edgeformer.cli._common import as_json, echo, print_json
 @as_json
 def command(contains: str, as_json: bool) -> None:
     """List the specs that are MODELs by name, without a download. CONTAINS keeps those whose name has it."""
-    from edgeformer.checkpoint import load, named_specs
-    from edgeformer.inspection import costs
+    from edgeformer.checkpoint.loading import load, named_specs
+    from edgeformer.spec.inspection import costs
 
     found = []
     for name in named_specs():

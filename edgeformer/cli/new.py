@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgeformer.cli._common import SIZE, as_json, echo, load_model, print_json
-from edgeformer.limits import MAX_LAYERS
+from edgeformer.files.limits import MAX_LAYERS
 
 
 @click.command(
@@ -40,13 +40,13 @@ def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) 
     """Write the spec NAME.json: an architecture like another, with other sizes; and what each target will make of it."""
     import json
 
-    from edgeformer.advice import advise
-    from edgeformer.atomic import write_output
-    from edgeformer.derive import derive
+    from edgeformer.advise.advice import advise
     from edgeformer.errors import InputError
-    from edgeformer.inspection import costs, tree
-    from edgeformer.serialization import digest, from_json, to_json
+    from edgeformer.files.atomic import write_output
     from edgeformer.spec import Sizes, check
+    from edgeformer.spec.derive import derive
+    from edgeformer.spec.inspection import costs, tree
+    from edgeformer.spec.serialization import digest, from_json, to_json
 
     if str(name) == "-":
         raise InputError("NAME is a file's name; `edgeformer spec MODEL` prints a spec on standard output")

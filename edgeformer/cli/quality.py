@@ -19,7 +19,7 @@ from edgeformer.cli._common import (
     threads_option,
     trust_code,
 )
-from edgeformer.limits import MAX_SIZE
+from edgeformer.files.limits import MAX_SIZE
 
 
 @click.command(
@@ -58,7 +58,7 @@ def command(
 ) -> None:
     """What quantization costs: perplexity, KL divergence and flipped tokens of SOURCES (artefacts, quantized checkpoints), each
     in its runtime, against the original in float32; and how much of that is the runtime's own doing."""
-    from edgeformer.quality import Settings, measure
+    from edgeformer.verification.quality import Settings, measure
 
     loaded = load_model(against, allow_unread_config, allow_nonfinite)
     settings = Settings(window=window, tokens=tokens, threads=default_threads(threads), cached=cached)

@@ -23,7 +23,7 @@ from edgeformer.cli._common import (
     size,
     text_table,
 )
-from edgeformer.limits import MAX_SIZE
+from edgeformer.files.limits import MAX_SIZE
 
 
 @click.command(
@@ -84,7 +84,7 @@ def command(
     """Quantize MODEL to q4 or q8: groups of 32 that ONNX Runtime, MLX, llama.cpp and PyTorch hold bit for bit. What is written is
     a MODEL, too: export it, verify against it, compare it. Stopped in the middle, the same command goes on."""
     from edgeformer.errors import InputError
-    from edgeformer.quantize.run import quantize
+    from edgeformer.quantization.run import quantize
 
     loaded = load_model(model, allow_unread_config)
     ids, about = None, {}
@@ -128,7 +128,7 @@ def _calibration(loaded: Any, files: tuple[str, ...], samples: int, window: int)
     """The windows of calibration text, and what the manifest says of it."""
     import numpy as np
 
-    from edgeformer.quantize.calibration import calibration_windows
+    from edgeformer.quantization.calibration import calibration_windows
 
     ids = np.concatenate([read_ids(loaded, file) for file in files])
     chosen = calibration_windows(ids, window, samples, loaded.spec.context, loaded.spec.vocab)
@@ -141,7 +141,7 @@ def _mixed(loaded: Any, ids: Any, budget: float, keep: tuple[str, ...], quiet: b
 
     from rich.console import Console
 
-    from edgeformer.quantize.sensitivity import mixed
+    from edgeformer.quantization.sensitivity import mixed
 
     with count_progress("measuring what q4 does to each part") as progress:
         formats, units = mixed(loaded, ids, budget, keep=keep, progress=progress)

@@ -11,12 +11,12 @@ from edgeformer.cli._common import as_json, echo, print_json, text_table
 @as_json
 def command(as_json: bool) -> None:
     """List runtimes: installed with their versions, or missing with the exact line that installs them."""
-    from edgeformer.export import kernels
-    from edgeformer.runtimes import _lookup
+    from edgeformer.exporters.onnx import kernels
+    from edgeformer.inference import lookup
 
     rows = []
-    for name in _lookup.names():
-        runtime, _ = _lookup.get(name)
+    for name in lookup.names():
+        runtime, _ = lookup.get(name)
         missing = runtime.unavailable()
         rows.append(
             {

@@ -13,6 +13,6 @@ from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
 @as_json
 def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
     """Print a model's spec as JSON: a file that every other command takes as MODEL. (--json changes nothing here.)"""
-    from edgeformer.serialization import to_json
+    from edgeformer.spec.serialization import to_json
 
     print_json(to_json(load_model(model, allow_unread_config).spec))

@@ -18,7 +18,7 @@ from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
 def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
     """Which formats and runtimes can take MODEL, at which precision, and why not: from its architecture, before any work.
     `checkpoint` is what runtimes open that build the spec themselves."""
-    from edgeformer.compatibility import answers
+    from edgeformer.advise.compatibility import answers
 
     found = answers(load_model(model, allow_unread_config))
     if as_json:

@@ -14,7 +14,7 @@ from edgeformer.cli._common import as_json, echo, print_json
 @as_json
 def command(output: Path | None, as_json: bool) -> None:
     """What small language models are made of, by half-year: the survey's table with its errors marked, and our named specs."""
-    from edgeformer.atomic import write_output
+    from edgeformer.files.atomic import write_output
     from edgeformer.report.trends import TRAITS, counts, page, survey
 
     if output == Path("-"):

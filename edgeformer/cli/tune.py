@@ -34,12 +34,12 @@ def command(
     The runtime `mlx` uses what was chosen for this chip, MLX version, architecture and precision; `mlx:kernels` uses all,
     `mlx:ops` none.
     """
-    from edgeformer.bundle import MANIFEST, read_manifest
-    from edgeformer.runtimes._lookup import require
+    from edgeformer.checkpoint.bundle import MANIFEST, read_manifest
+    from edgeformer.inference.lookup import require
     from edgeformer.runtimes.mlx import tune_here
 
     require("mlx")  # before what imports it
-    from edgeformer.backends.metal import _choice
+    from edgeformer.backends.mlx.metal import _choice
 
     loaded = load_model(model, allow_unread_config)
     if precision is None:

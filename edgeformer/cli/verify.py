@@ -22,7 +22,7 @@ from edgeformer.cli._common import (
     threads_option,
     trust_code,
 )
-from edgeformer.limits import MAX_SIZE
+from edgeformer.files.limits import MAX_SIZE
 
 
 @click.command(name="verify", epilog="Example:  edgeformer verify build/m --against models/stdlib-5m --text some.txt")
@@ -59,8 +59,8 @@ def command(
 ) -> None:
     """Check that ARTEFACT says what the original says; the verdict goes into its manifest. Exit code 1 if it doesn't."""
     from edgeformer.errors import VerificationFailed
-    from edgeformer.parity import verify
-    from edgeformer.verdict import FAIL
+    from edgeformer.verification.parity import verify
+    from edgeformer.verification.verdict import FAIL
 
     loaded = load_model(against, allow_unread_config, allow_nonfinite)
     made = verify(

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.tower import Tower
+from edgeformer.ops.step import begin
 from edgeformer.spec import Declaration, Input, Linear, Model, Sub, Table, Vector
-from edgeformer.step import begin
 
 
 @dataclass(frozen=True, kw_only=True)

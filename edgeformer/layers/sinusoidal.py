@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from edgeformer.limits import MAX_CONSTANT
+from edgeformer.files.limits import MAX_CONSTANT
 from edgeformer.spec import Const, Declaration, Layer, Sizes
 
 

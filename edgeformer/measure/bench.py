@@ -9,19 +9,19 @@ from pathlib import Path
 from typing import Any
 
 import edgeformer
-from edgeformer import bundle
-from edgeformer.checkpoint import LoadedModel, load
-from edgeformer.digests import file_digest, folder_digests
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.links import linked_files
+from edgeformer.checkpoint.loading import LoadedModel, load
 from edgeformer.errors import InputError
-from edgeformer.links import linked_files
+from edgeformer.files.digests import file_digest, folder_digests
+from edgeformer.inference.lookup import get
 from edgeformer.measure.harness import Run, run
 from edgeformer.measure.journal import Journal, key_of
 from edgeformer.measure.plans import artefact_plans, checkpoint_plans, label
 from edgeformer.measure.row import Plan
 from edgeformer.measure.settings import Settings
-from edgeformer.runtimes._lookup import get
-from edgeformer.serialization import digest
 from edgeformer.spec import Model
+from edgeformer.spec.serialization import digest
 
 
 def bench(

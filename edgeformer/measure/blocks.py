@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer.runtimes._profile import BLOCKS, Operation
-from edgeformer.runtimes._protocol import Session
+from edgeformer.inference.profile import BLOCKS, Operation
+from edgeformer.inference.runtime import Session
 
 STEPS, LISTED = 16, 12
 """Decode steps that are profiled, and operations that are listed by name."""

@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from edgeformer.threads import usable_cpus
+from edgeformer.inference.threads import usable_cpus
 
 BUSY = 0.2
 """CPUs that others may use while rows are measured before it is said."""

@@ -15,8 +15,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from edgeformer.bundle import has_own_bits
+from edgeformer.checkpoint.bundle import has_own_bits
 from edgeformer.errors import InputError
+from edgeformer.files.scratch import temporary_folder
+from edgeformer.inference.lookup import get
+from edgeformer.inference.runtime import Options
 from edgeformer.measure.conditions import Conditions, Watch, state
 from edgeformer.measure.journal import Journal
 from edgeformer.measure.memory_groups import groups_that_fit
@@ -26,11 +29,8 @@ from edgeformer.measure.references import Judge, JudgeKey, make_references
 from edgeformer.measure.row import Plan, Row, Shape
 from edgeformer.measure.row_flags import row_flags
 from edgeformer.measure.settings import Settings
-from edgeformer.runtimes._lookup import get
-from edgeformer.runtimes._protocol import Options
-from edgeformer.scratch import temporary_folder
 from edgeformer.spec import Model
-from edgeformer.verdict import FAIL
+from edgeformer.verification.verdict import FAIL
 
 SETTLE_S = 0.1
 """Pause before a round: thread pools of the row before spin for a while after their last step."""

@@ -16,12 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, NotRequired, TypedDict
 
-from edgeformer.cache import cache_folder, lock_file, lock_of
 from edgeformer.errors import InputError
-from edgeformer.locks import Held, Lock
+from edgeformer.files.cache import cache_folder, lock_file, lock_of
+from edgeformer.files.locks import Held, Lock
+from edgeformer.files.typed import mismatch
 from edgeformer.measure.row import Plan, Row
 from edgeformer.measure.settings import Settings
-from edgeformer.typed import mismatch
 
 KEPT = (
     "status", "error", "verdict", "checks", "reference", "load_s", "first", "discarded", "settled", "quality", "memory",

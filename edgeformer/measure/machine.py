@@ -9,7 +9,7 @@ from typing import Any
 
 import psutil
 
-from edgeformer.threads import usable_cpus
+from edgeformer.inference.threads import usable_cpus
 
 
 def cpu_name() -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psutil
 
+from edgeformer.inference.lookup import get
 from edgeformer.measure.row import Row
-from edgeformer.runtimes._lookup import get
 
 SHARE, OVERHEAD = 0.8, 300_000_000
 """Of the memory that is free now, and bytes of a process besides its model."""

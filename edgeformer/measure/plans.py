@@ -6,13 +6,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgeformer.checkpoint import LoadedModel
-from edgeformer.inspection import parameters
+from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.inference.lookup import get, names, require
+from edgeformer.inference.runtime import FORMATS, Options, Runtime
 from edgeformer.measure.row import Plan
-from edgeformer.parity import rounds_to_int8
-from edgeformer.runtimes._lookup import get, names, require
-from edgeformer.runtimes._protocol import FORMATS, Options, Runtime
 from edgeformer.spec import Model
+from edgeformer.spec.inspection import parameters
+from edgeformer.verification.parity import rounds_to_int8
 
 SLOW_REFERENCE = 50_000_000
 """Above this many parameters slow runtimes are left out unless they are asked for: they take seconds per token."""

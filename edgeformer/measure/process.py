@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from edgeformer.trust import granted, isolated
+from edgeformer.files.trust import granted, isolated
 
 
 class WorkerFailed(Exception):

@@ -9,8 +9,8 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from edgeformer.runtimes._protocol import Session
-from edgeformer.sampling import Sampling
+from edgeformer.inference.runtime import Session
+from edgeformer.ops.sampling import Sampling
 
 
 @dataclass

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.errors import InputError
-from edgeformer.json_file import lone_surrogate
-from edgeformer.quoting import MAX_VALUE, plain, shown
+from edgeformer.files.json_file import lone_surrogate
+from edgeformer.files.quoting import MAX_VALUE, plain, shown
 
 SCHEMA_VERSION = 2
 _INTEGERS = frozenset((

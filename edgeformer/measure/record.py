@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import edgeformer
-from edgeformer import bundle
-from edgeformer.atomic import is_stream, replace_file
+from edgeformer.checkpoint import bundle
 from edgeformer.errors import ArtefactError, InputError
-from edgeformer.inspection import costs
-from edgeformer.locks import held
+from edgeformer.files.atomic import is_stream, replace_file
+from edgeformer.files.locks import held
 from edgeformer.measure.harness import Run, ShapeResult
 from edgeformer.measure.noise import Noise
 from edgeformer.measure.ranking import ranks
@@ -27,8 +26,9 @@ from edgeformer.measure.reading import SCHEMA_VERSION
 from edgeformer.measure.roofline import bound
 from edgeformer.measure.row import Row, quantile
 from edgeformer.measure.settings import Settings
-from edgeformer.serialization import digest
 from edgeformer.spec import Model
+from edgeformer.spec.inspection import costs
+from edgeformer.spec.serialization import digest
 
 
 def records(

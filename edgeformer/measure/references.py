@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from edgeformer.bundle import has_own_bits
+from edgeformer.checkpoint.bundle import has_own_bits
+from edgeformer.inference.lookup import get
 from edgeformer.measure.process import WorkerFailed, WorkerProcess
 from edgeformer.measure.row import Plan, Row
 from edgeformer.measure.settings import Settings
-from edgeformer.runtimes._lookup import get
 
 JudgeKey = tuple[str, str, bool]
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeformer import discover
-from edgeformer.inspection import attention_flops, costs, head_parameters, multiplied
 from edgeformer.measure.row import Shape
 from edgeformer.spec import Model, layers
+from edgeformer.spec.inspection import attention_flops, costs, head_parameters, multiplied
 
 PACKAGE = "edgeformer.measure.probes"
 LARGE = 512_000_000

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer.verdict import NEAR_TIE, PASS, UNCHECKED
+from edgeformer.verification.verdict import NEAR_TIE, PASS, UNCHECKED
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 
-from edgeformer.bundle import has_own_bits
+from edgeformer.checkpoint.bundle import has_own_bits
 from edgeformer.measure.noise import NOISY, spread
 from edgeformer.measure.row import Row
 

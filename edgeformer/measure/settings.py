@@ -8,10 +8,10 @@ from itertools import product
 import numpy as np
 
 from edgeformer.errors import InputError
+from edgeformer.inference.threads import physical_cores
 from edgeformer.measure.row import Shape
-from edgeformer.reference import sample_batch
 from edgeformer.spec import Model
-from edgeformer.threads import physical_cores
+from edgeformer.verification.reference import sample_batch
 
 
 @dataclass(frozen=True)

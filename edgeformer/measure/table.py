@@ -5,10 +5,10 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from edgeformer.files.quoting import plain
 from edgeformer.measure.harness import Run
 from edgeformer.measure.ranking import ranks, speed
 from edgeformer.measure.row import Row, quantile
-from edgeformer.quoting import plain
 
 MEASURED = {
     "text-generation": ("shape", "prefill tok/s", "decode tok/s", "ITL ms p50/p90", "TTFT ms"),

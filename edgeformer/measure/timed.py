@@ -10,7 +10,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from edgeformer.runtimes._protocol import Session
+from edgeformer.inference.runtime import Session
 
 MAX_WARMUP, STEADY, STEADY_ROUNDS = 10, 0.05, 3
 WARMUP_S = 60.0

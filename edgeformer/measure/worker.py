@@ -15,19 +15,20 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer import bundle, parity
-from edgeformer.checkpoint import LoadedModel, load
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.loading import LoadedModel, load
 from edgeformer.errors import EdgeformerError
+from edgeformer.files.trust import grant
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options, Session
 from edgeformer.measure import energy
 from edgeformer.measure.blocks import profiled
 from edgeformer.measure.memory import peak_memory
 from edgeformer.measure.roofline import measure_rates
 from edgeformer.measure.timed import Round, decoder_round, encoder_round, served_round, warm_up
-from edgeformer.reference import Reference, continuation, reference_runtime
-from edgeformer.runtimes._lookup import require
-from edgeformer.runtimes._protocol import Options, Session
-from edgeformer.trust import grant
-from edgeformer.weight_checks import check_weights as weight_check
+from edgeformer.verification import parity
+from edgeformer.verification.reference import Reference, continuation, reference_runtime
+from edgeformer.verification.weight_checks import check_weights as weight_check
 
 
 class Worker:

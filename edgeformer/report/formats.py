@@ -8,8 +8,8 @@ import json
 import os
 from typing import Any
 
-from edgeformer.atomic import write_output
 from edgeformer.errors import InputError
+from edgeformer.files.atomic import write_output
 from edgeformer.measure.llama_bench import as_llama_bench
 from edgeformer.report.frame import COLUMNS, rows
 from edgeformer.report.page import html

@@ -9,8 +9,8 @@ from importlib.resources import files
 from typing import Any
 
 import edgeformer
-from edgeformer.atomic import write_output
 from edgeformer.errors import RuntimeUnavailable
+from edgeformer.files.atomic import write_output
 from edgeformer.report.frame import COLUMNS, finite, roofs, rows
 
 

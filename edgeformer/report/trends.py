@@ -12,8 +12,7 @@ from collections import Counter
 from importlib.resources import files
 from typing import Any
 
-from edgeformer.checkpoint import load
-from edgeformer.inspection import parameters
+from edgeformer.checkpoint.loading import load
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
@@ -21,6 +20,7 @@ from edgeformer.layers.mla import MLA
 from edgeformer.layers.moe import MoE
 from edgeformer.report.page import require_packages
 from edgeformer.spec import Model, layers
+from edgeformer.spec.inspection import parameters
 
 TRAITS = ("attention", "ffn", "activation", "norm")
 _NORMS = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "offset_rms_norm": "RMSNorm"}

@@ -124,8 +124,8 @@ def _model(folder: Path) -> Path:
 
 
 def _spec(model: Path, folder: Path) -> Path:
-    from edgeformer.checkpoint import load
-    from edgeformer.serialization import to_json
+    from edgeformer.checkpoint.loading import load
+    from edgeformer.spec.serialization import to_json
 
     folder.mkdir()
     (folder / "spec.json").write_text(json.dumps(to_json(load(str(model)).spec), indent=1))

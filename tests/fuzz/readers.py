@@ -14,9 +14,9 @@ import numpy as np
 from mutations import damaged, encoded, mutated, text_of
 
 from edgeformer.errors import CheckpointError
-from edgeformer.gguf_header import read_gguf_header
-from edgeformer.onnx_file import read_initializers
-from edgeformer.safetensors_file import read_header
+from edgeformer.weights.gguf_header import read_gguf_header
+from edgeformer.weights.onnx_file import read_initializers
+from edgeformer.weights.safetensors_file import read_header
 
 SIZES = {"F32": 4, "F16": 2, "BF16": 2, "I64": 8, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F64": 8}
 

@@ -47,7 +47,7 @@ def preload() -> None:
 
     import edgeformer.api
     import edgeformer.cli
-    import edgeformer.comparison  # noqa: F401
+    import edgeformer.measure.comparison  # noqa: F401
 
 
 def run(arguments: list[str], work: Path, watched: Path) -> Ended:

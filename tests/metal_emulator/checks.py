@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import mlx.core as mx
 
-from edgeformer.backends import metal
-from edgeformer.backends.metal._kernel import FLOATS, Kernel, built
+from edgeformer.backends.mlx import metal
+from edgeformer.backends.mlx.metal._kernel import FLOATS, Kernel, built
 from metal_emulator.bridge import Emulator
 from metal_emulator.program import EmulationError
 

@@ -4,9 +4,3 @@
 maps of one input, `decode` runs prefill and decode steps, `sampling` chooses tokens on the device, `launches` counts
 kernel launches, `fit` says whether a model fits into memory.
 """
-
-from edgeformer.backends.mlx.module import MlxModel
-from edgeformer.backends.mlx.ops import MlxOps
-from edgeformer.backends.mlx.store import MlxStore
-
-__all__ = ["MlxModel", "MlxOps", "MlxStore"]

@@ -17,7 +17,7 @@ from edgeformer.backends.mlx.sampling import checked, sample
 from edgeformer.backends.mlx.store import MlxStore
 from edgeformer.errors import InputError
 from edgeformer.layers.rope import length_dependent
-from edgeformer.sampling import Sampling
+from edgeformer.ops.sampling import Sampling
 
 CHUNK = 512
 """Tokens of a prompt per pass: bounds the memory that activations take."""

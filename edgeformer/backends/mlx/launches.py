@@ -15,13 +15,13 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from edgeformer.backends import metal
+from edgeformer.backends.mlx import metal
 from edgeformer.backends.mlx.decode import Decoder
 from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.backends.mlx.ops import MlxOps
 from edgeformer.errors import InputError
 from edgeformer.layers.stack import BlockStack
-from edgeformer.sampling import Sampling
+from edgeformer.ops.sampling import Sampling
 from edgeformer.spec import Model
 
 VIEWS = frozenset((

@@ -14,8 +14,8 @@ import mlx.core as mx
 from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.backends.mlx.store import layout
 from edgeformer.errors import InputError, SpecError
-from edgeformer.serialization import from_json
 from edgeformer.spec import Model as Spec
+from edgeformer.spec.serialization import from_json
 
 
 @dataclass

@@ -15,15 +15,15 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_unflatten
 
-from edgeformer.affine import AffineTensor
 from edgeformer.backends.mlx.encoder_decoder import mlx_model
 from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.backends.mlx.ops import MlxOps
-from edgeformer.formats import GROUP, QuantizedTensor
-from edgeformer.parts import Cut
-from edgeformer.safetensors_file import StoredTensor
 from edgeformer.spec import Model
-from edgeformer.weights import Source, Weights
+from edgeformer.weights.affine import AffineTensor
+from edgeformer.weights.binding import Source, Weights
+from edgeformer.weights.formats import GROUP, QuantizedTensor
+from edgeformer.weights.parts import Cut
+from edgeformer.weights.safetensors_file import StoredTensor
 
 DTYPES = {"fp32": mx.float32, "fp16": mx.float16, "bf16": mx.bfloat16}
 """precision -> what weights are stored and computed in. Norms, softmax and rotary angles are computed in float32 always."""

@@ -16,8 +16,8 @@ from mlx.utils import tree_flatten
 from edgeformer.backends.mlx.ops import MlxOps
 from edgeformer.backends.mlx.packing import pack
 from edgeformer.backends.mlx.store import MlxStore
+from edgeformer.ops.step import Step, begin
 from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, leaves
-from edgeformer.step import Step, begin
 
 
 @dataclass(frozen=True)

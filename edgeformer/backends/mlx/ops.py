@@ -39,7 +39,7 @@ class MlxOps(Ops):
     """The vocabulary on MLX arrays.
 
     Args:
-        kernels: the custom kernels to use, by name; see `edgeformer.backends.metal`. None by default: op-level bodies.
+        kernels: the custom kernels to use, by name; see `edgeformer.backends.mlx.metal`. None by default: op-level bodies.
     """
 
     def __init__(self, kernels: dict[str, Any] | None = None):

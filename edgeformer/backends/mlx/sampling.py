@@ -1,6 +1,6 @@
 """Choosing tokens on the device, in plain MLX ops, so that a decode loop never waits for the host.
 
-The rules are those of `edgeformer.sampling.choose`, in the same order: temperature, top-k, min-p, top-p.
+The rules are those of `edgeformer.ops.sampling.choose`, in the same order: temperature, top-k, min-p, top-p.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import math
 import mlx.core as mx
 
 from edgeformer.errors import NumericError
-from edgeformer.sampling import Sampling, nonfinite_logits
+from edgeformer.ops.sampling import Sampling, nonfinite_logits
 
 NO_TOKEN = -1
 

@@ -1,0 +1,28 @@
+"""What an architecture's sizes cost on each target: remarks on a spec, before anything is trained. One file per target.
+
+A remark says what was found, why it matters there, and what would be better. None is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from edgeformer import discover
+from edgeformer.spec import Model
+
+
+@dataclass(frozen=True)
+class Remark:
+    """About `target`: what was found, and what to do."""
+
+    target: str
+    text: str
+
+
+def advise(spec: Model) -> list[Remark]:
+    """The remarks of every target, in the order of their names."""
+    found: list[Remark] = []
+    for name, module in discover.each("edgeformer.advise.rules"):
+        with discover.sparing("edgeformer.advise.rules", name):
+            found += [Remark(module.TARGET, text) for text in module.remarks(spec)]
+    return found

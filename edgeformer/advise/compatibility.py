@@ -1,0 +1,158 @@
+"""Which formats and runtimes can hold a spec, at which precision, and why not: from the spec alone, before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from edgeformer import discover
+from edgeformer.checkpoint.companions.tokenizer import has_tokenizer
+from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.errors import EdgeformerError
+from edgeformer.exporters.gguf.exporter import PRECISIONS as GGUF_PRECISIONS
+from edgeformer.exporters.gguf.exporter import architecture
+from edgeformer.exporters.gguf.tokenizer import tokenizer_metadata
+from edgeformer.exporters.hf.exporter import TYPES, family_config
+from edgeformer.exporters.mlx.exporter import stock_config
+from edgeformer.exporters.onnx.graph import build, target_class
+from edgeformer.exporters.onnx.storage import PRECISIONS as ONNX_PRECISIONS
+from edgeformer.exporters.onnx.storage import Storage
+from edgeformer.inference.lookup import get, names
+from edgeformer.inference.runtime import Options
+from edgeformer.spec import Model, tensors
+from edgeformer.weights.formats import QUANTIZED
+from edgeformer.weights.rounding import chosen
+
+_HALF = ("q4f16", "q8f16")
+
+
+@dataclass
+class Answer:
+    """One way to export or run a model. `precisions`: those that work; `refused`: precision -> why not ("" if for all);
+    `runtimes`: what opens it, and whether that is installed here."""
+
+    name: str
+    precisions: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    runtimes: dict[str, bool] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+
+def answers(loaded: LoadedModel) -> list[Answer]:
+    """Every export format (ONNX once for each target), and the runtimes that build the spec themselves."""
+    spec = loaded.spec
+    found = []
+    for target, _ in discover.each("edgeformer.exporters.onnx.targets"):
+        with discover.sparing("edgeformer.exporters.onnx.targets", target):
+            found.append(_onnx(spec, target))
+    found += [_mlx(spec), _gguf(loaded), _hf(spec), _checkpoint(spec)]
+    for answer in found:
+        kind = answer.name.split()[0]
+        answer.runtimes = dict(_runtimes(kind, spec, answer.name.partition(" ")[2])) if answer.precisions else {}
+    return found
+
+
+def _runtimes(kind: str, spec: Model, target: str) -> Iterator[tuple[str, bool]]:
+    """The runtimes that open a format; of ONNX, those that take what the target writes."""
+    files = {} if target == "web" else {"genai_config.json": 0}  # which GenAI wants beside the graph
+    for name in names():
+        runtime = get(name)[0]
+        if kind == "onnx" and runtime.declines({"target": target, "files": files}, "") is not None:
+            continue
+        if runtime.ranked and runtime.takes(kind) and runtime.refuses(spec, Options()) is None:
+            yield name, runtime.unavailable() is None
+
+
+def _tried(answer: Answer, precisions: Iterator[str] | tuple[str, ...], attempt: Callable[[str], list[str]]) -> Answer:
+    """Each precision in turn; what an attempt notes is noted once."""
+    for precision in precisions:
+        try:
+            for note in attempt(precision):
+                if note not in answer.notes:
+                    answer.notes.append(note)
+            answer.precisions.append(precision)
+        except EdgeformerError as e:
+            answer.refused[precision] = str(e)
+    if len(set(answer.refused.values())) == 1 and not answer.precisions:
+        answer.refused = {"": next(iter(answer.refused.values()))}
+    return answer
+
+
+def _onnx(spec: Model, target: str) -> Answer:
+    kind = target_class(target)
+
+    def attempt(precision: str) -> list[str]:
+        if kind.precisions is not None and precision not in kind.precisions:
+            raise EdgeformerError(f"{target} holds {', '.join(kind.precisions)}")
+        kind.files(precision)
+        if kind.needs_config:
+            family_config(spec)
+        storage, compute = _storage(spec, precision)
+        made = build(spec, storage, target=target, compute=compute)
+        return [f"{precision}: {text} ({count} layers)" for text, count in made.notes.items()]
+
+    precisions = (*ONNX_PRECISIONS, *QUANTIZED, *_HALF)
+    return _tried(Answer(f"onnx {target}"), precisions, attempt)
+
+
+def _storage(spec: Model, precision: str) -> tuple[dict[str, Storage], Any]:
+    """How each tensor would be held."""
+    if precision in ONNX_PRECISIONS:
+        plain, compute = ONNX_PRECISIONS[precision]
+        return dict.fromkeys(tensors(spec), plain), compute
+    compute = ONNX_PRECISIONS["fp16" if precision.endswith("f16") else "fp32"][1]
+    storage: dict[str, Storage] = dict.fromkeys(tensors(spec), compute)
+    format = QUANTIZED[precision.removesuffix("f16")]
+    return storage | dict.fromkeys(chosen(spec), format), compute
+
+
+def _mlx(spec: Model) -> Answer:
+    def attempt(precision: str) -> list[str]:
+        if spec.task != "text-generation":
+            raise EdgeformerError("mlx-lm runs decoders only; the runtime mlx runs the checkpoint as it is")
+        if precision in QUANTIZED:
+            chosen(spec)
+        config, reason = stock_config(spec)
+        return (
+            []
+            if config
+            else [f"not written as a model type of mlx-lm yet, so the folder brings its own code: {reason}"]
+        )
+
+    return _tried(Answer("mlx"), ("fp32", "fp16", "bf16", *QUANTIZED, "4bit", "8bit"), attempt)
+
+
+def _gguf(loaded: LoadedModel) -> Answer:
+    spec = loaded.spec
+
+    def attempt(precision: str) -> list[str]:
+        name = architecture(spec)[0]
+        if precision in QUANTIZED:
+            chosen(spec)
+        notes = [f"llama.cpp's architecture {name}"]
+        if has_tokenizer(loaded.around):
+            try:
+                notes += tokenizer_metadata(loaded.around, spec.vocab)[1]
+            except EdgeformerError as e:
+                notes.append(str(e))
+        return notes
+
+    return _tried(Answer("gguf"), tuple(p for p in GGUF_PRECISIONS if p != "mixed"), attempt)
+
+
+def _hf(spec: Model) -> Answer:
+    return _tried(Answer("hf"), tuple(TYPES), lambda _: [f"transformers' {family_config(spec)[0]['model_type']}"])
+
+
+def _checkpoint(spec: Model) -> Answer:
+    def attempt(precision: str) -> list[str]:
+        if precision in QUANTIZED:
+            chosen(spec)
+        return []
+
+    return _tried(Answer("checkpoint"), ("fp32", "fp16", "bf16", *QUANTIZED), attempt)

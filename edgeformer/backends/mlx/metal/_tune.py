@@ -1,0 +1,141 @@
+"""Is a kernel worth it here: whole decode steps with and without it, interleaved, checked before they are timed."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from edgeformer.backends.mlx.decode import Decoder
+from edgeformer.backends.mlx.metal._kernel import EPSILON, Kernel
+from edgeformer.backends.mlx.module import MlxModel
+from edgeformer.ops.sampling import Sampling
+
+WORTH = 1.01
+"""A kernel is chosen from this ratio of step times on: less is noise."""
+
+
+@dataclass
+class Tuning:
+    """ratios: configuration -> step time without / with it, one per round; errors: largest |difference| of logits, relative to
+    the largest logit; step_s: median seconds per step without kernels."""
+
+    chosen: list[str] = field(default_factory=list)
+    ratios: dict[str, list[float]] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    wrong: list[str] = field(default_factory=list)
+    step_s: float = 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain JSON data."""
+        return asdict(self)
+
+
+def tune(
+    model: MlxModel,
+    kernels: Mapping[str, Kernel],
+    *,
+    compiled: bool = True,
+    prompt: int = 128,
+    steps: int = 64,
+    rounds: int = 5,
+    report: Callable[[str], None] = lambda _: None,
+) -> Tuning:
+    """Measure each kernel alone, then the good ones together.
+
+    Args:
+        model: packed, in eval mode; its `ops` are switched while measuring and end with the chosen kernels.
+        kernels: those to try.
+        compiled: whether steps are compiled.
+        prompt: tokens in the cache before the first step.
+        steps: per round and configuration.
+        rounds: each runs every configuration once.
+        report: told what is happening.
+    """
+    tuning = Tuning()
+    alone = {name: {name: kernel} for name, kernel in kernels.items()}
+    _measure(model, alone, tuning, compiled, prompt, steps, rounds, report)
+    gains = {name: statistics.median(tuning.ratios[name]) for name in alone if name not in tuning.wrong}
+    good = sorted((name for name, gain in gains.items() if gain >= WORTH), key=lambda n: -gains[n])
+    if len(good) > 1:
+        together = " + ".join(good)
+        configuration = {together: {name: kernels[name] for name in good}}
+        _measure(model, configuration, tuning, compiled, prompt, steps, rounds, report)
+        worse = together in tuning.wrong or statistics.median(tuning.ratios[together]) < gains[good[0]]
+        good = good[:1] if worse else good
+    tuning.chosen = good
+    model.ops.kernels = {name: kernels[name] for name in good}
+    return tuning
+
+
+def _measure(
+    model: MlxModel,
+    configurations: Mapping[str, Mapping[str, Kernel]],
+    tuning: Tuning,
+    compiled: bool,
+    prompt: int,
+    steps: int,
+    rounds: int,
+    report: Callable[[str], None],
+) -> None:
+    """Ratios and errors of some configurations against none."""
+    spec = model.layer
+    ids = mx.random.randint(0, spec.vocab, (1, prompt), key=mx.random.key(0))
+    decoders: dict[str, Decoder] = {}
+    reference: mx.array | None = None
+    for name, used in {"": {}, **configurations}.items():
+        report(f"checking {name or 'the ops'}")
+        model.ops.kernels = dict(used)
+        decoder = Decoder(model, 1, prompt + steps + 8, compiled=compiled)
+        decoder.prefill(ids)
+        logits = decoder.step(ids[:, 0]).astype(mx.float32)
+        if reference is None:
+            reference = logits
+        else:
+            expected, found = np.array(reference), np.array(logits)
+            error = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-6))
+            tuning.errors[name] = error
+            # its own cases say whether a kernel is right; this, whether it is used right: what two ways of rounding each of the
+            # residual additions come to, with some room, and no less than MLX's fast cosine is off
+            allowed = max(8 * (2 * spec.depth()) ** 0.5 * EPSILON[model.cache_dtype()], 5e-3)
+            if not error <= allowed or not all(_is_right(kernel, model.cache_dtype()) for kernel in used.values()):
+                tuning.wrong.append(name)
+                continue
+        _steps(decoder, 3)  # traces and compiles
+        decoders[name] = decoder
+    times: dict[str, list[float]] = {name: [] for name in decoders}
+    for i in range(rounds):
+        report(f"round {i + 1}/{rounds}")
+        order = list(decoders)[i % len(decoders) :] + list(decoders)[: i % len(decoders)]
+        for name in order:
+            model.ops.kernels = dict(configurations.get(name, {}))
+            decoders[name].end = prompt
+            times[name].append(_steps(decoders[name], steps))
+    for name in decoders:
+        if name:
+            tuning.ratios[name] = [a / b for a, b in zip(times[""], times[name], strict=True)]
+    tuning.step_s = statistics.median(times[""])
+
+
+def _is_right(kernel: Kernel, dtype: mx.Dtype) -> bool:
+    """Whether every case comes out as float64 has it."""
+    return all(case.error(case.call(kernel)) <= 1 for case in kernel.cases(dtype))
+
+
+def _steps(decoder: Decoder, count: int) -> float:
+    """Seconds per greedy step, one ahead of the reader, as in generation."""
+    key, greedy = mx.random.key(0), Sampling()
+    token: Any = mx.array([1], mx.int32)
+    start = time.perf_counter()
+    for _ in range(count):
+        following, key = decoder.advance(token, None, key, greedy)
+        mx.async_eval(following)
+        mx.eval(token)
+        token = following
+    mx.eval(token)
+    return (time.perf_counter() - start) / count

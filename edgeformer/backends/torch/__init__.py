@@ -1,0 +1,1 @@
+"""The torch back end: a generic `torch.nn.Module` from a spec, its cache, and encoder–decoder models."""

@@ -1,0 +1,350 @@
+"""The PyTorch back end: one generic `nn.Module` from a spec, made to train, compile and shard.
+
+Names in the state dict are the spec's canonical names (`layers.0.attention.q.weight`), blocks are `model.layers[i]`, and
+`torch.compile(model, fullgraph=True)` traces it whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from edgeformer.backends.torch.store import FixedStore
+from edgeformer.ops import Ops
+from edgeformer.ops.step import GrowingStore, Step, begin
+from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, leaves
+
+
+class TorchOps(Ops):
+    """The vocabulary on torch tensors."""
+
+    def shape(self, x, axis):
+        return x.shape[axis]
+
+    def reshape(self, x, sizes):
+        return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(sizes)])
+
+    def permute(self, x, axes):
+        return x.permute(axes)
+
+    def expand_dims(self, x, axis):
+        return x.unsqueeze(axis)
+
+    def concat(self, xs, axis):
+        return torch.cat(list(xs), axis)
+
+    def split(self, x, sizes, axis):
+        return x.split(list(sizes), axis)
+
+    def last(self, x, count):
+        return x if count == 0 else x[:, -count:]
+
+    def repeat_heads(self, x, count):
+        return x.repeat_interleave(count, 1)
+
+    def mean(self, x):
+        return x.mean(-1, keepdim=True)
+
+    def sum(self, x, axis, *, keep=False):
+        return x.sum(axis, keepdim=keep)
+
+    def largest(self, x):
+        return x.max().reshape(1)
+
+    def cumsum(self, x):
+        return x.cumsum(1)
+
+    def rsqrt(self, x):
+        return torch.rsqrt(x)
+
+    def exp(self, x):
+        return torch.exp(x)
+
+    def sin(self, x):
+        return torch.sin(x)
+
+    def cos(self, x):
+        return torch.cos(x)
+
+    def tanh(self, x):
+        return torch.tanh(x)
+
+    def sigmoid(self, x):
+        return torch.sigmoid(x)
+
+    def erf(self, x):
+        return torch.erf(x)
+
+    def relu(self, x):
+        return torch.relu(x)
+
+    def softmax(self, x):
+        return x.softmax(-1)
+
+    def take(self, table, ids):
+        return table[ids]
+
+    def topk(self, x, count):
+        values, ids = x.topk(count, -1)
+        return values, ids
+
+    def where(self, condition, a, b):
+        return torch.where(condition, a, b).to(torch.float32)
+
+    def equal(self, a, b):
+        return a == b
+
+    def less(self, a, b):
+        return a < b
+
+    def clip(self, x, low, high):
+        return x.clamp(low, high)
+
+    def floor_divide(self, x, count):
+        return x // count
+
+    def arange(self, count, like):
+        return torch.arange(count, device=like.device)
+
+    def cast(self, x, like):
+        return x.to(like.dtype)
+
+    def f32(self, x):
+        return x if x.dtype == torch.float64 else x.float()
+
+    def boolean(self, x):
+        return x != 0
+
+    # fused ops that torch has
+
+    def act_silu(self, x):
+        return F.silu(x)
+
+    def act_gelu(self, x):
+        return F.gelu(x)
+
+    def act_gelu_tanh(self, x):
+        return F.gelu(x, approximate="tanh")
+
+    def layer_norm(self, x, weight, bias, *, eps):
+        return F.layer_norm(x, x.shape[-1:], weight, bias, eps)
+
+    def add_layer_norm(self, x, d, weight, bias, *, eps):
+        total = x + d
+        return total, self.layer_norm(total, weight, bias, eps=eps)
+
+    def moe(self, x, weights, chosen, gate, up, down, *, act, count):
+        """Only the experts that some token chose; traced, where that can't be known, all of them."""
+        if torch.compiler.is_compiling():
+            return super().moe(x, weights, chosen, gate, up, down, act=act, count=count)
+        flat, shares, picks = x.flatten(0, 1), weights.flatten(0, 1), chosen.flatten(0, 1)
+        total = torch.zeros_like(flat)
+        for expert in picks.unique().tolist():
+            rows, place = (picks == expert).nonzero(as_tuple=True)
+            h = flat[rows]
+            y = self.activate(act, h @ gate.weight[expert].T) * (h @ up.weight[expert].T)
+            total = total.index_add(0, rows, y @ down.weight[expert].T * shares[rows, place, None])
+        return total.view_as(x)
+
+    def mask(self, spec, queries, keys, valid, prefix=None):
+        if valid is None and queries is keys and spec.plain:
+            return "causal"  # a whole unpadded sequence: the kernel needs no mask tensor
+        return super().mask(spec, queries, keys, valid, prefix)
+
+    def additive_mask(self, mask, scores):
+        return self._causal(scores) if isinstance(mask, str) else mask
+
+    def attention(self, q, k, v, mask, bias, *, groups, scale, softcap=None, sinks=None, dropout=None):
+        causal = isinstance(mask, str)
+        if softcap is not None or sinks is not None:
+            rest = dict(softcap=softcap, sinks=sinks, dropout=dropout)
+            mask = self.additive_mask(mask, q)
+            return super().attention(q, k, v, mask, bias, groups=groups, scale=scale, **rest)
+        if causal and bias is not None:
+            mask, causal = self._causal(q), False
+        added = mask if bias is None else bias if mask is None else mask + bias
+        return F.scaled_dot_product_attention(
+            q,
+            k,
+            v,
+            attn_mask=None if causal else None if added is None else added.to(q.dtype),
+            is_causal=causal,
+            dropout_p=dropout.p if dropout is not None and dropout.training else 0.0,
+            scale=scale,
+            enable_gqa=groups > 1,
+        )
+
+    def _causal(self, q: torch.Tensor) -> torch.Tensor:
+        size = q.shape[2]
+        hidden = torch.ones(size, size, dtype=torch.bool, device=q.device).triu(1)
+        return torch.where(hidden, -1e9, 0.0)[None, None]
+
+
+class _Linear(nn.Linear):
+    """The map of a `Linear`."""
+
+
+class _Table(nn.Embedding):
+    def as_linear(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)
+
+
+class _Stacked(nn.Module):
+    def __init__(self, count: int, inputs: int, outputs: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(count, outputs, inputs))
+
+    def each(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.weight.mT
+
+
+class Module(nn.Module):
+    """A layer with its parameters as an `nn.Module`; children are attributes named as the layer declares them."""
+
+    def __init__(self, layer: Layer, width: int, ops: TorchOps, path: str = ""):
+        super().__init__()
+        self.layer, self.width, self.ops, self.path = layer, width, ops, path
+        self._constants: list[str] = []
+        for name, declaration in layer.params(width).items():
+            child = f"{path}.{name}" if path else name
+            if isinstance(declaration, tuple):
+                subs = (Module(s.layer, s.width, ops, f"{child}.{i}") for i, s in enumerate(declaration))
+                setattr(self, name, nn.ModuleList(subs))
+            elif isinstance(declaration, Const):
+                setattr(self, name, torch.as_tensor(declaration.make()))
+                self._constants.append(name)
+            else:
+                setattr(self, name, self._make(declaration, child))
+
+    def _make(self, declaration: Any, path: str) -> nn.Module | nn.Parameter:
+        match declaration:
+            case Linear():
+                return _Linear(declaration.inputs, declaration.outputs, declaration.bias)
+            case Stacked():
+                return _Stacked(declaration.count, declaration.inputs, declaration.outputs)
+            case Table():
+                return _Table(declaration.rows, declaration.width)
+            case Vector():
+                return nn.Parameter(torch.full((declaration.size,), declaration.fill))
+            case Dropout():
+                return nn.Dropout(declaration.rate)
+            case Sub():
+                return Module(declaration.layer, declaration.width, self.ops, path)
+        raise TypeError(declaration)
+
+    def fill_constants(self, device: str | torch.device) -> None:
+        """Make the constants again, on a device."""
+        declarations = self.layer.params(self.width)
+        for name in self._constants:
+            with torch.device("cpu"):
+                setattr(self, name, torch.as_tensor(declarations[name].make()).to(device))  # type: ignore[union-attr]
+
+    def forward(self, *inputs: Any) -> Any:
+        return self.layer.apply(self.ops, self, *inputs)
+
+    def add(self, x: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """`Norm.add`."""
+        return self.layer.add(self.ops, self, x, d)  # type: ignore[attr-defined]
+
+    def remember(self, memory: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`CrossAttention.remember`."""
+        return self.layer.remember(self.ops, self, memory)  # type: ignore[attr-defined]
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> Module:
+        super()._apply(fn, recurse)
+        for (
+            name
+        ) in self._constants:  # constants follow the device but keep their precision: bf16 angles are wrong angles
+            old = getattr(self, name)
+            if old.is_floating_point():
+                moved = fn(old)
+                setattr(self, name, moved if moved.dtype == old.dtype else old.to(moved.device))
+            else:
+                setattr(self, name, fn(old))
+        return self
+
+
+class TorchModel(Module):
+    """A whole model. Decoders return logits `[B, T, V]`, encoders a dict of their outputs."""
+
+    layer: Model
+
+    def __init__(self, spec: Model):
+        check(spec)
+        super().__init__(spec, 0, TorchOps())
+        self.initialize(spec.init)
+
+    @torch.no_grad()
+    def initialize(self, init: Init) -> None:
+        """Fresh weights: normal with `init.std` (see `spec.Init`), biases 0, norms 1."""
+        found, depth = dict(leaves(self.layer)), self.layer.depth()
+        for path, module in self.named_modules():
+            if isinstance(module, (_Linear, _Stacked, _Table)):
+                nn.init.normal_(module.weight, std=init.deviation(path, found[path], depth))
+            if isinstance(module, _Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+        store: GrowingStore | FixedStore | None = None,
+        keep: int = 0,
+        prefix_length: torch.Tensor | None = None,
+    ) -> Any:
+        """Run the model.
+
+        Args:
+            input_ids: int64 [B, T].
+            attention_mask: int64 [B, S] over past and new tokens; None when nothing is padded.
+            position_ids: int64 [B, T]; None counts the real tokens.
+            token_type_ids: int64 [B, T], encoders with segment embeddings; None is all 0.
+            store: the cache (`GrowingStore`, `FixedStore`), or None to train or score without one.
+            keep: give logits for the last `keep` positions only; 0 for all.
+            prefix_length: int64 [B], of prefix language models: how many first tokens all tokens see.
+        """
+        device, new = input_ids.device, input_ids.shape[1]
+        encoder = self.layer.task == "feature-extraction"
+        if attention_mask is None:
+            past = 0 if store is None else store.length()
+            keys = torch.arange(past + new, device=device)[None]
+            queries = keys[:, past:] if past else keys
+            positions = queries if position_ids is None else position_ids
+            step = Step(self.ops, queries, keys, positions, store=store, keep=keep, prefix=prefix_length)
+        else:
+            places = store.slots if isinstance(store, FixedStore) and store.whole else None
+            step = begin(
+                self.ops,
+                attention_mask,
+                position_ids,
+                new=new,
+                places=places,
+                slots=self.layer.counts_padding,
+                store=store,
+                keep=keep,
+                prefix=prefix_length,
+            )
+        inputs = {"input_ids": input_ids}
+        if encoder:
+            inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+            inputs["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        outputs = self.layer.apply(self.ops, self, inputs, step)
+        return outputs if encoder else outputs["logits"]
+
+    def materialize(self, device: str | torch.device) -> TorchModel:
+        """A model built on the meta device, with real but unset parameters."""
+        self.to_empty(device=device)
+        for module in self.modules():
+            if isinstance(module, Module):
+                module.fill_constants(device)
+        return self
+
+    def cache(self, past: dict | None = None) -> GrowingStore:
+        """A cache for this model; `store.present` of one step is `past` of the next."""
+        return GrowingStore(self.ops, past)

@@ -1,0 +1,87 @@
+"""What every export gives back, and which files it must not write over."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.companions.pooling import write_embedder
+from edgeformer.checkpoint.companions.special import special_ids
+from edgeformer.checkpoint.companions.writing import write_companions
+from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.layers.encoder import Encoder
+from edgeformer.layers.rope import cache_restart
+from edgeformer.spec import Model
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What an export wrote. Sizes in bytes; `notes` are for the user."""
+
+    folder: Path
+    manifest: dict[str, Any]
+    notes: list[str]
+
+
+def source_files(loaded: LoadedModel) -> set[Path]:
+    """The files that the model is read from."""
+    files = {t.file for source in loaded.require_weights().sources.values() for t in source.stored.parts()}
+    if loaded.folder is not None:
+        files.add(loaded.folder)
+    elif Path(loaded.name).exists():
+        files.add(Path(loaded.name))
+    return files
+
+
+@contextlib.contextmanager
+def writing_from(loaded: LoadedModel, folder: Path, *, force: bool = False) -> Iterator[Path]:
+    """`bundle.writing` of what is made from a model, which has to be the same model at the end.
+
+    Raises:
+        ExportError: the place is taken, or can't be written to.
+        CheckpointError: the model's files were replaced or written to meanwhile.
+    """
+    with bundle.writing(folder, force=force, keep=source_files(loaded)) as scratch:
+        yield scratch
+        loaded.require_weights().check_unchanged()
+
+
+def headless(spec: Model, config: dict[str, Any]) -> dict[str, Any]:
+    """A config that promises no head which isn't built: tools choose by `architectures` what they expect of a graph."""
+    outputs = spec.outputs()
+    if "logits" in outputs or not isinstance(spec, Encoder):
+        return config
+    named = config.get("architectures")
+    bare = [re.sub(r"For[A-Z]\w*$", "Model", str(name)) for name in named] if isinstance(named, list) else named
+    labels = ("id2label", "label2id", "num_labels", "problem_type")
+    return {**{k: v for k, v in config.items() if k not in labels}, **({"architectures": bare} if bare else {})}
+
+
+def write_surroundings(loaded: LoadedModel, folder: Path, *, named_templates: bool = False) -> list[str]:
+    """All that surrounds the weights, into an artefact: tokenizer, chat template, generation defaults, an embedder's modules.
+
+    Returns:
+        Notes for the user.
+
+    Raises:
+        ExportError: the artefact's tokenizer would give other ids.
+    """
+    spec = loaded.spec
+    notes = [
+        *write_companions(loaded.around, folder, named_templates=named_templates),
+        *special_ids(loaded.around).notes,
+    ]
+    if (length := cache_restart(spec)) is not None:
+        notes.append(
+            f"beyond {length} tokens all positions are turned by other angles. edgeformer's sessions and transformers' generate"
+            f" make the cache anew at token {length + 1}; tools that run this folder by themselves don't, and answer otherwise"
+            f" from there on: give them prompts that are longer than {length} tokens already, or stay below"
+        )
+    if isinstance(spec, Encoder) and spec.pooling is not None:
+        write_embedder(loaded.around, folder, spec.pooling.mode, spec.pooling.normalize, spec.width, spec.context)
+    return notes

@@ -1,0 +1,126 @@
+"""sentence-transformers' modules: which vector a text becomes, read from and written into a folder.
+
+`modules.json` lists the modules; each has a folder with a config. Versions up to 5.3 have a flag for each mode
+(`pooling_mode_mean_tokens`), later ones one `pooling_mode`, a mode's name or a list of them. What is written here has the flags:
+every version reads them, and so does text-embeddings-inference.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeformer.checkpoint.companions.files import EMBEDDER_FILES, Companions, read_object
+from edgeformer.checkpoint.companions.tokenizer import has_tokenizer, load_tokenizer
+from edgeformer.errors import ConfigError
+from edgeformer.models._config import read_json
+
+FLAGS = {
+    "pooling_mode_cls_token": "cls",
+    "pooling_mode_mean_tokens": "mean",
+    "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
+    "pooling_mode_weightedmean_tokens": "weightedmean",
+    "pooling_mode_lasttoken": "lasttoken",
+}
+MODES = ("mean", "cls")
+"""The modes that are built."""
+_KNOWN = frozenset((*FLAGS, "pooling_mode", "word_embedding_dimension", "embedding_dimension", "include_prompt"))
+
+
+@dataclass(frozen=True)
+class Embedder:
+    """What modules.json says: the pooling's modes ("mean", "cls", "lasttoken", ...), whether the vector is normalised, and the
+    modules that are none of these."""
+
+    modes: tuple[str, ...]
+    normalize: bool
+    others: tuple[str, ...] = ()
+    include_prompt: bool = True
+
+
+def read_embedder(folder: Path) -> Embedder | None:
+    """The modules of a sentence-transformers folder; None if it is none.
+
+    Raises:
+        ConfigError: a modules.json, or a pooling's config, that can't be understood.
+    """
+    file = folder / "modules.json"
+    if not file.is_file():
+        return None
+    modules = read_json(file)
+    try:
+        kinds = {str(m["type"]).rsplit(".", 1)[-1]: str(m["path"]) for m in modules}
+    except (TypeError, KeyError) as e:
+        raise ConfigError(f"{file} is no list of sentence-transformers modules") from e
+    others = tuple(sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"}))
+    if "Pooling" not in kinds:
+        return Embedder((), "Normalize" in kinds, others)
+    settings = read_object(folder / kinds["Pooling"] / "config.json")
+    where = folder / kinds["Pooling"] / "config.json"
+    if unknown := sorted(settings.keys() - _KNOWN):
+        raise ConfigError(f"{where} has keys that nobody understands: {', '.join(unknown)}")
+    return Embedder(_modes(settings), "Normalize" in kinds, others, settings.get("include_prompt") is not False)
+
+
+def _modes(settings: dict[str, Any]) -> tuple[str, ...]:
+    """The pooling modes that a config switches on."""
+    if (said := settings.get("pooling_mode")) is not None:
+        found = tuple(map(str, said if isinstance(said, list) else [said]))
+    else:
+        found = tuple(mode for flag, mode in FLAGS.items() if settings.get(flag) is True)
+    return found or ("mean",)  # what sentence-transformers does where nothing is switched on
+
+
+def supported_mode(embedder: Embedder, folder: Path) -> str:
+    """The pooling's mode, of an embedder that can be built.
+
+    Raises:
+        ConfigError: what can't be built.
+    """
+    if embedder.others:
+        raise ConfigError(f"{folder / 'modules.json'}: modules not supported: {', '.join(embedder.others)}")
+    if len(embedder.modes) != 1 or embedder.modes[0] not in MODES:
+        raise ConfigError(
+            f"{folder}: pooling by {' and '.join(embedder.modes)} is not supported; {' or '.join(MODES)} alone is"
+        )
+    return embedder.modes[0]
+
+
+def write_embedder(around: Companions, folder: Path, mode: str, normalize: bool, width: int, longest: int) -> None:
+    """The modules of an embedder as sentence-transformers 2 to 6 and fastembed read them.
+
+    Args:
+        around: the model's companions; its own sentence-transformers settings go along.
+        folder: where the model is written.
+        mode: mean or cls.
+        normalize: whether the vector has length 1.
+        width: of the vector.
+        longest: tokens of the longest text, where the companions don't say it.
+    """
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
+    (folder / "1_Pooling").mkdir()
+    flags = {flag: name == mode for flag, name in FLAGS.items()}
+    pooling = {"word_embedding_dimension": width, **flags, "include_prompt": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n")
+    if normalize:
+        (folder / "2_Normalize").mkdir()
+        (folder / "2_Normalize" / "config.json").write_text("{}\n")
+    if not (folder / "special_tokens_map.json").exists() and has_tokenizer(
+        around
+    ):  # fastembed reads no tokenizer without it
+        named = load_tokenizer(around).named
+        (folder / "special_tokens_map.json").write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n")
+    for name in EMBEDDER_FILES:
+        if (file := around.find(name)) is not None:
+            (folder / name).write_bytes(file.read_bytes())
+    if not (folder / "sentence_bert_config.json").exists():
+        settings = {"max_seq_length": longest, "do_lower_case": False}
+        (folder / "sentence_bert_config.json").write_text(json.dumps(settings, indent=2) + "\n")

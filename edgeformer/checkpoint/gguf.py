@@ -1,0 +1,95 @@
+"""A GGUF file as what a family file reads: the Hugging Face config that says the same, and its tensors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from edgeformer import discover
+from edgeformer.checkpoint.gguf_archs._common import ROPE_FACTORS
+from edgeformer.errors import CheckpointError, ConfigError
+from edgeformer.weights.gguf_file import Reader, parts_of
+from edgeformer.weights.safetensors_file import StoredTensor
+
+TOKENIZER = "tokenizer."
+
+
+@dataclass(frozen=True)
+class GgufModel:
+    """What a GGUF file holds: the config, the tensors by GGUF name (rows in our order), the architecture's module, the
+    tokenizer's metadata without `tokenizer.`, the files (several of a split one), and notes."""
+
+    config: dict[str, Any]
+    stored: dict[str, StoredTensor]
+    architecture: ModuleType
+    tokenizer: dict[str, Any]
+    files: list[Path]
+    notes: list[str]
+
+
+def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
+    """Read a GGUF file; of a split one, any part stands for all.
+
+    Raises:
+        CheckpointError: no GGUF file, a part of a split one is missing, or tensors of types that can't be read (K-quants and
+            their like).
+        ConfigError: an architecture, or keys of it, that nobody understands.
+    """
+    reader = Reader(file)
+    known = discover.names("edgeformer.checkpoint.gguf_archs")
+    arch = (
+        discover.find("edgeformer.checkpoint.gguf_archs", reader.architecture) if reader.architecture in known else None
+    )
+    if arch is None:
+        raise ConfigError(
+            f"{file} is of llama.cpp's architecture {reader.architecture!r}, which edgeformer doesn't read from GGUF yet;"
+            f" {', '.join(known)} can be read"
+        )
+    config = arch.config(reader)
+    unread = reader.unread()
+    if unread and not allow_unread:
+        raise ConfigError(
+            f"{file} has keys that nobody understands: {', '.join(unread)}. They may change the model; --allow-unread-config"
+            " goes on without them"
+        )
+    heads = config.get("num_attention_heads", 0), config.get("num_key_value_heads", 0)
+    turned: dict[str, int] = {
+        name.split(".")[-1]: count for name, count in zip(getattr(arch, "INTERLEAVED", ()), heads, strict=False)
+    }
+    stored = {}
+    for name in reader.names():
+        if name != ROPE_FACTORS:  # said by the config
+            leaf = name.rsplit(".", 2)[-2].removeprefix("attn_") if name.count(".") > 1 else ""
+            stored[name] = reader.tensor(name, turned.get(leaf, 0))
+    if not stored:
+        raise CheckpointError(f"{file} holds no tensors")
+    notes = [f"GGUF keys not understood and skipped: {', '.join(unread)}"] if unread else []
+    if others := reader.strangers():
+        notes.append(f"GGUF metadata that nobody reads: {', '.join(others)}")
+    return GgufModel(config, stored, arch, reader.below(TOKENIZER), reader.files, notes)
+
+
+def gguf_in(folder: Path) -> Path | None:
+    """The GGUF file of a folder that holds no other model; the first part of a split one.
+
+    Raises:
+        CheckpointError: there are several, and nothing says which is meant.
+    """
+    found = ggufs_in(folder)
+    if len(found) > 1:
+        names = ", ".join(f.name for f in found[:6])
+        raise CheckpointError(f"{folder} holds several GGUF files ({names}); give one of them as MODEL")
+    return found[0] if found else None
+
+
+def ggufs_in(folder: Path) -> list[Path]:
+    """The GGUF models of a folder that holds no model of another kind; of a split one the first part.
+
+    A config.json beside them is the original's: GGUF's own metadata counts.
+    """
+    if any(next(folder.glob(pattern), None) for pattern in ("spec.json", "*.safetensors", "*.bin")):
+        return []
+    files = sorted(f for f in folder.glob("*.gguf") if not f.name.startswith("mmproj"))
+    return list(dict.fromkeys(parts_of(f)[0] for f in files))

@@ -1,0 +1,32 @@
+"""llama.cpp's `llama`: Llama, Mistral, and everything shaped like them. It rotates neighbouring channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeformer.checkpoint.gguf_archs._common import LLAMA_NAMES, llama_config, llama_metadata, rope_factors
+from edgeformer.models._shape import need
+from edgeformer.spec import Model
+
+NAMES = LLAMA_NAMES
+INTERLEAVED = ("attention.q", "attention.k")
+
+__all__ = ["INTERLEAVED", "NAMES", "config", "metadata", "rope_factors"]
+
+
+def metadata(spec: Model) -> dict[str, Any]:
+    """The metadata of a spec.
+
+    Raises:
+        Unmapped: it is none of this architecture.
+    """
+    data, attention, _ = llama_metadata(spec)
+    need(attention.qk_norm is None, "queries and keys are normalised")
+    need(attention.bias == attention.output_bias, "q, k, v have biases and o has none, or the reverse")
+    return data
+
+
+def config(reader: Any) -> dict[str, Any]:
+    """The Hugging Face config of a GGUF file."""
+    bias = {"attention_bias": reader.has("blk.0.attn_q.bias"), "mlp_bias": reader.has("blk.0.ffn_up.bias")}
+    return {**llama_config(reader, "llama"), **bias}

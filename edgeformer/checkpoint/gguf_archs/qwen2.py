@@ -1,0 +1,35 @@
+"""llama.cpp's `qwen2`: biases on q, k and v."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeformer.checkpoint.gguf_archs._common import LLAMA_NAMES, llama_config, llama_metadata, rope_factors
+from edgeformer.models._shape import need
+from edgeformer.spec import Model
+
+NAMES = LLAMA_NAMES
+
+__all__ = ["NAMES", "config", "metadata", "rope_factors"]
+
+
+def metadata(spec: Model) -> dict[str, Any]:
+    """The metadata of a spec.
+
+    Raises:
+        Unmapped: it is none of this architecture.
+    """
+    data, attention, ffn = llama_metadata(spec)
+    need(attention.qk_norm is None, "queries and keys are normalised")
+    need(attention.bias and not attention.output_bias and not ffn.bias, "biases are not on q, k and v alone")
+    need(
+        attention.heads * attention.head_dim == spec.width,
+        "heads · head_dim is not the width, as llama.cpp's qwen2 has it",
+    )
+    need(rope_factors(spec) is None, "llama.cpp's qwen2 takes no rotary factors (llama3 scaling)")
+    return data
+
+
+def config(reader: Any) -> dict[str, Any]:
+    """The Hugging Face config of a GGUF file."""
+    return llama_config(reader, "qwen2")

@@ -1,0 +1,33 @@
+"""llama.cpp's `qwen3`: RMSNorm on each query and key head, no biases."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeformer.checkpoint.gguf_archs._common import LLAMA_NAMES, llama_config, llama_metadata, rope_factors
+from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.models._shape import need
+from edgeformer.spec import Model
+
+NAMES = LLAMA_NAMES
+
+__all__ = ["NAMES", "config", "metadata", "rope_factors"]
+
+
+def metadata(spec: Model) -> dict[str, Any]:
+    """The metadata of a spec.
+
+    Raises:
+        Unmapped: it is none of this architecture.
+    """
+    data, attention, ffn = llama_metadata(spec)
+    norm = RMSNorm(eps=data["attention.layer_norm_rms_epsilon"])
+    need(attention.qk_norm == norm, "queries and keys have no RMSNorm of the blocks' epsilon")
+    need(not attention.bias and not attention.output_bias and not ffn.bias, "there are biases")
+    need(rope_factors(spec) is None, "llama.cpp's qwen3 takes no rotary factors (llama3 scaling)")
+    return data
+
+
+def config(reader: Any) -> dict[str, Any]:
+    """The Hugging Face config of a GGUF file."""
+    return llama_config(reader, "qwen3")

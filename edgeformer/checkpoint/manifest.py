@@ -1,0 +1,90 @@
+"""The manifest of an artefact, as a type: what `edgeformer.json` may hold."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, NotRequired, TypedDict
+
+from edgeformer.errors import EdgeformerError
+from edgeformer.files.json_file import read_json_file
+from edgeformer.files.limits import MAX_SIZE
+from edgeformer.files.quoting import shown
+from edgeformer.files.typed import mismatch
+
+MANIFEST, SCHEMA = "edgeformer.json", 1
+
+
+class Linked(TypedDict):
+    """A file that the artefact points at, and what must not change about it."""
+
+    path: str
+    bytes: int
+    samples_sha256: str
+    mtime_ns: int
+    hard_link: bool
+
+
+class Quantization(TypedDict, total=False):
+    """How weights were quantized; methods add keys of their own."""
+
+    method: str
+    bits_per_weight: float
+    accuracy_level: int | None
+    kept: list[str]
+
+
+class Variant(TypedDict):
+    """Another precision in one web folder."""
+
+    precision: str
+    compute: str
+    quantization: Quantization | None
+    files: list[str]
+
+
+class Manifest(TypedDict):
+    """What is read of a manifest; other keys are for people."""
+
+    schema: int
+    name: str
+    task: Literal["text-generation", "feature-extraction", "text2text-generation"]
+    spec_digest: str
+    weights_digest: str
+    precision: str
+    compute: Literal["fp32", "fp16", "bf16", "int8"]
+    target: str
+    context: int
+    files: dict[str, int]
+    linked: dict[str, Linked]
+    format: NotRequired[Literal["onnx", "mlx", "gguf", "checkpoint"]]
+    edgeformer: NotRequired[str]
+    model_file: NotRequired[str]
+    encoder_file: NotRequired[str]
+    cache: NotRequired[str | None]
+    kv: NotRequired[str]
+    lowering: NotRequired[dict[str, int]]
+    quantization: NotRequired[Quantization | None]
+    verdict: NotRequired[dict[str, Any] | None]
+    spec: NotRequired[dict[str, Any]]
+    tokenizer: NotRequired[dict[str, Any] | None]
+    others: NotRequired[dict[str, Variant]]
+
+
+def read(file: Path, error: type[EdgeformerError]) -> dict[str, Any]:
+    """The content of a manifest.
+
+    Raises:
+        error: no manifest, one of a newer edgeformer, or a value that we don't write, with its place.
+    """
+    data = read_json_file(file, error)
+    if not isinstance(data, dict) or type(data.get("schema")) is not int:
+        raise error(f"{file} is no manifest: it names no schema")
+    if data["schema"] > SCHEMA:
+        raise error(
+            f"{file.parent} was written by a newer edgeformer (schema {shown(data['schema'])}, this one reads {SCHEMA})"
+        )
+    if (wrong := mismatch(data, Manifest)) is None and not 0 < data["context"] <= MAX_SIZE:
+        wrong = f"context is {shown(data['context'])}"
+    if wrong is not None:
+        raise error(f"{file} is damaged: {wrong}; export again")
+    return data

@@ -1,0 +1,77 @@
+"""Which tensors a folder holds, whatever wrote them: safetensors, MLX's affine codes, `q4` and `q8` groups, an ONNX artefact."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from edgeformer.checkpoint.links import check_linked
+from edgeformer.checkpoint.manifest import MANIFEST, read
+from edgeformer.errors import CheckpointError
+from edgeformer.files.paths import inside
+from edgeformer.models._config import read_json
+from edgeformer.weights import affine, formats
+from edgeformer.weights.onnx_file import read_initializers
+from edgeformer.weights.safetensors_file import StoredTensor, checkpoint_files, read_checkpoint, read_metadata
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether a folder holds weights of a kind that is known (if only to be refused)."""
+    patterns = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
+    return holds_onnx(folder) or any(next(folder.glob(p), None) for p in patterns)
+
+
+def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTensor]:
+    """A folder's tensors by stored name, quantized ones put together.
+
+    quantization: the `quantization` of an MLX folder's config.
+    """
+    if holds_onnx(folder):
+        manifest = manifest_of(folder)
+        found = read_initializers(onnx_file(folder), linked=check_linked(folder, manifest.get("linked") or {}))
+        if (encoder := manifest.get("encoder_file")) is not None:  # the other of two programs
+            found = read_initializers(inside(folder, encoder, str(folder / MANIFEST), CheckpointError)) | found
+        return found
+    stored = read_checkpoint(folder)
+    return formats.join(stored, str(folder)) if quantization is None else affine.join(stored, quantization, str(folder))
+
+
+def onnx_file(folder: Path) -> Path:
+    """Where an ONNX artefact's graph lies (or would)."""
+    name = manifest_of(folder).get("model_file", "model.onnx")
+    return inside(folder, name, str(folder / MANIFEST), CheckpointError)
+
+
+def holds_onnx(folder: Path) -> bool:
+    """Whether a folder is an ONNX artefact of ours: a `model.onnx` beside a checkpoint is somebody else's."""
+    return manifest_of(folder).get("format") == "onnx" and onnx_file(folder).exists()
+
+
+def manifest_of(folder: Path) -> dict[str, Any]:
+    """A folder's manifest; empty where there is none.
+
+    Raises:
+        CheckpointError: it is damaged.
+    """
+    return read(folder / MANIFEST, CheckpointError) if (folder / MANIFEST).exists() else {}
+
+
+def config_beside(spec_file: Path) -> tuple[Any, Any]:
+    """The config.json beside a spec.json, split by `split_quantization`."""
+    config = spec_file.with_name("config.json")
+    return split_quantization(read_json(config)) if config.exists() else (None, None)
+
+
+def split_quantization(config: Any) -> tuple[Any, Any]:
+    """A config without MLX's `quantization`, and that. The weights, once dequantized, are those of the plain config."""
+    if not isinstance(config, dict) or "quantization" not in config:
+        return config, None
+    rest = {k: v for k, v in config.items() if k != "quantization"}
+    if rest.get("quantization_config") == config["quantization"]:  # mlx-lm writes it under both names
+        del rest["quantization_config"]
+    return rest, config["quantization"]
+
+
+def is_mlx(folder: Path) -> bool:
+    """Whether MLX wrote the weights: it stores linear maps as [outputs, inputs] also where PyTorch didn't."""
+    return read_metadata(checkpoint_files(folder)[0]).get("format") == "mlx"

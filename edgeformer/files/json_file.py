@@ -1,0 +1,92 @@
+"""The one reader of JSON that others wrote: bounded in size and depth, of a regular file, with one clear error.
+
+Python's own reader takes any size, and ends with RecursionError where brackets are nested some thousand deep.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from edgeformer.errors import EdgeformerError
+from edgeformer.files.paths import check_regular
+
+MAX_BYTES = 8_000_000
+"""Of a settings file; the largest known configs (with all labels of ImageNet-21k) have 2 MB."""
+MAX_LISTING_BYTES = 100_000_000
+"""Of a tokenizer's vocabulary or an index of shards: a million tokens take some 60 MB."""
+MAX_VALUES, MAX_NESTED = 5_000_000, 2_000_000
+"""Commas, and opening brackets, of a text: each is a Python object of 30 to 60 bytes, however few bytes it takes here."""
+MAX_DEPTH = 100
+"""Of nesting; specs and configs have less than 20."""
+
+
+def read_json_file(file: Path, error: type[EdgeformerError], *, limit: int = MAX_BYTES) -> Any:
+    """The content of a JSON file, in UTF-8.
+
+    Raises:
+        error: it is missing, no regular file, larger than `limit` bytes, nested deeper than 100, or no JSON.
+    """
+    size = check_regular(file, error).st_size
+    if size > limit:
+        raise error(f"{file} has {size:,} bytes; a file of its kind has at most {limit:,}")
+    try:
+        with file.open("rb") as f:
+            data = f.read(limit + 1)  # it may grow meanwhile
+    except OSError as e:
+        raise error(f"can't read {file}: {e.strerror}") from e
+    return parse_json(data, str(file), error)
+
+
+def parse_json(data: bytes | str, says: str, error: type[EdgeformerError]) -> Any:
+    """The value of a JSON text.
+
+    says: what it was read from, for the message.
+
+    Raises:
+        error: it is no JSON in UTF-8, nested deeper than 100, or has texts that are not Unicode.
+    """
+    comma, brackets = (",", "[{") if isinstance(data, str) else (b",", (b"[", b"{"))
+    if data.count(comma) > MAX_VALUES or sum(map(data.count, brackets)) > MAX_NESTED:  # type: ignore[arg-type]
+        raise error(f"{says} holds more than {MAX_VALUES:,} values, or {MAX_NESTED:,} lists and objects")
+    try:
+        value = json.loads(data if isinstance(data, str) else data.decode("utf-8-sig"))
+    except RecursionError:
+        raise error(f"{says} is nested deeper than {MAX_DEPTH}") from None
+    except ValueError as e:
+        raise error(f"{says} is not JSON: {str(e)[:200]}") from e
+    if _deeper(value, MAX_DEPTH):
+        raise error(f"{says} is nested deeper than {MAX_DEPTH}")
+    if (b"\\u" if isinstance(data, bytes) else "\\u") in data and (half := lone_surrogate(value)) is not None:  # type: ignore[operator]
+        raise error(f"{says} is no text in Unicode: {half!a} holds half of a surrogate pair")
+    return value
+
+
+def lone_surrogate(value: Any) -> str | None:
+    """The first text that can't be written as UTF-8: an escape of one half of a pair, which no other reader of JSON takes."""
+    waiting = [value]
+    while waiting:
+        current = waiting.pop()
+        if isinstance(current, dict):
+            waiting += current.keys()
+            waiting += current.values()
+        elif isinstance(current, list):
+            waiting += current
+        elif isinstance(current, str) and not current.isascii():
+            try:
+                current.encode()
+            except UnicodeEncodeError:
+                return current[:80]
+    return None
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    """Whether objects and lists are nested deeper than this."""
+    level = [value]
+    for _ in range(limit):
+        level = [v for outer in level for v in (outer.values() if isinstance(outer, dict) else outer)
+                 if isinstance(v, (dict, list))] if isinstance(value, (dict, list)) else []  # fmt: skip
+        if not level:
+            return False
+    return True

@@ -1,0 +1,314 @@
+"""The op vocabulary: primitives that each back end implements, and fused ops with a default body written in them.
+
+The default body of a fused op is its definition: reference, fallback, test oracle, and the function body that an ONNX
+file carries. A back end overrides a fused op where it has something faster.
+
+Shapes use these letters: B batch, T new tokens, S keys (past and new tokens), D hidden width, H query heads, G key/value
+heads, K head width, F feed-forward width, E experts, V vocabulary.
+
+Precision policy: norms, softmax and rotary tables are computed in float32 and cast back to the input's dtype.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from edgeformer.ops.primitives import Primitives
+
+MASKED = -1e9
+"""What a hidden key's score gets. Finite: a row that sees no key must not become NaN (it does in MLX and ONNX Runtime
+with -inf), and its garbage must not spread."""
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotation angles of the new tokens: `cos` and `sin` are `[B, 1, T, rotated/2]`.
+
+    `layer` is the spec node they came from: a back end whose kernel wants a table over positions asks it.
+    """
+
+    cos: Any
+    sin: Any
+    layer: Any
+
+
+@dataclass(frozen=True)
+class Bias:
+    """A position scheme that adds to the scores: `[B or 1, H, T, S]`."""
+
+    tensor: Any
+
+
+class Ops(Primitives):
+    """Primitives plus the fused ops. `weight`, `x`, ... are tensors; `gate`, `up`, ... are *handles* of declarations.
+
+    A handle is callable on `[..., inputs]`; a `Stacked` handle has `each(x)`: `[B, E, T, inputs] -> [B, E, T, outputs]`.
+    """
+
+    routings: list[tuple[Any, Any]] | None = None
+    """What mixtures of experts decided, while it is recorded; see `routed`."""
+
+    # ------------------------------------------------------------------------------------------------- activations
+
+    def activate(self, name: str, x: Any) -> Any:
+        """Apply the activation called `name`: the method `act_<name>`."""
+        return getattr(self, f"act_{name}")(x)
+
+    def act_relu(self, x: Any) -> Any:
+        """max(x, 0)."""
+        return self.relu(x)
+
+    def act_relu2(self, x: Any) -> Any:
+        """max(x, 0)² (So et al. 2021, "Primer")."""
+        y = self.relu(x)
+        return y * y
+
+    def act_silu(self, x: Any) -> Any:
+        """x · sigmoid(x) (Elfwing et al. 2017)."""
+        return x * self.sigmoid(x)
+
+    def act_gelu(self, x: Any) -> Any:
+        """x · Φ(x) with the error function (Hendrycks & Gimpel 2016)."""
+        return x * (self.erf(x * 0.5**0.5) + 1.0) * 0.5
+
+    def act_gelu_tanh(self, x: Any) -> Any:
+        """GELU's tanh approximation (Hendrycks & Gimpel 2016): 0.5x(1 + tanh(√(2/π)(x + 0.044715x³)))."""
+        return x * (self.tanh((x + x * x * x * 0.044715) * 0.7978845608028654) + 1.0) * 0.5
+
+    def act_quick_gelu(self, x: Any) -> Any:
+        """x · sigmoid(1.702x)."""
+        return x * self.sigmoid(x * 1.702)
+
+    def act_sigmoid(self, x: Any) -> Any:
+        """1 / (1 + e ** -x)."""
+        return self.sigmoid(x)
+
+    def act_tanh(self, x: Any) -> Any:
+        """tanh(x)."""
+        return self.tanh(x)
+
+    def act_identity(self, x: Any) -> Any:
+        """x: the bilinear gate of Shazeer 2020."""
+        return x
+
+    # ------------------------------------------------------------------------------------------------------- norms
+
+    def rms_norm(self, x: Any, weight: Any, *, eps: float) -> Any:
+        """x / sqrt(mean(x²) + eps) · weight over the last axis (Zhang & Sennrich 2019). x: [..., D], weight: [D]."""
+        f = self.f32(x)
+        return self.cast(f * self.rsqrt(self.mean(f * f) + eps), x) * weight
+
+    def add_rms_norm(self, x: Any, d: Any, weight: Any, *, eps: float) -> tuple[Any, Any]:
+        """`(x + d, rms_norm(x + d))`."""
+        total = x + d
+        return total, Ops.rms_norm(self, total, weight, eps=eps)
+
+    def layer_norm(self, x: Any, weight: Any | None, bias: Any | None, *, eps: float) -> Any:
+        """(x − mean) / sqrt(var + eps) · weight + bias over the last axis (Ba et al. 2016). Both may be None."""
+        f = self.f32(x)
+        f = f - self.mean(f)
+        y = self.cast(f * self.rsqrt(self.mean(f * f) + eps), x)
+        y = y if weight is None else y * weight
+        return y if bias is None else y + bias
+
+    def add_layer_norm(self, x: Any, d: Any, weight: Any | None, bias: Any | None, *, eps: float) -> tuple[Any, Any]:
+        """`(x + d, layer_norm(x + d))`."""
+        total = x + d
+        return total, Ops.layer_norm(self, total, weight, bias, eps=eps)
+
+    # ---------------------------------------------------------------------------------------- linear maps and FFNs
+
+    def linears(self, x: Any, *handles: Any) -> tuple[Any, ...]:
+        """Several linear maps of one input (q, k, v). The seam for a back end that packs them into one.
+
+        A back end may return a tuple of its own that remembers the packed product; `attend` is given it as it is.
+        """
+        return tuple(handle(x) for handle in handles)
+
+    def glu_ffn(self, x: Any, gate: Any, up: Any, down: Any, *, act: str) -> Any:
+        """down(act(gate(x)) · up(x)) (Shazeer 2020). x: [B, T, D]."""
+        return down(self.activate(act, gate(x)) * up(x))
+
+    def routed(self, scores: Any, chosen: Any) -> None:
+        """Told by mixtures of experts: each token's scores [B, T, E], which sum to 1, and the experts chosen [B, T, k].
+
+        Kept where someone asked for it (`expert_balance.load_balancing`).
+        """
+        if self.routings is not None:
+            self.routings.append((scores, chosen))
+
+    def moe(self, x: Any, weights: Any, chosen: Any, gate: Any, up: Any, down: Any, *, act: str, count: int) -> Any:
+        """Mixture of gated FFNs. weights, chosen: [B, T, k]; handles are Stacked over `count` experts.
+
+        The default computes every expert and weighs it (0 when not chosen).
+        """
+        hits = self.equal(self.expand_dims(chosen, 3), self.arange(count, chosen))  # [B, T, k, E]
+        dense = self.sum(self.cast(hits, x) * self.expand_dims(weights, 3), 2)  # [B, T, E]
+        x = self.expand_dims(x, 1)
+        y = down.each(self.activate(act, gate.each(x)) * up.each(x))  # [B, E, T, D]
+        return self.sum(y * self.expand_dims(self.permute(dense, (0, 2, 1)), 3), 1)
+
+    # --------------------------------------------------------------------------------------------------- attention
+
+    def split_heads(self, x: Any, heads: int, dim: int) -> Any:
+        """[B, T, heads·dim] -> [B, heads, T, dim]."""
+        return self.permute(self.reshape(x, (0, -1, heads, dim)), (0, 2, 1, 3))
+
+    def merge_heads(self, x: Any, width: int) -> Any:
+        """[B, heads, T, dim] -> [B, T, heads·dim]."""
+        return self.reshape(self.permute(x, (0, 2, 1, 3)), (0, -1, width))
+
+    def norm_heads(self, norm: Any, x: Any, heads: int, dim: int) -> Any:
+        """A norm's handle on queries or keys [B, T, heads·dim]: on each head, or as the norm says (`Norm.over_heads`)."""
+        if norm.layer.over_heads:
+            return norm.layer.on_heads(self, norm, x, heads, dim)
+        return self.reshape(norm(self.reshape(x, (0, -1, heads, dim))), (0, -1, heads * dim))
+
+    def rotary(self, layer: Any, step: Any, frequencies: Any) -> Rotary:
+        """The angles of a step's new tokens: position · frequency. frequencies: [dim/2], those in force now."""
+        angles = self.expand_dims(self.cast(step.positions, frequencies), 2) * frequencies
+        cos, sin = self.expand_dims(self.cos(angles), 1), self.expand_dims(self.sin(angles), 1)
+        if (magnitude := layer.magnitude()) != 1.0:
+            cos, sin = cos * magnitude, sin * magnitude
+        return Rotary(cos, sin, layer)
+
+    def rotate(self, x: Any, cos: Any, sin: Any, *, dim: int, rotated: int, interleaved: bool = False) -> Any:
+        """Rotary position embedding (Su et al. 2021) on the first `rotated` of `dim` channels, of the pairs (i, i + rotated/2),
+        or (2i, 2i + 1) if `interleaved`. x: [B, H, T, dim]; cos, sin: [B, 1, T, rotated/2]."""
+        cos, sin, half = self.cast(cos, x), self.cast(sin, x), rotated // 2
+        if interleaved:
+            head, *rest = self.split(x, (rotated, dim - rotated), -1) if rotated < dim else (x,)
+            a, b = self.split(self.reshape(head, (0, 0, 0, half, 2)), (1, 1), -1)
+            cos, sin = self.expand_dims(cos, 4), self.expand_dims(sin, 4)
+            turned = self.concat([a * cos - b * sin, b * cos + a * sin], -1)
+            return self.concat([self.reshape(turned, (0, 0, 0, rotated)), *rest], -1)
+        if rotated < dim:
+            a, b, rest = self.split(x, (half, half, dim - rotated), -1)
+            return self.concat([a * cos - b * sin, b * cos + a * sin, rest], -1)
+        a, b = self.split(x, (half, half), -1)
+        return self.concat([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def turn(self, x: Any, position: Rotary, head_dim: int) -> Any:
+        """`rotate` by a position scheme. x: [B, H, T, head_dim]."""
+        layer = position.layer
+        cos, sin = position.cos, position.sin
+        return self.rotate(x, cos, sin, dim=head_dim, rotated=layer.dim, interleaved=layer.interleaved)
+
+    def mask(self, spec: Any, queries: Any, keys: Any, valid: Any | None, prefix: Any = None) -> Any:
+        """Which keys a query may see, as this back end's `attention` wants it (opaque to layers).
+
+        spec: a `Mask` node; queries: positions [B or 1, T]; keys: positions [B or 1, S]; valid: bool [B, S] or None; prefix:
+        int64 [B], for masks that have one.
+        The default is an additive float32 tensor [B or 1, 1, T, S], or None when every key is seen.
+        """
+        q, k, seen = self.expand_dims(queries, 2), self.expand_dims(keys, 1), None
+        if spec.causal:
+            seen = self.less(k, q + 1)
+        if spec.window is not None:
+            near = self.less(q - k, spec.window)
+            if not spec.causal:
+                near = near & self.less(k - q, spec.window)
+            seen = near if seen is None else seen & near
+        if spec.chunk is not None:
+            same = self.equal(self.floor_divide(q, spec.chunk), self.floor_divide(k, spec.chunk))
+            seen = same if seen is None else seen & same
+        if spec.prefix and seen is not None:
+            first = self.less(k, self.expand_dims(self.expand_dims(prefix, 1), 2))
+            seen = self.less(0, self.cast(seen, k) + self.cast(first, k))  # either
+        if valid is not None:
+            real = self.expand_dims(valid, 1)
+            seen = real if seen is None else seen & real
+        return None if seen is None else self.expand_dims(self.where(seen, 0.0, MASKED), 1)
+
+    def attention(
+        self,
+        q: Any,
+        k: Any,
+        v: Any,
+        mask: Any | None,
+        bias: Any | None,
+        *,
+        groups: int,
+        scale: float,
+        softcap: float | None = None,
+        sinks: Any = None,
+        dropout: Any = None,
+    ) -> Any:
+        """softmax(softcap(q kᵀ · scale) + bias + mask) v, in float32 (Vaswani et al. 2017; softcap: Gemma Team 2024).
+
+        q: [B, H, T, K]; k: [B, G, S, K]; v: [B, G, S, Kv]; groups = H / G. Returns [B, H, T, Kv]. sinks: see `weigh`.
+        """
+        if groups > 1:
+            k, v = self.repeat_heads(k, groups), self.repeat_heads(v, groups)
+        scores = self.f32(
+            (q * scale) @ self.permute(k, (0, 1, 3, 2))
+        )  # products of 128 channels may leave fp16's range
+        if softcap is not None:
+            scores = self.tanh(scores * (1 / softcap)) * softcap
+        if bias is not None:
+            scores = scores + bias
+        return self.weigh(scores if mask is None else scores + mask, v, sinks, dropout)
+
+    def weigh(self, scores: Any, v: Any, sinks: Any = None, dropout: Any = None) -> Any:
+        """softmax(scores) v. scores: float32 [B, H, T, S], masked already; v: [B, H, S, Kv].
+
+        sinks: [H], a logit per head that takes part in the softmax and has no value (OpenAI 2025, gpt-oss; Miller 2023).
+        """
+        if sinks is not None:  # as a key before all others, whose value is 0
+            sink = self.expand_dims(self.expand_dims(self.cast(sinks, scores), 1), 2)
+            scores = self.concat([self.sum(scores, -1, keep=True) * 0.0 + sink, scores], -1)
+            v = self.concat([self.sum(v, 2, keep=True) * 0.0, v], 2)
+        weights = self.cast(self.softmax(scores), v)
+        return (weights if dropout is None else dropout(weights)) @ v
+
+    def additive_mask(self, mask: Any, scores: Any) -> Any | None:
+        """A mask as a tensor to add to scores [B, H, T, S], for layers that compute scores of their own."""
+        return mask
+
+    def attend(
+        self,
+        slot: Any | None,
+        qkv: tuple[Any, Any, Any],
+        *,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        value_dim: int,
+        scale: float,
+        norms: tuple[Any, Any] | None = None,
+        position: Rotary | Bias | None = None,
+        mask: Any = None,
+        softcap: float | None = None,
+        sinks: Any = None,
+        dropout: Any = None,
+    ) -> Any:
+        """Normalise heads, rotate, remember k and v, attend: the one seam for fused kernels and caches.
+
+        qkv: [B, T, H·K], [B, T, G·K], [B, T, G·Kv], as `linears` gave them; returns [B, T, H·Kv]. `norms` are handles for
+        each head's query and key, or None; `slot` is the layer's place in the cache, None without one.
+        """
+        q, k, v = qkv
+        if norms is not None:
+            q, k = self.norm_heads(norms[0], q, heads, head_dim), self.norm_heads(norms[1], k, kv_heads, head_dim)
+        q, k, v = (
+            self.split_heads(x, n, d)
+            for x, n, d in ((q, heads, head_dim), (k, kv_heads, head_dim), (v, kv_heads, value_dim))
+        )
+        if isinstance(position, Rotary):
+            q, k = (self.turn(x, position, head_dim) for x in (q, k))
+        if slot is not None:
+            k, v = slot.append(k=k, v=v)
+        y = self.attention(
+            q,
+            k,
+            v,
+            mask,
+            position.tensor if isinstance(position, Bias) else None,
+            groups=heads // kv_heads,
+            scale=scale,
+            softcap=softcap,
+            sinks=sinks,
+            dropout=dropout,
+        )
+        return self.merge_heads(y, heads * value_dim)

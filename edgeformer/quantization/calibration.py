@@ -1,0 +1,157 @@
+"""The model on calibration text, block by block, in torch: what each linear map is given.
+
+The whole model runs once up to its first block; after that one block runs at a time on what the one before gave, so text goes
+through blocks that are quantized already, and errors are seen by those that follow.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.layers.stack import BlockStack, add_norm
+from edgeformer.spec import Linear, leaves
+
+_BATCH_TOKENS = 4096
+
+
+def calibration_windows(ids: np.ndarray, window: int, count: int, context: int, vocab: int) -> np.ndarray:
+    """int64 [n, T]: `count` windows spread evenly over a text's ids [tokens].
+
+    Raises:
+        InputError: too few tokens, or ids outside the vocabulary.
+    """
+    size = min(window, context)
+    available = len(ids) // size
+    if available < 1:
+        raise InputError(f"the calibration text has {len(ids)} tokens; one window of {size} is the least")
+    if ids.min() < 0 or ids.max() >= vocab:
+        raise InputError(f"the calibration text has token ids up to {ids.max()}, the vocabulary ends at {vocab - 1}")
+    chosen = np.linspace(0, available - 1, min(count, available)).round().astype(int)
+    return np.stack([ids[i * size : (i + 1) * size] for i in chosen]).astype(np.int64)
+
+
+def require_torch() -> Any:
+    """The package torch.
+
+    Raises:
+        RuntimeUnavailable: it is not installed; the message has the install line.
+    """
+    try:
+        import torch
+    except ImportError as e:
+        raise RuntimeUnavailable('calibration runs the model in torch; pip install "edgeformer[torch]"') from e
+    return torch
+
+
+class _Reached(Exception):
+    """The first block was reached."""
+
+
+class Calibration:
+    """A model's blocks, and the inputs that text gives the next one."""
+
+    def __init__(self, loaded: LoadedModel, ids: np.ndarray):
+        torch = require_torch()
+        from edgeformer.runtimes.torch import build_torch
+
+        spec = loaded.spec
+        if not isinstance(spec, BlockStack):
+            raise InputError(f"calibration goes through one stack of blocks; this is a {spec.kind}")
+        self.torch, self.spec = torch, spec
+        self.model = build_torch(loaded)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+        self.linear = {path for path, leaf in leaves(spec) if isinstance(leaf, Linear)}
+        batch = max(_BATCH_TOKENS // ids.shape[1], 1)
+        self.inputs: list[tuple[Any, ...]] = []
+        for start in range(0, len(ids), batch):
+            self.inputs.append(self._first(torch.from_numpy(ids[start : start + batch])))
+
+    def _first(self, ids: Any) -> tuple[Any, ...]:
+        """What the first block is given."""
+        found: list[tuple[Any, ...]] = []
+
+        def catch(module: Any, arguments: tuple[Any, ...]) -> None:
+            found.append(arguments)
+            raise _Reached
+
+        hook = self.model.layers[0].register_forward_pre_hook(catch)  # type: ignore[union-attr, index]
+        try:
+            with self.torch.no_grad():
+                self.model(ids, self.torch.ones_like(ids) if self.spec.task == "feature-extraction" else None)
+        except _Reached:
+            pass
+        finally:
+            hook.remove()
+        return found[0]
+
+    def blocks(self) -> Iterator[tuple[str, Any]]:
+        """Each block's path and module; `self.inputs` are what text gives it. Between two, text passes through the block as it
+        then is."""
+        for i, block in enumerate(self.model.layers):  # type: ignore[arg-type]
+            yield f"layers.{i}", block
+            with self.torch.no_grad():
+                self.inputs = [(*block(*arguments), *arguments[2:]) for arguments in self.inputs]
+
+    def second_moments(self, block: Any, paths: list[str]) -> dict[str, Any]:
+        """Path below the block -> mean of x xᵀ over everything that the linear map there is given, float32 [inputs, inputs]."""
+        torch = self.torch
+        sums: dict[str, Any] = {}
+        counts: dict[str, int] = {}
+        shared: dict[tuple[int, int], Any] = {}
+
+        def add(path: str, x: Any) -> None:
+            key = (x.data_ptr(), x.numel())
+            if key not in shared:  # q, k and v are given the same tensor
+                rows = x.reshape(-1, x.shape[-1]).float()
+                shared[key] = (x, rows.T @ rows, len(rows))  # x is kept, so that its address stays its own
+            _, product, rows_count = shared[key]
+            sums[path] = sums[path] + product if path in sums else product.clone()
+            counts[path] = counts.get(path, 0) + rows_count
+
+        hooks = [
+            block.get_submodule(path).register_forward_pre_hook(lambda _, a, path=path: add(path, a[0]))
+            for path in paths
+        ]
+        try:
+            with torch.no_grad():
+                for arguments in self.inputs:
+                    block(*arguments)
+                    shared.clear()
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return {path: sums[path] / counts[path] for path in paths if path in sums}
+
+    def head_second_moments(self) -> Any:
+        """Of what the head is given. Call it after the last block."""
+        total, count = self.torch.zeros(()), 0
+        with self.torch.no_grad():
+            for x, d, *_ in self.inputs:
+                y = add_norm(self.model.norm, x, d)[1] if self.spec.norm is not None else (x if d is None else x + d)
+                if self.spec.embedding_width != self.spec.width:
+                    y = self.model.project_out(y)  # type: ignore[operator]
+                rows = y.reshape(-1, y.shape[-1])
+                total = total + rows.T @ rows
+                count += len(rows)
+        return total / count
+
+    def set(self, name: str, value: np.ndarray) -> None:
+        """Replace a tensor, by its canonical name."""
+        path, _, leaf = name.rpartition(".")
+        target = self.model.get_submodule(path)
+        with self.torch.no_grad():
+            getattr(target, leaf).copy_(self.torch.from_numpy(np.ascontiguousarray(value)))
+
+    def logits(self, ids: np.ndarray) -> Any:
+        """float32 [n, T, V] of the model as it now is."""
+        with self.torch.inference_mode():
+            return self.model(self.torch.from_numpy(ids))
+
+
+Report = Callable[[str], None]

@@ -1,0 +1,100 @@
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): codes chosen column by column, each error made good by the columns still to come.
+
+Scales come first, from a search weighted by how large each input is on the calibration text, and stay; then columns are taken in
+the order of their inputs' size. Blocks are quantized in turn, each on what the quantized ones before it give.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgeformer.quantization import job
+from edgeformer.quantization.calibration import Calibration
+from edgeformer.weights.formats import GROUP, Format, dequantize, pack, quantize
+from edgeformer.weights.scales import by_channel, searched
+
+_COLUMNS = 128
+"""Columns worked on before the rest of the matrix is brought up to date."""
+
+
+class Method(job.Method):
+    """Needs text."""
+
+    calibrated = True
+
+    def run(self, job):
+        calibration, weights, formats, done = None, job.loaded.require_weights(), job.formats, job.partial.done
+        blocks = [name for name in formats if name.startswith("layers.")]
+        if any(name not in done for name in formats):
+            calibration = Calibration(job.loaded, job.text())
+            for path, block in calibration.blocks():
+                mine = [n for n in blocks if n.startswith(path + ".")]
+                job.report(f"block {path.split('.')[1]}")
+                missing = [n for n in mine if n not in done]
+                below = {n: n.removeprefix(path + ".").removesuffix(".weight") for n in missing}
+                moments = calibration.second_moments(block, list(below.values())) if missing else {}
+                for name in mine:
+                    if name in done:
+                        found = job.read(name)
+                    else:
+                        found = _quantized(weights[name], moments.get(below[name]), formats[name], name)
+                        yield {name: found}
+                    calibration.set(name, dequantize(*found, formats[name]))
+        for name in formats:
+            if name in blocks or name in done:
+                continue
+            assert calibration is not None
+            yield {name: _outside(job, name, weights[name], formats[name], calibration)}
+
+
+def _outside(job: Any, name: str, weight: np.ndarray, format: Format, calibration: Calibration) -> job.Quantized:
+    """What lies outside of the blocks: a head of its own by GPTQ; a table that is also the head by a search weighted by the
+    head's inputs (its rows are read as they are, too); others by a plain search."""
+    spec = job.loaded.spec
+    if name == "head.weight":
+        return _quantized(weight, calibration.head_second_moments(), format, name)
+    if name == "embed.weight" and spec.head_is_embedding:
+        importance = calibration.head_second_moments().diagonal().numpy()
+        return quantize(weight, format, by_channel(importance), name=name)
+    return quantize(weight, format, searched, name=name)
+
+
+def _quantized(weight: np.ndarray, moments: Any, format: Format, name: str) -> job.Quantized:
+    if moments is None:  # a map that the text never reached
+        return quantize(weight, format, searched, name=name)
+    return gptq(weight, moments, format, name)
+
+
+def gptq(weight: np.ndarray, moments: Any, format: Format, name: str, damping: float = 0.01) -> job.Quantized:
+    """Codes and scales of a weight [outputs, inputs], given the second moments [inputs, inputs] of its inputs."""
+    import torch
+
+    diagonal = moments.diagonal().clone()
+    scales = quantize(weight, format, by_channel(diagonal.numpy()), name=name)[1]
+    w = torch.from_numpy(np.ascontiguousarray(weight, np.float32)).clone()
+    h = moments.double().clone()
+    unused = h.diagonal() == 0
+    h[unused, unused] = 1.0
+    order = torch.argsort(diagonal, descending=True)
+    h, w = h[order][:, order], w[:, order]
+    step = torch.from_numpy(scales.astype(np.float32))[:, order // GROUP]
+    h += torch.eye(len(h), dtype=h.dtype) * damping * h.diagonal().mean()
+    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True).float()
+    codes = torch.empty_like(w)
+    inverse = torch.where(step == 0, 0.0, 1 / step)
+    for start in range(0, w.shape[1], _COLUMNS):
+        end = min(start + _COLUMNS, w.shape[1])
+        errors = torch.empty(w.shape[0], end - start)
+        for i in range(start, end):
+            column = w[:, i]
+            q = torch.clamp(torch.round(column * inverse[:, i]) + format.zero, format.low, format.high)
+            codes[:, i] = q
+            error = (column - (q - format.zero) * step[:, i]) / upper[i, i]
+            w[:, i:end] -= error[:, None] * upper[i, i:end][None]
+            errors[:, i - start] = error
+        w[:, end:] -= errors @ upper[start:end, end:]
+    restored = torch.empty_like(codes)
+    restored[:, order] = codes
+    return pack(restored.numpy().astype(np.uint8), format), scales

@@ -1,0 +1,349 @@
+"""Does an artefact say what the original says? The parity ladder, and the verdict that travels with the artefact.
+
+For decoders: 1. `full`, logits of one pass over the whole sequence; 2. `cached`, a prefill and then single steps; 3.
+`greedy`, tokens generated freely. For encoders: every output, on padded batches. Where the original has a tokenizer, also what
+users see: `tokenizer`, token ids; `chat`, rendered conversations; `stop`, the ids that end an answer; `answer`, a short chat.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.loading import LoadedModel, load
+from edgeformer.errors import ArtefactError, InputError
+from edgeformer.inference.lookup import first_that_opens, get, require
+from edgeformer.inference.runtime import FORMATS, Options, Session
+from edgeformer.inference.threads import physical_cores
+from edgeformer.layers.encoder_decoder import EncoderDecoder
+from edgeformer.spec.serialization import digest
+from edgeformer.verification.chat_checks import chat_prompt, check_surroundings
+from edgeformer.verification.reference import (
+    LONGEST_PASS,
+    Reference,
+    greedy,
+    make_reference,
+    reference_runtime,
+    run_cached,
+    sample_ids,
+)
+from edgeformer.verification.verdict import FAIL, NEAR_TIE, PASS, UNCHECKED, Check, Verdict, overall
+from edgeformer.verification.weight_checks import check_weights
+
+LIMITS = {"fp32": (1e-4, 1e-5), "fp16": (1e-2, 5e-3), "bf16": (8e-2, 4e-2), "int8": (8e-2, 4e-2)}
+"""Largest |difference| allowed, by what an artefact *computes* in: absolute + relative · max |reference|. fp16 arithmetic
+rounds each step to 1e-3 of its size, five of those steps are allowed for; bf16 has three bits less, and so have
+activations rounded to int8. What weights are stored
+in is no excuse: the reference has the same bits."""
+
+KL_LIMITS = {"fp16": 1e-3, "bf16": 2e-2, "int8": 2e-2}
+"""Largest mean KL divergence of next-token distributions, in nats, besides: where single logits are allowed much, all of them
+together are not."""
+
+
+CHAT_TOKENS = 24
+"""Of the answer to a short chat."""
+
+
+def limit_for(compute: str, reference: np.ndarray) -> float:
+    """The largest difference allowed; see `LIMITS`."""
+    absolute, relative = LIMITS[compute]
+    return absolute + relative * float(np.abs(reference).max(initial=0.0))
+
+
+def compare(name: str, ours: np.ndarray, reference: np.ndarray, compute: str) -> Check:
+    """Judge logits [T, V] (or any outputs) against the reference's."""
+    if ours.shape != reference.shape:
+        return Check(name, FAIL, note=f"shape {list(ours.shape)} instead of {list(reference.shape)}")
+    if not np.isfinite(ours).all():
+        return Check(name, FAIL, note=f"{int((~np.isfinite(ours)).sum())} values are not finite")
+    limit, worst = limit_for(compute, reference), float(np.abs(ours - reference).max())
+    same = ours.argmax(-1) == reference.argmax(-1)
+    divergence = None if same.all() else int(np.flatnonzero(~same.reshape(-1))[0])
+    return Check(
+        name,
+        PASS if worst <= limit else FAIL,
+        max_abs=worst,
+        limit=limit,
+        top1=float(same.mean()),
+        kl_mean=kl_divergence(reference, ours),
+        first_divergence=divergence,
+    )
+
+
+def compare_logits(name: str, ours: np.ndarray, reference: np.ndarray, compute: str) -> Check:
+    """`compare`, and the distributions that the logits stand for have to agree, too (`KL_LIMITS`)."""
+    check = compare(name, ours, reference, compute)
+    allowed = KL_LIMITS.get(compute)
+    if allowed is not None and check.kl_mean is not None and check.kl_mean > allowed:
+        check.verdict, check.note = FAIL, f"mean KL {check.kl_mean:.1e} is above {allowed:.0e}"
+    return check
+
+
+def kl_divergence(reference: np.ndarray, ours: np.ndarray) -> float:
+    """Mean over positions of KL(reference ‖ ours) in nats, both [T, V] logits."""
+
+    def log_softmax(x: np.ndarray) -> np.ndarray:
+        x = x.astype(np.float64) - x.max(-1, keepdims=True)
+        return x - np.log(np.exp(x).sum(-1, keepdims=True))
+
+    p, q = log_softmax(reference), log_softmax(ours)
+    return max(float((np.exp(p) * (p - q)).sum(-1).mean()), 0.0)
+
+
+def distance(original: LoadedModel, made: Reference, threads: int) -> Check:
+    """How far a reference of rounded or quantized weights is from the original's float32 on the same tokens; no verdict."""
+    options = Options(threads=threads, capacity=made.ids.shape[1])
+    session = require(reference_runtime())[0].open(original, options)
+    rows = []
+    for ids in made.ids[:, None]:
+        session.reset()
+        rows.append(run_cached(session, ids, made.prefill) if made.start else session.forward(ids, all_positions=True))
+    expected, ours = _flat(np.concatenate(rows)), _flat(made.logits)
+    check = compare("quality", ours, expected, "fp32")
+    check.verdict = UNCHECKED
+    return check
+
+
+def check_decoder(session: Session, reference: Reference, compute: str) -> list[Check]:
+    """The three rungs for a decoder's session, of the reference's batch."""
+    ids, prefill, depth, checks = reference.ids, reference.prefill, reference.depth, []
+    if not session.all_positions:
+        checks.append(Check("full", UNCHECKED, note="this runtime gives the last position's logits only"))
+    elif reference.start:
+        checks.append(Check("full", UNCHECKED, note=f"longer than {LONGEST_PASS} tokens: compared through the cache"))
+    else:
+        session.reset()
+        full = session.forward(ids, all_positions=True)
+        checks.append(compare_logits("full", _flat(full), _flat(reference.logits), compute))
+    cached, expected = run_cached(session, ids, prefill, depth), reference.expected_cached()
+    checks.append(compare_logits("cached", _flat(cached), _flat(expected), compute))
+    tokens, _ = greedy(session, ids[:, : reference.prompt], reference.tokens.shape[1], depth)
+    checks.append(compare_tokens(tokens, reference, compute))
+    return checks
+
+
+def _flat(logits: np.ndarray) -> np.ndarray:
+    """[B, T, V] -> [B · T, V]."""
+    return logits.reshape(-1, logits.shape[-1])
+
+
+def compare_tokens(tokens: np.ndarray, reference: Reference, compute: str) -> Check:
+    """Judge greedy tokens [B, G]: a difference is a near-tie when the reference's margin there is within twice the limit."""
+    different = tokens != reference.tokens[:, : tokens.shape[1]]
+    if not different.any():
+        return Check("greedy", PASS, top1=1.0)
+    limit = 2 * limit_for(compute, reference.logits)
+    # of rows that differ, the one whose first difference had the widest margin
+    firsts = {row: int(np.flatnonzero(different[row])[0]) for row in np.flatnonzero(different.any(1))}
+    row = max(firsts, key=lambda r: reference.margins[r, firsts[r]])
+    first, margin = firsts[row], float(reference.margins[row, firsts[row]])
+    right = reference.tokens[row, first]
+    return Check(
+        "greedy",
+        NEAR_TIE if margin <= limit else FAIL,
+        limit=limit,
+        first_divergence=first,
+        note=f"token {first}: {tokens[row, first]} instead of {right}, whose margin was {margin:.2e}",
+    )
+
+
+def check_server(session: Session, reference: Reference, compute: str) -> list[Check]:
+    """The text that a server gives for each of the reference's prompts, against the text of the reference's own tokens.
+
+    Where they part, what the server said must be a token that the reference found nearly as good; it is then asked again after
+    the reference's token, and so on to the end. Of more than a quarter of the tokens, not even near-ties are forgiven.
+    """
+    limit, most = 2 * limit_for(compute, reference.logits), max(1, reference.tokens.shape[1] // 4)
+    return [_check_served(session, reference, row, limit, most) for row in range(len(reference.ids))]
+
+
+def _check_served(session: Session, reference: Reference, row: int, limit: float, most: int) -> Check:
+    prompt, tokens = reference.ids[row, : reference.prompt].tolist(), reference.tokens[row].tolist()
+    done, parted, first, note = 0, 0, None, ""
+    while done < len(tokens):
+        before = prompt + tokens[:done]
+        given, expected = session.serve(before, len(tokens) - done).text, session.text(before, tokens[done:])
+        at = _parts_at(session, before, tokens[done:], given)
+        if at is None:
+            break
+        logits = reference.logits[row, reference.prompt - 1 + done + at - reference.start]
+        near = np.flatnonzero(logits >= logits.max() - limit)
+        texts = [_whole(session.text(before, [*tokens[done : done + at], int(token)])) for token in near]
+        parted, place = parted + 1, done + at
+        first = place if first is None else first
+        note = note or f"token {place}: {given[:40]!r} instead of {expected[:40]!r}"
+        fitting = [text for text in texts if text and given.startswith(text)]
+        if not fitting or parted > most:
+            why = (
+                f"differs at {parted} tokens"
+                if fitting
+                else f"token {place}: {given[:40]!r} instead of {expected[:40]!r}"
+            )
+            return Check("served", FAIL, limit=limit, first_divergence=first, note=why)
+        done = place + 1
+    verdict = NEAR_TIE if parted else PASS
+    same = 1 - parted / len(tokens)
+    return Check("served", verdict, limit=limit, top1=same, first_divergence=first, note=note)
+
+
+def _whole(text: str) -> str:
+    """Without the last character where its bytes are not complete."""
+    return text.rstrip("\ufffd")
+
+
+def _parts_at(session: Session, before: list[int], tokens: list[int], given: str) -> int | None:
+    """The first token whose text is not in what was given, or None if all are."""
+    for n in range(len(tokens)):
+        if not given.startswith(_whole(session.text(before, tokens[: n + 1]))):
+            return n
+    return None
+
+
+def encoder_inputs(
+    spec: Any, length: int, *, rows: int = 3, seed: int = 0, ids: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
+    """A batch: the first row full, the second padded on the right, the third on the left, the others full.
+
+    ids: int64, taken in turn to fill the rows; random by default.
+    """
+    batch = sample_ids(spec.vocab, rows * length, seed) if ids is None else np.resize(ids, rows * length)
+    batch = batch.reshape(rows, length).astype(np.int64)
+    mask = np.ones_like(batch)
+    mask[1, length - length // 4 :] = 0
+    mask[2, : length // 3] = 0
+    return {"input_ids": batch, "attention_mask": mask, "token_type_ids": np.zeros_like(batch)}
+
+
+def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dict, compute: str) -> list[Check]:
+    """Every output of an encoder; padded positions don't count."""
+    outputs, checks = session.encode(inputs), []
+    real = inputs["attention_mask"].astype(bool)
+    for name, reference in expected.items():
+        ours = outputs[name]
+        if reference.ndim == 3:
+            ours, reference = ours[real], reference[real]
+        check = compare(name, ours, reference, compute)
+        check.top1 = check.kl_mean = check.first_divergence = None  # these are for logits
+        checks.append(check)
+    return checks
+
+
+def default_runtime(kind: str, folder: Path) -> str:
+    """What runs an artefact where nobody says: the first installed runtime that opens its format; a folder for transformers in
+    transformers where that is installed, any other checkpoint in the reference's runtime."""
+    if kind != "checkpoint":
+        return first_that_opens(kind)
+    loaded = load(folder)
+    made = get("transformers")[0]
+    fits = made.unavailable() is None and made.declines_checkpoint(loaded) is None
+    return "transformers" if fits and made.refuses(loaded.spec, Options()) is None else reference_runtime()
+
+
+def rounds_to_int8(manifest: dict[str, Any]) -> bool:
+    """Whether an artefact was made to round activations, or keys and values, to int8."""
+    return manifest.get("kv") == "int8" or bool((manifest.get("quantization") or {}).get("accuracy_level"))
+
+
+def verify(
+    artefact: str | Path,
+    against: LoadedModel,
+    *,
+    runtime: str | None = None,
+    length: int = 160,
+    generate: int = 64,
+    threads: int | None = None,
+    seed: int = 0,
+    ids: np.ndarray | None = None,
+    record: bool = True,
+) -> Verdict:
+    """Check an artefact against the model it was made from, and write the verdict into its manifest.
+
+    Args:
+        artefact: the folder.
+        against: the original, from `edgeformer.load`.
+        runtime: what runs the artefact; by default the first installed one that opens its format.
+        length: tokens compared position by position.
+        generate: greedy tokens compared.
+        threads: compute threads for both sides; the physical cores by default.
+        seed: of the random ids.
+        ids: int64 [T], compared instead of random ids (real text says more).
+        record: whether to write the verdict.
+
+    Raises:
+        ArtefactError: it is no artefact, it is damaged, or it was made from another spec.
+    """
+    folder, threads = Path(artefact), threads or physical_cores()
+    manifest = bundle.read_manifest(folder)
+    bundle.check_files(folder, manifest)
+    if digest(against.spec) != manifest["spec_digest"]:
+        raise ArtefactError(
+            f"{folder} was made from another architecture ({manifest['name']}, spec {manifest['spec_digest']}) than"
+            f" {against.name} (spec {digest(against.spec)})"
+        )
+    precision, compute, kind = manifest["precision"], manifest["compute"], manifest.get("format", "onnx")
+    compute = "int8" if rounds_to_int8(manifest) else compute
+    runtime = runtime or default_runtime(kind, folder)
+    made, variant = require(runtime)
+    if not made.takes(kind):
+        raise InputError(f"the runtime {runtime} opens {FORMATS[made.opens]}; {folder} is {FORMATS[kind]}")
+    if (refusal := made.refuses(against.spec, Options())) is not None:
+        raise InputError(f"the runtime {runtime} can't run {against.name}: {refusal}")
+    checks: list[Check] = []
+    opened: Path | LoadedModel = load(folder) if kind == "checkpoint" else folder
+    original = against
+    if bundle.has_own_bits(precision):  # the reference has to have the same bits, and those have to be the original's
+        against, stored = load(folder), precision
+        precision = "fp32"
+        checks.append(check_weights(against, original))
+    else:
+        stored = precision
+    length = min(length if ids is None else len(ids), manifest["context"])
+    if length < 4:
+        raise InputError(f"at least 4 tokens are needed to verify, got {length}")
+    if against.spec.task != "feature-extraction":
+        ids = sample_ids(against.spec.vocab, length, seed) if ids is None else np.asarray(ids[:length], np.int64)
+        prompt = min(max(length // 4, 1), 32)
+        generate = min(generate, manifest["context"] - prompt)
+        read = (
+            sample_ids(against.spec.vocab, length, seed + 1)[None] if isinstance(against.spec, EncoderDecoder) else None
+        )
+        prefix = prompt if against.spec.prefixed else None
+        shape: dict[str, Any] = dict(prompt=prompt, generate=generate, read=read, prefix=prefix)
+        reference = make_reference(against, ids, precision=precision, threads=threads, **shape)
+        capacity = max(length, prompt + generate)
+        session = made.open(opened, Options(threads=threads, capacity=capacity, variant=variant))
+        session.prefix_length = prefix
+        if read is not None:
+            session.source(read)
+        checks += check_decoder(session, reference, session.compute or compute)
+        name = reference.runtime
+        checks += check_surroundings(folder, original, session)
+        if read is None and (chat := chat_prompt(original)) is not None:
+            count = min(CHAT_TOKENS, manifest["context"] - chat.shape[1])
+            answer = make_reference(
+                against, chat[0], precision=precision, threads=threads, prompt=chat.shape[1], generate=count
+            )
+            session = made.open(opened, Options(threads=threads, capacity=chat.shape[1] + count, variant=variant))
+            tokens, _ = greedy(session, chat, count)
+            checks.append(replace(compare_tokens(tokens, answer, session.compute or compute), name="answer"))
+    else:
+        inputs, name = encoder_inputs(against.spec, length, seed=seed, ids=ids), reference_runtime()
+        expected = require(name)[0].open(against, Options(threads=threads, precision=precision)).encode(inputs)
+        session = made.open(opened, Options(threads=threads, variant=variant))
+        checks += check_encoder(session, inputs, expected, session.compute or compute)
+        checks += [c for c in check_surroundings(folder, original, session) if c.name == "tokenizer"]
+    notes = []
+    if session.compute not in (None, compute):
+        notes.append(f"computed in {session.compute} here: this says nothing about arithmetic in {compute}")
+    verdict = Verdict(overall(checks), runtime, f"{name} fp32, weights as {stored}", stored, length, checks, notes)
+    if record:
+        try:
+            bundle.write_manifest(folder, {**manifest, "verdict": verdict.as_dict()})
+        except OSError as e:
+            verdict.notes.append(f"the verdict could not be written into {folder}: {e.strerror}")
+    return verdict

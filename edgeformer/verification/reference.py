@@ -1,0 +1,140 @@
+"""What the original says: one pass, a cached run and a greedy continuation of a prompt, in float32.
+
+The reference is the same spec and weights in torch, or numpy where torch is not installed, with weights rounded to what an
+artefact stores, so that a comparison judges the runtime and the export, not the choice of precision. The rows of a batch are
+computed one by one: nothing of one can leak into another here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.inference.lookup import get, require
+from edgeformer.inference.runtime import Options, Session
+from edgeformer.layers.rope import length_dependent
+
+LONGEST_PASS = 512
+"""Longer sequences are compared through the cache only: logits of every position are too many to keep."""
+
+
+@dataclass
+class Reference:
+    """A decoder's answers. ids: int64 [B, T]; logits: float32 [B, T - start, V], of the positions from `start` on, by one pass.
+
+    A cached run takes ids in as `depth` (none if 0), then up to `prefill`, then singly. tokens: the greedy continuation of the
+    first `prompt` ids, [B, G]; margins: how far each token's logit was above the second best, [B, G]. cached: logits
+    [B, T - prefill + 1, V] by a prefill and single steps, where rotation depends on the length and one pass is not what they
+    come to.
+    """
+
+    runtime: str
+    ids: np.ndarray
+    logits: np.ndarray
+    start: int
+    prefill: int
+    prompt: int
+    tokens: np.ndarray
+    margins: np.ndarray
+    cached: np.ndarray | None = None
+    depth: int = 0
+
+    def expected_cached(self) -> np.ndarray:
+        """Logits [B, T - prefill + 1, V] that a cached run must give."""
+        return self.logits[:, self.prefill - 1 - self.start :] if self.cached is None else self.cached
+
+
+def reference_runtime() -> str:
+    """`torch` if it is installed, else `numpy`."""
+    return "torch" if get("torch")[0].unavailable() is None else "numpy"
+
+
+def sample_ids(vocab: int, count: int, seed: int = 0) -> np.ndarray:
+    """Token ids int64 [count] from a seed."""
+    return np.random.default_rng(seed).integers(0, vocab, count)
+
+
+def sample_batch(vocab: int, batch: int, count: int, seed: int = 0) -> np.ndarray:
+    """Token ids int64 [batch, count]: every row its own, the first as `sample_ids` gives it."""
+    return np.stack([sample_ids(vocab, count, seed + row) for row in range(batch)])
+
+
+def make_reference(
+    loaded: LoadedModel,
+    ids: np.ndarray,
+    *,
+    precision: str,
+    threads: int,
+    prompt: int,
+    generate: int,
+    read: np.ndarray | None = None,
+    prefix: int | None = None,
+) -> Reference:
+    """One pass over `ids` int64 [T], and `generate` greedy tokens after its first `prompt` ids; `read` int64 [1, M] is the text
+    that an encoder–decoder model is given first, `prefix` how many first tokens all see in a prefix language model."""
+    name = reference_runtime()
+    capacity = max(len(ids), prompt + generate)
+    session = require(name)[0].open(loaded, Options(threads=threads, capacity=capacity, precision=precision))
+    session.prefix_length = prefix
+    if read is not None:
+        session.source(read)
+    logits = session.forward(ids[None], all_positions=True)
+    tokens, margins = greedy(session, ids[None, :prompt], generate)
+    prefill = max(len(ids) // 2, 1)
+    cached = run_cached(session, ids[None], prefill) if length_dependent(loaded.spec) else None
+    return Reference(name, ids[None], logits, 0, prefill, prompt, tokens, margins, cached)
+
+
+def continuation(
+    loaded: LoadedModel, prompt: np.ndarray, generate: int, *, precision: str, threads: int, depth: int = 0
+) -> Reference:
+    """Prompts int64 [B, P] and their own greedy continuations: exactly what a benchmark's row runs.
+
+    The first `depth` of the P ids are what is in the cache before the row's clock starts.
+    """
+    name = reference_runtime()
+    count = prompt.shape[1]
+    session = require(name)[0].open(loaded, Options(threads=threads, capacity=count + generate, precision=precision))
+    start = 0 if count + generate <= LONGEST_PASS else count - 1
+    split = length_dependent(loaded.spec)
+    rows = []
+    for row in prompt[:, None]:
+        tokens, margins = greedy(session, row, generate)
+        ids = np.concatenate([row, tokens], 1)
+        session.reset()
+        if start == 0:
+            logits = session.forward(ids, all_positions=True)
+        else:
+            logits = run_cached(session, ids, count)
+        cached = run_cached(session, ids, count, depth) if split else None
+        rows.append((ids, logits, tokens, margins, cached))
+    ids, logits, tokens, margins = (np.concatenate([row[i] for row in rows]) for i in range(4))
+    cached = np.concatenate([row[4] for row in rows]) if split else None
+    return Reference(name, ids, logits, start, count, count, tokens, margins, cached, depth)
+
+
+def run_cached(session: Session, ids: np.ndarray, prefill: int, depth: int = 0) -> np.ndarray:
+    """Logits [B, T - prefill + 1, V] of a prefill's last token (after `depth` ids before it) and single steps."""
+    session.reset()
+    if depth:
+        session.forward(ids[:, :depth])
+    rows = [session.forward(ids[:, depth:prefill])]
+    return np.stack(rows + [session.forward(ids[:, i : i + 1]) for i in range(prefill, ids.shape[1])], 1)
+
+
+def greedy(session: Session, prompt: np.ndarray, count: int, depth: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """`count` greedy tokens after prompts [B, P], and each one's margin over the second best, both [B, count]."""
+    session.reset()
+    if depth:
+        session.forward(prompt[:, :depth])
+    logits = session.forward(prompt[:, depth:])
+    tokens, margins = [], []
+    for i in range(count):
+        best = np.partition(logits, -2, axis=-1)
+        tokens.append(logits.argmax(-1))
+        margins.append(best[:, -1] - best[:, -2])
+        if i + 1 < count:
+            logits = session.forward(tokens[-1][:, None])
+    return np.stack(tokens, 1).astype(np.int64), np.stack(margins, 1).astype(np.float64)

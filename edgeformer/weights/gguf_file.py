@@ -1,0 +1,257 @@
+"""GGUF files, read lazily: metadata, and where each tensor lies. Q4_0 and Q8_0 are q4 and q8 in another order of bytes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgeformer.errors import CheckpointError, RuntimeUnavailable
+from edgeformer.files.limits import MAX_SIZE
+from edgeformer.files.quoting import shown
+from edgeformer.weights.formats import GROUP, QUANTIZED, Format, QuantizedTensor, pack, unpack
+from edgeformer.weights.gguf_header import read_gguf_header
+from edgeformer.weights.safetensors_file import DTYPES, StoredTensor, check_finite, read_raw
+
+TYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
+BLOCKS = {"Q4_0": QUANTIZED["q4"], "Q8_0": QUANTIZED["q8"]}
+
+
+def _scheme(types: Iterable[str]) -> str:
+    """What llama.cpp calls a kind of quantization."""
+    kinds = {
+        "K-quants"
+        if name.endswith("_K")
+        else "I-quants"
+        if name.startswith("IQ")
+        else "MXFP4"
+        if name == "MXFP4"
+        else name
+        for name in types
+    }
+    return " and ".join(sorted(kinds))
+
+
+def require_gguf() -> Any:
+    """The package `gguf`.
+
+    Raises:
+        RuntimeUnavailable: it is not installed; the message has the install line.
+    """
+    try:
+        import gguf
+    except ImportError as e:
+        raise RuntimeUnavailable('GGUF files need the package gguf; pip install "edgeformer[gguf]"') from e
+    return gguf
+
+
+@dataclass(frozen=True)
+class GgufPlain(StoredTensor):
+    """A tensor that isn't quantized. `heads`: of how many heads its rows are in llama.cpp's order of rotated channels."""
+
+    heads: int = 0
+
+    @property
+    def raw(self) -> bool:
+        return not self.heads
+
+    def read(self) -> np.ndarray:
+        return separated(read_raw(self, DTYPES[self.dtype], self.shape), self.heads)
+
+
+@dataclass(frozen=True)
+class GgufTensor(QuantizedTensor):
+    """Blocks of a scale and 32 codes."""
+
+    heads: int = 0
+
+    def quantized(self) -> tuple[np.ndarray, np.ndarray]:
+        raw = read_raw(self, np.dtype(np.uint8), (*self.shape[:-1], -1))
+        packed, scales = from_blocks(raw, self.format)
+        check_finite(self, np.ascontiguousarray(scales).reshape(-1))
+        return separated(packed, self.heads), separated(scales, self.heads)
+
+
+def to_blocks(packed: np.ndarray, scales: np.ndarray, format: Format) -> np.ndarray:
+    """GGUF's bytes `[rows, groups · block]` of packed codes and scales.
+
+    Q4_0 keeps the first 16 codes of a block in the low halves of its bytes and the last 16 in the high ones; Q8_0 keeps
+    code − 128 as a signed byte.
+    """
+    codes = unpack(packed, format).reshape(*scales.shape, GROUP)
+    body = codes[..., :16] | (codes[..., 16:] << 4) if format.bits == 4 else codes ^ np.uint8(0x80)
+    head = np.ascontiguousarray(scales).view(np.uint8).reshape(*scales.shape, 2)
+    return np.concatenate([head, body], -1).reshape(*scales.shape[:-1], -1)
+
+
+def from_blocks(raw: np.ndarray, format: Format) -> tuple[np.ndarray, np.ndarray]:
+    """The inverse of `to_blocks`."""
+    blocks = raw.reshape(*raw.shape[:-1], -1, 2 + GROUP * format.bits // 8)
+    scales = np.ascontiguousarray(blocks[..., :2]).view(np.float16)[..., 0]
+    body = blocks[..., 2:]
+    codes = np.concatenate([body & 15, body >> 4], -1) if format.bits == 4 else body ^ np.uint8(0x80)
+    return pack(codes.reshape(*raw.shape[:-1], -1), format), scales
+
+
+def interleaved(x: np.ndarray, heads: int) -> np.ndarray:
+    """Rows so that channels rotated together are neighbours: [heads, 2, d/2] -> [heads, d/2, 2]. heads = 0 changes nothing."""
+    if not heads:
+        return x
+    return np.ascontiguousarray(x.reshape(heads, 2, -1, *x.shape[1:]).swapaxes(1, 2)).reshape(x.shape)
+
+
+def separated(x: np.ndarray, heads: int) -> np.ndarray:
+    """The inverse of `interleaved`."""
+    if not heads:
+        return x
+    return np.ascontiguousarray(x.reshape(heads, -1, 2, *x.shape[1:]).swapaxes(1, 2)).reshape(x.shape)
+
+
+_PART = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+_KNOWN_PREFIXES = ("general.", "tokenizer.", "split.", "quantize.imatrix.")
+
+
+def parts_of(file: Path) -> list[Path]:
+    """The files of a GGUF model as its name tells them: all parts of a split one (`NAME-00001-of-00003.gguf`), or itself."""
+    found = _PART.fullmatch(file.name)
+    if found is None:
+        return [file]
+    count = int(found["count"])
+    return [file.with_name(f"{found['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
+
+
+class Reader:
+    """The metadata and tensors of a file, or of all files of a split one. Keys are named without the architecture's prefix; those
+    that nobody read are known.
+
+    Raises:
+        CheckpointError: no GGUF file, a part of a split one that is missing, no model (an adapter, a projector), or tensor types
+            that can't be read (all are named).
+    """
+
+    def __init__(self, file: Path):
+        self.file, self._read = file, set()
+        opened = read_gguf_header(file)
+        count = opened.fields.get("split.count", 1)
+        if type(count) is not int or count < 0:
+            raise CheckpointError(f"{file}: split.count is {shown(count)}, no number of files")
+        self.files = parts_of(file) if count > 1 else [file]
+        if len(self.files) != count:
+            raise CheckpointError(
+                f"{file} is one of the {count} files of a split GGUF model, and its name says no number:"
+                f" NAME-00001-of-{count:05d}.gguf is expected"
+            )
+        if missing := [f.name for f in self.files if not f.exists()]:
+            raise CheckpointError(
+                f"{file} is one of the {count} files of a split GGUF model; {', '.join(missing)} missing beside it"
+            )
+        self._headers = {f: opened if f == file else read_gguf_header(f) for f in self.files}
+        self.fields = self._headers[self.files[0]].fields
+        self.architecture = str(self.fields.get("general.architecture", ""))
+        kind = self.fields.get("general.type", "model")
+        if kind != "model":
+            raise CheckpointError(f"{file} holds no model but a GGUF {shown(kind)} (general.type), which can't be read")
+        self._tensors = {t.name: (t, f) for f, header in self._headers.items() for t in header.tensors.values()}
+        told = self.fields.get("split.tensors.count")
+        if told is not None and told != len(self._tensors):
+            raise CheckpointError(
+                f"{file}: its {count} files hold {len(self._tensors)} tensors, and it announces {shown(told)}"
+            )
+        known = (*TYPES, *BLOCKS)
+        others: dict[str, int] = {}
+        for t, _ in self._tensors.values():
+            if t.type not in known:
+                others[t.type] = others.get(t.type, 0) + 1
+        if others:
+            listed = ", ".join(f"{name} ({count} tensors)" for name, count in sorted(others.items()))
+            scheme = _scheme(others)
+            raise CheckpointError(
+                f"{file} is quantized in llama.cpp's {scheme}: {listed}. edgeformer reads {', '.join(known)}, whose groups every"
+                " runtime holds exactly; convert the original model instead"
+            )
+
+    def below(self, prefix: str) -> dict[str, Any]:
+        """All metadata below a prefix, by the rest of its key."""
+        return {k.removeprefix(prefix): v for k, v in self.fields.items() if k.startswith(prefix)}
+
+    def strangers(self) -> list[str]:
+        """Keys that belong neither to the architecture nor to what every file has."""
+        known = (*_KNOWN_PREFIXES, f"{self.architecture}.")
+        return sorted(k for k in self.fields if not k.startswith(known))
+
+    def _value(self, key: str, default: Any) -> Any:
+        self._read.add(key)
+        value = self.fields.get(f"{self.architecture}.{key}", default)
+        if value is None:
+            raise CheckpointError(f"{self.file} has no {self.architecture}.{key}")
+        return value
+
+    def size(self, key: str, default: int | None = None) -> int:
+        """A whole number; the file must say it if there is no default."""
+        value = self._value(key, default)
+        if type(value) is not int or not 0 < value <= MAX_SIZE:
+            raise CheckpointError(
+                f"{self.file}: {self.architecture}.{key} is {shown(value)}, one whole number from 1 to {MAX_SIZE:,} is supported"
+            )
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        """A number. Stored in float32: the shortest decimal that float32 reads so (1e-05, not 9.99999974e-06)."""
+        value = self._value(key, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+            raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {shown(value)}, one number is supported")
+        return float(str(np.float32(value)))
+
+    def text(self, key: str, default: str) -> str:
+        """A string."""
+        value = self._value(key, default)
+        if not isinstance(value, str):
+            raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {shown(value)}, a text is supported")
+        return value
+
+    def ignore(self, *keys: str) -> None:
+        """Keys that say nothing new."""
+        self._read.update(keys)
+
+    def unread(self) -> list[str]:
+        """The architecture's keys that nobody has read."""
+        prefix = self.architecture + "."
+        return sorted(k for k in self.fields if k.startswith(prefix) and k.removeprefix(prefix) not in self._read)
+
+    def has(self, tensor: str) -> bool:
+        """Whether there is such a tensor."""
+        return tensor in self._tensors
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        """A tensor's shape, outermost first."""
+        if tensor not in self._tensors:
+            raise CheckpointError(f"{self.file} has no tensor {tensor}")
+        return self._tensors[tensor][0].shape
+
+    def rows(self, table: str) -> int:
+        """How many rows a matrix has."""
+        shape = self.shape(table)
+        if len(shape) != 2:
+            raise CheckpointError(f"{self.file}: the tensor {table} is {list(shape)}, no matrix")
+        return shape[0]
+
+    def read(self, tensor: str) -> np.ndarray:
+        """A tensor's values."""
+        return self.tensor(tensor).read()
+
+    def tensor(self, name: str, heads: int = 0) -> StoredTensor:
+        """Where a tensor lies."""
+        (t, file), shape = self._tensors[name], self.shape(name)
+        place, state = (name, file, t.offset, t.nbytes), self._headers[file].state
+        if (format := BLOCKS.get(t.type)) is not None:
+            return GgufTensor(*place, format.name.upper(), shape, format, heads, identity=state)
+        return GgufPlain(*place, TYPES[t.type], shape, heads, identity=state)
+
+    def names(self) -> list[str]:
+        """All tensors."""
+        return list(self._tensors)

@@ -1,0 +1,296 @@
+"""`export --to gguf`: a folder with `model.gguf`, for llama.cpp and everything built on it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import edgeformer
+from edgeformer import discover
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.artefact import Exported, write_surroundings, writing_from
+from edgeformer.checkpoint.companions.generation import generation_defaults
+from edgeformer.checkpoint.companions.tokenizer import has_tokenizer
+from edgeformer.checkpoint.gguf_archs._common import ROPE_FACTORS
+from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.errors import ExportError
+from edgeformer.exporters.gguf.tokenizer import check_in_llama_cpp, tokenizer_limits, tokenizer_metadata
+from edgeformer.exporters.onnx.filling import Progress
+from edgeformer.models._shape import Unmapped
+from edgeformer.spec import Model, tensors
+from edgeformer.spec.serialization import digest, to_json
+from edgeformer.weights.binding import Source, Weights, stored_part
+from edgeformer.weights.formats import QUANTIZED, QuantizedTensor
+from edgeformer.weights.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
+from edgeformer.weights.parts import Part
+from edgeformer.weights.rounding import GROUP_PRECISIONS, bits_per_weight, group_format, in_groups, stored_precision
+from edgeformer.weights.safetensors_file import DTYPES
+
+MODEL_FILE = "model.gguf"
+PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+PRECISIONS = (*PLAIN, *GROUP_PRECISIONS)
+_FILE_TYPES = {"fp32": 0, "fp16": 1, "q4": 2, "q8": 7, "bf16": 32, "mixed": 1024}
+_COMPUTE = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
+"""What llama.cpp rounds activations to: the weights' type; for quantized weights int8."""
+
+
+def export_gguf(
+    loaded: LoadedModel,
+    output: str | os.PathLike,
+    *,
+    precision: str | None = None,
+    keep: Sequence[str] = (),
+    no_tokenizer: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a GGUF artefact.
+
+    Args:
+        loaded: the model, from `edgeformer.load`.
+        output: folder to write; it appears when complete.
+        precision: fp32, fp16, bf16; q4 (Q4_0) or q8 (Q8_0), embedding and head too. By default what the checkpoint is stored
+            in. Norms and biases are float32 always.
+        keep: patterns of tensors that q4 and q8 leave as they are.
+        no_tokenizer: write no tokenizer.
+        force: replace a folder that is no artefact.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        ExportError: llama.cpp has no architecture or tokenizer for it (the message says which part), or it can't be written.
+        RuntimeUnavailable: the package gguf is not installed.
+    """
+    gguf = require_gguf()
+    spec = loaded.spec
+    weights, precision = _planned(spec, loaded.require_weights(), precision, keep)
+    name, metadata, arch = architecture(spec)
+    tokenizer, remarks, limits = {}, [], None
+    if not no_tokenizer:
+        if not has_tokenizer(loaded.around):
+            raise ExportError(f"{loaded.name} has no tokenizer; --no-tokenizer writes the weights alone")
+        tokenizer, remarks = tokenizer_metadata(loaded.around, spec.vocab)
+        limits = tokenizer_limits(loaded.around)
+    written = list(
+        _tensors(spec, weights.sources, arch, precision, getattr(arch, "rope_factors", lambda _: None)(spec))
+    )
+    with writing_from(loaded, Path(output), force=force) as folder:
+        writer = gguf.GGUFWriter(str(folder / MODEL_FILE), name)
+        _say(gguf, writer, {"general.name": Path(loaded.name).resolve().name})
+        _say(gguf, writer, {"general.file_type": _FILE_TYPES[precision], "general.quantization_version": 2})
+        _say(gguf, writer, {f"general.sampling.{key}": value for key, value in _sampling(loaded).items()})
+        _say(gguf, writer, {f"{name}.{key}": value for key, value in metadata.items()})
+        _say(gguf, writer, tokenizer or {"tokenizer.ggml.model": "no_vocab"})
+        _write(gguf, writer, written, progress)
+        remarks += write_surroundings(loaded, folder)
+        if tokenizer:
+            check_in_llama_cpp(loaded.around, folder / MODEL_FILE)
+        quantized = bundle.has_own_bits(precision)
+        coarse = getattr(arch, "COMPUTE", {})
+        bits = {name: _plain_bits(source, precision) for name, source in weights.sources.items()}
+        manifest = {
+            "edgeformer": edgeformer.__version__,
+            "format": "gguf",
+            "name": Path(loaded.name).resolve().name,
+            "task": spec.task,
+            "spec": to_json(spec),
+            "spec_digest": digest(spec),
+            "weights_digest": loaded.weights_digest(),
+            "precision": precision,
+            "compute": _COMPUTE.get(precision, "int8") if precision not in coarse else coarse[precision],
+            "quantization": {
+                **(loaded.quantization or {"method": "rtn"}),
+                "bits_per_weight": bits_per_weight(weights, bits),
+            }
+            if quantized
+            else None,
+            "target": name,
+            "tokenizer": limits,
+            "context": spec.context,
+            "files": bundle.sizes(folder),
+            "linked": {},
+            "verdict": None,
+        }
+        bundle.write_manifest(folder, manifest)
+    notes = [*loaded.notes, *remarks]
+    if precision in coarse:
+        notes.append(
+            f"llama.cpp's {name} computes its activation from a table of fp16 values: verdicts use fp16's limit"
+        )
+    if quantized:
+        notes.append(
+            "llama.cpp rounds activations to int8 where weights are quantized: its logits differ from the others'"
+        )
+    return Exported(Path(output), manifest, notes)
+
+
+def _sampling(loaded: LoadedModel) -> dict[str, Any]:
+    """How the model's makers sample, as llama.cpp's tools take it for their defaults; empty where they don't say."""
+    sampling = generation_defaults(loaded.around).sampling
+    found: dict[str, Any] = {}
+    if sampling.temperature:
+        found = {"temp": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+        found |= {"min_p": sampling.min_p} if sampling.min_p else {}
+    if sampling.rules is not None and sampling.rules.repetition_penalty != 1:
+        found["penalty_repeat"] = sampling.rules.repetition_penalty
+    return found
+
+
+def architecture(spec: Model) -> tuple[str, dict[str, Any], ModuleType]:
+    """llama.cpp's first architecture that holds the spec: name, metadata, module.
+
+    Raises:
+        ExportError: there is none; why, one by one.
+    """
+    reasons = []
+    for name, module in discover.each("edgeformer.checkpoint.gguf_archs"):
+        with discover.sparing("edgeformer.checkpoint.gguf_archs", name):
+            try:
+                return name, module.metadata(spec), module
+            except Unmapped as e:
+                reasons.append(f"{name}: {e}")
+    raise ExportError(f"edgeformer doesn't write this architecture as GGUF yet: {'; '.join(reasons)}")
+
+
+def _planned(spec: Model, weights: Weights, precision: str | None, keep: Sequence[str]) -> tuple[Weights, str]:
+    if precision is None:
+        precision = group_format(weights) or stored_precision(weights)
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision {precision!r} is not known for GGUF; it is one of {', '.join(PRECISIONS)}")
+    if precision not in PLAIN:
+        return in_groups(spec, weights, precision, keep), precision
+    if keep:
+        raise ExportError(f"--keep is for {' and '.join(QUANTIZED)}")
+    return weights, precision
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    """A tensor of the file: type and shape are known before it is made."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: str
+    make: Any
+
+
+def _tensors(
+    spec: Model, sources: dict[str, Source], arch: ModuleType, precision: str, factors: np.ndarray | None
+) -> Iterator[_Tensor]:
+    """In the model's order; those that llama.cpp holds as one are joined along their rows."""
+    found: dict[str, list[tuple[int, str]]] = {}
+    for name in tensors(spec):
+        part = stored_part(arch.NAMES, name)
+        if part.name == name:
+            raise ExportError(f"llama.cpp's {arch.__name__.rsplit('.', 1)[-1]} has no place for the tensor {name}")
+        assert isinstance(part, Part)  # what these types store is whole, or equal slices
+        found.setdefault(part.name, []).append((part.index, name))
+    heads = _interleaved_heads(spec, arch)
+    if factors is not None:
+        yield _Tensor(ROPE_FACTORS, factors.shape, "F32", lambda: factors)
+    for full, parts in found.items():
+        members = [sources[name] for _, name in sorted(parts)]
+        turned = [heads.get(name, 0) for _, name in sorted(parts)]
+        shape = (sum(s.shape[0] for s in members), *members[0].shape[1:])
+        formats = {s.stored.format if isinstance(s.stored, QuantizedTensor) else None for s in members}
+        if len(formats) > 1:
+            raise ExportError(
+                f"{full} holds several maps in one, and they are of different formats; quantize them alike"
+            )
+        format = formats.pop() if precision not in PLAIN else None
+        if format is not None:
+            kind = next(k for k, f in BLOCKS.items() if f == format)
+        else:
+            kind = "F32" if len(shape) == 1 else PLAIN.get(precision) or _unquantized(members)
+        make = lambda members=members, turned=turned, kind=kind: _made(members, turned, kind)  # noqa: E731
+        yield _Tensor(full, shape, kind, make)
+
+
+def _plain_bits(source: Source, precision: str) -> int:
+    """Bits of a weight that isn't quantized."""
+    kind = "F32" if len(source.shape) == 1 else PLAIN.get(precision) or _unquantized([source])
+    return 8 * DTYPES[kind].itemsize
+
+
+def _unquantized(members: list[Source]) -> str:
+    """The type of a matrix that stays plain among quantized ones: as stored (F32 of what is only readable so)."""
+    return members[0].stored.dtype if members[0].stored.dtype in DTYPES else "F32"
+
+
+def _interleaved_heads(spec: Model, arch: ModuleType) -> dict[str, int]:
+    """Canonical tensor name -> how many heads' rows have to be reordered."""
+    from edgeformer.layers.gqa import GQA
+    from edgeformer.spec import layers
+
+    counts = {}
+    for path, layer, _ in layers(spec):
+        for name in getattr(arch, "INTERLEAVED", ()):
+            leaf = name.rsplit(".", 1)[-1]
+            if isinstance(layer, GQA) and path.endswith(name.rsplit(".", 1)[0]):
+                for kind in ("weight", "bias"):
+                    counts[f"{path}.{leaf}.{kind}"] = layer.heads if leaf == "q" else layer.kv_heads
+    return counts
+
+
+def _made(members: list[Source], heads: list[int], kind: str) -> np.ndarray:
+    if kind in BLOCKS:
+        rows = []
+        for source, count in zip(members, heads, strict=True):
+            assert isinstance(source.stored, QuantizedTensor)
+            packed, scales = (interleaved(x, count) for x in source.stored.quantized())
+            rows.append(to_blocks(packed, scales, BLOCKS[kind]))
+        return np.concatenate(rows) if len(rows) > 1 else rows[0]
+    arrays = [interleaved(s.read(), count) for s, count in zip(members, heads, strict=True)]
+    x = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
+    if kind == "F16" and np.abs(x.astype(np.float32)).max(initial=0) > 65504:
+        raise ExportError("a weight is larger than fp16 can hold (65504); export with --precision fp32 or bf16")
+    return x.astype(DTYPES[kind], copy=False)
+
+
+def _say(gguf: Any, writer: Any, metadata: dict[str, Any]) -> None:
+    """Metadata values by their Python types."""
+    kinds = gguf.GGUFValueType
+    for key, value in metadata.items():
+        match value:
+            case bool():
+                writer.add_key_value(key, value, kinds.BOOL)
+            case int():
+                writer.add_key_value(key, value, kinds.UINT32)
+            case float():
+                writer.add_key_value(key, value, kinds.FLOAT32)
+            case str():
+                writer.add_key_value(key, value, kinds.STRING)
+            case _:
+                writer.add_array(key, value)
+
+
+def _write(gguf: Any, writer: Any, written: list[_Tensor], progress: Progress | None) -> None:
+    """Header first, then one tensor at a time."""
+    types = gguf.GGMLQuantizationType
+    sizes = []
+    for t in written:
+        block, size = gguf.GGML_QUANT_SIZES[types[t.kind]]
+        count = int(np.prod(t.shape))
+        sizes.append(count // block * size)
+        shape = t.shape if t.kind not in BLOCKS else (*t.shape[:-1], t.shape[-1] // block * size)
+        dtype = np.dtype(np.uint8) if t.kind in BLOCKS else np.dtype(np.float32 if t.kind == "F32" else np.float16)
+        raw = None if t.kind in ("F32", "F16") else types[t.kind]
+        writer.add_tensor_info(t.name, shape, dtype, sizes[-1], raw_dtype=raw)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    done = 0
+    for t, size in zip(written, sizes, strict=True):
+        writer.write_tensor_data(np.ascontiguousarray(t.make()).reshape(-1).view(np.uint8))
+        done += size
+        if progress is not None:
+            progress(done, sum(sizes))
+    writer.close()
+
+
+EXPORTER = export_gguf

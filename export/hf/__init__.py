@@ -1,0 +1,1 @@
+"""Hugging Face checkpoints, as transformers reads them."""

@@ -1,0 +1,172 @@
+"""`export --to hf`: a folder that transformers loads, for any spec that one of the families can say."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+import edgeformer
+from edgeformer import discover
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.artefact import Exported, write_surroundings, writing_from
+from edgeformer.checkpoint.companions.special import special_ids
+from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.errors import ExportError
+from edgeformer.exporters.onnx.filling import Progress
+from edgeformer.layers.encoder import Encoder
+from edgeformer.models._config import HfConfig
+from edgeformer.models._shape import Unmapped
+from edgeformer.spec import Model, tensors
+from edgeformer.spec.serialization import digest, to_json
+from edgeformer.weights.binding import Source, name_map, stored_part
+from edgeformer.weights.parts import Cut, Stack
+from edgeformer.weights.rounding import stored_precision
+from edgeformer.weights.safetensors_file import DTYPES
+from edgeformer.weights.safetensors_writer import Group, write_shards
+
+TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+_TORCH = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
+
+
+def export_hf(
+    loaded: LoadedModel,
+    output: str | os.PathLike,
+    *,
+    precision: str | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write a Hugging Face folder: `config.json`, `model.safetensors` under transformers' names, the tokenizer.
+
+    Args:
+        loaded: the model, from `edgeformer.load`.
+        output: folder to write; it appears when complete.
+        precision: fp32, fp16 or bf16; by default the widest type that is stored (quantized weights: fp32, which holds them
+            exactly).
+        force: replace a folder that is no artefact.
+        progress: called with (bytes done, bytes in all).
+
+    Raises:
+        ExportError: no family of transformers can hold the spec (the message says why for each), or it can't be written.
+    """
+    spec, weights = loaded.spec, loaded.require_weights()
+    if precision is None:
+        precision = stored_precision(weights)
+    if precision not in TYPES:
+        raise ExportError(f"precision {precision!r} is not known for transformers; it is one of {', '.join(TYPES)}")
+    config, family = family_config(spec)
+    config |= special_ids(loaded.around).as_config()
+    config["dtype"] = _TORCH[precision]
+    groups = _groups(spec, weights.sources, family, DTYPES[TYPES[precision]])
+    with writing_from(loaded, Path(output), force=force) as folder:
+        write_shards(folder, groups, {"format": "pt"}, progress)
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+        surrounded = write_surroundings(loaded, folder)
+        manifest = {
+            "edgeformer": edgeformer.__version__,
+            "format": "checkpoint",
+            "name": Path(loaded.name).resolve().name,
+            "task": spec.task,
+            "spec": to_json(spec),
+            "spec_digest": digest(spec),
+            "weights_digest": loaded.weights_digest(),
+            "precision": precision,
+            "compute": "fp32",
+            "target": config["model_type"],
+            "context": spec.context,
+            "files": bundle.sizes(folder),
+            "linked": {},
+            "verdict": None,
+        }
+        bundle.write_manifest(folder, manifest)
+    return Exported(Path(output), manifest, [*loaded.notes, *surrounded])
+
+
+def family_config(spec: Model) -> tuple[dict[str, Any], ModuleType]:
+    """The config.json of the first family that can say the spec, and the family.
+
+    It is read back before it is believed: the family's own reader has to make the same spec of it.
+
+    Raises:
+        ExportError: there is none; why, family by family.
+    """
+    reasons = []
+    for name, family in discover.each("edgeformer.models"):
+        with discover.sparing("edgeformer.models", name):
+            say: Callable[[Model], dict[str, Any]] | None = getattr(family, "config", None)
+            if say is None:
+                continue
+            try:
+                config = say(spec)
+            except Unmapped as e:
+                reasons.append(f"{name}: {e}")
+                continue
+            again = family.spec(HfConfig(dict(config), f"the {name} config of this spec"))
+            if _comparable(again) == _comparable(spec):
+                return config, family
+            reasons.append(f"{name}: its config would say another architecture")
+    raise ExportError(f"edgeformer doesn't write this architecture as a transformers folder yet: {'; '.join(reasons)}")
+
+
+def _comparable(spec: Model) -> Any:
+    """The spec's JSON without what changes no answer of a trained model, or isn't transformers' business."""
+
+    def stripped(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: stripped(v) for k, v in value.items() if k not in ("init", "dropout", "pooling")}
+        return [stripped(v) for v in value] if isinstance(value, list) else value
+
+    return stripped(to_json(spec))
+
+
+def _groups(spec: Model, sources: dict[str, Source], family: ModuleType, dtype: np.dtype) -> list[Group]:
+    """Tensors under the family's names: those of several parts are put together again."""
+    prefix = next(iter(getattr(family, "PREFIXES", ("",))))
+    if isinstance(spec, Encoder) and spec.pooler:
+        prefix = ""  # the bare model's own names
+    names, found, groups = name_map(family, spec), {}, []
+
+    def full(name: str) -> str:
+        return name if name.startswith(getattr(family, "UNPREFIXED", "lm_head.")) else prefix + name
+
+    for name in tensors(spec):
+        part = stored_part(names, name)
+        if isinstance(part, Stack):
+            shape = part.part_shape(sources[name].shape)
+            make = lambda part=part, name=name: [  # noqa: E731
+                np.ascontiguousarray(x) for x in part.parts(_read(sources, name, dtype))
+            ]
+            groups.append(Group({full(n): (dtype, shape) for n in part.names()}, make))
+        else:
+            found.setdefault(full(part.name), []).append((part, name))
+    for stored, parts in found.items():
+        shape = parts[0][0].whole(sources[parts[0][1]].shape)
+        make = lambda parts=parts, shape=shape: [_joined(parts, shape, sources, dtype)]  # noqa: E731
+        groups.append(Group({stored: (dtype, shape)}, make))
+    return groups
+
+
+def _joined(
+    parts: list[tuple[Cut, str]], shape: tuple[int, ...], sources: dict[str, Source], dtype: np.dtype
+) -> np.ndarray:
+    """A stored tensor put together from what it holds."""
+    whole = np.empty(shape, dtype)
+    for part, name in parts:
+        part.put(whole, _read(sources, name, dtype))
+    return whole
+
+
+def _read(sources: dict[str, Source], name: str, dtype: np.dtype) -> np.ndarray:
+    x = sources[name].read()
+    if dtype == np.float16 and np.abs(x.astype(np.float32)).max(initial=0) > 65504:
+        raise ExportError(f"{name} holds a weight larger than fp16 can hold (65504); use --precision fp32 or bf16")
+    return x.astype(dtype, copy=False)
+
+
+EXPORTER = export_hf

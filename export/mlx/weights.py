@@ -1,0 +1,226 @@
+"""What an mlx-lm folder's tensors are made of: plain numbers, MLX's own affine quantization, or our groups kept bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import numpy as np
+
+from edgeformer.checkpoint.saving import as_numpy
+from edgeformer.errors import ExportError, RuntimeUnavailable
+from edgeformer.spec import Linear, Model, Stacked, Table, leaves
+from edgeformer.weights.affine import GROUP_SIZES, AffineTensor
+from edgeformer.weights.binding import Source, Weights
+from edgeformer.weights.formats import GROUP, QUANTIZED, Format, QuantizedTensor
+from edgeformer.weights.rounding import GROUP_PRECISIONS, group_format, in_groups
+from edgeformer.weights.safetensors_file import DTYPES
+from edgeformer.weights.safetensors_writer import Group
+
+PLAIN = {"fp32": DTYPES["F32"], "fp16": DTYPES["F16"], "bf16": DTYPES["BF16"]}
+PRECISIONS = (*PLAIN, "4bit", "8bit", *GROUP_PRECISIONS)
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """MLX's own: what `mlx.core.quantize` is told, and the type of scales and of what isn't quantized."""
+
+    bits: int
+    group_size: int
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How every tensor is held. `own`: MLX's quantization; None where weights are plain, or groups of ours (`same_bits`)."""
+
+    precision: str
+    weights: Weights
+    dtype: str
+    own: Quantization | None
+    same_bits: bool = False
+
+    def label(self) -> str:
+        """The precision as manifests name it."""
+        return self.precision if self.own is None else f"{self.precision}-g{self.own.group_size}"
+
+
+@dataclass
+class Made:
+    """Groups to write, what `quantization` in the config says, and the maps that stay plain though others don't."""
+
+    groups: list[Group]
+    settings: dict[str, Any]
+    left: set[str]
+
+
+def plan(
+    spec: Model,
+    weights: Weights,
+    precision: str | None,
+    group_size: int | None,
+    dtype: str | None,
+    keep: Sequence[str] = (),
+) -> Plan:
+    """Decide it; see `export_mlx` for the arguments.
+
+    Raises:
+        ExportError: an unknown precision, type or group size, or one that these weights can't give.
+        RuntimeUnavailable: quantizing MLX's way needs MLX.
+    """
+    ours = group_format(weights)
+    if dtype is not None and dtype not in PLAIN:
+        raise ExportError(f"dtype {dtype!r} is not known; it is one of {', '.join(PLAIN)}")
+    if (precision or ours) in GROUP_PRECISIONS:
+        return _same_bits(spec, weights, precision or str(ours), group_size, dtype, keep)
+    if keep:
+        raise ExportError(f"--keep is for {' and '.join(QUANTIZED)}")
+    precision, group_size = _defaults(weights.sources, precision, group_size)
+    if precision not in PLAIN and dtype is None:
+        dtype = _stored_precision(weights.sources)
+    own = _quantization(precision, group_size, dtype)
+    if own is not None and ours is not None:
+        raise ExportError(
+            f"the checkpoint is quantized already ({ours}), so --precision {precision} would round it twice; export it as"
+            f" {ours}, or quantize the original"
+        )
+    return Plan(precision, weights, precision if own is None else str(dtype), own)
+
+
+def _same_bits(
+    spec: Model,
+    weights: Weights,
+    precision: str,
+    group_size: int | None,
+    dtype: str | None,
+    keep: Sequence[str],
+) -> Plan:
+    if group_size not in (None, GROUP):
+        raise ExportError(
+            f"{precision} has groups of {GROUP}, so --group-size {group_size} can't be; 4bit and 8bit take it"
+        )
+    if dtype == "bf16":
+        raise ExportError(
+            f"bf16 can't hold {precision}'s fp16 scales, so the bits would differ; use --dtype fp16 or fp32"
+        )
+    return Plan(precision, in_groups(spec, weights, precision, keep), dtype or "fp16", None, same_bits=True)
+
+
+def _defaults(sources: dict[str, Source], precision: str | None, group_size: int | None) -> tuple[str, int]:
+    """Precision and group size, where not given those of the checkpoint."""
+    affine = [s.stored for s in sources.values() if isinstance(s.stored, AffineTensor)]
+    if precision is None:
+        precision = f"{affine[0].bits}bit" if affine else _stored_precision(sources)
+    if group_size is None:
+        group_size = affine[0].group_size if affine and precision == f"{affine[0].bits}bit" else 64
+    return precision, group_size
+
+
+def _stored_precision(sources: dict[str, Source]) -> str:
+    """The widest type that is stored."""
+    types = {source.stored.dtype for source in sources.values()}
+    return next(
+        (precision for precision, t in (("fp32", "F32"), ("bf16", "BF16"), ("fp16", "F16")) if t in types), "fp32"
+    )
+
+
+def _quantization(precision: str, group_size: int, dtype: str | None) -> Quantization | None:
+    if precision not in PRECISIONS:
+        raise ExportError(f"precision {precision!r} is not known for MLX; it is one of {', '.join(PRECISIONS)}")
+    if precision in PLAIN:
+        if dtype is not None:
+            raise ExportError(f"--dtype is for 4bit and 8bit; --precision {precision} already says it")
+        return None
+    assert dtype is not None
+    if group_size not in GROUP_SIZES:
+        raise ExportError(f"group size {group_size} is not MLX's; it is one of {', '.join(map(str, GROUP_SIZES))}")
+    try:
+        version("mlx")
+    except PackageNotFoundError:
+        raise RuntimeUnavailable('quantizing for MLX needs the package mlx; pip install "edgeformer[mlx]"') from None
+    return Quantization(int(precision.removesuffix("bit")), group_size, PLAIN[dtype])
+
+
+def make(spec: Model, plan: Plan, names: dict[str, list[str]]) -> Made:
+    """What to write.
+
+    names: stored name -> the canonical tensors that it holds, one after the other along axis 0.
+    """
+    maps = {f"{path}.weight": leaf for path, leaf in leaves(spec) if isinstance(leaf, (Linear, Table, Stacked))}
+    made, kinds = Made([], {}, set()), {}
+    for stored, members in names.items():
+        sources = [plan.weights.sources[m] for m in members]
+        shapes = [s.shape for s in sources]
+        shape = (sum(s[0] for s in shapes), *shapes[0][1:])
+        path = stored.removesuffix(".weight")
+        wanted = (plan.own is not None or plan.same_bits) and members[0] in maps
+        stacked = wanted and isinstance(maps[members[0]], Stacked)
+        if plan.same_bits and (format := _format(sources, stored)) is not None:
+            made.groups.append(_kept(path, sources, shape, format, PLAIN[plan.dtype]))
+            kinds[path] = {"group_size": GROUP, "bits": format.bits, "mode": "affine"}
+        elif plan.own is not None and wanted and not stacked and shape[-1] % plan.own.group_size == 0:
+            made.groups.append(_quantized(path, sources, shape, plan.own))
+            kinds[path] = {"group_size": plan.own.group_size, "bits": plan.own.bits, "mode": "affine"}
+        else:
+            if wanted:
+                made.left.add(stored)
+            dtype = PLAIN[plan.dtype]
+            made.groups.append(Group({stored: (dtype, shape)}, lambda own=sources, dtype=dtype: [_joined(own, dtype)]))
+    if kinds:
+        common = max(kinds.values(), key=list(kinds.values()).count)
+        made.settings = {**common, **{path: kind for path, kind in kinds.items() if kind != common}}
+    return made
+
+
+def _format(sources: list[Source], name: str) -> Format | None:
+    """The format of a tensor's parts; None if they are plain."""
+    found = {s.stored.format if isinstance(s.stored, QuantizedTensor) else None for s in sources}
+    if len(found) > 1:
+        raise ExportError(f"{name} holds several maps in one, and they are of different formats; quantize them alike")
+    return found.pop()
+
+
+def _kept(path: str, sources: list[Source], shape: tuple[int, ...], format: Format, dtype: np.dtype) -> Group:
+    """Our codes as they are; scale · (code − zero) is MLX's scale · code + bias with bias = −zero · scale, exactly."""
+    coded = (np.dtype(np.uint32), (*shape[:-1], shape[-1] * format.bits // 32))
+    grouped = (dtype, format.scales_shape(shape))
+
+    def make() -> list[np.ndarray]:
+        parts = [s.stored.quantized() for s in sources if isinstance(s.stored, QuantizedTensor)]
+        codes, scales = (np.concatenate(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
+        biases = scales.astype(np.float32) * -format.zero
+        if dtype == np.float16 and np.abs(biases).max(initial=0) > 65504:
+            raise ExportError(f"{path}: −{format.zero} · scale is larger than fp16 can hold; use --dtype fp32")
+        return [np.ascontiguousarray(codes).view("<u4"), scales.astype(dtype), biases.astype(dtype)]
+
+    return Group({f"{path}.weight": coded, f"{path}.scales": grouped, f"{path}.biases": grouped}, make)
+
+
+def _joined(sources: list[Source], dtype: np.dtype) -> np.ndarray:
+    x = np.concatenate([s.read() for s in sources]) if len(sources) > 1 else sources[0].read()
+    if dtype == np.float16 and max(-float(x.min(initial=0)), float(x.max(initial=0))) > 65504:
+        raise ExportError("a weight is larger than fp16 can hold (65504); export with --precision fp32 or bf16")
+    return x.astype(dtype, copy=False)
+
+
+def _quantized(path: str, sources: list[Source], shape: tuple[int, ...], q: Quantization) -> Group:
+    """A weight as codes, scales and biases: those it is stored with if they are what is asked for, else MLX's own."""
+    stored = sources[0].stored
+    kept = len(sources) == 1 and sources[0].part is None and isinstance(stored, AffineTensor)
+    kept = kept and (stored.bits, stored.group_size) == (q.bits, q.group_size)  # type: ignore[union-attr]
+    coded = (np.dtype(np.uint32), (*shape[:-1], shape[-1] * q.bits // 32))
+    grouped = (q.dtype, (*shape[:-1], shape[-1] // q.group_size))
+
+    def make() -> list[np.ndarray]:
+        if kept:
+            assert isinstance(stored, AffineTensor)
+            return [stored.codes(), stored.scales.read().astype(q.dtype), stored.biases.read().astype(q.dtype)]
+        import mlx.core as mx
+
+        x = mx.array(_joined(sources, q.dtype))
+        found = mx.quantize(x, group_size=q.group_size, bits=q.bits)
+        return [as_numpy(found[0]), *map(as_numpy, found[1:])]
+
+    return Group({f"{path}.weight": coded, f"{path}.scales": grouped, f"{path}.biases": grouped}, make)

@@ -1,0 +1,270 @@
+"""`export --to onnx`: a folder with `model.onnx`, its weights, the tokenizer, and configs that other tools read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+import edgeformer
+from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.artefact import Exported, headless, write_surroundings, writing_from
+from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.errors import ArtefactError, ExportError
+from edgeformer.exporters.hf.exporter import family_config
+from edgeformer.exporters.onnx.filling import Progress, fill
+from edgeformer.exporters.onnx.functions import FunctionOps
+from edgeformer.exporters.onnx.genai import genai_config
+from edgeformer.exporters.onnx.graph import BuiltGraph, CacheScales, build, target_class
+from edgeformer.exporters.onnx.graph_ops import FLOAT
+from edgeformer.exporters.onnx.storage import Plan, plan
+from edgeformer.layers.encoder_decoder import EncoderDecoder
+from edgeformer.spec.serialization import digest, to_json
+from edgeformer.weights.formats import Format
+from edgeformer.weights.rounding import bits_per_weight
+
+
+def export_onnx(
+    loaded: LoadedModel,
+    output: str | os.PathLike,
+    *,
+    precision: str | None = None,
+    target: str = "cpu",
+    weights: str = "copy",
+    context: int | None = None,
+    inline: bool = False,
+    accuracy_level: int | None = None,
+    keep: Sequence[str] = (),
+    cache_scales: CacheScales | None = None,
+    eos: Sequence[int] = (),
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Exported:
+    """Write an ONNX artefact.
+
+    Args:
+        loaded: the model, from `edgeformer.load`.
+        output: folder to write; it appears when complete. An artefact that is there is replaced.
+        precision: fp32, fp16 (weights and arithmetic), bf16 (weights; arithmetic in float32); q4 or q8 (weights in groups of
+            32; arithmetic in float32), q4f16 or q8f16 (the rest and the arithmetic in fp16). By default fp32, or what a
+            quantized checkpoint is stored in; weights that aren't quantized yet are rounded to nearest.
+        target: the lowering, a file in `export/onnx/targets`: `cpu`, `cuda`, `webgpu`, `coreml` (ONNX Runtime's providers),
+            `web` (a transformers.js folder), `portable` (plain ai.onnx).
+        weights: `copy` (self-contained) or `link` (points into the checkpoint's files).
+        context: longest sequence; the model's own by default.
+        inline: fused ops written out instead of as functions, for runtimes without functions.
+        accuracy_level: q4 and q8, 0: products of dequantized weights. 4: ONNX Runtime first rounds activations to int8, which is
+            faster on CPUs and changes the answers. By default 4 for q8 on the target cpu, whose provider has no fast kernel for
+            it at level 0, else 0.
+        keep: patterns of tensors that q4 and q8 leave as they are.
+        cache_scales: of an int8 key/value cache, from `edgeformer.quantization.cache.cache_scales`; by default the cache is
+            kept in the type of the arithmetic.
+        eos: ids that end a text, where no file of the model says it (GenAI insists on one).
+        force: replace a folder that is no artefact.
+        progress: called as bytes are written.
+
+    Raises:
+        ExportError: it can't be written as asked; nothing is left behind.
+        CheckpointError: the weights are missing or damaged.
+    """
+    spec = loaded.spec
+    if weights not in ("copy", "link"):
+        raise ExportError(f"--weights is copy or link, not {weights!r}")
+    context = _context(loaded, context)
+    if accuracy_level not in (None, 0, 4):
+        raise ExportError(f"--accuracy-level is 0 (exact) or 4 (int8 activations), not {accuracy_level}")
+    kind = target_class(target)
+    made = plan(spec, loaded.require_weights(), precision, weights == "link", keep)
+    if kind.precisions is not None and made.precision not in kind.precisions:
+        raise ExportError(f"the target {target} holds {', '.join(kind.precisions)}, not {made.precision}")
+    model_file, data_file = kind.files(made.precision)
+    if weights == "link" and "/" in model_file:
+        raise ExportError(f"the target {target} wants weights in a file of its own ({data_file}); use --weights copy")
+    others = _other_precisions(loaded, Path(output), kind, model_file)
+    config = _config(loaded, kind, [made.precision, *(o["precision"] for o in others.values())])
+    built = build(
+        spec,
+        made.storage,
+        target=target,
+        compute=made.compute,
+        context=context,
+        inline=inline,
+        accuracy_level=accuracy_level,
+        cache_scales=cache_scales,
+    )
+    level = max((kind.level_of(b, made.compute, accuracy_level) for b in _bits(made)), default=0)
+    reader = _reader(loaded, target, made, inline, accuracy_level, weights, model_file)
+    with writing_from(loaded, Path(output), force=force) as folder:
+        (folder / model_file).parent.mkdir(exist_ok=True)
+        if reader is not None:
+            model_file, data_file = "decoder_model.onnx", "decoder_model.onnx.data"
+            fill(reader, made, folder, "encoder_model.onnx.data", False, progress)
+            ir.save(reader.model, folder / "encoder_model.onnx")
+        linked = fill(built, made, (folder / model_file).parent, data_file, weights == "link", progress)
+        ir.save(built.model, folder / model_file)
+        for name in (name for other in others.values() for name in other["files"]):
+            bundle.keep_file(Path(output) / name, folder / name)
+        surrounded = _companions(loaded, folder, config, named_templates=kind.needs_config)
+        inputs = [v.name or "" for v in built.model.graph.inputs]
+        if "/" not in model_file:
+            genai, more = genai_config(loaded, context, inputs, built.cache == "shared", eos)
+            surrounded += more
+            if genai is not None:
+                (folder / "genai_config.json").write_text(json.dumps(genai, indent=1) + "\n")
+        linked_names = {n for n, entry in linked.items() if entry["hard_link"]}
+        manifest = {
+            "edgeformer": edgeformer.__version__,
+            "format": "onnx",
+            "name": Path(loaded.name).resolve().name,
+            "task": spec.task,
+            "spec_digest": digest(spec),
+            "weights_digest": loaded.weights_digest(),
+            "precision": made.precision,
+            "compute": "fp32" if made.compute == FLOAT else "fp16",
+            "quantization": _quantization(loaded, made, built.codes, level),
+            "target": target,
+            "model_file": model_file,
+            **({} if reader is None else {"encoder_file": "encoder_model.onnx"}),
+            **({"others": others} if others else {}),
+            "estimate": kind.estimate(built.model),
+            "context": context,
+            "lowering": built.notes,
+            "cache": built.cache,
+            "kv": made.compute.name.lower() if cache_scales is None else "int8",
+            "files": {n: size for n, size in bundle.sizes(folder).items() if n not in linked_names},
+            "linked": linked,
+            "verdict": None,
+        }
+        bundle.write_manifest(folder, manifest)
+    notes = [*loaded.notes, *surrounded, *(f"{text} ({count} layers)" for text, count in built.notes.items())]
+    if level and accuracy_level is None:
+        notes.append(
+            "q8: ONNX Runtime rounds activations to int8 (accuracy level 4), since it has no fast kernel for 8-bit weights at"
+            " level 0; --accuracy-level 0 is exact, and decodes some thirty times slower. `edgeformer quality` shows the"
+            " difference"
+        )
+    if made.precision == "bf16":
+        notes.append(
+            "weights are stored in bf16; arithmetic is float32, since ONNX Runtime's CPU provider has none in bf16"
+        )
+    if any(not entry["hard_link"] for entry in linked.values()):
+        notes.append(
+            "the checkpoint is on another file system, so it could not be hard-linked: edgeformer finds it by path, other"
+            " tools will not; use --weights copy for those"
+        )
+    if any(entry["hard_link"] for entry in linked.values()):
+        notes.append(
+            "the checkpoint's files are linked: runtimes load them, but the package onnx (onnx.load, onnx.checker; seen in 1.23)"
+            " refuses files that have two names; use --weights copy for it"
+        )
+    return Exported(Path(output), manifest, notes)
+
+
+def _reader(
+    loaded: LoadedModel,
+    target: str,
+    made: Plan,
+    inline: bool,
+    accuracy_level: int | None,
+    weights: str,
+    model_file: str,
+) -> BuiltGraph | None:
+    """The encoder's program of an encoder–decoder model; None of any other.
+
+    Raises:
+        ExportError: a target with a layout of its own, or weights that are to be linked.
+    """
+    if not isinstance(loaded.spec, EncoderDecoder):
+        return None
+    if "/" in model_file:
+        raise ExportError(
+            f"the target {target} has no layout for encoder–decoder models; use cpu, cuda, webgpu or portable"
+        )
+    if weights == "link":
+        raise ExportError("encoder–decoder models are exported as two files that share weights; use --weights copy")
+    return build(
+        loaded.spec,
+        made.storage,
+        target=target,
+        compute=made.compute,
+        inline=inline,
+        accuracy_level=accuracy_level,
+        program="encoder",
+    )
+
+
+def _bits(made: Plan) -> set[int]:
+    """Of the quantized weights."""
+    return {held.bits for held in made.storage.values() if isinstance(held, Format)}
+
+
+def _quantization(loaded: LoadedModel, made: Plan, codes: Collection[str], accuracy_level: int) -> dict | None:
+    """What the manifest says of quantized weights; None if there are none."""
+    if not codes:
+        return None
+    plain = {name: held.itemsize * 8 for name, held in made.storage.items() if isinstance(held, ir.DataType)}
+    bits = bits_per_weight(made.weights, {name: int(size) for name, size in plain.items()})
+    return {**(loaded.quantization or {"method": "rtn"}), "bits_per_weight": bits, "accuracy_level": accuracy_level}
+
+
+def _context(loaded: LoadedModel, context: int | None) -> int:
+    longest = loaded.spec.context
+    if context is None:
+        return longest
+    if not 0 < context <= longest:
+        raise ExportError(f"--context {context} is outside 1..{longest}, the positions this model has")
+    return context
+
+
+def _other_precisions(
+    loaded: LoadedModel, output: Path, kind: type[FunctionOps], model_file: str
+) -> dict[str, dict[str, Any]]:
+    """The same model's graphs of other precisions that lie in the folder already, where the target has a name for each: model
+    file -> its precision, arithmetic, quantization and files. They stay there."""
+    if "/" not in model_file or not (output / bundle.MANIFEST).exists():
+        return {}
+    try:
+        there = bundle.read_manifest(output)
+        bundle.check_files(output, there)
+    except ArtefactError:
+        return {}
+    same = ("spec_digest", "weights_digest", "target")
+    wanted = {"spec_digest": digest(loaded.spec), "weights_digest": loaded.weights_digest(), "target": "web"}
+    if any(there.get(key) != wanted[key] for key in same):
+        return {}
+    found = dict(there.get("others") or {})
+    data = kind.files(there["precision"])[1]
+    last, parent = there["model_file"], there["model_file"].rsplit("/", 1)[0]
+    files = [name for name in there["files"] if name == last or name == f"{parent}/{data}"]
+    found[last] = {key: there[key] for key in ("precision", "compute", "quantization")} | {"files": files}
+    found.pop(model_file, None)
+    return found
+
+
+def _config(loaded: LoadedModel, kind: type[FunctionOps], precisions: list[str]) -> dict[str, Any] | None:
+    """What config.json says: the model's own, or of a spec without one what a family of transformers says of it.
+
+    Raises:
+        ExportError: the target needs a config, and no family can say the spec.
+    """
+    config = loaded.config
+    if config is None and kind.needs_config:
+        config = family_config(loaded.spec)[0]
+    return None if config is None else kind.config(headless(loaded.spec, config), precisions)
+
+
+def _companions(
+    loaded: LoadedModel, folder: Path, config: dict[str, Any] | None, *, named_templates: bool
+) -> list[str]:
+    """The spec, the config of other tools, and what surrounds the weights; notes."""
+    (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return write_surroundings(loaded, folder, named_templates=named_templates)
+
+
+EXPORTER = export_onnx

@@ -1,0 +1,126 @@
+"""Gives an ONNX graph's initializers their data: copied into one file as a stream, or linked where they lie."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from edgeformer.checkpoint.links import fingerprint
+from edgeformer.errors import ExportError
+from edgeformer.exporters.onnx.graph import BuiltGraph
+from edgeformer.exporters.onnx.storage import DataWriter, Plan, link, link_quantized
+from edgeformer.weights.binding import Source
+from edgeformer.weights.formats import SCALES, GroupTensor, QuantizedTensor
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all)."""
+
+
+def fill(
+    built: BuiltGraph, plan: Plan, folder: Path, data_file: str, linking: bool, progress: Progress | None
+) -> dict[str, dict]:
+    """Give every initializer its data; what the manifest says of linked files.
+
+    Raises:
+        ExportError: a file can't be linked as asked, or a tensor can't be converted.
+    """
+    sources = plan.weights.sources
+    done, total = 0, sum(int(sources[n].stored.nbytes * sources[n].share) for n in built.weights)
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        if progress is not None:
+            progress(min(done, total), total)
+
+    initializers = built.model.graph.initializers
+    files = sorted(
+        {t.file for n in built.weights if linking and _as_it_lies(sources[n]) for t in sources[n].stored.parts()}
+    )
+    linked = _link_files(files, folder)
+    locations = dict(zip(files, linked, strict=True))
+    beside = all(entry["hard_link"] for entry in linked.values())
+    while data_file in linked:  # the checkpoint is an ONNX artefact itself
+        data_file += ".more"
+    writer = DataWriter(folder, data_file, advance)
+    try:
+        for name in built.weights:
+            source = sources[name]
+            here = locations.get(source.stored.file) if _as_it_lies(source) else None
+            if name in built.codes:
+                _fill_quantized(initializers, built.codes[name], name, source, folder, here, writer)
+            elif here is not None:
+                initializers[name].const_value = link(source.stored, name, folder, here)
+            elif beside:
+                shape, dtype = tuple(initializers[name].shape), plan.storage[name]  # type: ignore[arg-type]
+                initializers[name].const_value = writer.source(name, source, dtype, shape)  # type: ignore[arg-type]
+            else:
+                raise ExportError(
+                    f"{source.stored.file} is on another file system than {folder.parent}, and {name} is cut out of it, so"
+                    " it can't be linked; use --weights copy, or an output folder beside the checkpoint"
+                )
+        for name, array in built.constants.items():
+            initializers[name].const_value = writer.array(name, array) if beside else ir.tensor(array, name=name)
+    finally:
+        written = writer.close()
+    if not written:
+        (folder / data_file).unlink()
+    return linked
+
+
+def _as_it_lies(source: Source) -> bool:
+    """Whether the graph can use the stored bytes: no slice, no other order, nothing to be rounded first."""
+    stored = source.stored
+    return source.part is None and (stored.grouped if isinstance(stored, QuantizedTensor) else stored.raw)
+
+
+def _fill_quantized(
+    initializers: Any, forms: list[str], name: str, source: Source, folder: Path, here: str | None, writer: DataWriter
+) -> None:
+    """Codes once, under every shape that the graph declares them in, and scales."""
+    first = initializers[forms[0]]
+    dtype, shape = first.dtype, tuple(first.shape)
+    if here is not None and isinstance(source.stored, GroupTensor):
+        codes, scales = link_quantized(source.stored, name, folder, here, dtype, shape)
+    else:
+        codes, scales = writer.quantized(name, source, dtype, shape)
+    initializers[name + SCALES].const_value = scales
+    for form in forms:
+        declared = tuple(initializers[form].shape)
+        initializers[form].const_value = ir.ExternalTensor(
+            codes.location, codes.offset, codes.length, dtype, shape=ir.Shape(declared), name=form, base_dir=folder
+        )
+
+
+def _link_files(files: list[Path], folder: Path) -> dict[str, dict]:
+    """Hard-link a checkpoint's files beside the ONNX file; runtimes refuse paths that leave the folder.
+
+    A hard link is no copy, survives a replaced original, and loads in every tool. Across file systems there is none: the
+    manifest then keeps the paths, all in one folder, which our runtime passes on.
+    """
+    linked: dict[str, dict] = {}
+    if len({file.name for file in files}) < len(files):
+        raise ExportError(
+            "files of the checkpoint in several folders have one name, so they can't be linked; use --weights copy"
+        )
+    for file in files:
+        real = file.resolve()
+        entry = {"path": str(real), **fingerprint(real)}
+        try:
+            os.link(real, folder / file.name)
+            linked[file.name] = {**entry, "hard_link": True}
+        except OSError:
+            linked[real.name] = {**entry, "hard_link": False}
+    if (
+        len(
+            {e["hard_link"] for e in linked.values()}
+            | {str(Path(e["path"]).parent) for e in linked.values() if not e["hard_link"]}
+        )
+        > 2
+    ):
+        raise ExportError("the checkpoint's shards lie in several folders of another file system; use --weights copy")
+    return linked

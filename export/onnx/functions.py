@@ -1,0 +1,155 @@
+"""Fused ops as nodes of the domain `edgeformer` that carry their own definition as an ONNX function.
+
+A runtime without our kernels inlines the function; one that has a kernel of the same name runs the kernel (ONNX Runtime:
+docs/decisions/0004-fused-ops-are-functions.md). A registered kernel replaces *every* overload of its name and
+sees only attributes and tensors, so operand formats and arity are part of the op's name, and attributes are also written
+on the node. Function bodies are traced with plain Python values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import onnx_ir as ir
+
+from edgeformer.exporters.onnx.graph_ops import CONTRIB, DOMAIN, FLOAT, OPSET, GraphOps, GraphTensor
+from edgeformer.exporters.onnx.handles import LinearHandle, StackedHandle
+
+_TYPES = {str: ir.AttributeType.STRING, float: ir.AttributeType.FLOAT, int: ir.AttributeType.INT}
+
+
+class FunctionOps(GraphOps):
+    """Primitives as nodes, fused ops as function calls. `inline` writes the bodies in place instead."""
+
+    functions: ClassVar[bool] = True
+    """Whether fused ops are functions. Where its runtimes can't read functions, a target writes their bodies in place."""
+    precisions: ClassVar[tuple[str, ...] | None] = None
+    """What a target can hold; None: every precision."""
+    needs_config: ClassVar[bool] = False
+    """Whether the folder is of no use without a Hugging Face config."""
+
+    @classmethod
+    def files(cls, precision: str) -> tuple[str, str]:
+        """The ONNX file's path in the artefact, and the name of its data beside it."""
+        return "model.onnx", "model.onnx.data"
+
+    @classmethod
+    def config(cls, config: dict[str, Any], precisions: list[str]) -> dict[str, Any]:
+        """What config.json has to say."""
+        return config
+
+    @classmethod
+    def estimate(cls, model: ir.Model) -> dict[str, Any] | None:
+        """What can be said beforehand about how much of the graph the runtime takes."""
+        return None
+
+    def __init__(self, compute: ir.DataType, *, inline: bool = False, accuracy_level: int | None = None):
+        super().__init__(compute, accuracy_level)
+        self.inline = inline
+        self.functions: dict[tuple, tuple[ir.Function, list]] = {}
+        """Signature -> the function, and the (dtype, dims) of its outputs."""
+        self.tables: dict[Any, tuple[GraphTensor, GraphTensor]] = {}
+        """Rotary layer -> cos and sin `[positions, dim/2]`, for targets whose kernels look positions up."""
+        self.notes: dict[str, int] = {}
+        """What the lowering has to tell the user -> how many layers it concerns."""
+
+    usual_levels: ClassVar[dict[int, int]] = {}
+    """Bits of a weight -> the accuracy level of its products where the user asks for none; 0 (exact) of bits that aren't here."""
+
+    @classmethod
+    def level_of(cls, bits: int, compute: ir.DataType, asked: int | None) -> int:
+        """MatMulNBits' accuracy level for weights of so many bits: 0 multiplies dequantized weights, 4 rounds activations to
+        int8 first."""
+        return asked if asked is not None else cls.usual_levels.get(bits, 0) if compute == FLOAT else 0
+
+    def note(self, text: str) -> None:
+        """Report a choice of the lowering."""
+        self.notes[text] = self.notes.get(text, 0) + 1
+
+    def fused(
+        self, name: str, body: Callable[..., Any], operands: Sequence[Any], outputs: int = 1, **attributes: Any
+    ) -> Any:
+        """Call the fused op `name`; `body(ops, *operands, **attributes)` is its definition.
+
+        operands: tensors, handles or None (an optional input that is absent).
+        """
+        if self.inline:
+            return body(self, *operands, **attributes)
+        formats = "".join(x.format for x in operands if isinstance(x, (LinearHandle, StackedHandle)))
+        flat = [t for x in operands for t in (x.tensors if isinstance(x, (LinearHandle, StackedHandle)) else [x])]
+        key = (name + formats, *((t and (t.dtype, t.dims)) for t in flat), *attributes.items())
+        if key not in self.functions:
+            self.functions[key] = self._define(name + formats, key, body, operands, flat, attributes)
+        function, described = self.functions[key]
+        values = {k: v for k, v in attributes.items() if v is not None}
+        made = self.nodes_out(function.name, flat, described, domain=DOMAIN, overload=function.overload, **values)
+        return made[0] if outputs == 1 else tuple(made)
+
+    def _define(self, name, key, body, operands, flat, attributes):
+        inner = type(self)(self.compute, inline=True, accuracy_level=self.accuracy_level)
+        formals = [ir.Value(name=f"x{i}") for i in range(len(flat))]
+        inputs = iter(
+            None if t is None else GraphTensor(inner, f, t.dtype, t.dims) for t, f in zip(flat, formals, strict=True)
+        )
+        rebuilt = []
+        for x in operands:
+            if isinstance(x, (LinearHandle, StackedHandle)):
+                rebuilt.append(x.rebind(inner, [next(inputs) for _ in x.tensors]))
+            else:
+                rebuilt.append(next(inputs))
+        made = body(inner, *rebuilt, **attributes)
+        made = made if isinstance(made, tuple) else (made,)
+        graph = ir.Graph(
+            formals,
+            [t.value for t in made],
+            nodes=inner.nodes,
+            opset_imports={"": OPSET, CONTRIB: 1},
+            name=name,
+        )
+        overload = hashlib.sha256(repr(key).encode()).hexdigest()[:8]
+        declared = [ir.Attr(k, _TYPES[type(v)], None) for k, v in attributes.items() if v is not None]
+        function = ir.Function(DOMAIN, name, overload, graph=graph, attributes=declared)
+        return function, [(t.dtype, t.dims) for t in made]
+
+    # ------------------------------------------------------------------------------------------------ fused ops
+
+    def rms_norm(self, x, weight, *, eps):
+        return self.fused("RMSNorm", type(self).rms_norm_body, [x, weight], eps=float(eps))
+
+    def add_rms_norm(self, x, d, weight, *, eps):
+        return self.fused("AddRMSNorm", type(self).add_rms_norm_body, [x, d, weight], 2, eps=float(eps))
+
+    def glu_ffn(self, x, gate, up, down, *, act):
+        return self.fused("GluFfn", GraphOps.glu_ffn, [x, gate, up, down], act=act)
+
+    def moe(self, x, weights, chosen, gate, up, down, *, act, count):
+        operands = [x, weights, chosen, gate, up, down]
+        return self.fused("MoE", type(self).moe_body, operands, act=act, count=count)
+
+    def attention(self, q, k, v, mask, bias, *, groups, scale, softcap=None, sinks=None, dropout=None):
+        if sinks is not None:
+            return self.fused(
+                "SinkAttention",
+                _sink_attention,
+                [q, k, v, mask, bias, sinks],
+                groups=groups,
+                scale=float(scale),
+                softcap=softcap,
+            )
+        return self.fused(
+            "Attention", GraphOps.attention, [q, k, v, mask, bias], groups=groups, scale=float(scale), softcap=softcap
+        )
+
+    # what a target may replace by a faster body of the same meaning
+
+    moe_body = GraphOps.moe
+    rms_norm_body = GraphOps.rms_norm
+    add_rms_norm_body = GraphOps.add_rms_norm
+
+
+def _sink_attention(
+    ops: GraphOps, q: Any, k: Any, v: Any, mask: Any, bias: Any, sinks: Any, **attributes: Any
+) -> GraphTensor:
+    return GraphOps.attention(ops, q, k, v, mask, bias, sinks=sinks, **attributes)

@@ -1,0 +1,303 @@
+"""From a spec to an ONNX graph: inputs and outputs by the ecosystem's names, the cache, the passes.
+
+Names follow Hugging Face Optimum and transformers.js: `input_ids attention_mask position_ids past_key_values.N.key|value` ->
+`logits present.N.key|value`. Only `batch_size` and the lengths are symbolic: transformers.js reads any other symbol as 0.
+`num_logits_to_keep` has a default of 0 (all positions), so a tool that doesn't know it need not feed it.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as passes
+
+from edgeformer import discover
+from edgeformer.errors import ExportError
+from edgeformer.exporters.onnx.functions import FunctionOps
+from edgeformer.exporters.onnx.graph_ops import CONTRIB, DOMAIN, FLOAT, INT64, IR_VERSION, OPSET, GraphTensor
+from edgeformer.exporters.onnx.handles import Initializers, LayerHandle
+from edgeformer.exporters.onnx.storage import Storage
+from edgeformer.layers.encoder_decoder import EncoderDecoder
+from edgeformer.layers.rope import Rope
+from edgeformer.ops.step import begin
+from edgeformer.spec import Model, layers, tensors
+
+INT8 = ir.DataType.INT8
+CacheScales = Mapping[tuple[str, str], np.ndarray]
+CACHE_NAMES = {"k": "key", "v": "value"}
+LOGITS_TO_KEEP = "num_logits_to_keep"
+
+
+@dataclass
+class BuiltGraph:
+    """An ONNX model whose weights are named but not filled in.
+
+    `weights` lists the canonical names in use, `codes` the initializers of each quantized one's codes, `constants` the large
+    build-time arrays, `notes` what the lowering says.
+    """
+
+    model: ir.Model
+    weights: list[str]
+    codes: dict[str, list[str]]
+    constants: dict[str, np.ndarray]
+    notes: dict[str, int]
+    cache: str | None
+    """`shared`: past and present may be one buffer of the longest length; `growing`: they may not; None without a cache."""
+
+
+class GraphStore:
+    """The cache as graph inputs and outputs."""
+
+    def __init__(self, ops: FunctionOps, past: dict[tuple[str, str], GraphTensor], inputs: dict[str, GraphTensor]):
+        self.ops, self.past, self.present = ops, past, {}
+        self.input_ids, self.attention_mask = inputs["input_ids"], inputs["attention_mask"]
+        self.grows = False  # whether any layer joins past and new itself, so that no shared buffer can be bound
+        self.shared: dict[str, Any] = {}
+        """What a target computes once per step."""
+        self.read: dict[tuple[str, str], GraphTensor] = {}
+        """What is kept of the text that an encoder–decoder model read."""
+        self.scales: dict[tuple[str, str], GraphTensor] = {}
+        """What int8 caches are multiplied with, `[1, heads, 1, dim]`; empty for others."""
+
+    def append(self, path: str, tensors: dict[str, GraphTensor]) -> tuple[GraphTensor, ...]:
+        """Past and new joined along the sequence axis."""
+        if self.scales:
+            raise ExportError(f"an int8 cache needs GroupQueryAttention, and {path} can't be lowered to it here")
+        self.grows = True
+        for name, new in tensors.items():
+            self.present[path, name] = self.ops.concat([self.past[path, name], new], 2)
+        return tuple(self.present[path, name] for name in tensors)
+
+    def once(self, path: str, make: Any) -> dict[str, Any]:
+        """What the encoder's program made, as inputs."""
+        return {name: x for (where, name), x in self.read.items() if where == path}
+
+
+def target_class(target: str) -> type[FunctionOps]:
+    """The lowering named `target`.
+
+    Raises:
+        ExportError: there is no such target.
+    """
+    module = discover.find("edgeformer.exporters.onnx.targets", target)
+    if module is None:
+        known = ", ".join(discover.names("edgeformer.exporters.onnx.targets"))
+        raise ExportError(f"there is no ONNX target {target!r}; targets are {known}")
+    return module.Target
+
+
+def cache_names(spec: Model) -> dict[tuple[str, str], str]:
+    """(layer path, tensor) -> `N.key`, `N.value`, ...: how the ecosystem names a cache, numbered in layer order."""
+    paths = [(path, list(layer.cache())) for path, layer, _ in layers(spec) if layer.cache()]
+    side = "decoder." if isinstance(spec, EncoderDecoder) else ""
+    return {
+        (path, name): f"{i}.{side}{CACHE_NAMES.get(name, name)}"
+        for i, (path, names) in enumerate(paths)
+        for name in names
+    }
+
+
+def build(
+    spec: Model,
+    storage: dict[str, Storage],
+    *,
+    target: str = "cpu",
+    compute: ir.DataType = FLOAT,
+    context: int | None = None,
+    inline: bool = False,
+    accuracy_level: int | None = None,
+    cache_scales: CacheScales | None = None,
+    program: str = "decoder",
+) -> BuiltGraph:
+    """Build the graph of a model.
+
+    Args:
+        spec: the model.
+        storage: canonical tensor name -> how it is held.
+        target: the lowering, a file in `export/onnx/targets/`.
+        compute: FLOAT or FLOAT16, the type of activations and cache.
+        context: positions that rotary tables cover; the model's own by default.
+        inline: write the definitions of fused ops in place instead of as functions.
+        accuracy_level: of MatMulNBits: 0 multiplies dequantized weights; 4 rounds activations to int8 first; None is the
+            target's choice (`usual_levels`).
+        cache_scales: (layer path, k or v) -> float32 [heads, dim], to keep the cache in int8: value = scale · code.
+        program: of an encoder–decoder model, `encoder` or `decoder`.
+
+    Raises:
+        ExportError: a layer, or the target, that can't do it.
+    """
+    kind = target_class(target)
+    ops = kind(compute, inline=inline or not kind.functions, accuracy_level=accuracy_level)
+    weights = Initializers(ops, storage)
+    if isinstance(spec, EncoderDecoder) and program == "encoder":
+        return _finished(ops, weights, storage, spec, *_encoder(ops, weights, spec), None)
+    inputs = {i.name: _input(ops, i.name, INT64, i.shape) for i in spec.inputs()}
+    _tables(ops, weights, spec, context or spec.context)
+    names, sizes, store, keep, extra = cache_names(spec), _cache_sizes(spec), None, 0, []
+    given: dict[str, Any] = {}
+    if spec.task != "feature-extraction":
+        held = compute if cache_scales is None else INT8
+        past = {
+            key: _input(ops, f"past_key_values.{names[key]}", held, ("batch_size", h, "past_sequence_length", d))
+            for key, (h, d) in sizes.items()
+        }
+        store = GraphStore(ops, past, inputs)
+        for (path, name), scale in (cache_scales or {}).items():
+            array = scale.astype(np.float32)[None, :, None, :]
+            store.scales[path, name] = weights.constant(f"{path}.{name}.cache_scale", array)
+        keep = _input(ops, LOGITS_TO_KEEP, INT64, (1,))
+        keep.value.const_value = ir.tensor(np.zeros(1, np.int64), name=LOGITS_TO_KEEP)
+        extra = [*(t.value for t in past.values()), keep.value]
+        if isinstance(spec, EncoderDecoder):
+            store.read = {
+                key: _input(ops, f"past_key_values.{name}", compute, ("batch_size", h, "encoder_sequence_length", d))
+                for key, (name, h, d) in read_names(spec).items()
+            }
+            extra = [*(t.value for t in store.read.values()), *extra]
+            given["memory_valid"] = ops.boolean(inputs["encoder_attention_mask"])
+    root = LayerHandle(ops, spec, 0, weights)
+    if "prefix_length" in inputs:
+        given["prefix"] = inputs["prefix_length"]
+    with ops.scope("step"):
+        mask, positions = inputs["attention_mask"], inputs.get("position_ids")
+        new = ops.node("Shape", [inputs["input_ids"]], dims=(1,), dtype=INT64, start=1, end=2)
+        step = begin(ops, mask, positions, new=new, slots=spec.counts_padding, store=store, keep=keep, **given)
+    made = root(inputs, step)
+    outputs = {name: (made[name], shape) for name, shape in spec.outputs().items()}
+    values = [_output(ops, tensor, name, shape) for name, (tensor, shape) in outputs.items()]
+    if store is not None:
+        for key, name in names.items():
+            if key not in store.present:
+                raise ExportError(f"layer {key[0]} declares the cache {key[1]!r} but never fills it")
+            heads, dim = sizes[key]
+            shape = ("batch_size", heads, "total_sequence_length", dim)
+            values.append(_output(ops, store.present[key], f"present.{name}", shape, store.past[key].dtype))
+    given_values = [*(t.value for t in inputs.values()), *extra]
+    held = None if store is None else "growing" if store.grows else "shared"
+    return _finished(ops, weights, storage, spec, given_values, values, held, [keep] if store is not None else [])
+
+
+def _finished(
+    ops: FunctionOps,
+    weights: Initializers,
+    storage: dict[str, Storage],
+    spec: Model,
+    given: list[ir.Value],
+    values: list[ir.Value],
+    cache: str | None,
+    defaults: Sequence[Any] = (),
+) -> BuiltGraph:
+    """The graph of what was traced. `defaults` are inputs that need not be fed."""
+    graph = ir.Graph(
+        given,
+        values,
+        nodes=ops.nodes,
+        initializers=[*weights.values.values(), *(t.value for t in defaults)],
+        opset_imports={"": OPSET, DOMAIN: 1, CONTRIB: 1},
+        name=spec.kind,
+    )
+    model = ir.Model(
+        graph, ir_version=IR_VERSION, producer_name="edgeformer", functions=[f for f, _ in ops.functions.values()]
+    )
+    _clean(model)
+    used = {v.name for v in model.graph.initializers.values()}
+    codes = {n: found for n, forms in weights.codes.items() if (found := [c for c in forms if c in used])}
+    return BuiltGraph(
+        model,
+        [n for n in storage if n in used or n in codes],
+        codes,
+        {n: a for n, a in weights.constants.items() if n in used},
+        ops.notes,
+        cache,
+    )
+
+
+def _encoder(ops: FunctionOps, weights: Initializers, spec: EncoderDecoder) -> tuple[list[ir.Value], list[ir.Value]]:
+    """Inputs and outputs of the first of two programs: what each of the decoder's layers keeps of a text."""
+    shape = ("batch_size", "encoder_sequence_length")
+    ids, mask = (_input(ops, name, INT64, shape) for name in ("input_ids", "attention_mask"))
+    _tables(ops, weights, spec, spec.context)
+    root = LayerHandle(ops, spec, 0, weights)
+    new = ops.node("Shape", [ids], dims=(1,), dtype=INT64, start=1, end=2)
+    memory = root.encode(ids, mask, new)
+    outputs = [_output(ops, memory, "last_hidden_state", (*shape, spec.width))]
+    made: dict[str, dict[str, GraphTensor]] = {}
+    for (path, name), (public, heads, dim) in read_names(spec).items():
+        if path not in made:
+            made[path] = functools.reduce(_child, path.split("."), root).remember(memory)
+        where = ("batch_size", heads, "encoder_sequence_length", dim)
+        outputs.append(_output(ops, made[path][name], f"present.{public}", where, ops.compute))
+    return [ids.value, mask.value], outputs
+
+
+def _child(handle: Any, name: str) -> Any:
+    return handle[int(name)] if name.isdigit() else getattr(handle, name)
+
+
+def read_names(spec: Model) -> dict[tuple[str, str], tuple[str, int, int]]:
+    """(layer path, tensor) -> `N.encoder.key`, heads, dim of what an encoder–decoder keeps of the text that it read."""
+    paths = [(path, layer.once()) for path, layer, _ in layers(spec) if layer.once()]
+    return {
+        (path, name): (f"{i}.encoder.{CACHE_NAMES.get(name, name)}", *size)
+        for i, (path, sizes) in enumerate(paths)
+        for name, size in sizes.items()
+    }
+
+
+def _clean(model: ir.Model) -> None:
+    """Drop what isn't used and compute equal things once; leave no import of a domain that nothing uses."""
+    passes.CommonSubexpressionEliminationPass()(model)
+    passes.RemoveUnusedNodesPass()(model)
+    for value in list(model.graph.inputs):  # a lowering may count positions itself
+        if value.name == "position_ids" and not value.uses():
+            model.graph.inputs.remove(value)
+    for function in model.functions.values():
+        passes_used = {node.domain for node in function}
+        for domain in set(function.opset_imports) - passes_used - {""}:
+            del function.opset_imports[domain]
+    domains = {node.domain for node in model.graph} | {n.domain for f in model.functions.values() for n in f}
+    for domain in set(model.graph.opset_imports) - domains - {""}:
+        del model.graph.opset_imports[domain]
+
+
+def _input(ops: FunctionOps, name: str, dtype: ir.DataType, shape: tuple[str | int, ...]) -> GraphTensor:
+    value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+    return GraphTensor(ops, value, dtype, tuple(d if isinstance(d, int) else None for d in shape))
+
+
+def _output(ops: FunctionOps, tensor: GraphTensor, name: str, shape: tuple, dtype: ir.DataType = FLOAT) -> ir.Value:
+    """A graph output of a fixed type; logits and hidden states are float32 at every precision."""
+    tensor = ops.cast_to(tensor, dtype)
+    tensor.value.name = name
+    tensor.value.type, tensor.value.shape = ir.TensorType(dtype), ir.Shape(shape)
+    return tensor.value
+
+
+def _cache_sizes(spec: Model) -> dict[tuple[str, str], tuple[int, int]]:
+    return {(path, name): size for path, layer, _ in layers(spec) for name, size in layer.cache().items()}
+
+
+_TABLE = 2**25
+"""Numbers in a rotary table that no model is too small for: 128 MB."""
+
+
+def _tables(ops: FunctionOps, weights: Initializers, spec: Model, context: int) -> None:
+    """cos and sin tables of every rotary scheme whose angles don't depend on the length."""
+    largest = max(2 * sum(math.prod(shape) for shape in tensors(spec).values()), _TABLE)
+    for i, rope in enumerate(dict.fromkeys(n for _, n, _ in layers(spec) if isinstance(n, Rope))):
+        if context * rope.dim > largest:
+            raise ExportError(
+                f"the rotary tables of {context:,} positions would be larger than twice the model; export with --context N"
+            )
+        if (table := rope.table(context)) is not None:
+            dtype = ops.compute.numpy()
+            cos, sin = (
+                weights.constant(f"rotary.{i}.{n}", a.astype(dtype)) for n, a in zip(("cos", "sin"), table, strict=True)
+            )
+            ops.tables[rope] = cos, sin

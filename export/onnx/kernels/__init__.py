@@ -1,0 +1,93 @@
+"""The native op library for ONNX Runtime: built on demand from the sources beside this file, and cached.
+
+Every fused op also has a function body in the model, so nothing needs this library; where it is loaded, its kernels win
+over the bodies. It needs no ONNX Runtime headers (`ort_abi.h`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from edgeformer.errors import RuntimeUnavailable
+from edgeformer.files.cache import cache_folder, lock_of
+
+SOURCES = Path(__file__).parent
+ENVIRONMENT = "EDGEFORMER_OPS"
+"""Environment variable with the path of a library to use instead of building one."""
+
+
+def _source_files() -> list[Path]:
+    return sorted(p for p in SOURCES.iterdir() if p.suffix in (".h", ".cc", ".txt"))
+
+
+def _cached() -> Path:
+    h = hashlib.sha256(f"{platform.machine()} {platform.node()} {sys.platform}".encode())
+    for file in _source_files():
+        h.update(file.name.encode() + file.read_bytes())
+    return cache_folder("kernels") / h.hexdigest()[:16] / "libedgeformer_ops.so"
+
+
+def _missing_tools() -> str | None:
+    if shutil.which("cmake") is None:
+        return "cmake is not installed; pip install cmake"
+    if not any(shutil.which(c) for c in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++", "cl")):
+        return "there is no C++ compiler; install g++ or clang++ (macOS: xcode-select --install)"
+    return None
+
+
+def status() -> str:
+    """One line for `edgeformer runtimes`: where the library is, that it can be built, or what is missing."""
+    if (given := os.environ.get(ENVIRONMENT)) is not None:
+        return f"{given} ({ENVIRONMENT})" + ("" if Path(given).exists() else ": no such file")
+    if _cached().exists():
+        return f"built, {_cached()}"
+    missing = _missing_tools()
+    return f"models run on their function bodies: {missing}" if missing else "not built yet; built when first used"
+
+
+def library_path() -> Path:
+    """The library, built now if it isn't yet (a few seconds).
+
+    Raises:
+        RuntimeUnavailable: no compiler or CMake, or the build failed; models then run on their function bodies.
+    """
+    if (given := os.environ.get(ENVIRONMENT)) is not None:
+        if not Path(given).exists():
+            raise RuntimeUnavailable(f"{ENVIRONMENT} names {given}, which does not exist")
+        return Path(given)
+    library = _cached()
+    if not library.exists():
+        if (missing := _missing_tools()) is not None:
+            raise RuntimeUnavailable(
+                f"the native kernels can't be built: {missing}. Without them models run all the same"
+            )
+        lock = lock_of(library.parent)  # two processes that need it at once build it once
+        try:
+            if not library.exists():
+                _build(library)
+        finally:
+            lock.release()
+    return library
+
+
+def _build(library: Path) -> None:
+    library.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
+        for command in (
+            ["cmake", "-S", str(SOURCES), "-B", scratch, "-DCMAKE_BUILD_TYPE=Release"],
+            ["cmake", "--build", scratch, "--config", "Release"],
+        ):
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode:
+                raise RuntimeUnavailable(
+                    f"the native kernels can't be built: `{' '.join(command)}` failed:\n{(done.stdout + done.stderr)[-2000:]}"
+                )
+        made = next(Path(scratch).rglob("libedgeformer_ops.*"))
+        os.replace(made, library)

@@ -1,0 +1,279 @@
+"""What targets for ONNX Runtime share: its contrib operators as bodies.
+
+Facts that shaped it (ONNX Runtime 1.31, CPU provider; the tests hold them):
+
+- `SimplifiedLayerNormalization` inside a function body crashes the loader, so bodies use `RMSNormalization` and
+  `SkipSimplifiedLayerNormalization`.
+- Weights stay [outputs, inputs]. q, k and v are one product whose weights are joined in the graph; the runtime folds that when
+  it loads.
+- `GroupQueryAttention` appends to a shared cache in place and takes q|k|v packed. It is causal by cache slot; what
+  attention_mask hides goes in as `attention_bias`. Its rotation takes one start position in a prompt and one position per
+  row afterwards, so rows count slots from their first real token: right for left padding, right padding and none.
+  (Not for a hole *inside* the first prompt, which no tool makes; our runtime refuses it.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeformer.exporters.onnx.functions import FunctionOps
+from edgeformer.exporters.onnx.graph_ops import CONTRIB, FLOAT, INT64, GraphOps, GraphTensor
+from edgeformer.ops import Bias, Rotary
+from edgeformer.weights.formats import GROUP
+
+INT32 = ir.DataType.INT32
+
+
+@dataclass(frozen=True)
+class _Mask:
+    """A mask in both forms: `full` for the default attention, `extra` (no causality) for GroupQueryAttention."""
+
+    full: Any
+    extra: Any
+
+
+@dataclass(frozen=True)
+class _WithoutCausality:
+    """What `GroupQueryAttention` leaves to `attention_bias`: padding, chunks, and a window looking back."""
+
+    window: int | None
+    chunk: int | None
+    causal: bool = False
+    prefix: bool = False
+
+
+class _Packed:
+    """The joined product of several linear maps; split only when a part is used by itself."""
+
+    def __init__(self, ops: GraphOps, tensor: GraphTensor, sizes: list[int]):
+        self.ops, self.tensor, self.sizes = ops, tensor, sizes
+        self._parts: list[GraphTensor] | None = None
+
+    def part(self, index: int) -> ir.Value:
+        if self._parts is None:
+            self._parts = list(self.ops.split(self.tensor, self.sizes, -1))
+        return self._parts[index].value
+
+
+class _Part(GraphTensor):
+    """One map's share of a packed product."""
+
+    def __init__(self, packed: _Packed, index: int):
+        self.packed, self.index = packed, index
+        self.ops, self.dtype = packed.ops, packed.tensor.dtype
+        self.dims = (*packed.tensor.dims[:-1], packed.sizes[index])
+
+    @property
+    def value(self) -> ir.Value:  # type: ignore[override]
+        return self.packed.part(self.index)
+
+
+class OnnxRuntimeTarget(FunctionOps):
+    """Contrib operators of ONNX Runtime as bodies."""
+
+    attention_types: ClassVar[tuple[ir.DataType, ...]] = (FLOAT, ir.DataType.FLOAT16)
+    """What this provider's GroupQueryAttention computes in."""
+
+    def codes_form(self, shape, format, *, table):
+        if table:  # GatherBlockQuantized: bytes by row
+            return ir.DataType.UINT8, format.packed_shape(shape)
+        return ir.DataType.UINT8, (shape[0], shape[1] // GROUP, GROUP * format.bits // 8)
+
+    def quantized_linear(self, x, codes, scales, format):
+        rows, groups, _ = codes.dims
+        return self.node(
+            "MatMulNBits",
+            [x, codes, scales],
+            dims=(*x.dims[:-1], rows),
+            domain=CONTRIB,
+            N=rows,
+            K=groups * GROUP,
+            bits=format.bits,
+            block_size=GROUP,
+            accuracy_level=self.level_of(format.bits, x.dtype, self.accuracy_level),
+        )
+
+    def quantized_take(self, codes, scales, ids, format):
+        return self.node(
+            "GatherBlockQuantized",
+            [codes, ids, scales],
+            dims=(*ids.dims, scales.dims[1] * GROUP),
+            dtype=scales.dtype,
+            domain=CONTRIB,
+            bits=format.bits,
+            block_size=GROUP,
+            gather_axis=0,
+            quantize_axis=1,
+        )
+
+    def linears(self, x, *handles):
+        if len({h.format for h in handles}) > 1:
+            return super().linears(x, *handles)
+        with self.scope("qkv"):
+            joined = [self.concat(list(ts), 0) for ts in zip(*(h.tensors for h in handles), strict=True)]
+            packed = _Packed(self, handles[0].rebind(self, joined)(x), [h.tensors[0].dims[0] for h in handles])
+        return tuple(_Part(packed, i) for i in range(len(handles)))
+
+    def rms_norm_body(self, x, weight, *, eps):
+        return self.node("RMSNormalization", [x, weight], axis=-1, epsilon=eps)
+
+    def add_rms_norm_body(self, x, d, weight, *, eps):
+        return self._skip_norm("SkipSimplifiedLayerNormalization", [x, d, weight], eps)
+
+    def add_layer_norm(self, x, d, weight, bias, *, eps):
+        if weight is None:
+            weight = np.ones(x.dims[-1], x.dtype.numpy())
+        return self._skip_norm("SkipLayerNormalization", [x, d, weight, bias], eps)
+
+    def _skip_norm(self, op: str, inputs: list[Any], eps: float) -> tuple[GraphTensor, GraphTensor]:
+        x = inputs[0]
+        described = [(x.dtype, x.dims), (FLOAT, ()), (FLOAT, ()), (x.dtype, x.dims)]
+        out = self.nodes_out(op, inputs, described, domain=CONTRIB, epsilon=eps)
+        for statistic in out[1:3]:
+            statistic.value.name = ""  # an output without a name is not computed
+        return out[3], out[0]
+
+    def mask(self, spec, queries, keys, valid, prefix=None):
+        full = super().mask(spec, queries, keys, valid, prefix)
+        if not spec.causal or spec.prefix:  # the operator is causal
+            return _Mask(full, None)
+        extra = super().mask(_WithoutCausality(spec.window, spec.chunk), queries, keys, valid)
+        if (
+            extra is not None and extra.dims[2] == 1
+        ):  # padding alone: the same for every query, but the operator wants rows
+            new, one = self.shape(queries, 1), self.ints(1)
+            rows = self.node("Concat", [one, one, new, one], dims=(4,), dtype=INT64, axis=0)
+            extra = self.node("Expand", [extra, rows], dims=(extra.dims[0], 1, None, extra.dims[3]))
+        if self.compute != FLOAT:  # -1e9 is -inf in fp16, and a row of -inf is NaN
+            extra = self.cast_to(self.node("Clip", [extra, np.float32(-6e4)]), self.compute)
+        return _Mask(full, extra)
+
+    def attention(self, q, k, v, mask, bias, **attributes):
+        return super().attention(q, k, v, self.additive_mask(mask, q), bias, **attributes)
+
+    def additive_mask(self, mask, scores):
+        return mask.full if isinstance(mask, _Mask) else mask
+
+    def attend(self, slot, qkv, *, norms=None, position=None, mask: Any = None, **shape):
+        refusal = None if slot is None else self._refusal(position, mask, shape)
+        if slot is None or refusal:
+            if refusal:
+                self.note(f"attention runs its reference body: {refusal}")
+            return super().attend(slot, qkv, norms=norms, position=position, mask=mask, **shape)
+        q, k, v = qkv
+        if norms is not None:
+            q = self.norm_heads(norms[0], q, shape["heads"], shape["head_dim"])
+            k = self.norm_heads(norms[1], k, shape["kv_heads"], shape["head_dim"])
+        cos = sin = positions = None
+        if isinstance(position, Rotary):
+            table, reason = self.tables.get(position.layer), None
+            if table is None:
+                reason = "its angles depend on the sequence length"
+            elif position.layer.dim % 16 or shape["head_dim"] % 16:
+                reason = (
+                    "GroupQueryAttention rotates multiples of 16 channels,"
+                    f" this is {position.layer.dim} of head_dim {shape['head_dim']}"
+                )
+            if reason or table is None:
+                self.note(f"rotation runs its reference body: {reason}")
+                q = self._rotate(q, position, shape["heads"], shape["head_dim"])
+                k = self._rotate(k, position, shape["kv_heads"], shape["head_dim"])
+            else:
+                (cos, sin), positions = table, self._positions(slot.store)
+        if (packed := _whole_product(q, k, v)) is not None:
+            q, k, v = packed, None, None
+        sinks = shape.get("sinks")
+        extra = mask.extra
+        if isinstance(position, Bias):
+            extra = extra + self.cast(position.tensor, extra)
+        past = [slot.store.past[slot.path, name] for name in ("k", "v")]
+        scales = [slot.store.scales[slot.path, name] for name in ("k", "v")] if slot.store.scales else []
+        y, *present = self.fused(
+            "CachedAttention" + ("Int8" if scales else "") + ("" if sinks is None else "Sinks"),
+            type(self).cached_attention_body,
+            [q, k, v, *past, *self._lengths(slot.store), cos, sin, positions, extra, sinks, *scales],
+            3,
+            heads=shape["heads"],
+            kv_heads=shape["kv_heads"],
+            scale=float(shape["scale"]),
+            softcap=shape.get("softcap"),
+            interleaved=int(cos is not None and position.layer.interleaved) or None,
+        )
+        slot.store.present[slot.path, "k"], slot.store.present[slot.path, "v"] = present
+        return y
+
+    def cached_attention_body(
+        self, q, k, v, past_k, past_v, last, total, cos, sin, positions, bias, sinks, *scales,
+        heads, kv_heads, scale, softcap, interleaved,
+    ):  # fmt: skip
+        attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
+        if cos is not None:
+            attributes |= {"do_rotary": 1, "rotary_interleaved": interleaved or 0}
+        if softcap is not None:
+            attributes["softcap"] = float(softcap)
+        inputs = [q, k, v, past_k, past_v, last, total, cos, sin, positions, bias, sinks]
+        if scales:  # int8, one scale per head and channel
+            attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
+            inputs += scales
+        cache = (past_k.dims[0], past_k.dims[1], None, past_k.dims[3])
+        described = [(q.dtype, (*q.dims[:2], heads * past_k.dims[3])), (past_k.dtype, cache), (past_v.dtype, cache)]
+        return tuple(self.nodes_out("GroupQueryAttention", inputs, described, domain=CONTRIB, **attributes))
+
+    def _lengths(self, store: Any) -> tuple[GraphTensor, GraphTensor]:
+        """seqlens_k (the last slot, per row) and the total length, as GroupQueryAttention wants them."""
+
+        def make() -> tuple[GraphTensor, GraphTensor]:
+            mask = store.attention_mask
+            batch, total = self.shape(mask, 0), self.shape(mask, 1)
+            last = self.node("Expand", [self.cast_to(total - 1, INT32), batch], dims=(None,))
+            return last, self.cast_to(self.reshape(total, ()), INT32)
+
+        return self._once(store, "lengths", make)
+
+    def _positions(self, store: Any) -> GraphTensor:
+        """Slots counted from each row's first real token, holes left out: [B, T]."""
+
+        def make() -> GraphTensor:
+            mask = store.attention_mask
+            first = self.node("ArgMax", [mask], dims=(mask.dims[0], 1), axis=1, keepdims=1)
+            counted = (self.cumsum(mask) + (first - 1)) * mask
+            return self.last(counted, self.shape(store.input_ids, 1))
+
+        return self._once(store, "positions", make)
+
+    def _once(self, store: Any, name: str, make: Any) -> Any:
+        if name not in store.shared:
+            scopes, self.scopes = self.scopes, ["step"]
+            store.shared[name] = make()
+            self.scopes = scopes
+        return store.shared[name]
+
+    def _refusal(self, position: Any, mask: Any, shape: dict[str, Any]) -> str | None:
+        """Why GroupQueryAttention can't take this attention."""
+        if self.compute not in self.attention_types:
+            types = ", ".join(t.name for t in self.attention_types)
+            return f"this provider's GroupQueryAttention computes in {types}, not in {self.compute.name}"
+        if mask.extra is None:
+            return "GroupQueryAttention is causal, and a prefix is seen by all"
+        if shape["head_dim"] != shape["value_dim"]:
+            return "keys and values differ in width"
+        if shape["head_dim"] % 8:
+            return f"GroupQueryAttention takes head_dim divisible by 8, this is {shape['head_dim']}"
+        return None
+
+    def _rotate(self, x: GraphTensor, rotary: Rotary, heads: int, head_dim: int) -> GraphTensor:
+        """The reference rotation of [B, T, heads·head_dim]."""
+        split = self.split_heads(x, heads, head_dim)
+        return self.merge_heads(self.turn(split, rotary, head_dim), heads * head_dim)
+
+
+def _whole_product(*parts: Any) -> GraphTensor | None:
+    """The packed product that these are all the parts of, in order; None otherwise."""
+    if not all(isinstance(p, _Part) for p in parts) or len({id(p.packed) for p in parts}) > 1:
+        return None
+    packed = parts[0].packed
+    return packed.tensor if [p.index for p in parts] == list(range(len(packed.sizes))) else None

@@ -1,0 +1,24 @@
+"""`cpu`: ONNX Runtime's CPU provider. `FusedMatMul(transB)` takes weights as they are stored, prepacked like a plain MatMul."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from edgeformer.exporters.onnx.graph_ops import CONTRIB, FLOAT
+from edgeformer.exporters.onnx.targets._onnxruntime import OnnxRuntimeTarget
+from edgeformer.exporters.onnx.targets._sparse_experts import sparse_experts
+
+
+class Target(OnnxRuntimeTarget):
+    """Products of stored weights without a transposition in the graph."""
+
+    moe_body = sparse_experts
+    usual_levels: ClassVar[dict[int, int]] = {
+        8: 4
+    }  # at level 0 the CPU provider dequantizes all 8-bit weights at every call
+
+    def linear(self, x, weight):
+        if x.dtype != FLOAT:
+            return super().linear(x, weight)  # FusedMatMul's CPU kernel is float32 only
+        dims = (*x.dims[:-1], weight.dims[0])
+        return self.node("FusedMatMul", [x, weight], dims=dims, domain=CONTRIB, transB=1)

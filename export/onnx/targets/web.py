@@ -1,0 +1,52 @@
+"""`web`: a folder for transformers.js, in browsers (WebAssembly or WebGPU) and under Node.
+
+It looks for `onnx/model<suffix>.onnx`, the suffix telling the precision, with weights in `<that name>_data`, and reads from
+config.json how many such files there are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeformer.errors import ExportError
+from edgeformer.exporters.onnx.targets import webgpu
+from edgeformer.weights.formats import GROUP
+
+SUFFIXES = {"fp32": "", "fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16", "q8": "_quantized"}
+DTYPES = {"fp32": "fp32", "fp16": "fp16", "q4": "q4", "q4f16": "q4f16", "q8": "q8"}
+
+
+class Target(webgpu.Target):
+    """WebGPU's operators, which onnxruntime-web's WebAssembly provider has too."""
+
+    needs_config = True
+
+    def quantized_take(self, codes, scales, ids, format):
+        """Rows of bytes, taken apart by arithmetic: onnxruntime-web's WebAssembly build has no GatherBlockQuantized."""
+        rows, steps = self.take(codes, ids), self.take(scales, ids)
+        x = self.cast_to(rows, scales.dtype)
+        if format.bits == 4:
+            high = self.unary("Floor", x * 0.0625)
+            pairs = [self.expand_dims(part, x.ndim) for part in (x - high * 16.0, high)]
+            x = self.concat(pairs, x.ndim)
+        grouped = self.reshape(x, (0, 0, scales.dims[-1], GROUP)) - float(format.zero)
+        return self.reshape(grouped * self.expand_dims(steps, steps.ndim), (0, 0, scales.dims[-1] * GROUP))
+
+    @classmethod
+    def files(cls, precision: str) -> tuple[str, str]:
+        """The ONNX file's path in the folder, and the name of its data.
+
+        Raises:
+            ExportError: a precision that transformers.js has no name for.
+        """
+        if precision not in SUFFIXES:
+            raise ExportError(f"transformers.js has no name for {precision}; it has {', '.join(SUFFIXES)}")
+        name = f"model{SUFFIXES[precision]}.onnx"
+        return f"onnx/{name}", f"{name}_data"
+
+    @classmethod
+    def config(cls, config: dict[str, Any], precisions: list[str]) -> dict[str, Any]:
+        """config.json with what transformers.js wants to be told: each graph's data files, and which it takes by default."""
+        files = [cls.files(precision)[0].rsplit("/", 1)[-1] for precision in precisions]
+        told = {"use_external_data_format": dict.fromkeys(files, 1), "dtype": DTYPES[precisions[0]]}
+        return {**config, "transformers.js_config": told}
