@@ -118,13 +118,11 @@ class MlxSession(Session):
 
     def profile(self, call, before=None):
         """None when compiled: then it is one function of everything."""
-        from edgeformer.backends.mlx.ops import MlxOps
-
         if self.decoder is not None and self.decoder.compiled:
             return None
         if before is not None:
             before()
-        with layer_clock(self.spec, MlxOps, self._wait) as found:
+        with layer_clock(self.model.ops, self._wait) as found:
             call()
         return list(found.values())
 

@@ -90,13 +90,11 @@ class TorchSession(Session):
 
     def profile(self, call, before=None):
         """None when compiled: there are no layers to clock any more."""
-        from edgeformer.backends.torch.module import TorchOps
-
         if self.call is not self.model:
             return None
         if before is not None:
             before()
-        with layer_clock(self.spec, TorchOps, self._wait) as found:
+        with layer_clock(self.model.ops, self._wait) as found:
             call()
         return list(found.values())
 

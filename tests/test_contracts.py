@@ -5,14 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import pytest
 from support import random_ids, small_spec
 
 from edgeformer.errors import SpecError
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
+from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
-from edgeformer.spec import Layer, Node, SharedKV
+from edgeformer.spec import Layer, Node, SharedKV, Sub, tensors
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,3 +133,55 @@ def test_the_former_place_of_the_runtime_protocol():
         assert _protocol.Runtime is runtime.Runtime
     with pytest.raises(AttributeError, match="no_such_name"):
         _ = _protocol.no_such_name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mistyped(Layer):
+    """Enters its child by a name that is no entry point: `ad` for `add`."""
+
+    kind: ClassVar[str] = "mistyped"
+    child: Layer
+
+    def params(self, width: int) -> Any:
+        return {"child": Sub(self.child, width)}
+
+    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+        return p.child.ad(x, x)
+
+
+def _numpy(layer: Layer) -> None:
+    from edgeformer.backends.numpy import Handle, NumpyOps
+
+    Handle(NumpyOps(), layer, 8, lambda name: np.ones(8, np.float32))(np.ones((1, 2, 8), np.float32))
+
+
+def _torch(layer: Layer) -> None:
+    torch = pytest.importorskip("torch")
+    from edgeformer.backends.torch.module import Module, TorchOps
+
+    Module(layer, 8, TorchOps())(torch.ones(1, 2, 8))
+
+
+def _mlx(layer: Layer) -> None:
+    mx = pytest.importorskip("mlx.core")
+    from edgeformer.backends.mlx.module import Module
+    from edgeformer.backends.mlx.ops import MlxOps
+
+    Module(layer, 8, MlxOps())(mx.ones((1, 2, 8)))
+
+
+def _onnx(layer: Layer) -> None:
+    from edgeformer.exporters.onnx.graph import _input
+    from edgeformer.exporters.onnx.graph_ops import FLOAT, GraphOps
+    from edgeformer.exporters.onnx.handles import GraphHandle, Initializers
+
+    ops = GraphOps()
+    weights = Initializers(ops, dict.fromkeys(tensors(layer), "fp32"))
+    GraphHandle(ops, layer, 8, weights)(_input(ops, "x", FLOAT, ("b", "t", 8)))
+
+
+@pytest.mark.parametrize("enter", [_numpy, _torch, _mlx, _onnx])
+def test_an_entry_point_that_there_is_not_fails_on_every_back_end(enter):
+    """Two back ends gave a function for any name, which failed later or not at all."""
+    with pytest.raises(AttributeError, match="has no attribute 'ad'"):
+        enter(Mistyped(child=RMSNorm(eps=1e-5)))

@@ -18,7 +18,7 @@ from edgeformer.checkpoint import saving
 from edgeformer.checkpoint.loading import load
 from edgeformer.exporters.onnx.graph import target_class
 from edgeformer.exporters.onnx.graph_ops import CONTRIB, DOMAIN, OPSET, GraphTensor
-from edgeformer.exporters.onnx.handles import Initializers, LayerHandle
+from edgeformer.exporters.onnx.handles import GraphHandle, Initializers
 from edgeformer.layers.block import Block
 from edgeformer.layers.cross_attention import CrossAttention
 from edgeformer.layers.decoder import Decoder
@@ -113,7 +113,7 @@ def _cross_torch(weights, x, memory, valid):
 def _cross_onnx(weights, x, memory, valid, target):
     ops = target_class(target)(ir.DataType.FLOAT)
     initializers = Initializers(ops, dict.fromkeys(weights, ir.DataType.FLOAT))
-    layer = LayerHandle(ops, _Whole.layer, 32, initializers)
+    layer = GraphHandle(ops, _Whole.layer, 32, initializers)
     feed = {"x": x, "memory": memory, "valid": valid}
     graph_inputs = {
         name: GraphTensor(

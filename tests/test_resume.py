@@ -260,7 +260,9 @@ def test_the_cache_is_shown_and_cleaned(tmp_path):
 def test_workers_end_with_their_parent(how, tmp_path):
     """Also in the middle of a round; what it left among the temporary folders goes with the next run."""
     environment = os.environ | {"TMPDIR": str(tmp_path)}
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the child inherits it, and under nohup it is ignored
     process = subprocess.Popen(BENCH, stderr=subprocess.PIPE, text=True, env=environment)
+    signal.signal(signal.SIGHUP, before)
     assert process.stderr is not None
     next(line for line in process.stderr if line.startswith("round "))
     workers = psutil.Process(process.pid).children(recursive=True)

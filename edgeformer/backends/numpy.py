@@ -11,21 +11,21 @@ from typing import Any
 
 import numpy as np
 
-from edgeformer.ops import Ops
+from edgeformer.ops.eager import EagerOps, elementwise
+from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import GrowingStore, begin
 from edgeformer.spec import Const, Dropout, Layer, Linear, Model, Stacked, Sub, Table, Vector, tensor_name
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-class NumpyOps(Ops):
+class NumpyOps(EagerOps):
     """The vocabulary on numpy arrays."""
 
-    def shape(self, x, axis):
-        return x.shape[axis]
-
-    def reshape(self, x, sizes):
-        return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(sizes)])
+    exp = elementwise(np.exp)
+    sin = elementwise(np.sin)
+    cos = elementwise(np.cos)
+    tanh = elementwise(np.tanh)
 
     def permute(self, x, axes):
         return x.transpose(axes)
@@ -39,9 +39,6 @@ class NumpyOps(Ops):
     def split(self, x, sizes, axis):
         return np.split(x, np.cumsum(sizes)[:-1], axis)
 
-    def last(self, x, count):
-        return x if count == 0 else x[:, -count:]
-
     def repeat_heads(self, x, count):
         return np.repeat(x, count, axis=1)
 
@@ -51,26 +48,8 @@ class NumpyOps(Ops):
     def sum(self, x, axis, *, keep=False):
         return x.sum(axis, keepdims=keep)
 
-    def largest(self, x):
-        return x.max().reshape(1)
-
-    def cumsum(self, x):
-        return x.cumsum(1)
-
     def rsqrt(self, x):
         return 1 / np.sqrt(x)
-
-    def exp(self, x):
-        return np.exp(x)
-
-    def sin(self, x):
-        return np.sin(x)
-
-    def cos(self, x):
-        return np.cos(x)
-
-    def tanh(self, x):
-        return np.tanh(x)
 
     def sigmoid(self, x):
         return 0.5 * (np.tanh(0.5 * x) + 1)  # no overflow for large |x|
@@ -85,9 +64,6 @@ class NumpyOps(Ops):
         y = np.exp(x - x.max(-1, keepdims=True))
         return y / y.sum(-1, keepdims=True)
 
-    def take(self, table, ids):
-        return table[ids]
-
     def topk(self, x, count):
         ids = np.argsort(-x, axis=-1, kind="stable")[..., :count]
         return np.take_along_axis(x, ids, -1), ids
@@ -95,17 +71,8 @@ class NumpyOps(Ops):
     def where(self, condition, a, b):
         return np.where(condition, np.float32(a), np.float32(b))
 
-    def equal(self, a, b):
-        return a == b
-
-    def less(self, a, b):
-        return a < b
-
     def clip(self, x, low, high):
         return np.clip(x, low, high)
-
-    def floor_divide(self, x, count):
-        return x // count
 
     def arange(self, count, like):
         return np.arange(count)
@@ -115,9 +82,6 @@ class NumpyOps(Ops):
 
     def f32(self, x):
         return x if x.dtype == np.float64 else x.astype(np.float32, copy=False)
-
-    def boolean(self, x):
-        return x != 0
 
 
 class LinearHandle:
@@ -156,7 +120,7 @@ class TableHandle:
         return x @ self.weight.T
 
 
-class Handle:
+class Handle(LayerHandle):
     """A layer with its parameters. `weights(name)` gives a tensor by canonical name."""
 
     def __init__(self, ops: NumpyOps, layer: Layer, width: int, weights: Callable[[str], np.ndarray], path: str = ""):
@@ -187,13 +151,6 @@ class Handle:
             case Sub():
                 return Handle(self.ops, declaration.layer, declaration.width, weights, path)
         raise TypeError(declaration)
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self.layer.apply(self.ops, self, *inputs)
-
-    def __getattr__(self, method: str) -> Any:  # a layer's other entry points: Norm.add, CrossAttention.remember
-        function = getattr(type(self.layer), method)
-        return lambda *inputs: function(self.layer, self.ops, self, *inputs)
 
 
 class NumpyModel:

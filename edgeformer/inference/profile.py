@@ -1,6 +1,6 @@
 """Where the time of a forward pass goes: operations, each in a block (attention, ffn, norm, head, other).
 
-Our own back ends all call `layer.apply(ops, handle, ...)` and methods of `ops`, so one clock around those profiles every one
+Our own back ends all enter layers by `ops.enter` and compute by methods of `ops`, so one clock around those profiles every one
 of them: `layer_clock`. It waits for every result, so a back end that is lazy or works ahead runs less well under it.
 """
 
@@ -15,11 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeformer.ops import Ops
-from edgeformer.spec import Model, layers
+from edgeformer.ops.handle import LayerHandle
 
 BLOCKS = ("attention", "ffn", "norm", "head", "other")
-_ENTRIES = ("apply", "add", "remember", "logits")
-"""Methods of layers that back ends call with the handle as an argument."""
+GLUE = "linear maps and glue"
+"""The name of what a layer does outside the vocabulary's ops."""
+VOCABULARY = tuple(
+    n for n, f in inspect.getmembers(Ops, inspect.isfunction) if n[0] != "_" and n not in ("enter", "part")
+)
+"""The ops that are clocked."""
 
 
 @dataclass
@@ -75,47 +79,39 @@ class _Clock:
 
 
 @contextlib.contextmanager
-def layer_clock(spec: Model, ops: type[Ops], wait: Callable[[Any], None]) -> Iterator[dict[Any, Operation]]:
-    """Clock every layer and op of a spec while the block runs; the operations are those seen so far.
+def layer_clock(ops: Ops, wait: Callable[[Any], None]) -> Iterator[dict[Any, Operation]]:
+    """Clock every layer and op of a model whose handles share `ops` while the block runs; the operations are those seen so far.
 
     wait: makes sure that a value (arrays, or tuples, lists and dicts of them) is computed.
     """
-    clock = _Clock(wait)
-    kinds = {type(layer) for _, layer, _ in layers(spec)}
-    replaced = [
-        (kind, name, _clocked_layer(clock, original, name))
-        for kind in kinds
-        for name in _ENTRIES
-        if callable(original := inspect.getattr_static(kind, name, None))
-    ]
-    vocabulary = [name for name in dir(Ops) if not name.startswith("_") and callable(getattr(ops, name))]
-    replaced += [(ops, name, _clocked_op(clock, getattr(ops, name), name)) for name in vocabulary]
-    before = [(owner, name, owner.__dict__.get(name)) for owner, name, _ in replaced]
+    clock, plain = _Clock(wait), type(ops)
+    methods = {name: _clocked_op(clock, getattr(plain, name), name) for name in VOCABULARY}
+    # handles, stores and steps all hold this object, so it is what has to change
+    ops.__class__ = type(f"Clocked{plain.__name__}", (plain,), methods | {"enter": _enter(clock), "part": _part(clock)})
     try:
-        for owner, name, clocked in replaced:
-            setattr(owner, name, clocked)
         yield clock.found
     finally:
-        for owner, name, own in before:
-            if own is None:  # it was inherited
-                delattr(owner, name)
-            else:
-                setattr(owner, name, own)
+        ops.__class__ = plain
 
 
-def _clocked_layer(clock: _Clock, original: Any, entry: str) -> Any:
-    def call(self: Any, *arguments: Any, **options: Any) -> Any:
-        handle = next((a for a in arguments if hasattr(a, "layer") and hasattr(a, "path")), None)
-        block = "head" if entry == "logits" else block_of(getattr(handle, "path", ""))
-        return clock.run(block, "linear maps and glue", lambda: original(self, *arguments, **options), arguments)
+def _enter(clock: _Clock) -> Any:
+    def enter(ops: Ops, handle: LayerHandle, method: Callable[..., Any], *inputs: Any) -> Any:
+        return clock.run(block_of(handle.path), GLUE, lambda: method(ops, handle, *inputs), inputs)
 
-    return call
+    return enter
+
+
+def _part(clock: _Clock) -> Any:
+    def part(ops: Ops, name: str, function: Callable[..., Any], *inputs: Any) -> Any:
+        return clock.run(name, GLUE, lambda: function(*inputs), inputs)
+
+    return part
 
 
 def _clocked_op(clock: _Clock, original: Any, name: str) -> Any:
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
         top = clock.stack[-1] if clock.stack else None
-        if top is None or top.name != "linear maps and glue":  # an op in an op is part of it
+        if top is None or top.name != GLUE:  # an op in an op is part of it
             return original(self, *arguments, **options)
         return clock.run(top.block, name, lambda: original(self, *arguments, **options), arguments)
 

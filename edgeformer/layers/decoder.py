@@ -87,7 +87,7 @@ class Decoder(BlockStack):
         if self.dropout:
             x = p.dropout(x)
         x = ops.last(self.run_stack(p, x, step), step.keep)
-        return {"logits": self.logits(ops, p, x)}
+        return {"logits": ops.part("head", self.logits, ops, p, x)}
 
     def logits(self, ops: Any, p: Any, x: Any) -> Any:
         """[B, T, width] -> [B, T, vocab], by the head or the embedding's transpose."""

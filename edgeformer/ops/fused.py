@@ -11,6 +11,7 @@ Precision policy: norms, softmax and rotary tables are computed in float32 and c
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,6 +49,14 @@ class Ops(Primitives):
 
     routings: list[tuple[Any, Any]] | None = None
     """What mixtures of experts decided, while it is recorded; see `routed`."""
+
+    def enter(self, handle: Any, method: Callable[..., Any], *inputs: Any) -> Any:
+        """Call a layer's method (`apply`, `add`, ...) for its handle: the one seam that all layers are entered through."""
+        return method(self, handle, *inputs)
+
+    def part(self, name: str, function: Callable[..., Any], *inputs: Any) -> Any:
+        """Call a part of a layer's maths that profiles show on its own, such as `head`."""
+        return function(*inputs)
 
     # ------------------------------------------------------------------------------------------------- activations
 

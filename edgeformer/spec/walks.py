@@ -11,7 +11,7 @@ from edgeformer.spec.nodes import Layer
 # names that a torch or MLX module already uses for itself
 RESERVED = frozenset(
     ("add", "apply", "buffers", "children", "eval", "forward", "items", "keys", "layer", "ops", "parameters", "path")
-    + ("pop", "state", "train", "update", "values", "width")
+    + ("pop", "remember", "state", "train", "update", "values", "width")
 )
 
 

@@ -21,7 +21,7 @@ from edgeformer import discover
 from edgeformer.errors import ExportError
 from edgeformer.exporters.onnx.functions import FunctionOps
 from edgeformer.exporters.onnx.graph_ops import CONTRIB, DOMAIN, FLOAT, INT64, IR_VERSION, OPSET, GraphTensor
-from edgeformer.exporters.onnx.handles import Initializers, LayerHandle
+from edgeformer.exporters.onnx.handles import GraphHandle, Initializers
 from edgeformer.exporters.onnx.storage import Storage
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.layers.rope import Rope
@@ -161,7 +161,7 @@ def build(
             }
             extra = [*(t.value for t in store.read.values()), *extra]
             given["memory_valid"] = ops.boolean(inputs["encoder_attention_mask"])
-    root = LayerHandle(ops, spec, 0, weights)
+    root = GraphHandle(ops, spec, 0, weights)
     if "prefix_length" in inputs:
         given["prefix"] = inputs["prefix_length"]
     with ops.scope("step"):
@@ -223,7 +223,7 @@ def _encoder(ops: FunctionOps, weights: Initializers, spec: EncoderDecoder) -> t
     shape = ("batch_size", "encoder_sequence_length")
     ids, mask = (_input(ops, name, INT64, shape) for name in ("input_ids", "attention_mask"))
     _tables(ops, weights, spec, spec.context)
-    root = LayerHandle(ops, spec, 0, weights)
+    root = GraphHandle(ops, spec, 0, weights)
     new = ops.node("Shape", [ids], dims=(1,), dtype=INT64, start=1, end=2)
     memory = root.encode(ids, mask, new)
     outputs = [_output(ops, memory, "last_hidden_state", (*shape, spec.width))]

@@ -101,6 +101,10 @@ class GraphOps(Ops):
         finally:
             self.scopes.pop()
 
+    def enter(self, handle, method, *inputs):
+        with self.scope(handle._scope()):
+            return method(self, handle, *inputs)
+
     def node(
         self,
         op: str,

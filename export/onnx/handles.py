@@ -11,6 +11,7 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeformer.exporters.onnx.graph_ops import GraphOps, GraphTensor
+from edgeformer.ops.handle import LayerHandle
 from edgeformer.spec import Const, Dropout, Layer, Linear, Stacked, Sub, Table, Vector, tensor_name
 from edgeformer.weights.formats import SCALES, Format
 
@@ -172,8 +173,8 @@ class Initializers:
         return GraphTensor(self.ops, self.values[name], dtype, array.shape)
 
 
-class LayerHandle:
-    """A layer with its parameters."""
+class GraphHandle(LayerHandle):
+    """A layer with its parameters in a graph."""
 
     def __init__(self, ops: GraphOps, layer: Layer, width: int, weights: Initializers, path: str = ""):
         self.ops, self.layer, self.path = ops, layer, path
@@ -181,7 +182,7 @@ class LayerHandle:
             child = f"{path}.{name}" if path else name
             if isinstance(declaration, tuple):
                 value: Any = [
-                    LayerHandle(ops, s.layer, s.width, weights, f"{child}.{i}") for i, s in enumerate(declaration)
+                    GraphHandle(ops, s.layer, s.width, weights, f"{child}.{i}") for i, s in enumerate(declaration)
                 ]
             else:
                 value = self._make(declaration, child, weights)
@@ -210,25 +211,11 @@ class LayerHandle:
             case Dropout():
                 return lambda x: x
             case Sub():
-                return LayerHandle(self.ops, declaration.layer, declaration.width, weights, path)
+                return GraphHandle(self.ops, declaration.layer, declaration.width, weights, path)
         raise TypeError(declaration)
 
-    def __call__(self, *inputs: Any) -> Any:
-        with self._scope():
-            return self.layer.apply(self.ops, self, *inputs)
-
-    def __getattr__(self, method: str) -> Any:  # a layer's other entry points: Norm.add, CrossAttention.remember
-        if method.startswith("__"):
-            raise AttributeError(method)
-        function = getattr(type(self.layer), method)
-
-        def call(*inputs: Any) -> Any:
-            with self._scope():
-                return function(self.layer, self.ops, self, *inputs)
-
-        return call
-
-    def _scope(self) -> Any:
+    def _scope(self) -> str:
+        """What nodes inside are named after: `attention`, `layers.0`."""
         parts = self.path.split(".")
         name = ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
-        return self.ops.scope(name or self.layer.kind)
+        return name or self.layer.kind

@@ -16,6 +16,7 @@ from mlx.utils import tree_flatten
 from edgeformer.backends.mlx.ops import MlxOps
 from edgeformer.backends.mlx.packing import pack
 from edgeformer.backends.mlx.store import MlxStore
+from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import Step, begin
 from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, leaves
 
@@ -45,12 +46,10 @@ class _Dropout(nn.Dropout):
         self.p = rate
 
 
-class Module(nn.Module):
+class Module(nn.Module, LayerHandle):
     """A layer with its parameters; children are attributes named as the layer declares them."""
 
-    layer: Any
     ops: MlxOps
-    path: str
 
     def __init__(self, layer: Layer, width: int, ops: MlxOps, path: str = ""):
         super().__init__()
@@ -80,17 +79,6 @@ class Module(nn.Module):
             case Sub():
                 return Module(declaration.layer, declaration.width, self.ops, path)
         raise TypeError(declaration)
-
-    def __call__(self, *inputs: Any) -> Any:
-        return self.layer.apply(self.ops, self, *inputs)
-
-    def add(self, x: mx.array, d: mx.array) -> tuple[mx.array, mx.array]:
-        """`Norm.add`."""
-        return self.layer.add(self.ops, self, x, d)
-
-    def remember(self, memory: mx.array) -> dict[str, mx.array]:
-        """`CrossAttention.remember`."""
-        return self.layer.remember(self.ops, self, memory)
 
     def pack(self, *, evaluate: bool = True) -> None:
         """Hold the maps that share an input as one matrix each. For inference: their parts are no modules any more.
@@ -182,7 +170,7 @@ class MlxModel(Module):
         if encoder:
             inputs["attention_mask"] = mx.ones_like(input_ids) if attention_mask is None else attention_mask
             inputs["token_type_ids"] = mx.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        outputs = self.layer.apply(self.ops, self, inputs, step)
+        outputs = self.ops.enter(self, self.layer.apply, inputs, step)
         return outputs if encoder else outputs["logits"]
 
     def state_dict(self) -> dict[str, mx.array]:

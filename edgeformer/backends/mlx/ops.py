@@ -18,7 +18,8 @@ import numpy as np
 from edgeformer.backends.mlx.packing import Packed, packed_product
 from edgeformer.backends.mlx.store import MlxStore
 from edgeformer.layers.rms_norm import RMSNorm
-from edgeformer.ops import MASKED, Bias, Ops, Rotary
+from edgeformer.ops import MASKED, Bias, Rotary
+from edgeformer.ops.eager import EagerOps, elementwise
 from edgeformer.spec import Layer
 
 
@@ -35,7 +36,7 @@ class MlxRotary(Rotary):
     offsets: dict[Any, Any] = field(default_factory=dict)
 
 
-class MlxOps(Ops):
+class MlxOps(EagerOps):
     """The vocabulary on MLX arrays.
 
     Args:
@@ -49,11 +50,16 @@ class MlxOps(Ops):
 
     # -------------------------------------------------------------------------------------------------- primitives
 
-    def shape(self, x, axis):
-        return x.shape[axis]
-
-    def reshape(self, x, sizes):
-        return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(sizes)])
+    rsqrt = elementwise(mx.rsqrt)
+    exp = elementwise(mx.exp)
+    sin = elementwise(mx.sin)
+    cos = elementwise(mx.cos)
+    tanh = elementwise(mx.tanh)
+    sigmoid = elementwise(mx.sigmoid)
+    erf = elementwise(mx.erf)
+    act_silu = elementwise(nn.silu)
+    act_gelu = elementwise(nn.gelu)
+    act_gelu_tanh = elementwise(nn.gelu_approx)
 
     def permute(self, x, axes):
         return x.transpose(axes)
@@ -67,9 +73,6 @@ class MlxOps(Ops):
     def split(self, x, sizes, axis):
         return mx.split(x, np.cumsum(sizes)[:-1].tolist(), axis)
 
-    def last(self, x, count):
-        return x if count == 0 else x[:, -count:]
-
     def repeat_heads(self, x, count):
         return mx.repeat(x, count, axis=1)
 
@@ -79,41 +82,11 @@ class MlxOps(Ops):
     def sum(self, x, axis, *, keep=False):
         return x.sum(axis, keepdims=keep)
 
-    def largest(self, x):
-        return x.max().reshape(1)
-
-    def cumsum(self, x):
-        return x.cumsum(1)
-
-    def rsqrt(self, x):
-        return mx.rsqrt(x)
-
-    def exp(self, x):
-        return mx.exp(x)
-
-    def sin(self, x):
-        return mx.sin(x)
-
-    def cos(self, x):
-        return mx.cos(x)
-
-    def tanh(self, x):
-        return mx.tanh(x)
-
-    def sigmoid(self, x):
-        return mx.sigmoid(x)
-
-    def erf(self, x):
-        return mx.erf(x)
-
     def relu(self, x):
         return mx.maximum(x, 0)
 
     def softmax(self, x):
         return mx.softmax(x, -1, precise=True)
-
-    def take(self, table, ids):
-        return table[ids]
 
     def topk(self, x, count):
         ids = mx.stop_gradient(mx.argsort(-x, axis=-1)[..., :count])
@@ -122,17 +95,8 @@ class MlxOps(Ops):
     def where(self, condition, a, b):
         return mx.where(condition, mx.array(a, mx.float32), mx.array(b, mx.float32))
 
-    def equal(self, a, b):
-        return a == b
-
-    def less(self, a, b):
-        return a < b
-
     def clip(self, x, low, high):
         return mx.clip(x, low, high)
-
-    def floor_divide(self, x, count):
-        return x // count
 
     def arange(self, count, like):
         return mx.arange(count)
@@ -143,19 +107,7 @@ class MlxOps(Ops):
     def f32(self, x):
         return x if x.dtype == mx.float64 else x.astype(mx.float32)
 
-    def boolean(self, x):
-        return x != 0
-
     # ------------------------------------------------------------------------------------------ norms, activations
-
-    def act_silu(self, x):
-        return nn.silu(x)
-
-    def act_gelu(self, x):
-        return nn.gelu(x)
-
-    def act_gelu_tanh(self, x):
-        return nn.gelu_approx(x)
 
     def rms_norm(self, x, weight, *, eps):
         return mx.fast.rms_norm(x, weight, eps)

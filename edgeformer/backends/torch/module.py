@@ -14,19 +14,25 @@ import torch.nn.functional as F
 from torch import nn
 
 from edgeformer.backends.torch.store import FixedStore
-from edgeformer.ops import Ops
+from edgeformer.ops.eager import EagerOps, elementwise
+from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import GrowingStore, Step, begin
 from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, leaves
 
 
-class TorchOps(Ops):
+class TorchOps(EagerOps):
     """The vocabulary on torch tensors."""
 
-    def shape(self, x, axis):
-        return x.shape[axis]
-
-    def reshape(self, x, sizes):
-        return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(sizes)])
+    rsqrt = elementwise(torch.rsqrt)
+    exp = elementwise(torch.exp)
+    sin = elementwise(torch.sin)
+    cos = elementwise(torch.cos)
+    tanh = elementwise(torch.tanh)
+    sigmoid = elementwise(torch.sigmoid)
+    erf = elementwise(torch.erf)
+    relu = elementwise(torch.relu)
+    act_silu = elementwise(F.silu)
+    act_gelu = elementwise(F.gelu)
 
     def permute(self, x, axes):
         return x.permute(axes)
@@ -40,9 +46,6 @@ class TorchOps(Ops):
     def split(self, x, sizes, axis):
         return x.split(list(sizes), axis)
 
-    def last(self, x, count):
-        return x if count == 0 else x[:, -count:]
-
     def repeat_heads(self, x, count):
         return x.repeat_interleave(count, 1)
 
@@ -52,41 +55,8 @@ class TorchOps(Ops):
     def sum(self, x, axis, *, keep=False):
         return x.sum(axis, keepdim=keep)
 
-    def largest(self, x):
-        return x.max().reshape(1)
-
-    def cumsum(self, x):
-        return x.cumsum(1)
-
-    def rsqrt(self, x):
-        return torch.rsqrt(x)
-
-    def exp(self, x):
-        return torch.exp(x)
-
-    def sin(self, x):
-        return torch.sin(x)
-
-    def cos(self, x):
-        return torch.cos(x)
-
-    def tanh(self, x):
-        return torch.tanh(x)
-
-    def sigmoid(self, x):
-        return torch.sigmoid(x)
-
-    def erf(self, x):
-        return torch.erf(x)
-
-    def relu(self, x):
-        return torch.relu(x)
-
     def softmax(self, x):
         return x.softmax(-1)
-
-    def take(self, table, ids):
-        return table[ids]
 
     def topk(self, x, count):
         values, ids = x.topk(count, -1)
@@ -95,17 +65,8 @@ class TorchOps(Ops):
     def where(self, condition, a, b):
         return torch.where(condition, a, b).to(torch.float32)
 
-    def equal(self, a, b):
-        return a == b
-
-    def less(self, a, b):
-        return a < b
-
     def clip(self, x, low, high):
         return x.clamp(low, high)
-
-    def floor_divide(self, x, count):
-        return x // count
 
     def arange(self, count, like):
         return torch.arange(count, device=like.device)
@@ -116,16 +77,7 @@ class TorchOps(Ops):
     def f32(self, x):
         return x if x.dtype == torch.float64 else x.float()
 
-    def boolean(self, x):
-        return x != 0
-
     # fused ops that torch has
-
-    def act_silu(self, x):
-        return F.silu(x)
-
-    def act_gelu(self, x):
-        return F.gelu(x)
 
     def act_gelu_tanh(self, x):
         return F.gelu(x, approximate="tanh")
@@ -202,7 +154,7 @@ class _Stacked(nn.Module):
         return x @ self.weight.mT
 
 
-class Module(nn.Module):
+class Module(nn.Module, LayerHandle):
     """A layer with its parameters as an `nn.Module`; children are attributes named as the layer declares them."""
 
     def __init__(self, layer: Layer, width: int, ops: TorchOps, path: str = ""):
@@ -244,15 +196,7 @@ class Module(nn.Module):
                 setattr(self, name, torch.as_tensor(declarations[name].make()).to(device))  # type: ignore[union-attr]
 
     def forward(self, *inputs: Any) -> Any:
-        return self.layer.apply(self.ops, self, *inputs)
-
-    def add(self, x: torch.Tensor, d: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """`Norm.add`."""
-        return self.layer.add(self.ops, self, x, d)  # type: ignore[attr-defined]
-
-    def remember(self, memory: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`CrossAttention.remember`."""
-        return self.layer.remember(self.ops, self, memory)  # type: ignore[attr-defined]
+        return self.ops.enter(self, self.layer.apply, *inputs)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Module:
         super()._apply(fn, recurse)
@@ -334,7 +278,7 @@ class TorchModel(Module):
         if encoder:
             inputs["attention_mask"] = torch.ones_like(input_ids) if attention_mask is None else attention_mask
             inputs["token_type_ids"] = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        outputs = self.layer.apply(self.ops, self, inputs, step)
+        outputs = self.ops.enter(self, self.layer.apply, inputs, step)
         return outputs if encoder else outputs["logits"]
 
     def materialize(self, device: str | torch.device) -> TorchModel:

@@ -1,0 +1,51 @@
+"""Primitives that array libraries have in common: what follows from Python's operators, and elementwise functions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from edgeformer.ops.fused import Ops
+
+
+def elementwise(function: Callable[[Any], Any]) -> Any:
+    """A primitive that applies a library's function: `exp = elementwise(np.exp)`."""
+
+    def apply(self: Ops, x: Any) -> Any:
+        return function(x)
+
+    return apply
+
+
+class EagerOps(Ops):
+    """The vocabulary of a library whose arrays have shapes, slices, operators, `reshape`, `cumsum` and `max`."""
+
+    def shape(self, x, axis):
+        return x.shape[axis]
+
+    def reshape(self, x, sizes):
+        return x.reshape([x.shape[i] if size == 0 else size for i, size in enumerate(sizes)])
+
+    def last(self, x, count):
+        return x if count == 0 else x[:, -count:]
+
+    def largest(self, x):
+        return x.max().reshape(1)
+
+    def cumsum(self, x):
+        return x.cumsum(1)
+
+    def take(self, table, ids):
+        return table[ids]
+
+    def equal(self, a, b):
+        return a == b
+
+    def less(self, a, b):
+        return a < b
+
+    def floor_divide(self, x, count):
+        return x // count
+
+    def boolean(self, x):
+        return x != 0

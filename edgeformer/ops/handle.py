@@ -1,0 +1,33 @@
+"""A layer with its parameters, as the maths of layers see it: `p` in `apply(ops, p, ...)`, with the same methods on every
+back end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class LayerHandle:
+    """The entry points of a layer, for a back end's own class to inherit.
+
+    Attributes named as the layer's declarations hold what these became. A layer enters another one through the handle's methods
+    and through nothing else, so that a name that isn't here fails on all back ends alike; a new entry point is a method here.
+    """
+
+    layer: Any
+    """The `Layer`."""
+    ops: Any
+    """The back end's `Ops`."""
+    path: str
+    """Where the layer is in the tree: `layers.0.attention`; empty for the root."""
+
+    def __call__(self, *inputs: Any) -> Any:
+        """`Layer.apply`."""
+        return self.ops.enter(self, self.layer.apply, *inputs)
+
+    def add(self, x: Any, d: Any) -> tuple[Any, Any]:
+        """`Norm.add`."""
+        return self.ops.enter(self, self.layer.add, x, d)
+
+    def remember(self, memory: Any) -> dict[str, Any]:
+        """`CrossAttention.remember`."""
+        return self.ops.enter(self, self.layer.remember, memory)
