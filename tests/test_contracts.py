@@ -185,3 +185,36 @@ def test_an_entry_point_that_there_is_not_fails_on_every_back_end(enter):
     """Two back ends gave a function for any name, which failed later or not at all."""
     with pytest.raises(AttributeError, match="has no attribute 'ad'"):
         enter(Mistyped(child=RMSNorm(eps=1e-5)))
+
+
+def test_behaviour_does_not_depend_on_a_flags_words(tmp_path, monkeypatch):
+    """Rows were late, and tried again, where a flag began with "time limit"."""
+    from edgeformer.measure import harness
+    from edgeformer.measure.flags import Flag, FlagCode
+    from edgeformer.measure.journal import Journal
+    from edgeformer.measure.row import Plan, Row, Shape
+
+    monkeypatch.setenv("EDGEFORMER_CACHE", str(tmp_path))
+    late = Row(Plan("numpy", "m", "checkpoint", "fp32"), Shape(8, 2), 1)
+    late.flags = [Flag(FlagCode.TIME_LIMIT, "reworded"), Flag(FlagCode.SPREAD, "time limit: only words")]
+    assert harness._late(late)
+    journal, _ = Journal.begin("0" * 16, resume=False)
+    journal.save((0, 0), late)
+    journal.close(finished=False)
+    again, _ = Journal.begin("0" * 16, resume=True)
+    restored = Row(late.plan, late.shape, 1)
+    again.restore((0, 0), restored)
+    again.close(finished=True)
+    assert restored.flags == late.flags[1:] and not harness._late(restored)
+
+
+def test_a_reason_is_found_by_its_runtime_not_by_its_words():
+    from edgeformer.errors import InputError
+    from edgeformer.measure import bench, plans
+
+    class Reworded(plans.NoRow):
+        def __str__(self) -> str:
+            return f"{self.runtime} is left out ({self.reason})"
+
+    with pytest.raises(InputError, match=r"^numpy is left out \(it is slow\)$"):
+        bench._check_chosen(["numpy"], [], [Reworded("numpy", "it is slow"), Reworded("torch", "no")])

@@ -253,6 +253,7 @@ def test_threads_are_the_physical_cores_by_default():
 
 
 def test_quantized_rows_slower_than_their_own_fp32_are_flagged():
+    from edgeformer.measure.flags import Flag, FlagCode
     from edgeformer.measure.row import Plan, Row, Shape
     from edgeformer.measure.row_flags import row_flags
 
@@ -264,9 +265,10 @@ def test_quantized_rows_slower_than_their_own_fp32_are_flagged():
     plain = row("fp32", 100, 10)
     slow, fast, other = row("q8", 90, 140), row("q4", 150, 5), row("q8", 900, 900, "openvino")
     rows = [plain, slow, fast, other]
-    assert "decode 14.0 x slower than its own fp32" in row_flags(slow, rows)
-    assert [f for f in row_flags(fast, rows) if "slower" in f] == ["prefill 1.5 x slower than its own fp32"]
-    assert not [f for f in (*row_flags(other, rows), *row_flags(plain, rows)) if "slower" in f]
+    slower = FlagCode.SLOWER_THAN_FP32
+    assert Flag(slower, "decode 14.0 x slower than its own fp32") in row_flags(slow, rows)
+    assert [f.text for f in row_flags(fast, rows) if f.code is slower] == ["prefill 1.5 x slower than its own fp32"]
+    assert slower not in {f.code for f in (*row_flags(other, rows), *row_flags(plain, rows))}
 
 
 def test_several_precisions_share_a_web_folder(tmp_path):

@@ -15,6 +15,7 @@ from support import STDLIB
 from edgeformer.checkpoint.loading import load
 from edgeformer.measure import energy
 from edgeformer.measure.conditions import Conditions, Watch, power, thermal
+from edgeformer.measure.flags import Flag, FlagCode
 from edgeformer.measure.harness import run
 from edgeformer.measure.memory_groups import groups_that_fit
 from edgeformer.measure.meters import rapl
@@ -87,7 +88,7 @@ def test_flags_of_a_row():
     )
     wild.settled = False
     assert row_flags(calm, [calm]) == []
-    said = " ".join(row_flags(wild, [calm, wild]))
+    said = " ".join(flag.text for flag in row_flags(wild, [calm, wild]))
     for part in (
         "fallback: WebGpuExecutionProvider ran 90% of the FLOPs",
         "spread",
@@ -98,9 +99,9 @@ def test_flags_of_a_row():
     busy = row("c", [100, 100], kv="fp32")
     for r in busy.rounds:
         r["cpu_ns"] = 1200  # 500 ns of wall time
-    assert "threads: it kept 2.4 CPUs busy, 2 were asked for" not in row_flags(busy, [busy])
+    assert FlagCode.THREADS not in {flag.code for flag in row_flags(busy, [busy])}
     busy.threads = 1
-    assert "threads: it kept 2.4 CPUs busy, 1 were asked for" in row_flags(busy, [busy])
+    assert Flag(FlagCode.THREADS, "threads: it kept 2.4 CPUs busy, 1 were asked for") in row_flags(busy, [busy])
     assert spread(row("d", [100])) is None
 
 
@@ -117,7 +118,7 @@ def test_a_busy_machine_is_said():
             process.kill()
             process.wait()
     (shape,) = made.shapes
-    assert any(flag.startswith("busy: other processes kept") for flag in shape.flags)
+    assert any(flag.text.startswith("busy: other processes kept") for flag in shape.flags)
     assert shape.noise is not None and shape.noise.rounds == 4 and len(shape.rows) == 2
 
 
@@ -154,7 +155,7 @@ def test_what_speaks_against_the_machine():
         steal_s=0.5,
         elapsed_s=2.0,
     ).flags()
-    assert [s.split(":")[0] for s in said] == ["busy", "busy", "throttled", "throttled", "power", "power", "power"]
+    assert [s.code for s in said] == ["busy", "busy", "throttled", "throttled", "power", "power", "power"]
     assert Conditions().flags() == []
 
 

@@ -6,6 +6,7 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from enum import StrEnum
 from typing import Any, Literal, NotRequired, Required
 
 from edgeformer.files.quoting import shown
@@ -17,7 +18,7 @@ def mismatch(value: Any, hint: Any, at: str = "") -> str | None:
     Args:
         value: as it was read.
         hint: a `TypedDict` (keys that it doesn't name are allowed), `dict[str, X]`, `list[X]`, a union, `Literal`, `str`, `int`,
-            `float` (whole numbers too, finite), `bool`, `None` or `Any`.
+            `float` (whole numbers too, finite), `bool`, `None`, a `StrEnum` or `Any`.
         at: what the value is called.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
@@ -31,6 +32,8 @@ def mismatch(value: Any, hint: Any, at: str = "") -> str | None:
         found = [mismatch(value, a, at) for a in arguments]
         inner = [f for f, a in zip(found, arguments, strict=True) if typing.is_typeddict(a) and isinstance(value, dict)]
         return None if None in found else inner[0] if inner else _says(value, hint, at)
+    if isinstance(hint, type) and issubclass(hint, StrEnum):
+        hint, origin, arguments = Literal[tuple(map(str, hint))], Literal, tuple(map(str, hint))
     if origin is Literal:
         return None if value in arguments and type(value) in map(type, arguments) else _says(value, hint, at)
     if origin is list:

@@ -17,7 +17,7 @@ from edgeformer.files.digests import file_digest, folder_digests
 from edgeformer.inference.lookup import get
 from edgeformer.measure.harness import Run, run
 from edgeformer.measure.journal import Journal, key_of
-from edgeformer.measure.plans import artefact_plans, checkpoint_plans, label
+from edgeformer.measure.plans import NoRow, artefact_plans, checkpoint_plans, label
 from edgeformer.measure.row import Plan
 from edgeformer.measure.settings import Settings
 from edgeformer.spec import Model
@@ -61,7 +61,7 @@ def bench(
     settings = settings or Settings()
     plans: list[Plan] = []
     specs: dict[str, Model] = {}
-    remarks: list[str] = []
+    remarks: list[NoRow] = []
     weightless: list[LoadedModel] = []
     for source in given:
         if bundle.is_artefact(Path(source)):
@@ -85,7 +85,7 @@ def bench(
     _check_chosen(chosen, plans, remarks)
     for line in remarks:
         if chosen is None or not plans:
-            note(line)
+            note(str(line))
     spec = next(iter(specs.values()))
     native = {(p.runtime, p.precision) for p in plans if p.opens == "checkpoint"}
     # an MLX folder is a checkpoint too: not the same row twice
@@ -154,8 +154,8 @@ def check_lengths(settings: Settings, spec: Model, context: int, what: str) -> N
         )
 
 
-def _check_chosen(chosen: list[str] | None, plans: list[Plan], remarks: list[str]) -> None:
+def _check_chosen(chosen: list[str] | None, plans: list[Plan], remarks: list[NoRow]) -> None:
     idle = [name for name in chosen or [] if name not in {p.runtime for p in plans}]
     if idle or not plans:
-        reasons = [r for r in remarks if chosen is None or any(r.startswith(f"no row for {n}:") for n in idle)]
+        reasons = [str(r) for r in remarks if chosen is None or r.runtime in idle]
         raise InputError("; ".join(dict.fromkeys(reasons)) or "no runtime is installed; see `edgeformer runtimes`")

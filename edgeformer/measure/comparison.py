@@ -96,7 +96,7 @@ def compare(
         if native:
             found, notes = checkpoint_plans(model, loaded, native, load_options=load_options)
             plans += found
-            remarks += notes
+            remarks += map(str, notes)
         for remark in remarks:
             note(remark)
         if not plans:
@@ -144,7 +144,7 @@ def _made(
                 continue
         found, notes = artefact_plans(str(folder), bundle.read_manifest(folder), loaded.spec, build.runtimes)
         plans += found
-        remarks += notes
+        remarks += map(str, notes)
     return plans, remarks
 
 

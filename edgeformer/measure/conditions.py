@@ -13,6 +13,7 @@ from typing import Any
 import psutil
 
 from edgeformer.inference.threads import usable_cpus
+from edgeformer.measure.flags import Flag, FlagCode
 
 BUSY = 0.2
 """CPUs that others may use while rows are measured before it is said."""
@@ -119,24 +120,31 @@ class Conditions:
         """Plain JSON data."""
         return asdict(self)
 
-    def flags(self) -> list[str]:
+    def flags(self) -> list[Flag]:
         """Remarks on the machine's state, none when there is nothing to say."""
-        said = []
+        said: list[Flag] = []
         if self.other_cpus is not None and self.other_cpus > BUSY:
-            said.append(f"busy: other processes kept {self.other_cpus:.1f} of {usable_cpus()} CPUs busy")
+            said.append(
+                Flag(FlagCode.BUSY, f"busy: other processes kept {self.other_cpus:.1f} of {usable_cpus()} CPUs busy")
+            )
         if self.elapsed_s and self.steal_s and self.steal_s > 0.05 * self.elapsed_s:
-            said.append(f"busy: the virtual machine's host took {self.steal_s / self.elapsed_s:.0%} of a CPU away")
+            said.append(
+                Flag(
+                    FlagCode.BUSY,
+                    f"busy: the virtual machine's host took {self.steal_s / self.elapsed_s:.0%} of a CPU away",
+                )
+            )
         before, after = self.before.get("throttled"), self.after.get("throttled")
         if before is not None and after is not None and after > before:
-            said.append(f"throttled: cores were slowed {after - before} times by heat")
+            said.append(Flag(FlagCode.THROTTLED, f"throttled: cores were slowed {after - before} times by heat"))
         if self.after.get("warning"):
-            said.append(f"throttled: {self.after['warning']}")
+            said.append(Flag(FlagCode.THROTTLED, f"throttled: {self.after['warning']}"))
         if self.before.get("power_source") != self.after.get("power_source"):
-            said.append("power: the source changed while measuring")
+            said.append(Flag(FlagCode.POWER, "power: the source changed while measuring"))
         if self.after.get("power_source") == "battery":
-            said.append("power: on battery")
+            said.append(Flag(FlagCode.POWER, "power: on battery"))
         if self.after.get("low_power_mode"):
-            said.append("power: low power mode is on")
+            said.append(Flag(FlagCode.POWER, "power: low power mode is on"))
         return said
 
 

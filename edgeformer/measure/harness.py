@@ -21,6 +21,7 @@ from edgeformer.files.scratch import temporary_folder
 from edgeformer.inference.lookup import get
 from edgeformer.inference.runtime import Options
 from edgeformer.measure.conditions import Conditions, Watch, state
+from edgeformer.measure.flags import Flag, FlagCode
 from edgeformer.measure.journal import Journal
 from edgeformer.measure.memory_groups import groups_that_fit
 from edgeformer.measure.noise import Noise, of_twins
@@ -48,7 +49,7 @@ class ShapeResult:
     noise: Noise | None = None
     prefill_noise: Noise | None = None
     conditions: dict[str, Any] = field(default_factory=dict)
-    flags: list[str] = field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
 
 
 @dataclass
@@ -171,14 +172,15 @@ def _run_shape(result: ShapeResult, bench: _Bench) -> None:
         for n, row in enumerate(rows):
             journal.restore((bench.number, n), row)
         if (known := journal.finished(bench.number)) is not None:
-            result.conditions, result.flags = known["state"], known["flags"]
+            result.conditions, result.flags = known["state"], [Flag.of(f) for f in known["flags"]]
             return
     watch, conditions = Watch(), Conditions(before=state())
     groups = groups_that_fit(rows)
     if len(groups) > 1:
-        result.flags.append(
+        text = (
             f"not interleaved: {len(rows)} rows at once would not fit into memory, so they ran in {len(groups)} groups"
         )
+        result.flags.append(Flag(FlagCode.NOT_INTERLEAVED, text))
     for group in groups:
         _run_group([(n, rows[n]) for n in group], bench, watch)
     conditions.after = state()
@@ -186,7 +188,8 @@ def _run_shape(result: ShapeResult, bench: _Bench) -> None:
     result.conditions = conditions.as_dict()
     result.flags += conditions.flags()
     if journal is not None:
-        journal.add("shape", (bench.number, 0), conditions={"state": result.conditions, "flags": result.flags})
+        flags = [flag.as_dict() for flag in result.flags]
+        journal.add("shape", (bench.number, 0), conditions={"state": result.conditions, "flags": flags})
     bench.report(f"measured {shape.text()}")
 
 
@@ -231,7 +234,7 @@ def _run_group(rows: list[tuple[int, Row]], bench: _Bench, watch: Watch) -> None
 
 def _late(row: Row) -> bool:
     """Whether its time is up; its process was ended."""
-    return any(flag.startswith("time limit") for flag in row.flags)
+    return any(flag.code is FlagCode.TIME_LIMIT for flag in row.flags)
 
 
 def _keep(bench: _Bench, n: int, row: Row, *, latest: bool = False) -> None:
@@ -266,7 +269,8 @@ def _guarded(
         action(row, ask)
     except WorkerLate as e:
         if row.rounds:  # what was measured counts
-            row.flags.append(f"time limit: {len(row.rounds)} of {settings.rounds} rounds in {settings.limit_s:g} s")
+            text = f"time limit: {len(row.rounds)} of {settings.rounds} rounds in {settings.limit_s:g} s"
+            row.flags.append(Flag(FlagCode.TIME_LIMIT, text))
         else:
             row.status, row.error = "failed", str(e)
     except WorkerFailed as e:
@@ -326,7 +330,7 @@ def _afterwards(row: Row, worker: WorkerProcess, bench: _Bench) -> None:
         try:
             setattr(row, name, worker.ask(name, limit, limit, **options, **request))
         except WorkerFailed as e:
-            row.flags.append(f"no {'profile' if name == 'blocks' else name}: {e}")
+            row.flags.append(Flag(FlagCode.NOT_MEASURED, f"no {'profile' if name == 'blocks' else name}: {e}"))
             return
 
 
@@ -334,7 +338,7 @@ def _judge(result: ShapeResult) -> None:
     """How far the shape's numbers can be trusted."""
     result.noise, result.prefill_noise = of_twins(result.rows), of_twins(result.rows, prefill=True)
     if result.noise is not None and result.noise.noisy:
-        text = f"noisy: the same row twice differs by {result.noise.text()}"
-        result.flags = [f for f in result.flags if not f.startswith("noisy:")] + [text]
+        noisy = Flag(FlagCode.NOISY, f"noisy: the same row twice differs by {result.noise.text()}")
+        result.flags = [f for f in result.flags if f.code is not FlagCode.NOISY] + [noisy]
     for row in result.rows:
         row.flags = list(dict.fromkeys(row.flags + row_flags(row, result.rows)))

@@ -20,6 +20,7 @@ from edgeformer.errors import InputError
 from edgeformer.files.cache import cache_folder, lock_file, lock_of
 from edgeformer.files.locks import Held, Lock
 from edgeformer.files.typed import mismatch
+from edgeformer.measure.flags import Flag, FlagCode, FlagData
 from edgeformer.measure.row import Plan, Row
 from edgeformer.measure.settings import Settings
 
@@ -121,7 +122,8 @@ class Journal:
 
     def save(self, at: tuple[int, int], row: Row) -> None:
         """All of a row but its rounds."""
-        self.add("row", at, row={name: getattr(row, name) for name in KEPT})
+        kept = {name: getattr(row, name) for name in KEPT}
+        self.add("row", at, row=kept | {"flags": [flag.as_dict() for flag in row.flags]})
 
     def restore(self, at: tuple[int, int], row: Row) -> None:
         """What was known about a row, put into it. One that failed or ran out of time is tried again."""
@@ -131,11 +133,12 @@ class Journal:
             if event["event"] == "row":
                 for name in KEPT:
                     setattr(row, name, event["row"][name])
+                row.flags = [Flag.of(flag) for flag in event["row"]["flags"]]
             elif event["event"] == "round":
                 row.rounds.append(event["round"])
         if self.finished(at[0]) is None:
             row.status, row.error = "ok", None
-            row.flags = [flag for flag in row.flags if not flag.startswith("time limit")]
+            row.flags = [flag for flag in row.flags if flag.code is not FlagCode.TIME_LIMIT]
 
     def finished(self, shape: int) -> dict[str, Any] | None:
         """What was said when a shape was measured to its end, or None if it was not."""
@@ -164,4 +167,7 @@ def _events(file: Path) -> Iterator[dict[str, Any]]:
             event["event"] == "row" and not set(KEPT) <= event.get("row", {}).keys()
         ):
             return  # damaged: it and what follows is measured again
+        told = event.get("row") if event["event"] == "row" else event.get("conditions")
+        if told is not None and mismatch(told.get("flags"), list[FlagData]) is not None:
+            return
         yield event

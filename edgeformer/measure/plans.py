@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +18,20 @@ SLOW_REFERENCE = 50_000_000
 """Above this many parameters slow runtimes are left out unless they are asked for: they take seconds per token."""
 
 
+@dataclass(frozen=True)
+class NoRow:
+    """A runtime that gets no row, and why."""
+
+    runtime: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"no row for {self.runtime}: {self.reason}"
+
+
 def artefact_plans(
     source: str, manifest: dict[str, Any], spec: Model, chosen: list[str] | None
-) -> tuple[list[Plan], list[str]]:
+) -> tuple[list[Plan], list[NoRow]]:
     """The rows of an artefact, and notes on the runtimes that get none."""
     kind = manifest.get("format", "onnx")
     found, notes = fitting(chosen, kind, spec, manifest)
@@ -31,7 +42,7 @@ def artefact_plans(
 
 def checkpoint_plans(
     model: str, loaded: LoadedModel, chosen: list[str] | None, *, load_options: dict[str, Any] | None = None
-) -> tuple[list[Plan], list[str]]:
+) -> tuple[list[Plan], list[NoRow]]:
     """The rows of a checkpoint, in fp32, by the runtimes that build the spec themselves; and notes."""
     found, notes = fitting(chosen, "checkpoint", loaded.spec, loaded)
     plans = []
@@ -74,12 +85,13 @@ def too_slow(runtime: Runtime, spec: Model) -> bool:
 
 def fitting(
     chosen: list[str] | None, opens: str, spec: Model, source: dict[str, Any] | LoadedModel
-) -> tuple[list[str], list[str]]:
+) -> tuple[list[str], list[NoRow]]:
     """The names of the runtimes that run this, of those chosen or of all; and notes on those that don't.
 
     opens: the format; source: an artefact's manifest, or the checkpoint.
     """
-    found, notes = [], []
+    found: list[str] = []
+    notes: list[NoRow] = []
     for name in dict.fromkeys(chosen) if chosen is not None else names():
         runtime, variant = get(name) if chosen is None else require(name)
         if chosen is None and (not runtime.ranked or runtime.served):
@@ -100,5 +112,5 @@ def fitting(
         if reason is None:
             found.append(name)
         else:
-            notes.append(f"no row for {name}: {reason}")
+            notes.append(NoRow(name, reason))
     return found, notes

@@ -68,7 +68,7 @@ def _of_the_run(run: Run, result: ShapeResult, settings: Settings, spec: Model, 
         "prompt_sha256": _sha256(ids.tobytes()),
         "noise_low": noise and noise.low,
         "noise_high": noise and noise.high,
-        "run_flags": result.flags,
+        "run_flags": [flag.text for flag in result.flags],
         "conditions": result.conditions,
     }
 
@@ -225,7 +225,7 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
         **_roofline(row, spec, facts, median_ns, prefill, rates),
         "blocks": row.blocks.get("prefill" if prefill else "decode"),
         "rates": rates or None,
-        "flags": row.flags,
+        "flags": [flag.text for flag in row.flags],
         "parity_reference": row.reference,
         "parity_verdict": row.verdict,
         "parity_max_abs": max((c["max_abs"] for c in worst), default=None),

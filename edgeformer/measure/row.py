@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeformer.measure.flags import Flag
 from edgeformer.verification.verdict import NEAR_TIE, PASS, UNCHECKED
 
 
@@ -83,7 +84,7 @@ class Row:
     blocks: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     facts: dict[str, Any] = field(default_factory=dict)
-    flags: list[str] = field(default_factory=list)
+    flags: list[Flag] = field(default_factory=list)
     processes: int = 0
     measured: str | None = None
     served: bool = False

@@ -61,7 +61,7 @@ def ordered(run: Run) -> tuple[list[tuple[str, Row]], list[Row]]:
 
 def explanation(row: Row) -> str:
     """Why a row is not ranked, in a few words; the worst difference for one that is. Then what speaks against it."""
-    return "; ".join([_explained(row), *row.flags])
+    return "; ".join([_explained(row), *(flag.text for flag in row.flags)])
 
 
 def _explained(row: Row) -> str:
@@ -108,7 +108,7 @@ def remarks(run: Run, task: str) -> list[str]:
             said.append(
                 f"{what}: the same row twice differs by {result.noise.text()} (95 %); rows closer than that tie"
             )
-        said += [f"{what}: {flag}" for flag in result.flags]
+        said += [f"{what}: {flag.text}" for flag in result.flags]
     return said + run.notes
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from dataclasses import dataclass
 
 import mlx.core as mx
 import numpy as np
@@ -14,6 +14,46 @@ FUSED = {(d, d) for d in (64, 96, 128, 256)} | {(192, 128)}
 """(head_dim, value_dim) that `mx.fast.scaled_dot_product_attention` has a decode kernel for; it falls back silently."""
 MAX_QUERIES, MAX_DIM = 8, 256
 SIMDGROUPS = 8
+
+
+@dataclass(frozen=True)
+class _Shape:
+    """Sizes of a case, and what restricts or changes its scores. `blind`: no query sees a key."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    queries: int
+    keys: int
+    dim: int
+    value_dim: int
+    causal: bool = False
+    window: int | None = None
+    softcap: float | None = None
+    alibi: bool = False
+    blind: bool = False
+
+    def _distance(self) -> np.ndarray:
+        """Key − query, [queries, keys]."""
+        return np.arange(self.keys)[None] - np.arange(self.keys - self.queries, self.keys)[:, None]
+
+    def seen(self) -> np.ndarray | None:
+        """Booleans [queries, keys], or None where all is seen."""
+        if self.blind:
+            return np.zeros((self.queries, self.keys), bool)
+        if self.window is not None:
+            return self._distance() > -self.window
+        return self._distance() <= 0 if self.causal else None
+
+    def slopes(self) -> np.ndarray:
+        """ALiBi's bias [heads, queries, keys]."""
+        return 2.0 ** -np.arange(1, self.heads + 1)[:, None, None] * self._distance()
+
+    def text(self) -> str:
+        """For people."""
+        marks = [name for name in ("causal", "window", "softcap", "alibi", "blind") if getattr(self, name)]
+        sizes = f"{self.batch}x{self.queries}, {self.heads}/{self.kv_heads} heads of {self.dim}/{self.value_dim}"
+        return ", ".join([sizes, f"{self.keys} keys", *(marks or ["plain"])])
 
 
 class DecodeAttention(Kernel):
@@ -71,42 +111,34 @@ class DecodeAttention(Kernel):
         )[0]  # fmt: skip
 
     def cases(self, dtype: mx.Dtype) -> Iterator[Case]:
-        shapes = (  # batch, heads, kv_heads, queries, keys, dim, value_dim, what
-            (1, 9, 3, 1, 77, 40, 40, "plain"),
-            (1, 4, 2, 1, 130, 80, 80, "window"),
-            (2, 4, 4, 1, 50, 64, 64, "softcap"),
-            (1, 6, 2, 3, 33, 20, 20, "causal"),
-            (2, 3, 1, 1, 61, 112, 112, "alibi"),
-            (1, 2, 2, 2, 9, 48, 24, "softcap, causal, bias"),
-            (1, 2, 1, 1, 3, 16, 16, "nothing to see"),
+        shapes = (
+            _Shape(1, 9, 3, 1, 77, 40, 40),
+            _Shape(1, 4, 2, 1, 130, 80, 80, window=20),
+            _Shape(2, 4, 4, 1, 50, 64, 64, softcap=2.5),
+            _Shape(1, 6, 2, 3, 33, 20, 20, causal=True),
+            _Shape(2, 3, 1, 1, 61, 112, 112, alibi=True),
+            _Shape(1, 2, 2, 2, 9, 48, 24, causal=True, softcap=2.5, alibi=True),
+            _Shape(1, 2, 1, 1, 3, 16, 16, blind=True),
         )
-        for n, (batch, heads, kv_heads, new, keys, dim, value_dim, what) in enumerate(shapes):
-            q = random(n, dtype, batch, heads, new, dim)
+        for n, s in enumerate(shapes):
+            q = random(n, dtype, s.batch, s.heads, s.queries, s.dim)
             cache_k, cache_v = (
-                random(n + s, dtype, batch, 2 * kv_heads, keys + 5, d) for s, d in ((9, dim), (19, value_dim))
+                random(n + seed, dtype, s.batch, 2 * s.kv_heads, s.keys + 5, d)
+                for seed, d in ((9, s.dim), (19, s.value_dim))
             )
-            k, v = cache_k[:, :kv_heads, :keys], cache_v[:, kv_heads:, :keys]  # strided, as in a cache
-            at: np.ndarray = np.arange(keys - new, keys)[:, None]
-            seen: Any = None
-            if "causal" in what:
-                seen = np.arange(keys)[None] <= at
-            elif what == "window":
-                seen = np.arange(keys)[None] > at - 20
-            elif what == "nothing to see":
-                seen = np.zeros((new, keys), bool)
-            bias = None
-            if "bias" in what or what == "alibi":
-                slopes = 2.0 ** -np.arange(1, heads + 1)
-                bias = mx.array(slopes[:, None, None] * (np.arange(keys)[None] - at), mx.float32)[None].astype(dtype)
+            k, v = cache_k[:, : s.kv_heads, : s.keys], cache_v[:, s.kv_heads :, : s.keys]  # strided, as in a cache
+            seen = s.seen()
             mask = None if seen is None else mx.array(seen)[None, None]
-            shape = dict(scale=dim**-0.5 * 3, softcap=2.5 if "softcap" in what else None)
+            bias = None if not s.alibi else mx.array(s.slopes(), mx.float32)[None].astype(dtype)
+            shape = dict(scale=s.dim**-0.5 * 3, softcap=s.softcap)
             arguments = (q, k, v, mask, bias)
             yield Case(
-                f"{batch}x{new}, {heads}/{kv_heads} heads of {dim}/{value_dim}, {keys} keys, {what}",
-                lambda kernel, a=arguments, s=shape: [kernel(*a, **s)],
-                lambda a=arguments, s=shape: [body(*a, **s)],
+                s.text(),
+                lambda kernel, a=arguments, o=shape: [kernel(*a, **o)],
+                lambda a=arguments, o=shape: [body(*a, **o)],
                 [_expected(*arguments, **shape)],
                 limit=4.0,
+                defined=not s.blind,
             )
 
 
