@@ -20,6 +20,7 @@ from edgeformer.measure import table
 from edgeformer.measure.harness import Run, ShapeResult, run
 from edgeformer.measure.row import Plan, Row
 from edgeformer.measure.settings import Settings
+from edgeformer.spec.task import Task
 
 HERE = Path(__file__).parent
 
@@ -62,7 +63,7 @@ def main() -> None:
             if kept is not row:
                 kept.rounds += row.rounds
     together = Run([ShapeResult(next(iter(rows.values())).shape, list(rows.values()))])
-    print(table.markdown(together, "text-generation"))
+    print(table.markdown(together, Task.TEXT_GENERATION))
     mine = rows.pop("edgeformer")
     noise = rows.pop("edgeformer again")
     for peer in [*rows.values(), noise]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.manifest import Manifest
 from edgeformer.inference.runtime import Options, Session
 
 ENCODER = "encoder_model.onnx"
@@ -17,7 +18,7 @@ _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 class OnnxEncoderDecoderSession(Session):
     """Caches are inputs and outputs, joined at each step; what the encoder made is fed again."""
 
-    def __init__(self, folder: Path, manifest: dict[str, Any], options: Options, open_file: Any):
+    def __init__(self, folder: Path, manifest: Manifest, options: Options, open_file: Any):
         super().__init__(bundle.read_spec(folder), options)
         self.capacity = min(self.capacity, manifest["context"] or self.capacity)
         self.encoder = open_file({**manifest, "model_file": ENCODER})

@@ -25,6 +25,7 @@ from edgeformer.files.json_file import MAX_BYTES, parse_json
 from edgeformer.files.quoting import plain, shown
 from edgeformer.inference import runtime as base
 from edgeformer.inference.runtime import Options, Served, Session
+from edgeformer.spec.task import Task
 
 TIMEOUT_S, MAX_LINE = 600, 1_000_000
 
@@ -213,7 +214,7 @@ class Runtime(base.Runtime):
     """Any OpenAI-compatible server; the variant is its URL without `http:`."""
 
     opens = "checkpoint"
-    tasks = ("text-generation",)
+    tasks = (Task.TEXT_GENERATION,)
     packages = ("tokenizers",)
     served = True
 

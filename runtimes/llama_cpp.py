@@ -19,6 +19,7 @@ from edgeformer.exporters.gguf.exporter import MODEL_FILE
 from edgeformer.inference import runtime as base
 from edgeformer.inference.runtime import Options, Session
 from edgeformer.inference.text import ToolText
+from edgeformer.spec.task import Task
 
 _F32, _F16 = 0, 1  # ggml_type
 
@@ -167,7 +168,7 @@ class Runtime(base.Runtime):
     """llama.cpp on the CPU, or by `gpu` on what it was built for."""
 
     opens = "gguf"
-    tasks = ("text-generation",)
+    tasks = (Task.TEXT_GENERATION,)
     packages = ("llama-cpp-python",)
     extra = "llama-cpp"
     variants = ("kv-f16", "gpu")

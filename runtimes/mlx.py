@@ -23,6 +23,7 @@ from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.ops.sampling import Sampling
 from edgeformer.runtimes._encoder_decoder import EncoderDecoderSession
 from edgeformer.spec.serialization import digest
+from edgeformer.spec.task import Task
 
 
 def build_mlx(loaded: LoadedModel, *, precision: str = "fp32") -> Any:
@@ -83,7 +84,7 @@ class MlxSession(Session):
         self.model = load_model(loaded.spec, weights, options.precision, MlxOps(kernels))
         self.model.pack()
         self.decoder = None
-        if loaded.spec.task == "text-generation":
+        if loaded.spec.task == Task.TEXT_GENERATION:
             compiled = options.variant == "compile" or (options.variant != "eager" and mx.default_device() == mx.gpu)
             compiled = compiled and not loaded.spec.prefixed  # a prefix would be compiled in
             store = Int8Store if options.variant == "kv-int8" else MlxStore

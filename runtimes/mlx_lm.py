@@ -20,6 +20,7 @@ from edgeformer.inference.text import ToolText
 from edgeformer.layers.rope import length_dependent
 from edgeformer.ops.sampling import Sampling, check_logits
 from edgeformer.runtimes.mlx import back_end_missing, has_gpu
+from edgeformer.spec.task import Task
 
 
 class MlxLmSession(Session):
@@ -107,7 +108,7 @@ class Runtime(base.Runtime):
     """mlx-lm."""
 
     opens = "mlx"
-    tasks = ("text-generation",)
+    tasks = (Task.TEXT_GENERATION,)
     packages = ("mlx-lm", "mlx")
     extra = "mlx-lm"
 

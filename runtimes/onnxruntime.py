@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.checkpoint.manifest import Manifest
 from edgeformer.errors import ArtefactError
 from edgeformer.files.scratch import temporary_folder
 from edgeformer.inference import runtime as base
@@ -25,7 +26,7 @@ from edgeformer.runtimes._onnx_providers import CPU, KNOWN, TARGETS, built_in, c
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
-def open_onnx(folder: Path, manifest: dict[str, Any], options: Options, profile: Path | None = None) -> Any:
+def open_onnx(folder: Path, manifest: Manifest, options: Options, profile: Path | None = None) -> Any:
     """An `onnxruntime.InferenceSession` on an artefact, with explicit threads; profiling into `profile` if it is given."""
     import onnxruntime
 

@@ -19,6 +19,7 @@ from edgeformer.inference import runtime as base
 from edgeformer.inference.runtime import Options, Session
 from edgeformer.inference.text import ToolText
 from edgeformer.spec import Model
+from edgeformer.spec.task import Task
 
 
 class GenaiSession(Session):
@@ -159,7 +160,7 @@ class Runtime(base.Runtime):
     """onnxruntime-genai."""
 
     opens = "onnx"
-    tasks = ("text-generation",)
+    tasks = (Task.TEXT_GENERATION,)
     packages = ("onnxruntime-genai",)
     extra = "ort-genai"
 

@@ -16,6 +16,7 @@ from edgeformer.inference.runtime import Options, Session
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.runtimes._encoder_decoder import EncoderDecoderSession
 from edgeformer.runtimes._precision import rounded
+from edgeformer.spec.task import Task
 
 
 def build_torch(loaded: LoadedModel, *, precision: str = "fp32", device: str = "cpu") -> Any:
@@ -61,7 +62,7 @@ class TorchSession(Session):
         if compiled:
             self.call = torch.compile(self.model, fullgraph=True)
         self.store = None
-        if loaded.spec.task == "text-generation":
+        if loaded.spec.task == Task.TEXT_GENERATION:
             self.store = FixedStore(self.model, options.batch, self.capacity, whole=compiled)
 
     def _step(self, ids, mask, all_positions):

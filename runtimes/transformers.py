@@ -17,6 +17,7 @@ from edgeformer.files.trust import check_code
 from edgeformer.inference import runtime as base
 from edgeformer.inference.runtime import Options, Session
 from edgeformer.inference.text import ToolText, transformers_text
+from edgeformer.spec.task import Task
 from edgeformer.weights.rounding import stored_format
 
 
@@ -51,7 +52,7 @@ class TransformersSession(Session):
         if device != "cpu" and not getattr(torch.backends if device == "mps" else torch, device).is_available():
             raise RuntimeUnavailable(f"torch finds no device for {device} here; leave out :{device}")
         auto: Any = (
-            transformers.AutoModelForCausalLM if loaded.spec.task == "text-generation" else transformers.AutoModel
+            transformers.AutoModelForCausalLM if loaded.spec.task == Task.TEXT_GENERATION else transformers.AutoModel
         )
         assert loaded.folder is not None
         self.folder = loaded.folder

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import pytest
-from support import random_ids, small_spec
+from support import STDLIB, load, random_ids, small_spec
 
 from edgeformer.errors import SpecError
 from edgeformer.layers.gqa import GQA
@@ -218,3 +218,20 @@ def test_a_reason_is_found_by_its_runtime_not_by_its_words():
 
     with pytest.raises(InputError, match=r"^numpy is left out \(it is slow\)$"):
         bench._check_chosen(["numpy"], [], [Reworded("numpy", "it is slow"), Reworded("torch", "no")])
+
+
+def test_a_manifest_of_a_future_version_is_refused(tmp_path):
+    import json
+
+    from edgeformer.checkpoint import bundle
+    from edgeformer.checkpoint.manifest import MANIFEST, SCHEMA
+    from edgeformer.errors import ArtefactError
+    from edgeformer.exporters.onnx.exporter import export_onnx
+
+    made = export_onnx(load(STDLIB), tmp_path / "m")
+    assert bundle.read_manifest(made.folder) == made.manifest and made.manifest["schema"] == SCHEMA
+    with pytest.raises(TypeError, match="precision is 4"):
+        bundle.write_manifest(made.folder, made.manifest | {"precision": 4})
+    (made.folder / MANIFEST).write_text(json.dumps(made.manifest | {"schema": SCHEMA + 1}))
+    with pytest.raises(ArtefactError, match="written by a newer edgeformer"):
+        bundle.read_manifest(made.folder)

@@ -31,6 +31,7 @@ from edgeformer.measure.row import Plan
 from edgeformer.measure.settings import Settings
 from edgeformer.runtimes._onnx_providers import missing, owner, owners
 from edgeformer.runtimes._web_host import browser, installed_version
+from edgeformer.spec.task import Task
 from edgeformer.verification import parity
 from edgeformer.verification.reference import continuation, sample_batch
 
@@ -202,7 +203,7 @@ def test_onnxruntime_web(variant, loaded, folder):
     assert row.cpu_per_wall() is None and row.ranked and all(ns > 0 for ns in row.decode_ns())
     assert ("Node" if variant else "Chrome") in row.facts["agent"] and row.facts["threads"] == 2
     assert (row.memory["peak_rss_bytes"] or 0) > (50e6 if variant else -1)
-    assert table.lines(made, "text-generation")[1][0][0] == "1"
+    assert table.lines(made, Task.TEXT_GENERATION)[1][0][0] == "1"
 
 
 @node

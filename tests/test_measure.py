@@ -19,6 +19,7 @@ from edgeformer.measure.record import records, write_jsonl
 from edgeformer.measure.row import Plan, Row, Shape, quantile
 from edgeformer.measure.settings import Settings
 from edgeformer.measure.timed import Round, warm_up
+from edgeformer.spec.task import Task
 
 SMALL = Settings(prompts=(12,), gens=(6,), rounds=2, threads=1, twice=False)
 
@@ -70,14 +71,14 @@ def test_ranks_are_within_a_shape(artefact):
     plans = [Plan("onnxruntime", artefact, "onnx", "fp32", "ort")]
     settings = Settings(prompts=(8, 16), gens=(4,), rounds=1)
     made = run(plans, load(STDLIB).spec, settings, reference=(str(STDLIB), {}))
-    body = table.lines(made, "text-generation")[1]
+    body = table.lines(made, Task.TEXT_GENERATION)[1]
     assert [line[0] for line in body] == ["1", "1"] and [line[3] for line in body] == ["8+4", "16+4"]
 
 
 def test_a_failed_row_is_a_row(done):
     gone = done.rows[3]
     assert gone.status == "failed" and "does not exist" in gone.error
-    text = table.markdown(done, "text-generation")
+    text = table.markdown(done, Task.TEXT_GENERATION)
     assert "does not exist" in text and text.count("\n") == 5
 
 
@@ -93,7 +94,7 @@ def test_a_wrong_row_is_listed_not_ranked(artefact, tmp_path):
     made = run(plans, load(STDLIB).spec, SMALL, reference=(str(STDLIB), {}))
     (row,) = made.rows
     assert row.verdict == "fail" and row.rounds and not row.ranked
-    assert table.lines(made, "text-generation")[1][0][0] == "-"
+    assert table.lines(made, Task.TEXT_GENERATION)[1][0][0] == "-"
 
 
 def test_unchecked_rows_are_not_ranked(artefact):
@@ -313,7 +314,7 @@ def test_text_of_others_is_shown_as_it_is(done):
     odd = deepcopy(done)
     odd.rows[3].error = '[/INST] pip install "edgeformer[torch]" [bold]'
     console = Console(width=300, record=True, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
-    console.print(table.rich_table(odd, "text-generation", "[a] title [/b]"))
+    console.print(table.rich_table(odd, Task.TEXT_GENERATION, "[a] title [/b]"))
     text = console.export_text()
     assert 'pip install "edgeformer[torch]" [bold]' in text and "[a] title [/b]" in text
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 from edgeformer.layers.mask import Mask
-from edgeformer.spec import Declaration, Layer, Linear, Vector
+from edgeformer.spec import Declaration, Layer, Linear, Node, Vector
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +44,9 @@ class GatedValueAttention(Layer):
             "gate": Vector(self.head_dim, fill=0.5),
             "o": Linear(inner, width, residual=True),
         }
+
+    def per_step(self) -> tuple[Node, ...]:
+        return (self.mask,)
 
     def cache(self) -> dict[str, tuple[int, int]]:
         return {"keys": (1, self.head_dim), "gated": (1, self.head_dim)}

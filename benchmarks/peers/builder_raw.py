@@ -11,6 +11,7 @@ from edgeformer.checkpoint import bundle
 from edgeformer.inference import runtime as base
 from edgeformer.inference.runtime import Options, Session
 from edgeformer.spec import layers
+from edgeformer.spec.task import Task
 
 
 class RawSession(Session):
@@ -48,7 +49,7 @@ class Runtime(base.Runtime):
     """Raw ONNX Runtime."""
 
     opens = "onnx"
-    tasks = ("text-generation",)
+    tasks = (Task.TEXT_GENERATION,)
     packages = ("onnxruntime",)
 
     def open(self, source: Path, options: Options) -> Session:  # type: ignore[override]

@@ -9,6 +9,7 @@ from typing import Any
 from edgeformer import discover
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer
 from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.checkpoint.manifest import SCHEMA, Manifest
 from edgeformer.errors import EdgeformerError
 from edgeformer.exporters.gguf.exporter import PRECISIONS as GGUF_PRECISIONS
 from edgeformer.exporters.gguf.exporter import architecture
@@ -21,6 +22,8 @@ from edgeformer.exporters.onnx.storage import Storage
 from edgeformer.inference.lookup import get, names
 from edgeformer.inference.runtime import Options
 from edgeformer.spec import Model, tensors
+from edgeformer.spec.serialization import digest
+from edgeformer.spec.task import Task
 from edgeformer.weights.formats import QUANTIZED
 from edgeformer.weights.rounding import chosen
 
@@ -59,10 +62,22 @@ def answers(loaded: LoadedModel) -> list[Answer]:
 
 def _runtimes(kind: str, spec: Model, target: str) -> Iterator[tuple[str, bool]]:
     """The runtimes that open a format; of ONNX, those that take what the target writes."""
-    files = {} if target == "web" else {"genai_config.json": 0}  # which GenAI wants beside the graph
+    promised: Manifest = {
+        "schema": SCHEMA,
+        "name": "",
+        "task": spec.task,
+        "spec_digest": digest(spec),
+        "weights_digest": "",
+        "precision": "fp32",
+        "compute": "fp32",
+        "target": target,
+        "context": spec.context,
+        "files": {} if target == "web" else {"genai_config.json": 0},  # which GenAI wants beside the graph
+        "linked": {},
+    }
     for name in names():
         runtime = get(name)[0]
-        if kind == "onnx" and runtime.declines({"target": target, "files": files}, "") is not None:
+        if kind == "onnx" and runtime.declines(promised, "") is not None:
             continue
         if runtime.ranked and runtime.takes(kind) and runtime.refuses(spec, Options()) is None:
             yield name, runtime.unavailable() is None
@@ -113,7 +128,7 @@ def _storage(spec: Model, precision: str) -> tuple[dict[str, Storage], Any]:
 
 def _mlx(spec: Model) -> Answer:
     def attempt(precision: str) -> list[str]:
-        if spec.task != "text-generation":
+        if spec.task != Task.TEXT_GENERATION:
             raise EdgeformerError("mlx-lm runs decoders only; the runtime mlx runs the checkpoint as it is")
         if precision in QUANTIZED:
             chosen(spec)

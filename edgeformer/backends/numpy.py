@@ -15,6 +15,7 @@ from edgeformer.ops.eager import EagerOps, elementwise
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import GrowingStore, begin
 from edgeformer.spec import Const, Dropout, Layer, Linear, Model, Stacked, Sub, Table, Vector, tensor_name
+from edgeformer.spec.task import Task
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
@@ -193,7 +194,7 @@ class NumpyModel:
             position_ids,
             new=input_ids.shape[1],
             slots=self.spec.counts_padding,
-            store=store if self.spec.task == "text-generation" else None,
+            store=store if self.spec.task == Task.TEXT_GENERATION else None,
             keep=keep,
             prefix=prefix_length,
         )

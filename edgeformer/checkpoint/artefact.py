@@ -9,14 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import edgeformer
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.companions.pooling import write_embedder
 from edgeformer.checkpoint.companions.special import special_ids
 from edgeformer.checkpoint.companions.writing import write_companions
 from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.checkpoint.manifest import SCHEMA, Compute, Format, Linked, Manifest
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.rope import cache_restart
 from edgeformer.spec import Model
+from edgeformer.spec.serialization import digest, to_json
 
 
 @dataclass(frozen=True)
@@ -24,8 +27,48 @@ class Exported:
     """What an export wrote. Sizes in bytes; `notes` are for the user."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     notes: list[str]
+
+
+def described(
+    loaded: LoadedModel,
+    folder: Path,
+    *,
+    format: Format,
+    precision: str,
+    compute: Compute,
+    target: str,
+    context: int | None = None,
+    linked: dict[str, Linked] | None = None,
+    spec_inside: bool = False,
+) -> Manifest:
+    """The manifest of an artefact whose files are all written: which model it is, and what must not change about it.
+
+    precision: of the weights; compute: of the arithmetic; context: positions, by default the model's; linked: files that it
+    points at; spec_inside: hold the spec, where a `spec.json` would mislead other readers.
+    """
+    spec, linked = loaded.spec, linked or {}
+    hard = {name for name, entry in linked.items() if entry["hard_link"]}
+    manifest: Manifest = {
+        "schema": SCHEMA,
+        "edgeformer": edgeformer.__version__,
+        "format": format,
+        "name": Path(loaded.name).resolve().name,
+        "task": spec.task,
+        "spec_digest": digest(spec),
+        "weights_digest": loaded.weights_digest(),
+        "precision": precision,
+        "compute": compute,
+        "target": target,
+        "context": context or spec.context,
+        "files": {name: size for name, size in bundle.sizes(folder).items() if name not in hard},
+        "linked": linked,
+        "verdict": None,
+    }
+    if spec_inside:
+        manifest["spec"] = to_json(spec)
+    return manifest
 
 
 def source_files(loaded: LoadedModel) -> set[Path]:

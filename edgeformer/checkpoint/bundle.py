@@ -12,16 +12,16 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
 
 from edgeformer.checkpoint.links import check_linked
-from edgeformer.checkpoint.manifest import MANIFEST, SCHEMA, read
+from edgeformer.checkpoint.manifest import MANIFEST, Manifest, read
 from edgeformer.errors import ArtefactError, ExportError
 from edgeformer.files.atomic import repair, replace_file, replace_folder
 from edgeformer.files.json_file import read_json_file
 from edgeformer.files.paths import check_links, inside
 from edgeformer.files.scratch import partial_folder
 from edgeformer.files.trust import check_code
+from edgeformer.files.typed import mismatch
 from edgeformer.spec import Model
 from edgeformer.spec.serialization import from_json
 from edgeformer.weights.onnx_file import check_locations
@@ -108,12 +108,14 @@ def sizes(folder: Path) -> dict[str, int]:
     return {f.relative_to(folder).as_posix(): f.stat().st_size for f in files}
 
 
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest in one step."""
-    replace_file(folder / MANIFEST, (json.dumps({"schema": SCHEMA, **manifest}, indent=1) + "\n").encode())
+    if (wrong := mismatch(manifest, Manifest)) is not None:
+        raise TypeError(f"a manifest that could not be read again: {wrong}")
+    replace_file(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
-def read_manifest(folder: str | os.PathLike) -> dict[str, Any]:
+def read_manifest(folder: str | os.PathLike) -> Manifest:
     """The manifest of an artefact.
 
     Raises:
@@ -144,7 +146,7 @@ def read_spec(folder: str | os.PathLike) -> Model:
     return spec
 
 
-def model_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
+def model_files(folder: Path, manifest: Manifest) -> list[Path]:
     """The ONNX files of an artefact: the graph, and the encoder's of two programs.
 
     Raises:
@@ -157,7 +159,7 @@ def model_files(folder: Path, manifest: dict[str, Any]) -> list[Path]:
     return [inside(folder, name, f"the manifest of {folder}", ArtefactError) for name in names]
 
 
-def check_files(folder: str | os.PathLike, manifest: dict[str, Any]) -> None:
+def check_files(folder: str | os.PathLike, manifest: Manifest) -> None:
     """Check that an artefact's own files are complete, its linked files are the ones it was made from, and that nothing in it
     leads out of its folder.
 
@@ -177,7 +179,7 @@ def check_files(folder: str | os.PathLike, manifest: dict[str, Any]) -> None:
             check_locations(file, linked)
 
 
-def opened(folder: str | os.PathLike, own_code: Mapping[str, str] | None = None) -> dict[str, Any]:
+def opened(folder: str | os.PathLike, own_code: Mapping[str, str] | None = None) -> Manifest:
     """The manifest of an artefact that is about to be given to a runtime, after `check_files` and `trust.check_code`.
 
     own_code: file name -> the text of the code that edgeformer itself writes there.

@@ -22,6 +22,7 @@ from edgeformer.checkpoint.companions.files import Companions, Embedded, read_ob
 from edgeformer.checkpoint.companions.pooling import read_embedder, supported_mode
 from edgeformer.checkpoint.gguf import gguf_in, ggufs_in, read_gguf
 from edgeformer.checkpoint.hub import download, is_hub_id
+from edgeformer.checkpoint.manifest import Quantization
 from edgeformer.checkpoint.stored_tensors import (
     MANIFEST,
     config_beside,
@@ -59,7 +60,7 @@ class LoadedModel:
     folder: Path | None = None
     config: dict | None = None
     notes: list[str] = field(default_factory=list)
-    quantization: dict | None = None
+    quantization: Quantization | None = None
     around: Companions = Companions()
 
     def require_weights(self) -> Weights:
@@ -320,10 +321,10 @@ def _from_folder(
     return LoadedModel(spec, weights, name, folder, config, notes, _quantization_of(folder), around)
 
 
-def _quantization_of(folder: Path, file: str | None = None) -> dict | None:
+def _quantization_of(folder: Path, file: str | None = None) -> Quantization | None:
     """What an artefact's manifest says about how its weights were quantized; nothing if `file` is none of its files."""
     data = manifest_of(folder)
-    return data.get("quantization") if file is None or file in data.get("files", {}) else None
+    return data.get("quantization") if data is not None and (file is None or file in data["files"]) else None
 
 
 def _renamed(stored: Mapping[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:

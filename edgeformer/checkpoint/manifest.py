@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal, NotRequired, TypedDict
+from typing import Any, Literal, NotRequired, TypedDict, cast
 
 from edgeformer.errors import EdgeformerError
 from edgeformer.files.json_file import read_json_file
 from edgeformer.files.limits import MAX_SIZE
 from edgeformer.files.quoting import shown
 from edgeformer.files.typed import mismatch
+from edgeformer.spec.task import Task
 
 MANIFEST, SCHEMA = "edgeformer.json", 1
+
+
+Format = Literal["onnx", "mlx", "gguf", "checkpoint"]
+Compute = Literal["fp32", "fp16", "bf16", "int8"]
 
 
 class Linked(TypedDict):
@@ -43,20 +48,20 @@ class Variant(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What is read of a manifest; other keys are for people."""
+    """What is read and written of a manifest; other keys are for people. `artefact.described` makes one."""
 
     schema: int
     name: str
-    task: Literal["text-generation", "feature-extraction", "text2text-generation"]
+    task: Task
     spec_digest: str
     weights_digest: str
     precision: str
-    compute: Literal["fp32", "fp16", "bf16", "int8"]
+    compute: Compute
     target: str
     context: int
     files: dict[str, int]
     linked: dict[str, Linked]
-    format: NotRequired[Literal["onnx", "mlx", "gguf", "checkpoint"]]
+    format: NotRequired[Format]
     edgeformer: NotRequired[str]
     model_file: NotRequired[str]
     encoder_file: NotRequired[str]
@@ -64,13 +69,14 @@ class Manifest(TypedDict):
     kv: NotRequired[str]
     lowering: NotRequired[dict[str, int]]
     quantization: NotRequired[Quantization | None]
+    estimate: NotRequired[Any]
     verdict: NotRequired[dict[str, Any] | None]
     spec: NotRequired[dict[str, Any]]
     tokenizer: NotRequired[dict[str, Any] | None]
     others: NotRequired[dict[str, Variant]]
 
 
-def read(file: Path, error: type[EdgeformerError]) -> dict[str, Any]:
+def read(file: Path, error: type[EdgeformerError]) -> Manifest:
     """The content of a manifest.
 
     Raises:
@@ -87,4 +93,4 @@ def read(file: Path, error: type[EdgeformerError]) -> dict[str, Any]:
         wrong = f"context is {shown(data['context'])}"
     if wrong is not None:
         raise error(f"{file} is damaged: {wrong}; export again")
-    return data
+    return cast(Manifest, data)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.checkpoint.links import check_linked
-from edgeformer.checkpoint.manifest import MANIFEST, read
+from edgeformer.checkpoint.manifest import MANIFEST, Manifest, read
 from edgeformer.errors import CheckpointError
 from edgeformer.files.paths import inside
 from edgeformer.models._config import read_json
@@ -26,9 +26,8 @@ def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTe
 
     quantization: the `quantization` of an MLX folder's config.
     """
-    if holds_onnx(folder):
-        manifest = manifest_of(folder)
-        found = read_initializers(onnx_file(folder), linked=check_linked(folder, manifest.get("linked") or {}))
+    if (manifest := manifest_of(folder)) is not None and holds_onnx(folder):
+        found = read_initializers(onnx_file(folder), linked=check_linked(folder, manifest["linked"]))
         if (encoder := manifest.get("encoder_file")) is not None:  # the other of two programs
             found = read_initializers(inside(folder, encoder, str(folder / MANIFEST), CheckpointError)) | found
         return found
@@ -38,22 +37,24 @@ def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTe
 
 def onnx_file(folder: Path) -> Path:
     """Where an ONNX artefact's graph lies (or would)."""
-    name = manifest_of(folder).get("model_file", "model.onnx")
+    manifest = manifest_of(folder)
+    name = "model.onnx" if manifest is None else manifest.get("model_file", "model.onnx")
     return inside(folder, name, str(folder / MANIFEST), CheckpointError)
 
 
 def holds_onnx(folder: Path) -> bool:
     """Whether a folder is an ONNX artefact of ours: a `model.onnx` beside a checkpoint is somebody else's."""
-    return manifest_of(folder).get("format") == "onnx" and onnx_file(folder).exists()
+    manifest = manifest_of(folder)
+    return manifest is not None and manifest.get("format") == "onnx" and onnx_file(folder).exists()
 
 
-def manifest_of(folder: Path) -> dict[str, Any]:
-    """A folder's manifest; empty where there is none.
+def manifest_of(folder: Path) -> Manifest | None:
+    """A folder's manifest; None where there is none.
 
     Raises:
         CheckpointError: it is damaged.
     """
-    return read(folder / MANIFEST, CheckpointError) if (folder / MANIFEST).exists() else {}
+    return read(folder / MANIFEST, CheckpointError) if (folder / MANIFEST).exists() else None
 
 
 def config_beside(spec_file: Path) -> tuple[Any, Any]:

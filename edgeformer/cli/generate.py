@@ -25,6 +25,7 @@ from edgeformer.cli._common import (
     trust_code,
 )
 from edgeformer.files.quoting import plain
+from edgeformer.spec.task import Task
 
 
 @click.command(
@@ -105,7 +106,7 @@ def command(
         asked = [(prompt, tokenizer.encode(prompt)) for prompt in prompts]
     made = []
     with opened.session(max(len(start) for _, start in asked) + gen) as session:
-        if session.spec.task == "feature-extraction":
+        if session.spec.task == Task.FEATURE_EXTRACTION:
             raise InputError(f"{model} is an encoder; it does not generate text")
         for prompt, start in asked:
             made.append(_generate(opened, session, tokenizer, prompt, start, gen, sampling, as_json, chat))
@@ -143,7 +144,7 @@ def _generate(
     from edgeformer.inference.generate import stream_ids, stream_text
 
     begin = start
-    reads = session.spec.task == "text2text-generation"
+    reads = session.spec.task == Task.TEXT2TEXT_GENERATION
     if reads:  # the prompt is what is read; writing begins with a token of its own
         session.source(np.array([start], np.int64))
         begin = [decoder_start(opened.around)]

@@ -120,8 +120,7 @@ def command(
         print_json({"folder": str(made.folder), **made.manifest})
         return
     written = sum(made.manifest["files"].values())
-    bits = made.manifest["quantization"]["bits_per_weight"]
-    echo(f"{made.folder}: {size(written)} written, {bits:.2f} bits per weight, by {method}")
+    echo(f"{made.folder}: {size(written)} written, {made.bits_per_weight:.2f} bits per weight, by {method}")
 
 
 def _calibration(loaded: Any, files: tuple[str, ...], samples: int, window: int) -> tuple[Any, dict[str, Any]]:

@@ -33,7 +33,8 @@ def mismatch(value: Any, hint: Any, at: str = "") -> str | None:
         inner = [f for f, a in zip(found, arguments, strict=True) if typing.is_typeddict(a) and isinstance(value, dict)]
         return None if None in found else inner[0] if inner else _says(value, hint, at)
     if isinstance(hint, type) and issubclass(hint, StrEnum):
-        hint, origin, arguments = Literal[tuple(map(str, hint))], Literal, tuple(map(str, hint))
+        known = tuple(map(str, hint))
+        return None if isinstance(value, str) and value in known else _says(value, Literal[known], at)
     if origin is Literal:
         return None if value in arguments and type(value) in map(type, arguments) else _says(value, hint, at)
     if origin is list:

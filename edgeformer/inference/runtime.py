@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.checkpoint.manifest import Manifest
 from edgeformer.errors import InputError, RuntimeFault, is_fault
 from edgeformer.inference.faults import fault, guard
 from edgeformer.inference.inputs import check_ids, check_valid, checked_encoder_inputs, last_real
@@ -24,9 +25,10 @@ from edgeformer.inference.threads import physical_cores
 from edgeformer.layers.rope import cache_restart
 from edgeformer.ops.sampling import Rules, Sampling, check_logits, choose
 from edgeformer.spec import Model
+from edgeformer.spec.task import Task
 
 PACKAGE = "edgeformer.runtimes"
-EVERY_TASK = ("text-generation", "feature-extraction", "text2text-generation")
+EVERY_TASK = tuple(Task)
 FORMATS = {
     "checkpoint": "a checkpoint",
     "onnx": "an ONNX artefact",
@@ -117,7 +119,7 @@ class Session:
         """
         end = self.length + ids.shape[1]
         check_ids(ids, self.spec.vocab)
-        if self.spec.task == "text2text-generation" and not self._read:
+        if self.spec.task == Task.TEXT2TEXT_GENERATION and not self._read:
             raise InputError("an encoder–decoder model has to be given the text that it reads first: Session.source")
         if end > self.capacity:
             raise InputError(
@@ -299,7 +301,7 @@ class Runtime(ABC):
     """What it opens, one of `FORMATS`: a `checkpoint` (spec and weights) or an artefact."""
     also_opens: ClassVar[tuple[str, ...]] = ()
     """Artefacts that it opens besides, being checkpoints too."""
-    tasks: ClassVar[tuple[str, ...]] = ("text-generation", "feature-extraction")
+    tasks: ClassVar[tuple[Task, ...]] = (Task.TEXT_GENERATION, Task.FEATURE_EXTRACTION)
     """What kinds of model it runs; `EVERY_TASK` is all there are."""
     prefixes: ClassVar[bool] = False
     """Whether it runs prefix language models."""
@@ -328,7 +330,7 @@ class Runtime(ABC):
         """The target of `edgeformer export` that is made for it, of ONNX artefacts."""
         return "cpu"
 
-    def declines(self, manifest: dict[str, Any], variant: str) -> str | None:
+    def declines(self, manifest: Manifest, variant: str) -> str | None:
         """None, or why it can't open an artefact although it is of a format that it opens."""
         return None
 

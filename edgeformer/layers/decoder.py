@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Self
 
 from edgeformer.layers.stack import BlockStack
 from edgeformer.spec import Declaration, Dropout, Input, Layer, Linear, Norm, Sizes, Sub, Table
+from edgeformer.spec.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,7 +21,7 @@ class Decoder(BlockStack):
     """
 
     kind: ClassVar[str] = "decoder"
-    task: ClassVar[str] = "text-generation"
+    task: ClassVar[Task] = Task.TEXT_GENERATION
     resizes: ClassVar[frozenset[str]] = BlockStack.resizes | {"tied"}
     positions: Layer | None = None
     embed_scale: float = 1.0

@@ -9,6 +9,7 @@ from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.pooling import Pooling, first_token
 from edgeformer.layers.stack import BlockStack
 from edgeformer.spec import Declaration, Dropout, Input, Layer, Linear, Norm, Sub, Table, Vector
+from edgeformer.spec.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,7 +23,7 @@ class Encoder(BlockStack):
     """
 
     kind: ClassVar[str] = "encoder"
-    task: ClassVar[str] = "feature-extraction"
+    task: ClassVar[Task] = Task.FEATURE_EXTRACTION
     counts_padding: bool = True
     embed_norm: Norm | None = None
     embed_width: int | None = None

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from edgeformer.layers.tower import Tower
 from edgeformer.ops.step import begin
 from edgeformer.spec import Declaration, Input, Linear, Model, Sub, Table, Vector
+from edgeformer.spec.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class EncoderDecoder(Model):
     """
 
     kind: ClassVar[str] = "encoder_decoder"
-    task: ClassVar[str] = "text2text-generation"
+    task: ClassVar[Task] = Task.TEXT2TEXT_GENERATION
     encoder: Tower
     decoder: Tower
     tied: bool = True

@@ -132,7 +132,8 @@ def measure(
 def _identity(source: str) -> str:
     """A digest over every byte of what a source holds."""
     if bundle.is_artefact(Path(source)):
-        manifest = {k: v for k, v in bundle.read_manifest(source).items() if k != "verdict"}
+        manifest = bundle.read_manifest(source)
+        manifest["verdict"] = None
         linked = linked_files(Path(source), manifest["linked"]).values()
         content = [folder_digests(Path(source), (bundle.MANIFEST,)), [file_digest(file) for file in linked]]
         return hashlib.sha256(json.dumps([manifest, content], sort_keys=True).encode()).hexdigest()

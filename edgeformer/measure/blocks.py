@@ -8,6 +8,7 @@ import numpy as np
 
 from edgeformer.inference.profile import BLOCKS, Operation
 from edgeformer.inference.runtime import Session
+from edgeformer.spec.task import Task
 
 STEPS, LISTED = 16, 12
 """Decode steps that are profiled, and operations that are listed by name."""
@@ -18,7 +19,7 @@ def profiled(session: Session, prompt: np.ndarray, depth: int) -> dict[str, Any]
 
     prompt: int64 [B, depth + P].
     """
-    if session.spec.task != "text-generation":
+    if session.spec.task != Task.TEXT_GENERATION:
         inputs = {"input_ids": prompt, "attention_mask": np.ones_like(prompt), "token_type_ids": np.zeros_like(prompt)}
         found = session.profile(lambda: void(session.encode(inputs)))
         return {} if found is None else {"prefill": folded(found)}

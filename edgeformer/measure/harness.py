@@ -31,6 +31,7 @@ from edgeformer.measure.row import Plan, Row, Shape
 from edgeformer.measure.row_flags import row_flags
 from edgeformer.measure.settings import Settings
 from edgeformer.spec import Model
+from edgeformer.spec.task import Task
 from edgeformer.verification.verdict import FAIL
 
 SETTLE_S = 0.1
@@ -112,7 +113,7 @@ def run(
         InputError: no shape has a runtime that takes it.
     """
     done = Run([], journal.run_id if journal else uuid.uuid4().hex)
-    if spec.task != "text-generation" and (any(settings.depths) or max(settings.concurrency) > 1):
+    if spec.task != Task.TEXT_GENERATION and (any(settings.depths) or max(settings.concurrency) > 1):
         done.notes.append("an encoder has no cache to fill and no server here: depths and concurrency are left out")
     finished, kept = False, True
     try:
@@ -290,7 +291,7 @@ def _prepare(row: Row, ask: Ask, bench: _Bench, judges: dict[JudgeKey, Judge]) -
         load_options=plan.load_options,
         options={
             "threads": settings.threads,
-            "capacity": shape.capacity if bench.spec.task == "text-generation" else None,
+            "capacity": shape.capacity if bench.spec.task == Task.TEXT_GENERATION else None,
             "precision": plan.compute if has_own_bits(plan.precision) else plan.precision,
             "batch": shape.batch,
         },

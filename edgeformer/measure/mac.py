@@ -26,6 +26,7 @@ from edgeformer.measure import machine
 from edgeformer.measure.bench import bench as measure_all
 from edgeformer.measure.record import records
 from edgeformer.measure.settings import Settings
+from edgeformer.spec.task import Task
 from edgeformer.verification import parity
 from edgeformer.verification.reference import sample_ids
 
@@ -187,7 +188,7 @@ def check_parity(loaded: LoadedModel, report: Report) -> dict[str, Any]:
     verdicts: list[dict[str, Any]] = []
     with temporary_folder() as scratch:
         plans: list[tuple[str, str, dict[str, Any]]] = [("onnx", "onnxruntime", {"precision": "fp32"})]
-        for precision in ("fp32", "bf16", "4bit", "8bit") if loaded.spec.task == "text-generation" else ():
+        for precision in ("fp32", "bf16", "4bit", "8bit") if loaded.spec.task == Task.TEXT_GENERATION else ():
             plans += [("mlx", runtime, {"precision": precision}) for runtime in ("mlx", "mlx_lm")]
         for kind, runtime, options in plans:
             name = f"{kind}-{options['precision']}"

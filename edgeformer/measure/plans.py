@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.checkpoint.manifest import Manifest
 from edgeformer.inference.lookup import get, names, require
 from edgeformer.inference.runtime import FORMATS, Options, Runtime
 from edgeformer.measure.row import Plan
@@ -30,7 +31,7 @@ class NoRow:
 
 
 def artefact_plans(
-    source: str, manifest: dict[str, Any], spec: Model, chosen: list[str] | None
+    source: str, manifest: Manifest, spec: Model, chosen: list[str] | None
 ) -> tuple[list[Plan], list[NoRow]]:
     """The rows of an artefact, and notes on the runtimes that get none."""
     kind = manifest.get("format", "onnx")
@@ -84,7 +85,7 @@ def too_slow(runtime: Runtime, spec: Model) -> bool:
 
 
 def fitting(
-    chosen: list[str] | None, opens: str, spec: Model, source: dict[str, Any] | LoadedModel
+    chosen: list[str] | None, opens: str, spec: Model, source: Manifest | LoadedModel
 ) -> tuple[list[str], list[NoRow]]:
     """The names of the runtimes that run this, of those chosen or of all; and notes on those that don't.
 
@@ -104,11 +105,9 @@ def fitting(
         elif chosen is None and too_slow(runtime, spec):
             reason = f"it is slow here for a model of this size; --runtimes {name} asks for it"
         reason = reason or runtime.unavailable() or runtime.refuses(spec, Options(variant=variant))
-        if reason is None and isinstance(source, LoadedModel):
-            reason = runtime.declines_checkpoint(source)
-        elif reason is None:
-            assert isinstance(source, dict)
-            reason = runtime.declines(source, variant)
+        if reason is None:
+            checkpoint = isinstance(source, LoadedModel)
+            reason = runtime.declines_checkpoint(source) if checkpoint else runtime.declines(source, variant)
         if reason is None:
             found.append(name)
         else:

@@ -19,6 +19,7 @@ from typing import Any
 from edgeformer.errors import InputError
 from edgeformer.files.json_file import lone_surrogate
 from edgeformer.files.quoting import MAX_VALUE, plain, shown
+from edgeformer.spec.task import Task
 
 SCHEMA_VERSION = 2
 _INTEGERS = frozenset((
@@ -221,7 +222,7 @@ def _from_llama_bench(row: dict[str, Any], path: Path) -> dict[str, Any]:
         "prompt": row["n_prompt"] or row.get("n_depth") or 0,
         "gen": row["n_gen"],
         "depth": row.get("n_depth") or 0,
-        "task": "text-generation",
+        "task": Task.TEXT_GENERATION,
         "status": "ok" if row["avg_ts"] is not None else "failed",
         "error": None if row["avg_ts"] is not None else "the file has no rate",
         "facts": {"provider": row["backends"]},

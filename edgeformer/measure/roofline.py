@@ -15,6 +15,7 @@ from edgeformer import discover
 from edgeformer.measure.row import Shape
 from edgeformer.spec import Model, layers
 from edgeformer.spec.inspection import attention_flops, costs, head_parameters, multiplied
+from edgeformer.spec.task import Task
 
 PACKAGE = "edgeformer.measure.probes"
 LARGE = 512_000_000
@@ -65,7 +66,7 @@ def bound(
     read = int(weight_bytes * used / counted.parameters)
     new = shape.prompt if prefill else 1
     before = shape.depth if prefill else shape.depth + shape.prompt + shape.gen // 2
-    causal = spec.task == "text-generation"
+    causal = spec.task == Task.TEXT_GENERATION
     moved = read + shape.batch * _cached_bytes(spec, before + new, CACHE_BYTES.get(kv, 4))
     flops = shape.batch * (new * counted.flops_per_token + attention_flops(spec, before + new, new))
     if prefill and causal:  # the head sees the last position alone

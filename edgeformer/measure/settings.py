@@ -11,6 +11,7 @@ from edgeformer.errors import InputError
 from edgeformer.inference.threads import physical_cores
 from edgeformer.measure.row import Shape
 from edgeformer.spec import Model
+from edgeformer.spec.task import Task
 from edgeformer.verification.reference import sample_batch
 
 
@@ -51,12 +52,12 @@ class Settings:
         Raises:
             InputError: an encoder–decoder model.
         """
-        if spec.task == "text2text-generation":
+        if spec.task == Task.TEXT2TEXT_GENERATION:
             raise InputError(
                 "encoder–decoder models are exported, verified and generated from, and not measured: a row would need a text to"
                 " read besides the one to write"
             )
-        if spec.task != "text-generation":
+        if spec.task != Task.TEXT_GENERATION:
             return [Shape(prompt, 0, batch) for batch, prompt in product(self.batches, self.prompts)]
         swept = product(self.concurrency, self.batches, self.depths, self.prompts, self.gens)
         return [Shape(prompt, gen, batch, depth, clients) for clients, batch, depth, prompt, gen in swept]

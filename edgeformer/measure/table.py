@@ -9,10 +9,11 @@ from edgeformer.files.quoting import plain
 from edgeformer.measure.harness import Run
 from edgeformer.measure.ranking import ranks, speed
 from edgeformer.measure.row import Row, quantile
+from edgeformer.spec.task import Task
 
 MEASURED = {
-    "text-generation": ("shape", "prefill tok/s", "decode tok/s", "ITL ms p50/p90", "TTFT ms"),
-    "feature-extraction": ("shape", "tokens/s", "latency ms p50/p90", "first call ms"),
+    Task.TEXT_GENERATION: ("shape", "prefill tok/s", "decode tok/s", "ITL ms p50/p90", "TTFT ms"),
+    Task.FEATURE_EXTRACTION: ("shape", "tokens/s", "latency ms p50/p90", "first call ms"),
 }
 COMMON = ("load s", "peak MB", "CPU/wall")
 
@@ -25,7 +26,7 @@ def _spread(rates: list[float], digits: int = 1) -> str:
     return f"{statistics.median(rates):.{digits}f} ± {half:.{digits}f}"
 
 
-def cells(row: Row, task: str) -> list[str]:
+def cells(row: Row, task: Task) -> list[str]:
     """The measured columns of a row."""
     shape = row.shape
     if not row.rounds:
@@ -37,7 +38,7 @@ def cells(row: Row, task: str) -> list[str]:
         "-" if cpus is None else f"{cpus:.2f}",
     ]
     prefill = [shape.prompt * shape.batch * 1e9 / ns for ns in row.prefill_ns()]
-    if task != "text-generation":
+    if task != Task.TEXT_GENERATION:
         p50, p90 = (quantile(row.prefill_ns(), q) / 1e6 for q in (0.5, 0.9))
         first = row.first["prefill_ns"][0] / 1e6 if row.first else 0.0
         return [shape.text(), _spread(prefill, 0), f"{p50:.2f} / {p90:.2f}", f"{first:.1f}", *common]
@@ -85,7 +86,7 @@ def _explained(row: Row) -> str:
     return f"{check['name']}: {check['verdict']}{difference} {check.get('note') or ''}".strip()
 
 
-def lines(run: Run, task: str) -> tuple[list[str], list[list[str]]]:
+def lines(run: Run, task: Task) -> tuple[list[str], list[list[str]]]:
     """Header and body cells of the whole table."""
     header = ["", "runtime", "precision", *MEASURED[task], *COMMON, "verdict", "evidence"]
     verified, rest = ordered(run)
@@ -99,7 +100,7 @@ def lines(run: Run, task: str) -> tuple[list[str], list[list[str]]]:
     return header, body
 
 
-def remarks(run: Run, task: str) -> list[str]:
+def remarks(run: Run, task: Task) -> list[str]:
     """What to know about the numbers: the noise of every shape, and what speaks against them."""
     said = []
     for result in run.shapes:
@@ -112,7 +113,7 @@ def remarks(run: Run, task: str) -> list[str]:
     return said + run.notes
 
 
-def markdown(run: Run, task: str) -> str:
+def markdown(run: Run, task: Task) -> str:
     """A Markdown table."""
     header, body = lines(run, task)
     rule = ["---"] * len(header)
@@ -120,7 +121,7 @@ def markdown(run: Run, task: str) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in cells)
 
 
-def rich_table(run: Run, task: str, title: str) -> Any:
+def rich_table(run: Run, task: Task, title: str) -> Any:
     """A table for the terminal."""
     from rich.markup import escape
     from rich.table import Table

@@ -26,6 +26,7 @@ from edgeformer.measure.blocks import profiled
 from edgeformer.measure.memory import peak_memory
 from edgeformer.measure.roofline import measure_rates
 from edgeformer.measure.timed import Round, decoder_round, encoder_round, served_round, warm_up
+from edgeformer.spec.task import Task
 from edgeformer.verification import parity
 from edgeformer.verification.reference import Reference, continuation, reference_runtime
 from edgeformer.verification.weight_checks import check_weights as weight_check
@@ -78,7 +79,7 @@ class Worker:
         if check_weights:
             weights = asdict(weight_check(loaded, load(original, **original_options)))
         ids = np.array(prompt, np.int64)
-        if loaded.spec.task == "text-generation":
+        if loaded.spec.task == Task.TEXT_GENERATION:
             made = continuation(loaded, ids, gen, precision=precision, threads=threads, depth=depth)
             arrays = {k: v for k, v in vars(made).items() if k != "runtime" and v is not None}
             name = made.runtime
@@ -114,7 +115,7 @@ class Worker:
         if self.session.served:
             return served_round(self.session, prompt, gen)
         ids = np.array(prompt, np.int64)
-        if self.session.spec.task == "text-generation":
+        if self.session.spec.task == Task.TEXT_GENERATION:
             return decoder_round(self.session, ids, gen, depth, cold=cold)
         inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         return encoder_round(self.session, inputs)

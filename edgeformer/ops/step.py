@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from edgeformer.errors import InputError
+from edgeformer.errors import InputError, SpecError
 from edgeformer.ops import Ops
 
 
@@ -66,6 +66,13 @@ class GrowingStore:
         return {name: x for (p, name), x in self.memory.items() if p == path}
 
 
+class Tables(dict[Any, Any]):
+    """What was computed once for all layers, by spec node."""
+
+    def __missing__(self, node: Any) -> Any:
+        raise SpecError(f"step.tables has no {node}: the layer that reads it has to name it in `per_step`")
+
+
 @dataclass(frozen=True)
 class Step:
     """What a forward pass knows besides its input ids.
@@ -86,7 +93,7 @@ class Step:
     keep: Any = 0
     memory: Any = None
     memory_valid: Any = None
-    tables: dict[Any, Any] = field(default_factory=dict)
+    tables: Tables = field(default_factory=Tables)
     shared: dict[str, tuple[Any, Any]] = field(default_factory=dict)
     prefix: Any = None
 
@@ -103,7 +110,7 @@ class Step:
         ops = self.ops
         if self.prefix is None and any(spec.prefix for spec in masks):
             raise InputError("this model's first tokens are seen by all: say how many they are, by prefix_length")
-        tables = {spec: p.positions[i](self) for i, spec in enumerate(positions)}
+        tables = Tables({spec: p.positions[i](self) for i, spec in enumerate(positions)})
         for spec in masks:
             tables[spec] = ops.mask(spec, self.queries, self.keys, self.valid, self.prefix)
         return replace(self, tables=tables, shared={})

@@ -9,6 +9,7 @@ import numpy as np
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import InputError
 from edgeformer.quantization.calibration import require_torch
+from edgeformer.spec.task import Task
 
 
 def cache_scales(loaded: LoadedModel, ids: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
@@ -27,7 +28,7 @@ def cache_scales(loaded: LoadedModel, ids: np.ndarray) -> dict[tuple[str, str], 
     from edgeformer.ops.step import GrowingStore
     from edgeformer.runtimes.torch import build_torch
 
-    if loaded.spec.task != "text-generation":
+    if loaded.spec.task != Task.TEXT_GENERATION:
         raise InputError("an encoder remembers nothing: it has no cache to quantize")
     largest: dict[tuple[str, str], Any] = {}
 

@@ -15,6 +15,7 @@ from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.layers.stack import BlockStack, add_norm
 from edgeformer.spec import Linear, leaves
+from edgeformer.spec.task import Task
 
 _BATCH_TOKENS = 4096
 
@@ -83,7 +84,7 @@ class Calibration:
         hook = self.model.layers[0].register_forward_pre_hook(catch)  # type: ignore[union-attr, index]
         try:
             with self.torch.no_grad():
-                self.model(ids, self.torch.ones_like(ids) if self.spec.task == "feature-extraction" else None)
+                self.model(ids, self.torch.ones_like(ids) if self.spec.task == Task.FEATURE_EXTRACTION else None)
         except _Reached:
             pass
         finally:

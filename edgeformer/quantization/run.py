@@ -15,15 +15,16 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 import edgeformer
 from edgeformer import discover
 from edgeformer.checkpoint import bundle
-from edgeformer.checkpoint.artefact import source_files, write_surroundings, writing_from
+from edgeformer.checkpoint.artefact import described, source_files, write_surroundings, writing_from
 from edgeformer.checkpoint.loading import LoadedModel, load
+from edgeformer.checkpoint.manifest import Manifest, Quantization
 from edgeformer.errors import CheckpointError, ExportError, InputError
 from edgeformer.files.locks import Held, Lock
 from edgeformer.quantization.calibration import require_torch
@@ -43,8 +44,9 @@ class QuantizedCheckpoint:
     """What was written."""
 
     folder: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     notes: list[str]
+    bits_per_weight: float
 
 
 def method_named(name: str) -> Method:
@@ -124,10 +126,10 @@ def quantize(
         partial = PartialFile(scratch, entries, identity)
         resumed = len(partial.done & weights.keys())
         _fill(Job(loaded, formats, ids, partial, options or {}, report), made, progress)
-        manifest, notes = _assemble(loaded, partial, output, force, method, formats, about or {})
+        manifest, bits, notes = _assemble(loaded, partial, output, force, method, formats, about or {})
     if resumed:
         notes.insert(0, f"went on with {resumed} tensors that an earlier run had made")
-    return QuantizedCheckpoint(output, manifest, notes)
+    return QuantizedCheckpoint(output, manifest, notes, bits)
 
 
 @contextlib.contextmanager
@@ -168,8 +170,8 @@ def _assemble(
     method: str,
     formats: dict[str, Format],
     about: dict[str, Any],
-) -> tuple[dict[str, Any], list[str]]:
-    """Put the finished file into its folder; the manifest, and notes for the user.
+) -> tuple[Manifest, float, list[str]]:
+    """Put the finished file into its folder; the manifest, bits per weight, and notes for the user.
 
     Until the folder is complete, the file stays where it was, too.
     """
@@ -184,29 +186,14 @@ def _assemble(
         notes = _companions(loaded, folder)
         quantized = load(folder).require_weights()
         left = sorted(set(quantizable(spec)) - set(formats))
-        manifest = {
-            "edgeformer": edgeformer.__version__,
-            "format": "checkpoint",
-            "name": Path(loaded.name).resolve().name,
-            "task": spec.task,
-            "spec_digest": digest(spec),
-            "weights_digest": loaded.weights_digest(),
-            "precision": widest(formats.values()),
-            "compute": "fp32",
-            "quantization": {
-                "method": method,
-                **about,
-                "bits_per_weight": bits_per_weight(quantized),
-                "kept": left,
-            },
-            "target": "any",
-            "context": spec.context,
-            "files": bundle.sizes(folder),
-            "linked": {},
-            "verdict": None,
-        }
+        precision = widest(formats.values())
+        manifest = described(loaded, folder, format="checkpoint", precision=precision, compute="fp32", target="any")
+        bits = bits_per_weight(quantized)
+        manifest["quantization"] = cast(
+            Quantization, {"method": method, **about, "bits_per_weight": bits, "kept": left}
+        )
         bundle.write_manifest(folder, manifest)
-    return manifest, notes
+    return manifest, bits, notes
 
 
 def _entries(loaded: LoadedModel, formats: dict[str, Format], changed: set[str]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import InputError
 from edgeformer.quantization.calibration import Calibration
 from edgeformer.spec import layers
+from edgeformer.spec.task import Task
 from edgeformer.weights.formats import QUANTIZED, Format, dequantize, quantize
 from edgeformer.weights.rounding import chosen
 from edgeformer.weights.scales import searched
@@ -73,7 +74,7 @@ def mixed(
         raise InputError(
             f"a budget of {budget} bits per weight is outside {q4.bits_per_weight} (q4) .. {q8.bits_per_weight} (q8)"
         )
-    if loaded.spec.task != "text-generation":
+    if loaded.spec.task != Task.TEXT_GENERATION:
         raise InputError("harm is measured on next tokens, and this model has none; choose --format q4 or q8")
     weights, groups = loaded.require_weights(), units(loaded, keep)
     tokens = min(_TOKENS, max(_LOGITS_BYTES // (4 * loaded.spec.vocab), 64))

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from edgeformer.measure.reading import schema
+from edgeformer.spec.task import Task
 
 COLUMNS = (
     "model", "runtime", "precision", "machine", "shape", "rank", "prefill_ts", "decode_ts", "throughput_ts", "itl_ms_p50",
@@ -65,7 +66,7 @@ def shape_text(record: dict[str, Any]) -> str:
             [f"tg{record['n_gen']}"] if record["n_gen"] else []
         )
         return "+".join(parts) + (f" @{record['n_depth']}" if record.get("n_depth") else "")
-    if record["task"] != "text-generation":
+    if record["task"] != Task.TEXT_GENERATION:
         return f"{record['batch']} × {record['prompt']}"
     text = f"{record.get('prompt')}+{record.get('gen') or 0}"
     text += f" @{record['depth']}" if record.get("depth") else ""

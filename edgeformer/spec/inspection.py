@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import dataclass
 
 from edgeformer.spec import Layer, Linear, Model, Stacked, Table, layers, leaves, passes, tensors
+from edgeformer.spec.task import Task
 
 BYTES_PER_WEIGHT = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "q8": 8.5 / 8, "q4": 4.5 / 8}
 """Group-32 formats carry one fp16 scale per 32 weights: 8.5 and 4.5 bits."""
@@ -74,7 +75,7 @@ def attention_flops(spec: Model, length: int, new: int = 1) -> int:
 
 def head_parameters(spec: Model) -> int:
     """Weights of the map to logits; 0 of a model without one."""
-    return 0 if spec.task == "feature-extraction" else spec.embedding_width * spec.vocab
+    return 0 if spec.task == Task.FEATURE_EXTRACTION else spec.embedding_width * spec.vocab
 
 
 def tree(spec: Model) -> list[str]:

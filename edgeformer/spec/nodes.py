@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Self
 from edgeformer.errors import SpecError
 from edgeformer.spec.declarations import Declaration, Fold, Leaf, SharedKV
 from edgeformer.spec.sizes import Sizes
+from edgeformer.spec.task import Task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +157,7 @@ class Input:
 class Model(Layer):
     """The root of a spec."""
 
-    task: ClassVar[str]  # "text-generation" | "feature-extraction" | "text2text-generation"
+    task: ClassVar[Task]
     counts_padding: bool = False
     """Whether positions number slots, padding included, instead of real tokens (BERT does)."""
     vocab: int

@@ -15,12 +15,14 @@ import numpy as np
 
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.loading import LoadedModel, load
+from edgeformer.checkpoint.manifest import Manifest
 from edgeformer.errors import ArtefactError, InputError
 from edgeformer.inference.lookup import first_that_opens, get, require
 from edgeformer.inference.runtime import FORMATS, Options, Session
 from edgeformer.inference.threads import physical_cores
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.spec.serialization import digest
+from edgeformer.spec.task import Task
 from edgeformer.verification.chat_checks import chat_prompt, check_surroundings
 from edgeformer.verification.reference import (
     LONGEST_PASS,
@@ -244,7 +246,7 @@ def default_runtime(kind: str, folder: Path) -> str:
     return "transformers" if fits and made.refuses(loaded.spec, Options()) is None else reference_runtime()
 
 
-def rounds_to_int8(manifest: dict[str, Any]) -> bool:
+def rounds_to_int8(manifest: Manifest) -> bool:
     """Whether an artefact was made to round activations, or keys and values, to int8."""
     return manifest.get("kv") == "int8" or bool((manifest.get("quantization") or {}).get("accuracy_level"))
 
@@ -305,7 +307,7 @@ def verify(
     length = min(length if ids is None else len(ids), manifest["context"])
     if length < 4:
         raise InputError(f"at least 4 tokens are needed to verify, got {length}")
-    if against.spec.task != "feature-extraction":
+    if against.spec.task != Task.FEATURE_EXTRACTION:
         ids = sample_ids(against.spec.vocab, length, seed) if ids is None else np.asarray(ids[:length], np.int64)
         prompt = min(max(length // 4, 1), 32)
         generate = min(generate, manifest["context"] - prompt)

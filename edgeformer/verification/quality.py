@@ -18,12 +18,14 @@ import numpy as np
 
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.loading import LoadedModel, load
+from edgeformer.checkpoint.manifest import Format, Quantization
 from edgeformer.errors import ArtefactError, InputError
 from edgeformer.files.scratch import temporary_folder
 from edgeformer.inference.lookup import first_that_opens, require
 from edgeformer.inference.runtime import FORMATS, Options, Session
 from edgeformer.inference.threads import physical_cores
 from edgeformer.spec.serialization import digest
+from edgeformer.spec.task import Task
 from edgeformer.verification.reference import reference_runtime
 from edgeformer.weights.rounding import bits_per_weight, stored_format, stored_precision
 
@@ -136,11 +138,11 @@ def measure(
     """
     settings = settings or Settings()
     spec = against.spec
-    if spec.task != "text-generation":
+    if spec.task != Task.TEXT_GENERATION:
         raise InputError("quality is measured on next tokens; this model has none")
     plans = {str(source): list(_runtimes(source, runtimes, against)) for source in sources}
-    manifests = {source: _told(source) for source in plans}
-    text = windows(ids, settings, min([spec.context, *(m["context"] for m in manifests.values())]))
+    subjects = {source: _subject(source) for source in plans}
+    text = windows(ids, settings, min([spec.context, *(subject.context for subject in subjects.values())]))
     reference = reference_runtime()
     settings = replace(settings, window=text.shape[1])
     with temporary_folder() as scratch:
@@ -150,25 +152,24 @@ def measure(
         _fill(_open(reference, against, settings), text, original, settings.cached)
         rows = [Row(REFERENCE, reference, "fp32", None, _Sums().over(original, original, text))]
         for source, names in plans.items():
-            manifest, loaded = manifests[source], load(source)
+            subject, loaded = subjects[source], load(source)
             own = original
-            if manifest["precision"] != "fp32":
+            if subject.precision != "fp32":
                 report(f"the bits of {source} in {reference}")
                 _fill(_open(reference, loaded, settings), text, own := bits, settings.cached)
             for runtime in names:
                 report(f"{source} in {runtime}")
-                kind = manifest.get("format", "onnx")
-                session = _open(runtime, loaded if kind == "checkpoint" else Path(source), settings)
+                session = _open(runtime, loaded if subject.format == "checkpoint" else Path(source), settings)
                 costs, runtime_error = _Sums(), _Sums()
                 for i, logits in enumerate(_answers(session, text, settings.cached)):
                     if not np.isfinite(logits).all():
                         raise ArtefactError(f"{source} in {runtime} gives logits that are not finite (window {i})")
                     costs.add(logits, original[i], text[i])
                     runtime_error.add(logits, own[i], text[i])
-                facts = {"quantization": manifest.get("quantization"), "kv": manifest.get("kv"), **session.facts()}
+                facts = {"quantization": subject.quantization, "kv": subject.kv, **session.facts()}
                 bits_each = bits_per_weight(loaded.require_weights())
                 found = costs.scores(), runtime_error.scores()
-                rows.append(Row(source, runtime, manifest["precision"], bits_each, *found, facts))
+                rows.append(Row(source, runtime, subject.precision, bits_each, *found, facts))
     return rows
 
 
@@ -240,29 +241,36 @@ def _open(runtime: str, source: LoadedModel | Path, settings: Settings) -> Sessi
     return made.open(source, Options(threads=settings.threads, capacity=settings.window, variant=variant))
 
 
-def _told(source: str | Path) -> dict[str, Any]:
-    """What is known of a source: an artefact's manifest, or the same of a plain MODEL, whose weights are as they are stored."""
+@dataclass(frozen=True)
+class _Subject:
+    """What is compared: an artefact, or a MODEL in the precision that its weights are stored in."""
+
+    format: Format
+    name: str
+    spec_digest: str
+    precision: str
+    context: int
+    quantization: Quantization | None = None
+    kv: str | None = None
+
+
+def _subject(source: str | Path) -> _Subject:
     if (Path(source) / bundle.MANIFEST).exists():
         manifest = bundle.read_manifest(source)
         bundle.check_files(source, manifest)
-        return manifest
+        told = (manifest["name"], manifest["spec_digest"], manifest["precision"], manifest["context"])
+        return _Subject(manifest.get("format", "onnx"), *told, manifest.get("quantization"), manifest.get("kv"))
     loaded = load(source)
     stored = stored_format(loaded.require_weights()) or stored_precision(loaded.require_weights())
-    return {
-        "format": "checkpoint",
-        "name": loaded.name,
-        "spec_digest": digest(loaded.spec),
-        "precision": stored,
-        "context": loaded.spec.context,
-    }
+    return _Subject("checkpoint", loaded.name, digest(loaded.spec), stored, loaded.spec.context)
 
 
 def _runtimes(source: str | Path, chosen: Sequence[str], against: LoadedModel) -> Iterator[str]:
     """The runtimes of a source."""
-    manifest = _told(source)
-    if manifest["spec_digest"] != digest(against.spec):
-        raise ArtefactError(f"{source} is of another architecture ({manifest['name']}) than {against.name}")
-    kind = manifest.get("format", "onnx")
+    subject = _subject(source)
+    if subject.spec_digest != digest(against.spec):
+        raise ArtefactError(f"{source} is of another architecture ({subject.name}) than {against.name}")
+    kind = subject.format
     fitting = [name for name in chosen if require(name)[0].takes(kind)]
     if chosen and not fitting:
         raise InputError(f"none of {', '.join(chosen)} opens {FORMATS[kind]} ({source})")

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-import edgeformer
 from edgeformer import discover
 from edgeformer.checkpoint import bundle
-from edgeformer.checkpoint.artefact import Exported, write_surroundings, writing_from
+from edgeformer.checkpoint.artefact import Exported, described, write_surroundings, writing_from
 from edgeformer.checkpoint.companions.generation import generation_defaults
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer
 from edgeformer.checkpoint.gguf_archs._common import ROPE_FACTORS
@@ -24,7 +23,6 @@ from edgeformer.exporters.gguf.tokenizer import check_in_llama_cpp, tokenizer_li
 from edgeformer.exporters.onnx.filling import Progress
 from edgeformer.models._shape import Unmapped
 from edgeformer.spec import Model, tensors
-from edgeformer.spec.serialization import digest, to_json
 from edgeformer.weights.binding import Source, Weights, stored_part
 from edgeformer.weights.formats import QUANTIZED, QuantizedTensor
 from edgeformer.weights.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
@@ -93,29 +91,14 @@ def export_gguf(
         quantized = bundle.has_own_bits(precision)
         coarse = getattr(arch, "COMPUTE", {})
         bits = {name: _plain_bits(source, precision) for name, source in weights.sources.items()}
-        manifest = {
-            "edgeformer": edgeformer.__version__,
-            "format": "gguf",
-            "name": Path(loaded.name).resolve().name,
-            "task": spec.task,
-            "spec": to_json(spec),
-            "spec_digest": digest(spec),
-            "weights_digest": loaded.weights_digest(),
-            "precision": precision,
-            "compute": _COMPUTE.get(precision, "int8") if precision not in coarse else coarse[precision],
-            "quantization": {
-                **(loaded.quantization or {"method": "rtn"}),
-                "bits_per_weight": bits_per_weight(weights, bits),
-            }
-            if quantized
-            else None,
-            "target": name,
-            "tokenizer": limits,
-            "context": spec.context,
-            "files": bundle.sizes(folder),
-            "linked": {},
-            "verdict": None,
-        }
+        compute = _COMPUTE.get(precision, "int8") if precision not in coarse else coarse[precision]
+        manifest = described(
+            loaded, folder, format="gguf", precision=precision, compute=compute, target=name, spec_inside=True
+        )
+        made_by = loaded.quantization or {"method": "rtn"}
+        bits_each = bits_per_weight(weights, bits)
+        manifest["quantization"] = {**made_by, "bits_per_weight": bits_each} if quantized else None
+        manifest["tokenizer"] = limits
         bundle.write_manifest(folder, manifest)
     notes = [*loaded.notes, *remarks]
     if precision in coarse:

@@ -11,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-import edgeformer
 from edgeformer import discover
 from edgeformer.checkpoint import bundle
-from edgeformer.checkpoint.artefact import Exported, write_surroundings, writing_from
+from edgeformer.checkpoint.artefact import Exported, described, write_surroundings, writing_from
 from edgeformer.checkpoint.companions.special import special_ids
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ExportError
@@ -23,7 +22,7 @@ from edgeformer.layers.encoder import Encoder
 from edgeformer.models._config import HfConfig
 from edgeformer.models._shape import Unmapped
 from edgeformer.spec import Model, tensors
-from edgeformer.spec.serialization import digest, to_json
+from edgeformer.spec.serialization import to_json
 from edgeformer.weights.binding import Source, name_map, stored_part
 from edgeformer.weights.parts import Cut, Stack
 from edgeformer.weights.rounding import stored_precision
@@ -68,22 +67,15 @@ def export_hf(
         write_shards(folder, groups, {"format": "pt"}, progress)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         surrounded = write_surroundings(loaded, folder)
-        manifest = {
-            "edgeformer": edgeformer.__version__,
-            "format": "checkpoint",
-            "name": Path(loaded.name).resolve().name,
-            "task": spec.task,
-            "spec": to_json(spec),
-            "spec_digest": digest(spec),
-            "weights_digest": loaded.weights_digest(),
-            "precision": precision,
-            "compute": "fp32",
-            "target": config["model_type"],
-            "context": spec.context,
-            "files": bundle.sizes(folder),
-            "linked": {},
-            "verdict": None,
-        }
+        manifest = described(
+            loaded,
+            folder,
+            format="checkpoint",
+            precision=precision,
+            compute="fp32",
+            target=config["model_type"],
+            spec_inside=True,
+        )
         bundle.write_manifest(folder, manifest)
     return Exported(Path(output), manifest, [*loaded.notes, *surrounded])
 

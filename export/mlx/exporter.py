@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import edgeformer
 from edgeformer import discover
 from edgeformer.checkpoint import bundle
-from edgeformer.checkpoint.artefact import Exported, write_surroundings, writing_from
+from edgeformer.checkpoint.artefact import Exported, described, write_surroundings, writing_from
 from edgeformer.checkpoint.companions.special import special_ids
 from edgeformer.checkpoint.loading import LoadedModel, family
 from edgeformer.errors import ExportError
@@ -26,7 +25,8 @@ from edgeformer.exporters.onnx.filling import Progress
 from edgeformer.layers.rope import length_dependent
 from edgeformer.models._shape import Unmapped
 from edgeformer.spec import Model, tensors
-from edgeformer.spec.serialization import digest, to_json
+from edgeformer.spec.serialization import to_json
+from edgeformer.spec.task import Task
 from edgeformer.weights.binding import name_map, stored_part
 from edgeformer.weights.formats import GROUP
 from edgeformer.weights.parts import Part
@@ -75,7 +75,7 @@ def export_mlx(
         RuntimeUnavailable: quantizing needs MLX.
     """
     spec, weights = loaded.spec, loaded.require_weights()
-    if spec.task != "text-generation":
+    if spec.task != Task.TEXT_GENERATION:
         raise ExportError(
             f"mlx-lm runs decoders only, this is a {spec.kind}; the runtime mlx runs its checkpoint as it is"
         )
@@ -98,23 +98,16 @@ def export_mlx(
     with writing_from(loaded, Path(output), force=force) as folder:
         write_shards(folder, tensors_made.groups, {"format": "mlx"}, progress)
         notes += _companions(loaded, folder, config)
-        manifest = {
-            "edgeformer": edgeformer.__version__,
-            "format": "mlx",
-            "name": Path(loaded.name).resolve().name,
-            "task": spec.task,
-            "spec": to_json(spec),
-            "spec_digest": digest(spec),
-            "weights_digest": loaded.weights_digest(),
-            "precision": made.label(),
-            "compute": made.dtype,
-            "quantization": _recorded(loaded, made, tensors_made) if made.same_bits else None,
-            "target": config["model_type"],
-            "context": spec.context,
-            "files": bundle.sizes(folder),
-            "linked": {},
-            "verdict": None,
-        }
+        manifest = described(
+            loaded,
+            folder,
+            format="mlx",
+            precision=made.label(),
+            compute=made.dtype,
+            target=config["model_type"],
+            spec_inside=True,
+        )
+        manifest["quantization"] = _recorded(loaded, made, tensors_made) if made.same_bits else None
         bundle.write_manifest(folder, manifest)
     return Exported(Path(output), manifest, notes)
 

@@ -10,9 +10,8 @@ from typing import Any
 
 import onnx_ir as ir
 
-import edgeformer
 from edgeformer.checkpoint import bundle
-from edgeformer.checkpoint.artefact import Exported, headless, write_surroundings, writing_from
+from edgeformer.checkpoint.artefact import Exported, described, headless, write_surroundings, writing_from
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError, ExportError
 from edgeformer.exporters.hf.exporter import family_config
@@ -115,30 +114,26 @@ def export_onnx(
             surrounded += more
             if genai is not None:
                 (folder / "genai_config.json").write_text(json.dumps(genai, indent=1) + "\n")
-        linked_names = {n for n, entry in linked.items() if entry["hard_link"]}
-        manifest = {
-            "edgeformer": edgeformer.__version__,
-            "format": "onnx",
-            "name": Path(loaded.name).resolve().name,
-            "task": spec.task,
-            "spec_digest": digest(spec),
-            "weights_digest": loaded.weights_digest(),
-            "precision": made.precision,
-            "compute": "fp32" if made.compute == FLOAT else "fp16",
-            "quantization": _quantization(loaded, made, built.codes, level),
-            "target": target,
-            "model_file": model_file,
-            **({} if reader is None else {"encoder_file": "encoder_model.onnx"}),
-            **({"others": others} if others else {}),
-            "estimate": kind.estimate(built.model),
-            "context": context,
-            "lowering": built.notes,
-            "cache": built.cache,
-            "kv": made.compute.name.lower() if cache_scales is None else "int8",
-            "files": {n: size for n, size in bundle.sizes(folder).items() if n not in linked_names},
-            "linked": linked,
-            "verdict": None,
-        }
+        manifest = described(
+            loaded,
+            folder,
+            format="onnx",
+            precision=made.precision,
+            compute="fp32" if made.compute == FLOAT else "fp16",
+            target=target,
+            context=context,
+            linked=linked,
+        )
+        manifest["quantization"] = _quantization(loaded, made, built.codes, level)
+        manifest["model_file"] = model_file
+        if reader is not None:
+            manifest["encoder_file"] = "encoder_model.onnx"
+        if others:
+            manifest["others"] = others
+        manifest["estimate"] = kind.estimate(built.model)
+        manifest["lowering"] = built.notes
+        manifest["cache"] = built.cache
+        manifest["kv"] = made.compute.name.lower() if cache_scales is None else "int8"
         bundle.write_manifest(folder, manifest)
     notes = [*loaded.notes, *surrounded, *(f"{text} ({count} layers)" for text, count in built.notes.items())]
     if level and accuracy_level is None:

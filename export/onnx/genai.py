@@ -14,6 +14,7 @@ from edgeformer.errors import InputError
 from edgeformer.layers.gqa import GQA
 from edgeformer.ops.sampling import Rules, Sampling
 from edgeformer.spec import Model, layers
+from edgeformer.spec.task import Task
 
 
 def genai_config(
@@ -36,7 +37,7 @@ def genai_config(
     """
     spec = loaded.spec
     attentions = [layer for _, layer, _ in layers(spec) if layer.cache()]
-    if spec.task != "text-generation" or not all(isinstance(a, GQA) for a in attentions):
+    if spec.task != Task.TEXT_GENERATION or not all(isinstance(a, GQA) for a in attentions):
         return None, []
     shapes = {(a.heads, a.kv_heads, a.head_dim) for a in attentions if isinstance(a, GQA)}
     if len(shapes) != 1:

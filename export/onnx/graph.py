@@ -27,6 +27,7 @@ from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.layers.rope import Rope
 from edgeformer.ops.step import begin
 from edgeformer.spec import Model, layers, tensors
+from edgeformer.spec.task import Task
 
 INT8 = ir.DataType.INT8
 CacheScales = Mapping[tuple[str, str], np.ndarray]
@@ -141,7 +142,7 @@ def build(
     _tables(ops, weights, spec, context or spec.context)
     names, sizes, store, keep, extra = cache_names(spec), _cache_sizes(spec), None, 0, []
     given: dict[str, Any] = {}
-    if spec.task != "feature-extraction":
+    if spec.task != Task.FEATURE_EXTRACTION:
         held = compute if cache_scales is None else INT8
         past = {
             key: _input(ops, f"past_key_values.{names[key]}", held, ("batch_size", h, "past_sequence_length", d))

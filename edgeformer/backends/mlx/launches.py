@@ -23,6 +23,7 @@ from edgeformer.errors import InputError
 from edgeformer.layers.stack import BlockStack
 from edgeformer.ops.sampling import Sampling
 from edgeformer.spec import Model
+from edgeformer.spec.task import Task
 
 VIEWS = frozenset((
     "AsStrided", "Broadcast", "BroadcastAxes", "Contiguous", "Copy", "Depends", "ExpandDims", "Flatten", "Reshape", "Slice",
@@ -123,7 +124,7 @@ def require_decoder(spec: Model) -> None:
     Raises:
         InputError: there is no decode step.
     """
-    if spec.task != "text-generation":
+    if spec.task != Task.TEXT_GENERATION:
         raise InputError(f"a {spec.kind} has no decode step")
 
 

@@ -19,6 +19,7 @@ from edgeformer.backends.mlx.store import MlxStore
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import Step, begin
 from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, leaves
+from edgeformer.spec.task import Task
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,7 @@ class MlxModel(Module):
             keep: give logits for the last `keep` positions only; 0 for all.
             prefix_length: integers [B], of prefix language models: how many first tokens all tokens see.
         """
-        new, encoder = input_ids.shape[1], self.layer.task == "feature-extraction"
+        new, encoder = input_ids.shape[1], self.layer.task == Task.FEATURE_EXTRACTION
         if attention_mask is None:
             step = replace(self._whole(new, position_ids, store, keep), prefix=prefix_length)
         else:

@@ -18,6 +18,7 @@ from edgeformer.ops.eager import EagerOps, elementwise
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import GrowingStore, Step, begin
 from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, leaves
+from edgeformer.spec.task import Task
 
 
 class TorchOps(EagerOps):
@@ -254,7 +255,7 @@ class TorchModel(Module):
             prefix_length: int64 [B], of prefix language models: how many first tokens all tokens see.
         """
         device, new = input_ids.device, input_ids.shape[1]
-        encoder = self.layer.task == "feature-extraction"
+        encoder = self.layer.task == Task.FEATURE_EXTRACTION
         if attention_mask is None:
             past = 0 if store is None else store.length()
             keys = torch.arange(past + new, device=device)[None]
