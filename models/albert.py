@@ -8,6 +8,7 @@ from edgeformer.layers.learned import Learned
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, named, with_own_bias
 from edgeformer.models.bert import encoder_block, has_mlm, has_pooler
 from edgeformer.spec import Init, Model
@@ -86,3 +87,6 @@ def spec(config: HfConfig) -> Encoder:
         mlm=mlm if has_mlm(config, "predictions.dense.weight") else None,
         dropout=dropout,
     )
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -14,6 +14,7 @@ from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.layers.tower import Tower
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, named
 from edgeformer.spec import Init, Layer
 from edgeformer.weights.parts import Flat
@@ -98,3 +99,6 @@ def bart_like(config: HfConfig, positions: Layer, embed_norm: LayerNorm | None, 
         decoder=tower("decoder"),
         head_bias=True,
     )
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, unprefixed=UNPREFIXED, tied=TIED)

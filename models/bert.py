@@ -13,6 +13,7 @@ from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, named, with_own_bias
 from edgeformer.models._shape import need, only
 from edgeformer.spec import Init, Model
@@ -170,3 +171,8 @@ def config(spec: Model) -> dict[str, Any]:
         "attention_probs_dropout_prob": a.dropout,
         "initializer_range": spec.init.std,
     }
+
+
+FAMILY = Family(
+    spec, names, config=config, prefixes=PREFIXES, unprefixed=(UNPREFIXED,), ignored=IGNORED, tied=TIED, renamed=RENAMED
+)

@@ -11,6 +11,7 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, by_group, named
 from edgeformer.spec import Init, Model
 
@@ -72,3 +73,6 @@ def names(spec: Model) -> Names:
         )
         | by_group("layers.{i}.attention", "h.{i}.self_attention.query_key_value", 1, attention.head_dim)
     )
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, tied=TIED)

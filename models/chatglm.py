@@ -21,6 +21,7 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope_2d import Rope2D
 from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import KINDS, Names, halves, named, side_by_side
 from edgeformer.spec import Init, Model, Norm
 from edgeformer.weights.parts import Reordered, Rows
@@ -144,3 +145,6 @@ def names(spec: Model) -> Names:
         | side_by_side("layers.{i}.attention", f"{theirs}self_attention.query_key_value", {"q": q, "k": kv, "v": kv})
         | halves("layers.{i}.ffn", f"{theirs}mlp.dense_h_to_4h")
     )
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED)

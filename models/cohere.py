@@ -12,6 +12,7 @@ from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.models import llama
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
 from edgeformer.spec import Model
@@ -39,3 +40,6 @@ def names(spec: Model) -> Names:
         for n, count in (("q", a.heads), ("k", a.kv_heads))
     }
     return llama.NAMES | norms
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

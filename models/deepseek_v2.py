@@ -15,6 +15,7 @@ from edgeformer.layers.rope import Rope
 from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import PROJECTIONS, Names, experts, named, stacked_experts
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
@@ -102,3 +103,6 @@ def names(spec: Model) -> Names:
 def spellings(spec: Model) -> list[Names]:
     """As transformers 5 and mlx-lm name the experts."""
     return stacked_experts(spec, names(spec), "mlp", "mlp")
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)

@@ -14,6 +14,7 @@ from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.parallel_block import ParallelBlock
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, by_group, named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import decoder
@@ -80,3 +81,6 @@ def names(spec: Model) -> Names:
         )
         | by_group(ours, theirs, a.heads // a.kv_heads, a.head_dim)
     )
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, tied=TIED)

@@ -11,6 +11,7 @@ from edgeformer.layers.glu import GLU
 from edgeformer.layers.offset_rms_norm import OffsetRMSNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, decoder, gated
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
@@ -38,3 +39,6 @@ def _feed_forward(config: HfConfig) -> GLU:
             f" {config.data['hidden_activation']!r} are two activations"
         )
     return ffn
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

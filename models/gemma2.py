@@ -9,6 +9,7 @@ from edgeformer.layers.offset_rms_norm import OffsetRMSNorm
 from edgeformer.layers.sandwich_block import SandwichBlock
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import named
 from edgeformer.models._rope import rope
 from edgeformer.models._windows import windows_by_type
@@ -67,3 +68,6 @@ def gemma_decoder(config: HfConfig, attentions: list[GQA], context: int, softcap
     cap = config.optional_number("final_logit_softcapping", softcap)
     scale = config.size("hidden_size") ** 0.5
     return decoder(config, blocks, norm, context, tied=True, embed_scale=scale, logit_softcap=cap)
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -11,6 +11,7 @@ from edgeformer.layers.mask import Mask
 from edgeformer.layers.offset_rms_norm import OffsetRMSNorm
 from edgeformer.layers.rope import Rope
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._rope import read_scaling
 from edgeformer.models._windows import FULL, SLIDING, layer_types
 from edgeformer.models.gemma2 import IGNORED, NAMES, PREFIXES, TIED, gemma_attention, gemma_decoder
@@ -52,3 +53,6 @@ def _ropes(config: HfConfig, head_dim: int, context: int) -> dict[str, Rope]:
         theta = float(data.pop("rope_theta", theta))
         ropes[kind] = Rope(dim=head_dim, theta=theta, scaling=read_scaling(config, data, context))
     return ropes
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

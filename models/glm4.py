@@ -9,6 +9,7 @@ from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.layers.sandwich_block import SandwichBlock
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import halves, named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
@@ -43,3 +44,6 @@ def spec(config: HfConfig) -> Decoder:
     )
     block = SandwichBlock(attention=attention, ffn=gated(config), norm=norm)
     return decoder(config, [block] * config.layers("num_hidden_layers", 40), norm, context)
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -13,6 +13,7 @@ from edgeformer.layers.learned import Learned
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._shape import need, only
 from edgeformer.spec import Init, Model
 from edgeformer.weights.parts import Part
@@ -145,3 +146,6 @@ def config(spec: Model) -> dict[str, Any]:
         "initializer_range": spec.init.std,
         "tie_word_embeddings": spec.tied,
     }
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, mlx_names=MLX_NAMES)

@@ -10,6 +10,7 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, by_group, named, side_by_side
 from edgeformer.models.gpt2 import gpt2_decoder
 from edgeformer.spec import Model
@@ -67,3 +68,6 @@ def names(spec: Model) -> Names:
         )
         | qkv
     )
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -11,6 +11,7 @@ from edgeformer.layers.learned import Learned
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import named
 from edgeformer.spec import Init
 
@@ -88,3 +89,6 @@ def _kinds(config: HfConfig, count: int) -> list[str]:
             f"{config.where}: attention_types {types} must name global or local for each of {count} layers"
         )
     return kinds
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

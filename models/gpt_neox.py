@@ -11,6 +11,7 @@ from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.parallel_block import ParallelBlock
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, by_group, named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import decoder
@@ -72,3 +73,6 @@ def names(spec: Model) -> Names:
         )
         | by_group("layers.{i}.attention", "layers.{i}.attention.query_key_value", 1, attention.head_dim)
     )
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, unprefixed=(UNPREFIXED,), ignored=IGNORED, tied=TIED, renamed=RENAMED)

@@ -7,6 +7,7 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, decoder, gated
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
@@ -27,3 +28,6 @@ def spec(config: HfConfig) -> Decoder:
         embed_scale=config.number("embedding_multiplier", 1.0),
         logit_scale=1 / config.positive("logits_scaling", 1.0),
     )
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

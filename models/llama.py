@@ -19,6 +19,7 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope_dynamic import DynamicScaling
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._rope import rope_config
 from edgeformer.models._shape import llama_shaped, need
 from edgeformer.spec import Init, Layer, Model, Norm
@@ -146,3 +147,6 @@ def config(spec: Model) -> dict[str, Any]:
     need(first.bias == first.output_bias, "q, k, v have biases and o has none, or the reverse")
     bias = {"attention_bias": first.bias, "mlp_bias": ffn.bias}
     return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **bias, **data}
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.layers.sinusoidal import Sinusoidal
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models.bart import NAMES, PREFIXES, TIED, UNPREFIXED, bart_like
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "UNPREFIXED", "spec"]
@@ -20,3 +21,6 @@ def spec(config: HfConfig) -> EncoderDecoder:
     config.ignore("num_hidden_layers", "extra_pos_embeddings")  # the latter is of the table that is recomputed
     context = config.size("max_position_embeddings", 1024)
     return bart_like(config, Sinusoidal(count=context, interleaved=False), None, context)
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, unprefixed=UNPREFIXED, ignored=IGNORED, tied=TIED)

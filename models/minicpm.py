@@ -11,6 +11,7 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, decoder, gated
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
@@ -40,3 +41,6 @@ def multipliers(
         "embed_scale": config.number("scale_emb", embed),
         "logit_scale": (config.optional_size("dim_model_base", base) or width) / width,
     }
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

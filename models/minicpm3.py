@@ -7,6 +7,7 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models.deepseek_v2 import IGNORED, PREFIXES, TIED, latent_attention, names
 from edgeformer.models.llama import decoder, gated
 from edgeformer.models.minicpm import multipliers
@@ -22,3 +23,6 @@ def spec(config: HfConfig) -> Decoder:
     ffn = gated(config, bias=config.flag("mlp_bias", False))
     block = Block(attention=attention, ffn=ffn, norm=norm, residual_scale=scales.pop("residual_scale"))
     return decoder(config, [block] * count, norm, context, tied=True, **scales)
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

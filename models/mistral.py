@@ -8,6 +8,7 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._rope import rope
 from edgeformer.models._shape import need
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, llama_like, shared_config
@@ -46,3 +47,6 @@ def config(spec: Model) -> dict[str, Any]:
     need(len(windows) == 1, "windows differ from layer to layer")
     shape = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": windows.pop()}
     return {**shape, **data}
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

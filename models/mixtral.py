@@ -10,6 +10,7 @@ from edgeformer.layers.moe import MoE
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, experts, stacked_experts
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder
@@ -53,3 +54,6 @@ def names(spec: Model) -> Names:
 def spellings(spec: Model) -> list[Names]:
     """As transformers 5 and mlx-lm name the experts."""
     return stacked_experts(spec, names(spec), "block_sparse_moe", "mlp")
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)

@@ -12,6 +12,7 @@ from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.rope import Rope
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, halves, named, side_by_side
 from edgeformer.models._rope import read_scaling
 from edgeformer.models._windows import FULL, SLIDING, layer_types
@@ -112,3 +113,6 @@ def names(spec: Model) -> Names:
     qkv = side_by_side(f"{where}attention", f"{where}attn.Wqkv", dict.fromkeys("qkv", spec.width))
     maps = named(block, where, where) | qkv | halves(f"{where}ffn", f"{where}mlp.Wi")
     return named(top) | {"mlm_bias": "decoder.bias"} | maps
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, unprefixed=UNPREFIXED, ignored=IGNORED, tied=TIED)

@@ -11,6 +11,7 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, named, side_by_side
 from edgeformer.spec import Init, Model
 
@@ -77,3 +78,6 @@ def names(spec: Model) -> Names:
         )
         | side_by_side("layers.{i}.attention", "blocks.{i}.attn.Wqkv", {"q": size, "k": size, "v": size})
     )
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, tied=TIED)

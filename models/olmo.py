@@ -7,6 +7,7 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, decoder, gated
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
@@ -18,3 +19,6 @@ def spec(config: HfConfig) -> Decoder:
     attention, context = rotary_attention(config, 32, 2048, clip=config.optional_number("clip_qkv"))
     block = Block(attention=attention, ffn=gated(config), norm=norm)
     return decoder(config, [block] * config.layers("num_hidden_layers", 32), norm, context)
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

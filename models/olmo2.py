@@ -9,6 +9,7 @@ from edgeformer.layers.whole_norm import WholeNorm
 from edgeformer.models import llama
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import named
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
 
@@ -27,3 +28,6 @@ def spec(config: HfConfig) -> Decoder:
     attention, context = rotary_attention(config, 32, 2048, qk_norm=WholeNorm(norm=norm))
     block = OutputNormBlock(attention=attention, ffn=gated(config), norm=norm)
     return decoder(config, [block] * config.layers("num_hidden_layers", 32), norm, context)
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

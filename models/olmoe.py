@@ -9,6 +9,7 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.whole_norm import WholeNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models.llama import decoder
 from edgeformer.models.qwen3_moe import IGNORED, PREFIXES, TIED, names, spellings
 
@@ -31,3 +32,6 @@ def spec(config: HfConfig) -> Decoder:
     config.ignore("num_local_experts")
     block = Block(attention=attention, ffn=ffn, norm=norm)
     return decoder(config, [block] * config.layers("num_hidden_layers", 16), norm, context)
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)

@@ -15,6 +15,7 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, halves, named
 from edgeformer.spec import Init, Model
 from edgeformer.weights.parts import Rows
@@ -83,3 +84,6 @@ def names(spec: Model) -> Names:
             theirs,
         ) | halves(f"{ours}ffn", f"{theirs}ffn.proj_1")
     return out
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, tied=TIED)

@@ -12,6 +12,7 @@ from edgeformer.layers.learned import Learned
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import named
 from edgeformer.spec import Init
 
@@ -74,3 +75,6 @@ def spec(config: HfConfig) -> Decoder:
         tied=config.flag("tie_word_embeddings", True),
         dropout=0.0,
     )
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, tied=TIED)

@@ -9,6 +9,7 @@ from edgeformer.layers.mlp import MLP
 from edgeformer.layers.parallel_block import ParallelBlock
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder
@@ -54,3 +55,6 @@ def spec(config: HfConfig) -> Decoder:
     tied = config.flag("tie_word_embeddings", False)
     blocks = [block] * config.layers("num_hidden_layers", 24)
     return decoder(config, blocks, norm, context, head_bias=not tied, dropout=config.number("embd_pdrop", 0.0))
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -13,6 +13,7 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope_longrope import LongRopeScaling
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, halves, side_by_side
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
@@ -51,3 +52,6 @@ def names(spec: Model) -> Names:
     q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
     qkv = side_by_side("layers.{i}.attention", "layers.{i}.self_attn.qkv_proj", {"q": q, "k": kv, "v": kv})
     return llama.NAMES | qkv | halves("layers.{i}.ffn", "layers.{i}.mlp.gate_up_proj")
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -7,6 +7,7 @@ from typing import Any
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._rope import rope
 from edgeformer.models._shape import need
 from edgeformer.models.llama import (
@@ -54,3 +55,6 @@ def config(spec: Model) -> dict[str, Any]:
     need(first.qk_norm is None, "queries and keys are normalised")
     need(first.bias and not first.output_bias and not ffn.bias, "biases are not on q, k and v alone")
     return {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], **data, **windows_config(attentions)}
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -8,6 +8,7 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._shape import need
 from edgeformer.models.llama import (
     IGNORED,
@@ -44,3 +45,6 @@ def config(spec: Model) -> dict[str, Any]:
     need(first.bias == first.output_bias and not ffn.bias, "biases are not on all of q, k, v and o, or on the FFN")
     shape = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "attention_bias": first.bias}
     return {**shape, **data, **windows_config(attentions)}
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -12,6 +12,7 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models import llama
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import PROJECTIONS, Names, experts, stacked_experts
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
 from edgeformer.spec import Model
@@ -56,3 +57,6 @@ def names(spec: Model) -> Names:
 def spellings(spec: Model) -> list[Names]:
     """As transformers 5 and mlx-lm name the experts."""
     return stacked_experts(spec, names(spec), "mlp", "mlp")
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgeformer.layers.encoder import Encoder
 from edgeformer.models import bert
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, with_own_bias
 from edgeformer.models.bert import RENAMED, bert_like, has_mlm
 from edgeformer.spec import Model
@@ -37,3 +38,6 @@ def spec(config: HfConfig) -> Encoder:
     config.ignore("classifier_dropout")
     padding = config.data.get("pad_token_id", 1)
     return bert_like(config, has_mlm(config, "lm_head.dense.weight"), 1 if padding is None else padding)
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, renamed=RENAMED)

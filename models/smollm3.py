@@ -9,6 +9,7 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.mask import Mask
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._windows import FULL, SLIDING, windows_by_type
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, llama_like
 
@@ -37,3 +38,6 @@ def spec(config: HfConfig) -> Decoder:
     ]
     decoder = llama_like(config, attentions, context, ffn_bias=config.flag("mlp_bias", False))
     return replace(decoder, tied=config.flag("tie_word_embeddings", True))
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -12,6 +12,7 @@ from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.parallel_block import ParallelBlock
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
@@ -54,3 +55,6 @@ def names(spec: Model) -> Names:
         for n, count in (("q", a.heads), ("k", a.kv_heads))
     }
     return llama.NAMES | named({"norm": "norm"}) | named(norms, "layers.{i}.", "layers.{i}.") | per_head
+
+
+FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -10,6 +10,7 @@ from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder
@@ -59,3 +60,6 @@ def spec(config: HfConfig) -> Decoder:
     block = Block(attention=attention, ffn=ffn, norm=norm, dropout=config.number("residual_dropout", 0.0))
     blocks, dropout = [block] * config.layers("num_hidden_layers", 30), config.number("embedding_dropout", 0.0)
     return decoder(config, blocks, norm, context, tied=True, dropout=dropout)
+
+
+FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

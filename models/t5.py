@@ -14,6 +14,7 @@ from edgeformer.layers.relative_bias import RelativeBias
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.tower import Tower
 from edgeformer.models._config import ACTIVATIONS, HfConfig
+from edgeformer.models._family import Family
 from edgeformer.models._names import Names, named
 from edgeformer.spec import Init, Layer
 
@@ -114,3 +115,6 @@ def _feed_forward(config: HfConfig, usual: str) -> Layer:
     if kind:
         return GLU(hidden=hidden, act="gelu_tanh" if act == "gelu" else ACTIVATIONS[act])
     return MLP(hidden=hidden, act=ACTIVATIONS[act], bias=False)
+
+
+FAMILY = Family(spec, names, ignored=IGNORED, tied=TIED)

@@ -17,7 +17,7 @@ from typing import Any
 from edgeformer.errors import RuntimeUnavailable
 from edgeformer.inference.profile import Operation, block_of
 from edgeformer.spec import Model
-from edgeformer.spec.inspection import attention_flops
+from edgeformer.weights.costs import attention_flops
 
 CPU = "CPUExecutionProvider"
 TARGETS = {"cuda": "cuda", "coreml": "coreml", "webgpu": "webgpu", "openvino": "portable"}

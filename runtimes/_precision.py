@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-_STORED = {"fp32": np.float32, "fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+from edgeformer.weights.precision import FLOAT_TYPES
 
 
 class rounded(Mapping[str, Any]):
     """canonical name -> float32 array holding the values that `precision` can store. Lazy, like its source."""
 
     def __init__(self, weights: Mapping[str, Any], precision: str):
-        self.weights, self.dtype = weights, _STORED[precision]
+        self.weights, self.dtype = weights, FLOAT_TYPES[precision].numpy
 
     def __getitem__(self, name: str) -> np.ndarray:
         return np.asarray(self.weights[name]).astype(self.dtype, copy=False).astype(np.float32, copy=False)

@@ -15,6 +15,7 @@ import edgeformer
 from edgeformer import discover
 from edgeformer.errors import PluginError
 from edgeformer.inference import lookup, runtime
+from edgeformer.models._family import Family
 
 CODE = ("*.py", "*.cc", "*.h", "*.cpp", "*.metal")
 FOLDERS = ("edgeformer", "export", "runtimes", "models", "tests", "benchmarks")
@@ -98,7 +99,7 @@ def test_every_runtime_is_complete(name):
 @pytest.mark.parametrize("name", discover.names("edgeformer.models"))
 def test_every_family_is_complete(name):
     module = discover.find("edgeformer.models", name)
-    assert callable(module.spec) and module.__doc__ and (hasattr(module, "names") or module.NAMES)
+    assert isinstance(module.FAMILY, Family) and module.__doc__ and module.FAMILY.names
 
 
 def test_a_part_from_outside_the_package(monkeypatch, tmp_path):

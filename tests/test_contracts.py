@@ -235,3 +235,49 @@ def test_a_manifest_of_a_future_version_is_refused(tmp_path):
     (made.folder / MANIFEST).write_text(json.dumps(made.manifest | {"schema": SCHEMA + 1}))
     with pytest.raises(ArtefactError, match="written by a newer edgeformer"):
         bundle.read_manifest(made.folder)
+
+
+def test_a_family_as_plug_ins_were_written_before():
+    """Globals `spec`, `NAMES`, ... instead of `FAMILY`."""
+    import types
+
+    from edgeformer.models import bert
+    from edgeformer.models._family import family_of
+
+    old = types.ModuleType("old_family")
+    names = ("spec", "names", "config", "PREFIXES", "IGNORED", "TIED", "RENAMED", "UNPREFIXED")
+    vars(old).update({name: getattr(bert, name) for name in names})
+    with pytest.warns(DeprecationWarning, match="old_family has no FAMILY"):
+        assert family_of(old) == bert.FAMILY
+    assert family_of(types.ModuleType("no_family")) is None
+
+
+def test_a_precision_is_added_in_one_place():
+    """What has an entry per precision by necessity (limits, names of others) has one for each; all else is made from the list."""
+    import typing
+
+    from click import Choice
+
+    from edgeformer.checkpoint.manifest import Compute
+    from edgeformer.cli import export as export_command
+    from edgeformer.cli import generate as generate_command
+    from edgeformer.cli import tune as tune_command
+    from edgeformer.exporters.gguf import exporter as gguf
+    from edgeformer.exporters.mlx import weights as mlx_weights
+    from edgeformer.measure.roofline import CACHE_BYTES
+    from edgeformer.verification.parity import KL_LIMITS, LIMITS
+    from edgeformer.weights.costs import BYTES_PER_WEIGHT
+    from edgeformer.weights.formats import QUANTIZED
+    from edgeformer.weights.precision import FLOAT_TYPES
+    from edgeformer.weights.safetensors_file import DTYPES
+
+    floats, computed = set(FLOAT_TYPES), {*FLOAT_TYPES, "int8"}
+    assert set(typing.get_args(Compute)) == set(LIMITS) == set(CACHE_BYTES) == computed
+    assert set(KL_LIMITS) == computed - {"fp32"}  # fp32 has no allowance
+    assert set(BYTES_PER_WEIGHT) == floats | set(QUANTIZED)
+    assert set(gguf.PRECISIONS) == set(gguf._FILE_TYPES) == floats | set(QUANTIZED) | {"mixed"}
+    assert floats < set(mlx_weights.PRECISIONS)
+    assert all(DTYPES[t.safetensors] == t.numpy and t.numpy.itemsize == t.itemsize for t in FLOAT_TYPES.values())
+    for module, option in ((export_command, "dtype"), (generate_command, "precision"), (tune_command, "precision")):
+        (choice,) = (p.type for p in module.command.params if p.name == option)
+        assert isinstance(choice, Choice) and set(choice.choices) == floats

@@ -119,7 +119,8 @@ def test_a_spec_file_reads_back(tmp_path):
 def test_costs_of_blocks_that_run_more_than_once():
     from component_cases import ENCODERS
 
-    from edgeformer.spec.inspection import costs, tree
+    from edgeformer.spec.inspection import tree
+    from edgeformer.weights.costs import costs
 
     once = ENCODERS["shared-blocks"]
     thrice = replace(once, blocks=once.blocks * 3, order=None)

@@ -25,7 +25,7 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
 from edgeformer.measure import comparison, energy, journal, worker
 from edgeformer.measure.timed import Round
-from edgeformer.spec.inspection import attention_flops, head_parameters
+from edgeformer.weights.costs import attention_flops, head_parameters
 
 NORM = RMSNorm()
 

@@ -229,7 +229,8 @@ def test_a_broken_runtime_ends_nothing_else(plugin, how):
 
 @pytest.mark.parametrize(
     "group",
-    ["export.targets", "advice", "cli", "gguf_archs", "export.mlx_types", "models", "measure.probes", "measure.meters"],
+    ["exporters.onnx.targets", "advise.rules", "cli", "checkpoint.gguf_archs", "exporters.mlx.types", "models"]
+    + ["measure.probes", "measure.meters"],
 )
 @pytest.mark.parametrize(
     "content", ["raise ImportError('no such library')", "TARGET = 'x'\ndef __getattr__(name): raise RuntimeError(name)"]

@@ -9,7 +9,7 @@ import pytest
 from support import ROOT
 
 from edgeformer.checkpoint.loading import load, named_specs
-from edgeformer.spec.inspection import costs, parameters
+from edgeformer.weights.costs import costs, parameters
 
 NAMED = named_specs()
 SURVEY = list(csv.DictReader((ROOT / "models" / "survey.csv").open()))

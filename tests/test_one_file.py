@@ -66,6 +66,7 @@ from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.models._family import Family
 from one_file_attention import GatedValueAttention
 
 NAMES = {"embed.weight": "tok.weight", "layers.{i}.attention.q.weight": "blocks.{i}.query.weight"}
@@ -77,6 +78,9 @@ def spec(config):
     block = Block(attention=attention, ffn=GLU(hidden=config.size("ffn")), norm=norm)
     blocks = (block,) * config.size("depth")
     return Decoder(vocab=config.size("vocab"), width=config.size("width"), context=64, blocks=blocks, norm=norm)
+
+
+FAMILY = Family(spec, NAMES)
 '''
 RUNTIME = '''
 """A runtime that runs ONNX artefacts by onnx's own reference evaluator."""

@@ -15,7 +15,7 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.measure.roofline import LARGE, bound, measure_rates
 from edgeformer.measure.row import Shape
-from edgeformer.spec.inspection import costs, multiplied, parameters
+from edgeformer.weights.costs import costs, multiplied, parameters
 
 PUBLISHED = {
     # (layers, key-value heads, head size) -> MiB at 2,048 tokens in fp16: arXiv 2409.15790, figure of the memory's parts

@@ -20,8 +20,8 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
 from edgeformer.layers.rope_yarn import YarnScaling
 from edgeformer.spec import check, layers, tensors
-from edgeformer.spec.inspection import costs
 from edgeformer.spec.serialization import digest, from_json, node_class, to_json
+from edgeformer.weights.costs import costs
 
 NORM = RMSNorm(eps=1e-5)
 

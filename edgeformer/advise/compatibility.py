@@ -14,7 +14,7 @@ from edgeformer.errors import EdgeformerError
 from edgeformer.exporters.gguf.exporter import PRECISIONS as GGUF_PRECISIONS
 from edgeformer.exporters.gguf.exporter import architecture
 from edgeformer.exporters.gguf.tokenizer import tokenizer_metadata
-from edgeformer.exporters.hf.exporter import TYPES, family_config
+from edgeformer.exporters.hf.exporter import family_config
 from edgeformer.exporters.mlx.exporter import stock_config
 from edgeformer.exporters.onnx.graph import build, target_class
 from edgeformer.exporters.onnx.storage import PRECISIONS as ONNX_PRECISIONS
@@ -25,6 +25,7 @@ from edgeformer.spec import Model, tensors
 from edgeformer.spec.serialization import digest
 from edgeformer.spec.task import Task
 from edgeformer.weights.formats import QUANTIZED
+from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.rounding import chosen
 
 _HALF = ("q4f16", "q8f16")
@@ -139,7 +140,7 @@ def _mlx(spec: Model) -> Answer:
             else [f"not written as a model type of mlx-lm yet, so the folder brings its own code: {reason}"]
         )
 
-    return _tried(Answer("mlx"), ("fp32", "fp16", "bf16", *QUANTIZED, "4bit", "8bit"), attempt)
+    return _tried(Answer("mlx"), (*FLOAT_TYPES, *QUANTIZED, "4bit", "8bit"), attempt)
 
 
 def _gguf(loaded: LoadedModel) -> Answer:
@@ -161,7 +162,7 @@ def _gguf(loaded: LoadedModel) -> Answer:
 
 
 def _hf(spec: Model) -> Answer:
-    return _tried(Answer("hf"), tuple(TYPES), lambda _: [f"transformers' {family_config(spec)[0]['model_type']}"])
+    return _tried(Answer("hf"), tuple(FLOAT_TYPES), lambda _: [f"transformers' {family_config(spec)[0]['model_type']}"])
 
 
 def _checkpoint(spec: Model) -> Answer:
@@ -170,4 +171,4 @@ def _checkpoint(spec: Model) -> Answer:
             chosen(spec)
         return []
 
-    return _tried(Answer("checkpoint"), ("fp32", "fp16", "bf16", *QUANTIZED), attempt)
+    return _tried(Answer("checkpoint"), (*FLOAT_TYPES, *QUANTIZED), attempt)

@@ -25,6 +25,7 @@ from edgeformer.files.typed import mismatch
 from edgeformer.spec import Model
 from edgeformer.spec.serialization import from_json
 from edgeformer.weights.onnx_file import check_locations
+from edgeformer.weights.precision import FLOAT_TYPES
 
 
 @contextlib.contextmanager
@@ -56,7 +57,7 @@ def writing(folder: Path, *, force: bool = False, keep: Iterable[Path] = ()) -> 
 
 def has_own_bits(precision: str) -> bool:
     """Whether weights of this precision are codes: a reference for them has to have the same ones."""
-    return precision not in ("fp32", "fp16", "bf16")
+    return precision not in FLOAT_TYPES
 
 
 def check_place(folder: Path, force: bool, keep: Iterable[Path]) -> None:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from edgeformer import discover
-from edgeformer.checkpoint.gguf_archs._common import ROPE_FACTORS
+from edgeformer.checkpoint.gguf_archs._common import ROPE_FACTORS, Architecture
 from edgeformer.errors import CheckpointError, ConfigError
 from edgeformer.weights.gguf_file import Reader, parts_of
 from edgeformer.weights.safetensors_file import StoredTensor
@@ -18,12 +17,12 @@ TOKENIZER = "tokenizer."
 
 @dataclass(frozen=True)
 class GgufModel:
-    """What a GGUF file holds: the config, the tensors by GGUF name (rows in our order), the architecture's module, the
+    """What a GGUF file holds: the config, the tensors by GGUF name (rows in our order), the architecture, the
     tokenizer's metadata without `tokenizer.`, the files (several of a split one), and notes."""
 
     config: dict[str, Any]
     stored: dict[str, StoredTensor]
-    architecture: ModuleType
+    architecture: Architecture
     tokenizer: dict[str, Any]
     files: list[Path]
     notes: list[str]
@@ -39,14 +38,15 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
     """
     reader = Reader(file)
     known = discover.names("edgeformer.checkpoint.gguf_archs")
-    arch = (
+    module = (
         discover.find("edgeformer.checkpoint.gguf_archs", reader.architecture) if reader.architecture in known else None
     )
-    if arch is None:
+    if module is None:
         raise ConfigError(
             f"{file} is of llama.cpp's architecture {reader.architecture!r}, which edgeformer doesn't read from GGUF yet;"
             f" {', '.join(known)} can be read"
         )
+    arch: Architecture = module.ARCHITECTURE
     config = arch.config(reader)
     unread = reader.unread()
     if unread and not allow_unread:
@@ -55,9 +55,7 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
             " goes on without them"
         )
     heads = config.get("num_attention_heads", 0), config.get("num_key_value_heads", 0)
-    turned: dict[str, int] = {
-        name.split(".")[-1]: count for name, count in zip(getattr(arch, "INTERLEAVED", ()), heads, strict=False)
-    }
+    turned: dict[str, int] = {name.split(".")[-1]: count for name, count in zip(arch.interleaved, heads, strict=False)}
     stored = {}
     for name in reader.names():
         if name != ROPE_FACTORS:  # said by the config

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from edgeformer import discover
@@ -37,9 +36,10 @@ from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecE
 from edgeformer.files.paths import check_links
 from edgeformer.files.quoting import listed, plain, shown
 from edgeformer.models._config import HfConfig, read_json
+from edgeformer.models._family import Family, family_of
 from edgeformer.spec import Model, tensors
 from edgeformer.spec.serialization import from_json
-from edgeformer.weights.binding import NameMap, Weights, bind, name_maps
+from edgeformer.weights.binding import NameMap, Weights, bind
 from edgeformer.weights.lora import base_of, base_revision, is_adapter, merged
 from edgeformer.weights.parts import Part
 from edgeformer.weights.safetensors_file import StoredTensor, read_checkpoint, read_header
@@ -90,21 +90,22 @@ class LoadedModel:
         return h.hexdigest()[:16]
 
 
-def family(model_type: str) -> ModuleType:
-    """The family file of a model_type.
+def family(model_type: str) -> Family:
+    """The family of a model_type.
 
     Raises:
         ConfigError: there is none; the message names the file to add.
     """
     name = model_type.replace("-", "_")  # of xlm-roberta
     module = None if name.startswith("_") else discover.find("edgeformer.models", name)
-    if module is None or not hasattr(module, "spec"):
+    found = None if module is None else family_of(module)
+    if found is None:
         raise ConfigError(
             f"model_type {shown(model_type)} is not known: there is no models/{model_type[:60]}.py (and no entry point of that"
             f" name in the group 'edgeformer.models'). Known: {', '.join(discover.names('edgeformer.models'))}."
             " CONTRIBUTING.md shows how to add a family in one file"
         )
-    return module
+    return found
 
 
 def named_specs() -> dict[str, Path]:
@@ -235,7 +236,7 @@ def _from_gguf(file: Path, name: str, allow_unread: bool) -> LoadedModel:
     read = read_gguf(file, allow_unread)
     reader = HfConfig(read.config, str(file), read.stored)
     spec, more = _read_config(reader, allow_unread)
-    weights, left = bind(spec, read.stored, [read.architecture.NAMES], where=str(file))
+    weights, left = bind(spec, read.stored, [read.architecture.names], where=str(file))
     # what lies beside it is its own only in a folder made for it
     folder = file.parent if ggufs_in(file.parent) == [read.files[0]] else None
     quantization = _quantization_of(file.parent, file.name)
@@ -254,9 +255,9 @@ def _model(data: dict, path: Path) -> Model:
 
 
 def _read_config(config: HfConfig, allow_unread: bool) -> tuple[Model, list[str]]:
-    module = family(config.model_type)
+    read = family(config.model_type).spec
     try:
-        spec = module.spec(config)
+        spec = read(config)
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as e:
         raise ConfigError(
             f"{config.where} has a value that models/{config.model_type}.py can't read: {plain(str(e), limit=500)}"
@@ -293,13 +294,12 @@ def _from_folder(
         config, quantization = split_quantization(read_json(file))
         stored = _renamed(stored_tensors(folder, quantization), config) if want_weights else None
         reader = HfConfig(config, str(file), stored)
-        module = family(reader.model_type)
+        known = family(reader.model_type)
         spec, notes = _read_config(reader, allow_unread)
-        names = name_maps(module, spec)
-        if stored and is_mlx(folder) and hasattr(module, "MLX_NAMES"):
-            names = [module.MLX_NAMES]
-        prefixes = getattr(module, "PREFIXES", ("",))
-        ignored, tied = getattr(module, "IGNORED", {}), getattr(module, "TIED", {})
+        names = known.name_maps(spec)
+        if stored and is_mlx(folder) and known.mlx_names is not None:
+            names = [known.mlx_names]
+        prefixes, ignored, tied = known.prefixes, known.ignored, known.tied
         if adapter is not None and stored is not None:
             turned = [p.name for p in names[0].values() if isinstance(p, Part) and p.transposed]
             stored = merged(stored, adapter, prefixes, turned)
@@ -328,9 +328,9 @@ def _quantization_of(folder: Path, file: str | None = None) -> Quantization | No
 
 
 def _renamed(stored: Mapping[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:
-    """The stored tensors under today's names, by the family's `RENAMED`."""
+    """The stored tensors under today's names, by the family's `renamed`."""
     kind = config.get("model_type") if isinstance(config, dict) else None
-    rules = getattr(family(kind), "RENAMED", {}) if isinstance(kind, str) else {}
+    rules = family(kind).renamed if isinstance(kind, str) else {}
     out = {}
     for name, tensor in stored.items():
         for pattern, new in rules.items():

@@ -22,6 +22,7 @@ from edgeformer.cli._common import (
 )
 from edgeformer.exporters import formats
 from edgeformer.files.limits import MAX_SIZE
+from edgeformer.weights.precision import FLOAT_TYPES
 
 
 @click.command(
@@ -44,7 +45,7 @@ from edgeformer.files.limits import MAX_SIZE
 )
 @click.option(
     "--dtype",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(tuple(FLOAT_TYPES)),
     default=None,
     help="mlx, 4bit and 8bit: of scales, of what isn't quantized, and of the arithmetic. [default: as stored]",
 )

@@ -26,6 +26,7 @@ from edgeformer.cli._common import (
 )
 from edgeformer.files.quoting import plain
 from edgeformer.spec.task import Task
+from edgeformer.weights.precision import FLOAT_TYPES
 
 
 @click.command(
@@ -44,7 +45,7 @@ from edgeformer.spec.task import Task
 )
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(tuple(FLOAT_TYPES)),
     default="fp32",
     show_default=True,
     help="Of weights (mlx: and arithmetic) where a runtime opens a checkpoint.",

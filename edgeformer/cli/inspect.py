@@ -21,8 +21,9 @@ from edgeformer.cli._common import SIZE, allow_unread, as_json, echo, load_model
 def command(model: str, context: int | None, memory: float | None, allow_unread_config: bool, as_json: bool) -> None:
     """Show a model's tree, parameters, bytes, KV cache and FLOPs. A config or spec alone is enough."""
     from edgeformer.errors import InputError
-    from edgeformer.spec.inspection import attention_flops, costs, tree
+    from edgeformer.spec.inspection import tree
     from edgeformer.spec.serialization import digest
+    from edgeformer.weights.costs import attention_flops, costs
 
     if memory is not None and memory != memory:
         raise InputError("--memory must be a number")

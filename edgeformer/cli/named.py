@@ -13,7 +13,7 @@ from edgeformer.cli._common import as_json, echo, print_json
 def command(contains: str, as_json: bool) -> None:
     """List the specs that are MODELs by name, without a download. CONTAINS keeps those whose name has it."""
     from edgeformer.checkpoint.loading import load, named_specs
-    from edgeformer.spec.inspection import costs
+    from edgeformer.weights.costs import costs
 
     found = []
     for name in named_specs():

@@ -45,8 +45,9 @@ def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) 
     from edgeformer.files.atomic import write_output
     from edgeformer.spec import Sizes, check
     from edgeformer.spec.derive import derive
-    from edgeformer.spec.inspection import costs, tree
+    from edgeformer.spec.inspection import tree
     from edgeformer.spec.serialization import digest, from_json, to_json
+    from edgeformer.weights.costs import costs
 
     if str(name) == "-":
         raise InputError("NAME is a file's name; `edgeformer spec MODEL` prints a spec on standard output")

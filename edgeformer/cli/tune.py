@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from edgeformer.cli._common import ROUNDS, SIZE, allow_unread, as_json, echo, load_model, print_json, status, text_table
+from edgeformer.weights.precision import FLOAT_TYPES
 
 
 @click.command(
@@ -17,7 +18,7 @@ from edgeformer.cli._common import ROUNDS, SIZE, allow_unread, as_json, echo, lo
 @click.argument("model")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16"]),
+    type=click.Choice(tuple(FLOAT_TYPES)),
     default=None,
     help="Of activations and plain weights; quantized weights stay as they are. The choice holds for this precision."
     " [default: an exported folder's own, else bf16]",

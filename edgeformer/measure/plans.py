@@ -12,8 +12,8 @@ from edgeformer.inference.lookup import get, names, require
 from edgeformer.inference.runtime import FORMATS, Options, Runtime
 from edgeformer.measure.row import Plan
 from edgeformer.spec import Model
-from edgeformer.spec.inspection import parameters
 from edgeformer.verification.parity import rounds_to_int8
+from edgeformer.weights.costs import parameters
 
 SLOW_REFERENCE = 50_000_000
 """Above this many parameters slow runtimes are left out unless they are asked for: they take seconds per token."""

@@ -27,8 +27,8 @@ from edgeformer.measure.roofline import bound
 from edgeformer.measure.row import Row, quantile
 from edgeformer.measure.settings import Settings
 from edgeformer.spec import Model
-from edgeformer.spec.inspection import costs
 from edgeformer.spec.serialization import digest
+from edgeformer.weights.costs import costs
 
 
 def records(

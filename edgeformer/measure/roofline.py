@@ -14,12 +14,13 @@ from typing import Any
 from edgeformer import discover
 from edgeformer.measure.row import Shape
 from edgeformer.spec import Model, layers
-from edgeformer.spec.inspection import attention_flops, costs, head_parameters, multiplied
 from edgeformer.spec.task import Task
+from edgeformer.weights.costs import attention_flops, costs, head_parameters, multiplied
+from edgeformer.weights.precision import FLOAT_TYPES
 
 PACKAGE = "edgeformer.measure.probes"
 LARGE = 512_000_000
-CACHE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1}
+CACHE_BYTES = {name: t.itemsize for name, t in FLOAT_TYPES.items()} | {"int8": 1}
 
 
 def measure_rates(threads: int, sizes: list[int]) -> dict[str, Any]:

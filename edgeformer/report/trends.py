@@ -20,7 +20,7 @@ from edgeformer.layers.mla import MLA
 from edgeformer.layers.moe import MoE
 from edgeformer.report.page import require_packages
 from edgeformer.spec import Model, layers
-from edgeformer.spec.inspection import parameters
+from edgeformer.weights.costs import parameters
 
 TRAITS = ("attention", "ffn", "activation", "norm")
 _NORMS = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "offset_rms_norm": "RMSNorm"}

@@ -223,16 +223,6 @@ def _equal(a: StoredTensor, b: StoredTensor) -> bool:
     return True
 
 
-def name_maps(family: Any, spec: Model) -> list[NameMap]:
-    """A family's maps for a spec: transformers' own first, then `spellings(spec)`, those of other writers."""
-    return [name_map(family, spec), *(family.spellings(spec) if hasattr(family, "spellings") else ())]
-
-
-def name_map(family: Any, spec: Model) -> NameMap:
-    """A family's map for a spec: `names(spec)` where the cuts depend on sizes, else `NAMES`."""
-    return family.names(spec) if hasattr(family, "names") else family.NAMES
-
-
 def stored_part(names: NameMap, canonical: str) -> Cut | Stack:
     """The map's entry for a canonical name; without one the stored name is the canonical name."""
     if (entry := names.get(canonical)) is not None:

@@ -27,11 +27,14 @@ _CHUNK = 1 << 20  # elements quantized at once: what stays in a core's cache
 
 @dataclass(frozen=True)
 class Format:
-    """A width of codes. Quantizing to it gives codes in `low .. 2**bits - 1`."""
+    """A width of codes. Quantizing to it gives codes in `low .. 2**bits - 1`. `gguf` is the type's name in GGUF,
+    `gguf_file_type` llama.cpp's number of a file of it."""
 
     name: str
     bits: int
     low: int
+    gguf: str
+    gguf_file_type: int
 
     @property
     def zero(self) -> int:
@@ -57,7 +60,7 @@ class Format:
         return (*shape[:-1], shape[-1] // GROUP)
 
 
-QUANTIZED = {"q4": Format("q4", 4, 0), "q8": Format("q8", 8, 1)}
+QUANTIZED = {f.name: f for f in (Format("q4", 4, 0, "Q4_0", 2), Format("q8", 8, 1, "Q8_0", 7))}
 """By name. q8 leaves code 0 out, as GGUF's Q8_0 does: −128 · 127 products overflow in some kernels."""
 
 

@@ -16,10 +16,11 @@ from edgeformer.files.limits import MAX_SIZE
 from edgeformer.files.quoting import shown
 from edgeformer.weights.formats import GROUP, QUANTIZED, Format, QuantizedTensor, pack, unpack
 from edgeformer.weights.gguf_header import read_gguf_header
+from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.safetensors_file import DTYPES, StoredTensor, check_finite, read_raw
 
-TYPES = {"F32": "F32", "F16": "F16", "BF16": "BF16"}
-BLOCKS = {"Q4_0": QUANTIZED["q4"], "Q8_0": QUANTIZED["q8"]}
+TYPES = tuple(t.safetensors for t in FLOAT_TYPES.values())
+BLOCKS = {f.gguf: f for f in QUANTIZED.values()}
 
 
 def _scheme(types: Iterable[str]) -> str:
@@ -250,7 +251,7 @@ class Reader:
         place, state = (name, file, t.offset, t.nbytes), self._headers[file].state
         if (format := BLOCKS.get(t.type)) is not None:
             return GgufTensor(*place, format.name.upper(), shape, format, heads, identity=state)
-        return GgufPlain(*place, TYPES[t.type], shape, heads, identity=state)
+        return GgufPlain(*place, t.type, shape, heads, identity=state)
 
     def names(self) -> list[str]:
         """All tensors."""

@@ -6,8 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -16,8 +15,9 @@ from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.artefact import Exported, described, write_surroundings, writing_from
 from edgeformer.checkpoint.companions.generation import generation_defaults
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer
-from edgeformer.checkpoint.gguf_archs._common import ROPE_FACTORS
+from edgeformer.checkpoint.gguf_archs._common import ROPE_FACTORS, Architecture
 from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.checkpoint.manifest import Compute
 from edgeformer.errors import ExportError
 from edgeformer.exporters.gguf.tokenizer import check_in_llama_cpp, tokenizer_limits, tokenizer_metadata
 from edgeformer.exporters.onnx.filling import Progress
@@ -27,15 +27,14 @@ from edgeformer.weights.binding import Source, Weights, stored_part
 from edgeformer.weights.formats import QUANTIZED, QuantizedTensor
 from edgeformer.weights.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
 from edgeformer.weights.parts import Part
+from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.rounding import GROUP_PRECISIONS, bits_per_weight, group_format, in_groups, stored_precision
 from edgeformer.weights.safetensors_file import DTYPES
 
 MODEL_FILE = "model.gguf"
-PLAIN = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
+PLAIN = {name: t.safetensors for name, t in FLOAT_TYPES.items()}
 PRECISIONS = (*PLAIN, *GROUP_PRECISIONS)
-_FILE_TYPES = {"fp32": 0, "fp16": 1, "q4": 2, "q8": 7, "bf16": 32, "mixed": 1024}
-_COMPUTE = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
-"""What llama.cpp rounds activations to: the weights' type; for quantized weights int8."""
+_FILE_TYPES = {name: t.gguf_file_type for name, t in (FLOAT_TYPES | QUANTIZED).items()} | {"mixed": 1024}
 
 
 def export_gguf(
@@ -74,9 +73,7 @@ def export_gguf(
             raise ExportError(f"{loaded.name} has no tokenizer; --no-tokenizer writes the weights alone")
         tokenizer, remarks = tokenizer_metadata(loaded.around, spec.vocab)
         limits = tokenizer_limits(loaded.around)
-    written = list(
-        _tensors(spec, weights.sources, arch, precision, getattr(arch, "rope_factors", lambda _: None)(spec))
-    )
+    written = list(_tensors(spec, weights.sources, arch, precision))
     with writing_from(loaded, Path(output), force=force) as folder:
         writer = gguf.GGUFWriter(str(folder / MODEL_FILE), name)
         _say(gguf, writer, {"general.name": Path(loaded.name).resolve().name})
@@ -89,9 +86,9 @@ def export_gguf(
         if tokenizer:
             check_in_llama_cpp(loaded.around, folder / MODEL_FILE)
         quantized = bundle.has_own_bits(precision)
-        coarse = getattr(arch, "COMPUTE", {})
+        coarse = arch.compute
         bits = {name: _plain_bits(source, precision) for name, source in weights.sources.items()}
-        compute = _COMPUTE.get(precision, "int8") if precision not in coarse else coarse[precision]
+        compute = coarse.get(precision) or cast(Compute, precision if precision in FLOAT_TYPES else "int8")
         manifest = described(
             loaded, folder, format="gguf", precision=precision, compute=compute, target=name, spec_inside=True
         )
@@ -124,8 +121,8 @@ def _sampling(loaded: LoadedModel) -> dict[str, Any]:
     return found
 
 
-def architecture(spec: Model) -> tuple[str, dict[str, Any], ModuleType]:
-    """llama.cpp's first architecture that holds the spec: name, metadata, module.
+def architecture(spec: Model) -> tuple[str, dict[str, Any], Architecture]:
+    """llama.cpp's first architecture that holds the spec: name, metadata, and itself.
 
     Raises:
         ExportError: there is none; why, one by one.
@@ -134,7 +131,8 @@ def architecture(spec: Model) -> tuple[str, dict[str, Any], ModuleType]:
     for name, module in discover.each("edgeformer.checkpoint.gguf_archs"):
         with discover.sparing("edgeformer.checkpoint.gguf_archs", name):
             try:
-                return name, module.metadata(spec), module
+                arch: Architecture = module.ARCHITECTURE
+                return name, arch.metadata(spec), arch
             except Unmapped as e:
                 reasons.append(f"{name}: {e}")
     raise ExportError(f"edgeformer doesn't write this architecture as GGUF yet: {'; '.join(reasons)}")
@@ -162,19 +160,17 @@ class _Tensor:
     make: Any
 
 
-def _tensors(
-    spec: Model, sources: dict[str, Source], arch: ModuleType, precision: str, factors: np.ndarray | None
-) -> Iterator[_Tensor]:
+def _tensors(spec: Model, sources: dict[str, Source], arch: Architecture, precision: str) -> Iterator[_Tensor]:
     """In the model's order; those that llama.cpp holds as one are joined along their rows."""
     found: dict[str, list[tuple[int, str]]] = {}
     for name in tensors(spec):
-        part = stored_part(arch.NAMES, name)
+        part = stored_part(arch.names, name)
         if part.name == name:
-            raise ExportError(f"llama.cpp's {arch.__name__.rsplit('.', 1)[-1]} has no place for the tensor {name}")
+            raise ExportError(f"llama.cpp's architecture for this spec has no place for the tensor {name}")
         assert isinstance(part, Part)  # what these types store is whole, or equal slices
         found.setdefault(part.name, []).append((part.index, name))
     heads = _interleaved_heads(spec, arch)
-    if factors is not None:
+    if (factors := arch.rope_factors(spec)) is not None:
         yield _Tensor(ROPE_FACTORS, factors.shape, "F32", lambda: factors)
     for full, parts in found.items():
         members = [sources[name] for _, name in sorted(parts)]
@@ -205,14 +201,14 @@ def _unquantized(members: list[Source]) -> str:
     return members[0].stored.dtype if members[0].stored.dtype in DTYPES else "F32"
 
 
-def _interleaved_heads(spec: Model, arch: ModuleType) -> dict[str, int]:
+def _interleaved_heads(spec: Model, arch: Architecture) -> dict[str, int]:
     """Canonical tensor name -> how many heads' rows have to be reordered."""
     from edgeformer.layers.gqa import GQA
     from edgeformer.spec import layers
 
     counts = {}
     for path, layer, _ in layers(spec):
-        for name in getattr(arch, "INTERLEAVED", ()):
+        for name in arch.interleaved:
             leaf = name.rsplit(".", 1)[-1]
             if isinstance(layer, GQA) and path.endswith(name.rsplit(".", 1)[0]):
                 for kind in ("weight", "bias"):

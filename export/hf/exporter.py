@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -20,17 +18,15 @@ from edgeformer.errors import ExportError
 from edgeformer.exporters.onnx.filling import Progress
 from edgeformer.layers.encoder import Encoder
 from edgeformer.models._config import HfConfig
+from edgeformer.models._family import Family, family_of
 from edgeformer.models._shape import Unmapped
 from edgeformer.spec import Model, tensors
 from edgeformer.spec.serialization import to_json
-from edgeformer.weights.binding import Source, name_map, stored_part
+from edgeformer.weights.binding import Source, stored_part
 from edgeformer.weights.parts import Cut, Stack
+from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.rounding import stored_precision
-from edgeformer.weights.safetensors_file import DTYPES
 from edgeformer.weights.safetensors_writer import Group, write_shards
-
-TYPES = {"fp32": "F32", "fp16": "F16", "bf16": "BF16"}
-_TORCH = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 
 def export_hf(
@@ -57,12 +53,14 @@ def export_hf(
     spec, weights = loaded.spec, loaded.require_weights()
     if precision is None:
         precision = stored_precision(weights)
-    if precision not in TYPES:
-        raise ExportError(f"precision {precision!r} is not known for transformers; it is one of {', '.join(TYPES)}")
+    if precision not in FLOAT_TYPES:
+        raise ExportError(
+            f"precision {precision!r} is not known for transformers; it is one of {', '.join(FLOAT_TYPES)}"
+        )
     config, family = family_config(spec)
     config |= special_ids(loaded.around).as_config()
-    config["dtype"] = _TORCH[precision]
-    groups = _groups(spec, weights.sources, family, DTYPES[TYPES[precision]])
+    config["dtype"] = FLOAT_TYPES[precision].library
+    groups = _groups(spec, weights.sources, family, FLOAT_TYPES[precision].numpy)
     with writing_from(loaded, Path(output), force=force) as folder:
         write_shards(folder, groups, {"format": "pt"}, progress)
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
@@ -80,7 +78,7 @@ def export_hf(
     return Exported(Path(output), manifest, [*loaded.notes, *surrounded])
 
 
-def family_config(spec: Model) -> tuple[dict[str, Any], ModuleType]:
+def family_config(spec: Model) -> tuple[dict[str, Any], Family]:
     """The config.json of the first family that can say the spec, and the family.
 
     It is read back before it is believed: the family's own reader has to make the same spec of it.
@@ -89,13 +87,13 @@ def family_config(spec: Model) -> tuple[dict[str, Any], ModuleType]:
         ExportError: there is none; why, family by family.
     """
     reasons = []
-    for name, family in discover.each("edgeformer.models"):
+    for name, module in discover.each("edgeformer.models"):
         with discover.sparing("edgeformer.models", name):
-            say: Callable[[Model], dict[str, Any]] | None = getattr(family, "config", None)
-            if say is None:
+            family = family_of(module)
+            if family is None or family.config is None:
                 continue
             try:
-                config = say(spec)
+                config = family.config(spec)
             except Unmapped as e:
                 reasons.append(f"{name}: {e}")
                 continue
@@ -117,15 +115,15 @@ def _comparable(spec: Model) -> Any:
     return stripped(to_json(spec))
 
 
-def _groups(spec: Model, sources: dict[str, Source], family: ModuleType, dtype: np.dtype) -> list[Group]:
+def _groups(spec: Model, sources: dict[str, Source], family: Family, dtype: np.dtype) -> list[Group]:
     """Tensors under the family's names: those of several parts are put together again."""
-    prefix = next(iter(getattr(family, "PREFIXES", ("",))))
+    prefix = family.prefixes[0]
     if isinstance(spec, Encoder) and spec.pooler:
         prefix = ""  # the bare model's own names
-    names, found, groups = name_map(family, spec), {}, []
+    names, found, groups = family.name_map(spec), {}, []
 
     def full(name: str) -> str:
-        return name if name.startswith(getattr(family, "UNPREFIXED", "lm_head.")) else prefix + name
+        return name if name.startswith(family.unprefixed) else prefix + name
 
     for name in tensors(spec):
         part = stored_part(names, name)

@@ -27,7 +27,7 @@ from edgeformer.models._shape import Unmapped
 from edgeformer.spec import Model, tensors
 from edgeformer.spec.serialization import to_json
 from edgeformer.spec.task import Task
-from edgeformer.weights.binding import name_map, stored_part
+from edgeformer.weights.binding import stored_part
 from edgeformer.weights.formats import GROUP
 from edgeformer.weights.parts import Part
 from edgeformer.weights.rounding import bits_per_weight
@@ -164,8 +164,8 @@ def _stored_names(spec: Model, config: dict[str, Any] | None) -> dict[str, list[
     """Stored name -> the canonical tensors that it holds, one after the other along axis 0."""
     if config is None:
         return {name: [name] for name in tensors(spec)}
-    module = family(config["model_type"])
-    names = getattr(module, "MLX_NAMES", None) or name_map(module, spec)
+    known = family(config["model_type"])
+    names = known.mlx_names or known.name_map(spec)
     parts: dict[str, list[tuple[int, str]]] = {}
     for name in tensors(spec):
         part = stored_part(names, name)

@@ -15,11 +15,11 @@ from edgeformer.spec import Linear, Model, Stacked, Table, leaves
 from edgeformer.weights.affine import GROUP_SIZES, AffineTensor
 from edgeformer.weights.binding import Source, Weights
 from edgeformer.weights.formats import GROUP, QUANTIZED, Format, QuantizedTensor
+from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.rounding import GROUP_PRECISIONS, group_format, in_groups
-from edgeformer.weights.safetensors_file import DTYPES
 from edgeformer.weights.safetensors_writer import Group
 
-PLAIN = {"fp32": DTYPES["F32"], "fp16": DTYPES["F16"], "bf16": DTYPES["BF16"]}
+PLAIN = {name: t.numpy for name, t in FLOAT_TYPES.items()}
 PRECISIONS = (*PLAIN, "4bit", "8bit", *GROUP_PRECISIONS)
 
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from edgeformer.layers.gqa import GQA
 from edgeformer.spec import Model, layers
-from edgeformer.spec.inspection import costs
+from edgeformer.weights.costs import costs
 
 TARGET = "everywhere"
 LARGE_SHARE = 0.3  # of a 0.5B model's time, the head takes 20-31 % (Lu et al. 2024, section 4)

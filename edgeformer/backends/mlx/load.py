@@ -23,9 +23,10 @@ from edgeformer.weights.affine import AffineTensor
 from edgeformer.weights.binding import Source, Weights
 from edgeformer.weights.formats import GROUP, QuantizedTensor
 from edgeformer.weights.parts import Cut
+from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.safetensors_file import StoredTensor
 
-DTYPES = {"fp32": mx.float32, "fp16": mx.float16, "bf16": mx.bfloat16}
+DTYPES: dict[str, mx.Dtype] = {name: getattr(mx, t.library) for name, t in FLOAT_TYPES.items()}
 """precision -> what weights are stored and computed in. Norms, softmax and rotary angles are computed in float32 always."""
 
 

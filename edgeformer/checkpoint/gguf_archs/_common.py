@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from edgeformer.checkpoint.manifest import Compute
 from edgeformer.errors import CheckpointError
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
@@ -16,6 +19,28 @@ from edgeformer.layers.rope_llama3 import Llama3Scaling
 from edgeformer.layers.rope_yarn import YarnScaling
 from edgeformer.models._shape import Unmapped, llama_shaped, need
 from edgeformer.spec import Model
+from edgeformer.weights.parts import Part
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One architecture of llama.cpp. A file ends with `ARCHITECTURE = Architecture(...)`.
+
+    names: canonical pattern -> GGUF name.
+    metadata: a spec's, without the architecture's prefix; raises `Unmapped` for a spec that is none of this architecture.
+    config: the Hugging Face config that says the same as a file's metadata.
+    interleaved: maps whose rows llama.cpp wants reordered, since it rotates neighbouring channels.
+    rope_factors: what each rotary frequency is divided by, float32 [head_dim / 2], where GGUF keeps it as a tensor.
+    compute: precision -> that of llama.cpp's arithmetic, where it is coarser.
+    """
+
+    names: Mapping[str, str | Part]
+    metadata: Callable[[Model], dict[str, Any]]
+    config: Callable[[Any], dict[str, Any]]
+    interleaved: tuple[str, ...] = ()
+    rope_factors: Callable[[Model], np.ndarray | None] = lambda spec: None
+    compute: Mapping[str, Compute] = field(default_factory=dict)
+
 
 ROPE_FACTORS = "rope_freqs.weight"
 LLAMA_NAMES = {

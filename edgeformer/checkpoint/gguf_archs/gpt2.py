@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeformer.checkpoint.gguf_archs._common import Architecture
+from edgeformer.checkpoint.manifest import Compute
 from edgeformer.models import gpt2
 from edgeformer.models._shape import need
 from edgeformer.spec import Model
@@ -32,7 +34,7 @@ for _kind in ("weight", "bias"):
         for index, n in enumerate("qkv")
     }
 
-COMPUTE = {"fp32": "fp16", "bf16": "bf16"}
+COMPUTE: dict[str, Compute] = {"fp32": "fp16", "bf16": "bf16"}
 """ggml looks GELU up in a table of fp16 values, whatever the weights are."""
 
 
@@ -73,3 +75,6 @@ def config(reader: Any) -> dict[str, Any]:
         "activation_function": "gelu_new",
         "tie_word_embeddings": not reader.has("output.weight"),
     }
+
+
+ARCHITECTURE = Architecture(NAMES, metadata, config, compute=COMPUTE)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeformer.checkpoint.gguf_archs._common import LLAMA_NAMES, llama_config, llama_metadata, rope_factors
+from edgeformer.checkpoint.gguf_archs._common import (
+    LLAMA_NAMES,
+    Architecture,
+    llama_config,
+    llama_metadata,
+    rope_factors,
+)
 from edgeformer.models._shape import need
 from edgeformer.spec import Model
-
-NAMES = LLAMA_NAMES
-INTERLEAVED = ("attention.q", "attention.k")
-
-__all__ = ["INTERLEAVED", "NAMES", "config", "metadata", "rope_factors"]
 
 
 def metadata(spec: Model) -> dict[str, Any]:
@@ -30,3 +31,8 @@ def config(reader: Any) -> dict[str, Any]:
     """The Hugging Face config of a GGUF file."""
     bias = {"attention_bias": reader.has("blk.0.attn_q.bias"), "mlp_bias": reader.has("blk.0.ffn_up.bias")}
     return {**llama_config(reader, "llama"), **bias}
+
+
+ARCHITECTURE = Architecture(
+    LLAMA_NAMES, metadata, config, rope_factors=rope_factors, interleaved=("attention.q", "attention.k")
+)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeformer.checkpoint.gguf_archs._common import LLAMA_NAMES, llama_config, llama_metadata, rope_factors
+from edgeformer.checkpoint.gguf_archs._common import (
+    LLAMA_NAMES,
+    Architecture,
+    llama_config,
+    llama_metadata,
+    rope_factors,
+)
 from edgeformer.models._shape import need
 from edgeformer.spec import Model
-
-NAMES = LLAMA_NAMES
-
-__all__ = ["NAMES", "config", "metadata", "rope_factors"]
 
 
 def metadata(spec: Model) -> dict[str, Any]:
@@ -33,3 +35,6 @@ def metadata(spec: Model) -> dict[str, Any]:
 def config(reader: Any) -> dict[str, Any]:
     """The Hugging Face config of a GGUF file."""
     return llama_config(reader, "qwen2")
+
+
+ARCHITECTURE = Architecture(LLAMA_NAMES, metadata, config, rope_factors=rope_factors)
