@@ -20,8 +20,8 @@ from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.cli.quality import show
 from edgeformer.errors import EdgeformerError
-from edgeformer.quantization.cache import cache_scales
 from edgeformer.quantization.calibration import calibration_windows
+from edgeformer.quantization.kv_scales import cache_scales
 from edgeformer.quantization.run import quantize
 from edgeformer.quantization.sensitivity import mixed
 from edgeformer.verification.quality import Settings, measure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -38,7 +38,7 @@ class Family:
     ignored: Mapping[str, str] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
-    spellings: Callable[[Any], list[NameMap]] | None = None
+    spellings: Callable[[Any], Sequence[NameMap]] | None = None
     mlx_names: NameMap | None = None
 
     def name_map(self, spec: Model) -> NameMap:

@@ -11,6 +11,7 @@ from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
+from edgeformer.models._config import HF_ACTIVATIONS
 from edgeformer.spec import Model, Node
 
 
@@ -30,6 +31,17 @@ def only(node: Node, *fields: str) -> None:
         value = getattr(node, field.name)
         if field.name not in fields and value != field.default:
             raise Unmapped(f"{node.kind} has {field.name} = {value.kind if isinstance(value, Node) else value}")
+
+
+def hf_activation(act: str | Node) -> str:
+    """transformers' name of an activation.
+
+    Raises:
+        Unmapped: it is a layer with parameters of its own.
+    """
+    if not isinstance(act, str):
+        raise Unmapped(f"transformers has no name for the activation {act.kind}")
+    return HF_ACTIVATIONS.get(act, act)
 
 
 def llama_shaped(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:

@@ -12,10 +12,10 @@ from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
-from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
+from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._names import Names, named, with_own_bias
-from edgeformer.models._shape import need, only
+from edgeformer.models._shape import hf_activation, need, only
 from edgeformer.spec import Init, Model
 
 NAMES: Names = (
@@ -162,7 +162,7 @@ def config(spec: Model) -> dict[str, Any]:
         "num_attention_heads": a.heads,
         "num_hidden_layers": len(spec.blocks),
         "intermediate_size": ffn.hidden,
-        "hidden_act": HF_ACTIVATIONS.get(ffn.act, ffn.act),
+        "hidden_act": hf_activation(ffn.act),
         "layer_norm_eps": norm.eps,
         "vocab_size": spec.vocab,
         "max_position_embeddings": spec.context,

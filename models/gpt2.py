@@ -12,9 +12,9 @@ from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
-from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
+from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models._shape import need, only
+from edgeformer.models._shape import hf_activation, need, only
 from edgeformer.spec import Init, Model
 from edgeformer.weights.parts import Part
 
@@ -139,7 +139,7 @@ def config(spec: Model) -> dict[str, Any]:
         "n_inner": ffn.hidden,
         "layer_norm_epsilon": norm.eps,
         "vocab_size": spec.vocab,
-        "activation_function": {"gelu_tanh": "gelu_new"}.get(ffn.act, HF_ACTIVATIONS.get(ffn.act, ffn.act)),
+        "activation_function": "gelu_new" if ffn.act == "gelu_tanh" else hf_activation(ffn.act),
         "resid_pdrop": block.dropout,
         "attn_pdrop": a.dropout,
         "embd_pdrop": spec.dropout,

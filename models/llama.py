@@ -16,12 +16,13 @@ from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.layers.rope import Rope
 from edgeformer.layers.rope_dynamic import DynamicScaling
 from edgeformer.models._attention import rotary_attention
-from edgeformer.models._config import HF_ACTIVATIONS, HfConfig
+from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._rope import rope_config
-from edgeformer.models._shape import llama_shaped, need
+from edgeformer.models._shape import hf_activation, llama_shaped, need
 from edgeformer.spec import Init, Layer, Model, Norm
 
 NAMES = {
@@ -126,9 +127,10 @@ def shared_config(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
     """
     data, attentions, ffn = llama_shaped(spec)
     position = attentions[0].position
-    need(position.dim == attentions[0].head_dim, "heads are rotated in part")  # type: ignore[union-attr]
-    data |= {"hidden_act": HF_ACTIVATIONS.get(ffn.act, ffn.act), **rope_config(position)}  # type: ignore[arg-type]
-    scaling = position.scaling  # type: ignore[union-attr]
+    assert isinstance(position, Rope)  # `llama_shaped` takes no other
+    need(position.dim == attentions[0].head_dim, "heads are rotated in part")
+    data |= {"hidden_act": hf_activation(ffn.act), **rope_config(position)}
+    scaling = position.scaling
     if isinstance(scaling, DynamicScaling):  # transformers takes the original length from max_position_embeddings
         data["max_position_embeddings"] = scaling.original_context
     return data, attentions, ffn

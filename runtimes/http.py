@@ -37,12 +37,13 @@ def parsed(variant: str) -> tuple[str, SplitResult]:
         InputError: it is none.
     """
     url = variant if "://" in variant else f"http:{variant}"
+    parts = None
     try:
         parts = urlsplit(url.rstrip("/"))
         sound = bool(parts.hostname) and (parts.port or 80) > 0 and bool(parts.hostname.encode("idna"))  # type: ignore[union-attr]
     except ValueError:  # a port that is no number, brackets that don't close, a name that is too long
         sound = False
-    if not sound:
+    if parts is None or not sound:
         raise InputError(f"{shown(url)} is no server's URL; give one such as http://localhost:8080/v1")
     return url, parts
 

@@ -125,8 +125,7 @@ class LlamaSession(Session):
             eos, bos = (llama.llama_vocab_get_text(vocab, i).decode() if i >= 0 else "" for i in (ends, begins))
             chat = Jinja2ChatFormatter(template.decode(), eos, bos)
 
-            def render(messages):
-                return chat(messages=messages).prompt
+            render = lambda messages: chat(messages=messages).prompt  # noqa: E731
 
         return ToolText(
             "llama.cpp",

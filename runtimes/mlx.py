@@ -67,7 +67,7 @@ class MlxSession(Session):
     def __init__(self, loaded: LoadedModel, options: Options):
         import mlx.core as mx
 
-        from edgeformer.backends.mlx.decode import Decoder
+        from edgeformer.backends.mlx.decode import DecodeSession
         from edgeformer.backends.mlx.fit import check_fit, needed_bytes
         from edgeformer.backends.mlx.load import load_model, loaded_bytes
         from edgeformer.backends.mlx.metal._choice import choose, subject
@@ -88,7 +88,7 @@ class MlxSession(Session):
             compiled = options.variant == "compile" or (options.variant != "eager" and mx.default_device() == mx.gpu)
             compiled = compiled and not loaded.spec.prefixed  # a prefix would be compiled in
             store = Int8Store if options.variant == "kv-int8" else MlxStore
-            self.decoder = Decoder(self.model, options.batch, self.capacity, compiled=compiled, store=store)
+            self.decoder = DecodeSession(self.model, options.batch, self.capacity, compiled=compiled, store=store)
 
     def _reset(self):
         assert self.decoder is not None

@@ -12,8 +12,8 @@ from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
 from edgeformer.errors import ExportError, InputError
 from edgeformer.inference.lookup import require
 from edgeformer.inference.runtime import Options
-from edgeformer.quantization.cache import cache_scales
 from edgeformer.quantization.calibration import calibration_windows
+from edgeformer.quantization.kv_scales import cache_scales
 from edgeformer.verification.parity import kl_divergence
 
 torch = pytest.importorskip("torch")

@@ -22,7 +22,7 @@ from metal_emulator import bridge, checks, program  # noqa: E402
 from metal_mutants import MUTANTS, mutated  # noqa: E402
 
 from edgeformer.backends.mlx import metal  # noqa: E402
-from edgeformer.backends.mlx.decode import Decoder  # noqa: E402
+from edgeformer.backends.mlx.decode import DecodeSession  # noqa: E402
 from edgeformer.backends.mlx.load import load_model  # noqa: E402
 from edgeformer.backends.mlx.metal._kernel import FLOATS, built  # noqa: E402
 from edgeformer.backends.mlx.ops import MlxOps  # noqa: E402
@@ -119,7 +119,7 @@ def test_a_model_decoded_with_all_kernels(case, tmp_path):
     for ops in (MlxOps(), MlxOps(kernels)):
         model = load_model(loaded.spec, loaded.weights, "fp32", ops)
         model.pack()
-        decoder = Decoder(model, 2, 16, compiled=False)
+        decoder = DecodeSession(model, 2, 16, compiled=False)
         logits = [decoder.prefill(mx.array(ids[:, :8]), keep=0)]
         logits += [decoder.step(mx.array(ids[:, i]))[:, None] for i in range(8, 12)]
         found.append(np.array(mx.concatenate(logits, 1)))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeformer.checkpoint.manifest import Linked
+from edgeformer.checkpoint.manifest import Fingerprint, Linked
 from edgeformer.errors import ArtefactError
 from edgeformer.files.paths import check_regular, inside
 from edgeformer.files.quoting import shown
@@ -19,7 +19,7 @@ from edgeformer.files.typed import mismatch
 _SAMPLES, _SAMPLE = 64, 4096
 
 
-def fingerprint(file: Path) -> dict[str, Any]:
+def fingerprint(file: Path) -> Fingerprint:
     """What must not change about a linked file: size, and a digest of its first and 64 spread-out samples.
 
     A sample digest because a 14 GB checkpoint must link in seconds.

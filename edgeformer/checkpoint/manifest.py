@@ -19,13 +19,18 @@ Format = Literal["onnx", "mlx", "gguf", "checkpoint"]
 Compute = Literal["fp32", "fp16", "bf16", "int8"]
 
 
-class Linked(TypedDict):
-    """A file that the artefact points at, and what must not change about it."""
+class Fingerprint(TypedDict):
+    """What must not change about a linked file."""
 
-    path: str
     bytes: int
     samples_sha256: str
     mtime_ns: int
+
+
+class Linked(Fingerprint):
+    """A file that the artefact points at."""
+
+    path: str
     hard_link: bool
 
 
@@ -34,6 +39,7 @@ class Quantization(TypedDict, total=False):
 
     method: str
     bits_per_weight: float
+    stored_bits_per_weight: float
     accuracy_level: int | None
     kept: list[str]
 

@@ -130,8 +130,8 @@ def _cache(loaded: Any, kind: str, options: dict[str, Any]) -> None:
         raise InputError("--kv int8 and --calibration FILE go together, with --to onnx")
     if kv is None:
         return
-    from edgeformer.quantization.cache import cache_scales
     from edgeformer.quantization.calibration import calibration_windows
+    from edgeformer.quantization.kv_scales import cache_scales
 
     ids = calibration_windows(read_ids(loaded, text), 512, 32, loaded.spec.context, loaded.spec.vocab)
     options["cache_scales"] = cache_scales(loaded, ids)

@@ -25,7 +25,7 @@ class AdditiveAttention(Layer):
     bias: bool = False
 
     def __post_init__(self) -> None:
-        self.require_positive("heads", "head_dim")
+        self.require_positive(heads=self.heads, head_dim=self.head_dim)
 
     def params(self, width: int) -> dict[str, Declaration]:
         inner = self.heads * self.head_dim

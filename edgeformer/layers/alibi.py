@@ -24,7 +24,7 @@ class Alibi(Position):
     max_bias: float = 8.0
 
     def __post_init__(self) -> None:
-        self.require_positive("heads", "max_bias")
+        self.require_positive(heads=self.heads, max_bias=self.max_bias)
         self.require(self.heads <= 2**16, f"heads must be at most {2**16:,}, got {self.heads:,}")
 
     def slopes(self) -> np.ndarray:

@@ -30,7 +30,7 @@ class EncoderDecoder(Model):
     logit_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        self.require_positive("vocab", "width", "context")
+        self.require_positive(vocab=self.vocab, width=self.width, context=self.context)
 
     @property
     def head_is_embedding(self) -> bool:

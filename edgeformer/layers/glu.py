@@ -25,7 +25,7 @@ class GLU(Layer):
     bias: bool = False
 
     def __post_init__(self) -> None:
-        self.require_positive("hidden")
+        self.require_positive(hidden=self.hidden)
         require_activation(self, self.act)
 
     def resized(self, sizes: Sizes, width: int) -> Self:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from edgeformer.layers.mask import Mask
-from edgeformer.ops import Bias, Rotary
+from edgeformer.ops import Bias, Heads, Rotary
 from edgeformer.spec import Declaration, Dropout, Fold, Layer, Linear, Node, Norm, Position, Sizes, Sub, Vector, whole
 
 
@@ -40,14 +40,12 @@ class GQA(Layer):
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        self.require_positive("heads", "kv_heads", "head_dim")
+        self.require_positive(heads=self.heads, kv_heads=self.kv_heads, head_dim=self.head_dim)
+        self.require_positive(clip=self.clip, softcap=self.softcap)
         self.require(
             self.kv_heads > 0 and self.heads % self.kv_heads == 0,
             f"heads ({self.heads}) must be a multiple of kv_heads ({self.kv_heads})",
         )
-        for name in ("clip", "softcap"):
-            limit = getattr(self, name)
-            self.require(limit is None or limit > 0, f"{name} must be positive, got {limit}")
         if self.position is not None:
             self.position.require_heads(self, self.heads, self.head_dim)
 
@@ -99,6 +97,11 @@ class GQA(Layer):
     def keys_seen(self, position: int, length: int) -> int:
         return self.mask.seen(position, length)
 
+    def shape(self) -> Heads:
+        """The sizes of the attention, for `ops.attend`."""
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        return Heads(self.heads, self.kv_heads, self.head_dim, self.head_dim, scale, self.softcap)
+
     def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
         qkv = ops.linears(x, p.q, p.k, p.v)
         norms = None if self.qk_norm is None else (p.q_norm, p.k_norm)
@@ -107,15 +110,10 @@ class GQA(Layer):
         y = ops.attend(
             step.slot(p) if self.mask.causal else None,
             qkv,
-            heads=self.heads,
-            kv_heads=self.kv_heads,
-            head_dim=self.head_dim,
-            value_dim=self.head_dim,
-            scale=self.head_dim**-0.5 if self.scale is None else self.scale,
+            self.shape(),
             norms=norms,
             position=None if self.position is None else step.tables[self.position],
             mask=step.tables[self.mask],
-            softcap=self.softcap,
             sinks=p.sinks if self.sinks else None,
             dropout=p.dropout if self.dropout else None,
         )

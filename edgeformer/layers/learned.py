@@ -21,7 +21,7 @@ class Learned(Layer):
     offset: int = 0
 
     def __post_init__(self) -> None:
-        self.require_positive("count")
+        self.require_positive(count=self.count)
         self.require(self.offset >= 0, f"offset can't be negative, got {self.offset}")
 
     def resized(self, sizes: Sizes, width: int) -> Self:

@@ -25,9 +25,7 @@ class Mask(Node):
     prefix: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("window", "chunk"):
-            size = getattr(self, name)
-            self.require(size is None or size > 0, f"{name} must be positive, got {size}")
+        self.require_positive(window=self.window, chunk=self.chunk)
 
     def seen(self, position: int, length: int) -> int:
         """How many keys the query at `position` (from 0) sees in a sequence of `length` tokens; a prefix is not counted."""

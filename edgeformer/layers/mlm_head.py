@@ -25,7 +25,7 @@ class MlmHead(Layer):
     tied: bool = True
 
     def __post_init__(self) -> None:
-        self.require_positive("width")
+        self.require_positive(width=self.width)
         require_activation(self, self.act)
 
     def params(self, width: int) -> dict[str, Declaration]:

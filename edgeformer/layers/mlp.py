@@ -21,7 +21,7 @@ class MLP(Layer):
     bias: bool = True
 
     def __post_init__(self) -> None:
-        self.require_positive("hidden")
+        self.require_positive(hidden=self.hidden)
         require_activation(self, self.act)
 
     def resized(self, sizes: Sizes, width: int) -> Self:

@@ -31,7 +31,7 @@ class MoE(Layer):
     shared: Layer | None = None
 
     def __post_init__(self) -> None:
-        self.require_positive("hidden")
+        self.require_positive(hidden=self.hidden)
         require_activation(self, self.act)
         self.require(0 < self.chosen <= self.experts, f"can't choose {self.chosen} of {self.experts} experts")
         self.require(

@@ -27,7 +27,7 @@ class RelativeBias(Position):
     bidirectional: bool = True
 
     def __post_init__(self) -> None:
-        self.require_positive("heads", "buckets", "furthest")
+        self.require_positive(heads=self.heads, buckets=self.buckets, furthest=self.furthest)
         self.require(
             self.buckets % 2 == 0 or not self.bidirectional, f"buckets ({self.buckets}) must be even for two directions"
         )

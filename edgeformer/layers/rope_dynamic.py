@@ -26,7 +26,7 @@ class DynamicScaling(RopeScaling):
     original_context: int
 
     def __post_init__(self) -> None:
-        self.require_positive("original_context")
+        self.require_positive(original_context=self.original_context)
         self.require(self.factor >= 1, f"factor must be at least 1, got {self.factor}")
 
     def frequencies(self, dim: int, theta: float) -> np.ndarray:

@@ -24,7 +24,7 @@ class Llama3Scaling(RopeScaling):
     original_context: int
 
     def __post_init__(self) -> None:
-        self.require_positive("factor", "original_context")
+        self.require_positive(factor=self.factor, original_context=self.original_context)
         self.require(
             self.low_freq_factor < self.high_freq_factor,
             f"low_freq_factor ({self.low_freq_factor}) must be below high_freq_factor ({self.high_freq_factor})",

@@ -28,7 +28,7 @@ class LongRopeScaling(RopeScaling):
     restarts: bool = False
 
     def __post_init__(self) -> None:
-        self.require_positive("original_context", "temperature")
+        self.require_positive(original_context=self.original_context, temperature=self.temperature)
         self.require(all(f > 0 for f in (*self.short_factor, *self.long_factor)), "factors must be positive")
         self.require(
             len(self.short_factor) == len(self.long_factor),

@@ -28,7 +28,8 @@ class YarnScaling(RopeScaling):
     truncate: bool = True
 
     def __post_init__(self) -> None:
-        self.require_positive("factor", "original_context", "temperature", "beta_fast", "beta_slow")
+        self.require_positive(factor=self.factor, original_context=self.original_context, temperature=self.temperature)
+        self.require_positive(beta_fast=self.beta_fast, beta_slow=self.beta_slow)
 
     def frequencies(self, dim: int, theta: float) -> np.ndarray:
         self.require(theta > 1, f"the ramp needs a theta above 1, got {theta}")

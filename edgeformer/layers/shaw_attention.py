@@ -26,7 +26,7 @@ class ShawAttention(Layer):
     bias: bool = False
 
     def __post_init__(self) -> None:
-        self.require_positive("heads", "head_dim", "furthest")
+        self.require_positive(heads=self.heads, head_dim=self.head_dim, furthest=self.furthest)
 
     def params(self, width: int) -> dict[str, Declaration]:
         inner = self.heads * self.head_dim

@@ -25,7 +25,7 @@ class Sinusoidal(Layer):
     interleaved: bool = True
 
     def __post_init__(self) -> None:
-        self.require_positive("count")
+        self.require_positive(count=self.count)
 
     def resized(self, sizes: Sizes, width: int) -> Self:
         return self if sizes.context is None else replace(self, count=sizes.context)

@@ -82,7 +82,7 @@ class BlockStack(Blocks, Model):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require_positive("vocab", "width", "context")
+        self.require_positive(vocab=self.vocab, width=self.width, context=self.context)
 
     def resized(self, sizes: Sizes, width: int) -> Self:
         """More layers repeat the pattern of those there are (windows, dense and sparse ones)."""

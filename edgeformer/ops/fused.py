@@ -41,6 +41,24 @@ class Bias:
     tensor: Any
 
 
+@dataclass(frozen=True)
+class Heads:
+    """Sizes of attention: `heads` query heads (H) share `kv_heads` key and value heads (G); a key has `head_dim` channels (K), a
+    value `value_dim`. Scores are multiplied by `scale`, then limited to ±`softcap` by tanh if there is one."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    scale: float
+    softcap: float | None = None
+
+    @property
+    def groups(self) -> int:
+        """Query heads to a key head."""
+        return self.heads // self.kv_heads
+
+
 class Ops(Primitives):
     """Primitives plus the fused ops. `weight`, `x`, ... are tensors; `gate`, `up`, ... are *handles* of declarations.
 
@@ -279,16 +297,11 @@ class Ops(Primitives):
         self,
         slot: Any | None,
         qkv: tuple[Any, Any, Any],
+        shape: Heads,
         *,
-        heads: int,
-        kv_heads: int,
-        head_dim: int,
-        value_dim: int,
-        scale: float,
         norms: tuple[Any, Any] | None = None,
         position: Rotary | Bias | None = None,
         mask: Any = None,
-        softcap: float | None = None,
         sinks: Any = None,
         dropout: Any = None,
     ) -> Any:
@@ -299,13 +312,13 @@ class Ops(Primitives):
         """
         q, k, v = qkv
         if norms is not None:
-            q, k = self.norm_heads(norms[0], q, heads, head_dim), self.norm_heads(norms[1], k, kv_heads, head_dim)
-        q, k, v = (
-            self.split_heads(x, n, d)
-            for x, n, d in ((q, heads, head_dim), (k, kv_heads, head_dim), (v, kv_heads, value_dim))
-        )
+            q = self.norm_heads(norms[0], q, shape.heads, shape.head_dim)
+            k = self.norm_heads(norms[1], k, shape.kv_heads, shape.head_dim)
+        q = self.split_heads(q, shape.heads, shape.head_dim)
+        k = self.split_heads(k, shape.kv_heads, shape.head_dim)
+        v = self.split_heads(v, shape.kv_heads, shape.value_dim)
         if isinstance(position, Rotary):
-            q, k = (self.turn(x, position, head_dim) for x in (q, k))
+            q, k = (self.turn(x, position, shape.head_dim) for x in (q, k))
         if slot is not None:
             k, v = slot.append(k=k, v=v)
         y = self.attention(
@@ -314,10 +327,10 @@ class Ops(Primitives):
             v,
             mask,
             position.tensor if isinstance(position, Bias) else None,
-            groups=heads // kv_heads,
-            scale=scale,
-            softcap=softcap,
+            groups=shape.groups,
+            scale=shape.scale,
+            softcap=shape.softcap,
             sinks=sinks,
             dropout=dropout,
         )
-        return self.merge_heads(y, heads * value_dim)
+        return self.merge_heads(y, shape.heads * shape.value_dim)

@@ -24,10 +24,10 @@ class Node:
         """This node with other sizes, in a model that was `width` wide; nodes inside have been resized already."""
         return self
 
-    def require_positive(self, *fields: str) -> None:
-        """Raise `SpecError` unless these fields are positive."""
-        for name in fields:
-            self.require(getattr(self, name) > 0, f"{name} must be positive, got {getattr(self, name)}")
+    def require_positive(self, **fields: float | None) -> None:
+        """Raise `SpecError` unless these fields are positive, or None."""
+        for name, value in fields.items():
+            self.require(value is None or value > 0, f"{name} must be positive, got {value}")
 
     def require(self, rule: bool, message: str) -> None:
         """Raise `SpecError` with this node's kind unless `rule` holds."""

@@ -19,8 +19,9 @@ from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.artefact import Exported, described, write_surroundings, writing_from
 from edgeformer.checkpoint.companions.special import special_ids
 from edgeformer.checkpoint.loading import LoadedModel, family
+from edgeformer.checkpoint.manifest import Quantization
 from edgeformer.errors import ExportError
-from edgeformer.exporters.mlx.weights import PRECISIONS, Made, Plan, make, plan
+from edgeformer.exporters.mlx.weights import PRECISIONS, Made, WeightPlan, make, plan
 from edgeformer.exporters.onnx.filling import Progress
 from edgeformer.layers.rope import length_dependent
 from edgeformer.models._shape import Unmapped
@@ -112,7 +113,7 @@ def export_mlx(
     return Exported(Path(output), manifest, notes)
 
 
-def _remarks(spec: Model, plan: Plan, made: Made) -> list[str]:
+def _remarks(spec: Model, plan: WeightPlan, made: Made) -> list[str]:
     """What the user should know about these weights."""
     notes = []
     if length_dependent(spec):
@@ -136,11 +137,13 @@ def _remarks(spec: Model, plan: Plan, made: Made) -> list[str]:
     return notes
 
 
-def _recorded(loaded: LoadedModel, plan: Plan, made: Made) -> dict[str, Any]:
+def _recorded(loaded: LoadedModel, plan: WeightPlan, made: Made) -> Quantization:
     """What the manifest says of weights in our groups; MLX stores a bias beside each scale."""
     count = sum(math.prod(source.shape) for source in plan.weights.sources.values())
-    own = {"bits_per_weight": bits_per_weight(plan.weights), "stored_bits_per_weight": stored_bits(made.groups, count)}
-    return {**(loaded.quantization or {"method": "rtn"}), **own}
+    recorded = Quantization(**(loaded.quantization or {"method": "rtn"}))
+    recorded["bits_per_weight"] = bits_per_weight(plan.weights)
+    recorded["stored_bits_per_weight"] = stored_bits(made.groups, count)
+    return recorded
 
 
 def stored_bits(groups: Sequence[Group], count: int) -> float:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
+from edgeformer.checkpoint.manifest import Compute
 from edgeformer.checkpoint.saving import as_numpy
 from edgeformer.errors import ExportError, RuntimeUnavailable
 from edgeformer.spec import Linear, Model, Stacked, Table, leaves
@@ -33,12 +34,12 @@ class Quantization:
 
 
 @dataclass(frozen=True)
-class Plan:
+class WeightPlan:
     """How every tensor is held. `own`: MLX's quantization; None where weights are plain, or groups of ours (`same_bits`)."""
 
     precision: str
     weights: Weights
-    dtype: str
+    dtype: Compute
     own: Quantization | None
     same_bits: bool = False
 
@@ -63,7 +64,7 @@ def plan(
     group_size: int | None,
     dtype: str | None,
     keep: Sequence[str] = (),
-) -> Plan:
+) -> WeightPlan:
     """Decide it; see `export_mlx` for the arguments.
 
     Raises:
@@ -86,7 +87,7 @@ def plan(
             f"the checkpoint is quantized already ({ours}), so --precision {precision} would round it twice; export it as"
             f" {ours}, or quantize the original"
         )
-    return Plan(precision, weights, precision if own is None else str(dtype), own)
+    return WeightPlan(precision, weights, cast(Compute, precision if own is None else dtype), own)
 
 
 def _same_bits(
@@ -96,7 +97,7 @@ def _same_bits(
     group_size: int | None,
     dtype: str | None,
     keep: Sequence[str],
-) -> Plan:
+) -> WeightPlan:
     if group_size not in (None, GROUP):
         raise ExportError(
             f"{precision} has groups of {GROUP}, so --group-size {group_size} can't be; 4bit and 8bit take it"
@@ -105,7 +106,9 @@ def _same_bits(
         raise ExportError(
             f"bf16 can't hold {precision}'s fp16 scales, so the bits would differ; use --dtype fp16 or fp32"
         )
-    return Plan(precision, in_groups(spec, weights, precision, keep), dtype or "fp16", None, same_bits=True)
+    return WeightPlan(
+        precision, in_groups(spec, weights, precision, keep), cast(Compute, dtype or "fp16"), None, same_bits=True
+    )
 
 
 def _defaults(sources: dict[str, Source], precision: str | None, group_size: int | None) -> tuple[str, int]:
@@ -143,7 +146,7 @@ def _quantization(precision: str, group_size: int, dtype: str | None) -> Quantiz
     return Quantization(int(precision.removesuffix("bit")), group_size, PLAIN[dtype])
 
 
-def make(spec: Model, plan: Plan, names: dict[str, list[str]]) -> Made:
+def make(spec: Model, plan: WeightPlan, names: dict[str, list[str]]) -> Made:
     """What to write.
 
     names: stored name -> the canonical tensors that it holds, one after the other along axis 0.
@@ -189,7 +192,7 @@ def _kept(path: str, sources: list[Source], shape: tuple[int, ...], format: Form
 
     def make() -> list[np.ndarray]:
         parts = [s.stored.quantized() for s in sources if isinstance(s.stored, QuantizedTensor)]
-        codes, scales = (np.concatenate(x) if len(x) > 1 else x[0] for x in zip(*parts, strict=True))
+        codes, scales = (np.concatenate([part[n] for part in parts]) if len(parts) > 1 else parts[0][n] for n in (0, 1))
         biases = scales.astype(np.float32) * -format.zero
         if dtype == np.float16 and np.abs(biases).max(initial=0) > 65504:
             raise ExportError(f"{path}: −{format.zero} · scale is larger than fp16 can hold; use --dtype fp32")

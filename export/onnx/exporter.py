@@ -13,6 +13,7 @@ import onnx_ir as ir
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.artefact import Exported, described, headless, write_surroundings, writing_from
 from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.checkpoint.manifest import Quantization, Variant
 from edgeformer.errors import ArtefactError, ExportError
 from edgeformer.exporters.hf.exporter import family_config
 from edgeformer.exporters.onnx.filling import Progress, fill
@@ -20,7 +21,7 @@ from edgeformer.exporters.onnx.functions import FunctionOps
 from edgeformer.exporters.onnx.genai import genai_config
 from edgeformer.exporters.onnx.graph import BuiltGraph, CacheScales, build, target_class
 from edgeformer.exporters.onnx.graph_ops import FLOAT
-from edgeformer.exporters.onnx.storage import Plan, plan
+from edgeformer.exporters.onnx.storage import StoragePlan, plan
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.spec.serialization import digest, to_json
 from edgeformer.weights.formats import Format
@@ -60,7 +61,7 @@ def export_onnx(
             faster on CPUs and changes the answers. By default 4 for q8 on the target cpu, whose provider has no fast kernel for
             it at level 0, else 0.
         keep: patterns of tensors that q4 and q8 leave as they are.
-        cache_scales: of an int8 key/value cache, from `edgeformer.quantization.cache.cache_scales`; by default the cache is
+        cache_scales: of an int8 key/value cache, from `edgeformer.quantization.kv_scales.cache_scales`; by default the cache is
             kept in the type of the arithmetic.
         eos: ids that end a text, where no file of the model says it (GenAI insists on one).
         force: replace a folder that is no artefact.
@@ -162,7 +163,7 @@ def export_onnx(
 def _reader(
     loaded: LoadedModel,
     target: str,
-    made: Plan,
+    made: StoragePlan,
     inline: bool,
     accuracy_level: int | None,
     weights: str,
@@ -192,18 +193,22 @@ def _reader(
     )
 
 
-def _bits(made: Plan) -> set[int]:
+def _bits(made: StoragePlan) -> set[int]:
     """Of the quantized weights."""
     return {held.bits for held in made.storage.values() if isinstance(held, Format)}
 
 
-def _quantization(loaded: LoadedModel, made: Plan, codes: Collection[str], accuracy_level: int) -> dict | None:
+def _quantization(
+    loaded: LoadedModel, made: StoragePlan, codes: Collection[str], accuracy_level: int
+) -> Quantization | None:
     """What the manifest says of quantized weights; None if there are none."""
     if not codes:
         return None
     plain = {name: held.itemsize * 8 for name, held in made.storage.items() if isinstance(held, ir.DataType)}
     bits = bits_per_weight(made.weights, {name: int(size) for name, size in plain.items()})
-    return {**(loaded.quantization or {"method": "rtn"}), "bits_per_weight": bits, "accuracy_level": accuracy_level}
+    recorded = Quantization(**(loaded.quantization or {"method": "rtn"}))
+    recorded["bits_per_weight"], recorded["accuracy_level"] = bits, accuracy_level
+    return recorded
 
 
 def _context(loaded: LoadedModel, context: int | None) -> int:
@@ -217,7 +222,7 @@ def _context(loaded: LoadedModel, context: int | None) -> int:
 
 def _other_precisions(
     loaded: LoadedModel, output: Path, kind: type[FunctionOps], model_file: str
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, Variant]:
     """The same model's graphs of other precisions that lie in the folder already, where the target has a name for each: model
     file -> its precision, arithmetic, quantization and files. They stay there."""
     if "/" not in model_file or not (output / bundle.MANIFEST).exists():
@@ -231,11 +236,16 @@ def _other_precisions(
     wanted = {"spec_digest": digest(loaded.spec), "weights_digest": loaded.weights_digest(), "target": "web"}
     if any(there.get(key) != wanted[key] for key in same):
         return {}
-    found = dict(there.get("others") or {})
+    found, last = dict(there.get("others") or {}), there.get("model_file", "model.onnx")
     data = kind.files(there["precision"])[1]
-    last, parent = there["model_file"], there["model_file"].rsplit("/", 1)[0]
+    parent = last.rsplit("/", 1)[0]
     files = [name for name in there["files"] if name == last or name == f"{parent}/{data}"]
-    found[last] = {key: there[key] for key in ("precision", "compute", "quantization")} | {"files": files}
+    found[last] = {
+        "precision": there["precision"],
+        "compute": there["compute"],
+        "quantization": there.get("quantization"),
+        "files": files,
+    }
     found.pop(model_file, None)
     return found
 

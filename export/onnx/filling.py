@@ -10,9 +10,10 @@ from typing import Any
 import onnx_ir as ir
 
 from edgeformer.checkpoint.links import fingerprint
+from edgeformer.checkpoint.manifest import Linked
 from edgeformer.errors import ExportError
 from edgeformer.exporters.onnx.graph import BuiltGraph
-from edgeformer.exporters.onnx.storage import DataWriter, Plan, link, link_quantized
+from edgeformer.exporters.onnx.storage import DataWriter, StoragePlan, link, link_quantized
 from edgeformer.weights.binding import Source
 from edgeformer.weights.formats import SCALES, GroupTensor, QuantizedTensor
 
@@ -21,8 +22,8 @@ Progress = Callable[[int, int], None]
 
 
 def fill(
-    built: BuiltGraph, plan: Plan, folder: Path, data_file: str, linking: bool, progress: Progress | None
-) -> dict[str, dict]:
+    built: BuiltGraph, plan: StoragePlan, folder: Path, data_file: str, linking: bool, progress: Progress | None
+) -> dict[str, Linked]:
     """Give every initializer its data; what the manifest says of linked files.
 
     Raises:
@@ -96,31 +97,26 @@ def _fill_quantized(
         )
 
 
-def _link_files(files: list[Path], folder: Path) -> dict[str, dict]:
+def _link_files(files: list[Path], folder: Path) -> dict[str, Linked]:
     """Hard-link a checkpoint's files beside the ONNX file; runtimes refuse paths that leave the folder.
 
     A hard link is no copy, survives a replaced original, and loads in every tool. Across file systems there is none: the
     manifest then keeps the paths, all in one folder, which our runtime passes on.
     """
-    linked: dict[str, dict] = {}
+    linked: dict[str, Linked] = {}
     if len({file.name for file in files}) < len(files):
         raise ExportError(
             "files of the checkpoint in several folders have one name, so they can't be linked; use --weights copy"
         )
     for file in files:
         real = file.resolve()
-        entry = {"path": str(real), **fingerprint(real)}
         try:
             os.link(real, folder / file.name)
-            linked[file.name] = {**entry, "hard_link": True}
+            linked[file.name] = Linked(path=str(real), **fingerprint(real), hard_link=True)
         except OSError:
-            linked[real.name] = {**entry, "hard_link": False}
-    if (
-        len(
-            {e["hard_link"] for e in linked.values()}
-            | {str(Path(e["path"]).parent) for e in linked.values() if not e["hard_link"]}
-        )
-        > 2
-    ):
+            linked[real.name] = Linked(path=str(real), **fingerprint(real), hard_link=False)
+    outside = {Path(entry["path"]).parent for entry in linked.values() if not entry["hard_link"]}
+    inside = any(entry["hard_link"] for entry in linked.values())
+    if len(outside) > 1 or (outside and inside):  # a runtime is told of one folder
         raise ExportError("the checkpoint's shards lie in several folders of another file system; use --weights copy")
     return linked

@@ -23,7 +23,7 @@ _TYPES = {str: ir.AttributeType.STRING, float: ir.AttributeType.FLOAT, int: ir.A
 class FunctionOps(GraphOps):
     """Primitives as nodes, fused ops as function calls. `inline` writes the bodies in place instead."""
 
-    functions: ClassVar[bool] = True
+    writes_functions: ClassVar[bool] = True
     """Whether fused ops are functions. Where its runtimes can't read functions, a target writes their bodies in place."""
     precisions: ClassVar[tuple[str, ...] | None] = None
     """What a target can hold; None: every precision."""

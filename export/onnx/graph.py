@@ -134,7 +134,7 @@ def build(
         ExportError: a layer, or the target, that can't do it.
     """
     kind = target_class(target)
-    ops = kind(compute, inline=inline or not kind.functions, accuracy_level=accuracy_level)
+    ops = kind(compute, inline=inline or not kind.writes_functions, accuracy_level=accuracy_level)
     weights = Initializers(ops, storage)
     if isinstance(spec, EncoderDecoder) and program == "encoder":
         return _finished(ops, weights, storage, spec, *_encoder(ops, weights, spec), None)
@@ -226,7 +226,7 @@ def _encoder(ops: FunctionOps, weights: Initializers, spec: EncoderDecoder) -> t
     _tables(ops, weights, spec, spec.context)
     root = GraphHandle(ops, spec, 0, weights)
     new = ops.node("Shape", [ids], dims=(1,), dtype=INT64, start=1, end=2)
-    memory = root.encode(ids, mask, new)
+    memory = ops.enter(root, spec.encode, ids, mask, new)
     outputs = [_output(ops, memory, "last_hidden_state", (*shape, spec.width))]
     made: dict[str, dict[str, GraphTensor]] = {}
     for (path, name), (public, heads, dim) in read_names(spec).items():

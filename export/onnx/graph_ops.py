@@ -33,6 +33,12 @@ class GraphTensor:
         """Rank."""
         return len(self.dims)
 
+    def size(self, axis: int) -> int:
+        """A size that has to be static."""
+        size = self.dims[axis]
+        assert size is not None
+        return size
+
     def __add__(self, other: Any) -> GraphTensor:
         return self.ops.binary("Add", self, other)
 

@@ -40,7 +40,7 @@ Storage = ir.DataType | Format
 
 
 @dataclass(frozen=True)
-class Plan:
+class StoragePlan:
     """What an export writes: the weights it reads, canonical name -> how each is held, and the type of activations."""
 
     precision: str
@@ -49,7 +49,7 @@ class Plan:
     compute: ir.DataType
 
 
-def plan(spec: Model, weights: Weights, precision: str | None, link: bool, keep: Sequence[str] = ()) -> Plan:
+def plan(spec: Model, weights: Weights, precision: str | None, link: bool, keep: Sequence[str] = ()) -> StoragePlan:
     """Decide how every tensor is held.
 
     Args:
@@ -71,8 +71,8 @@ def plan(spec: Model, weights: Weights, precision: str | None, link: bool, keep:
             raise ExportError(
                 f"--keep is for {' and '.join(QUANTIZED)}; --precision {precision} rounds nothing to groups"
             )
-        storage, compute = _plain_storage(weights, precision, link)
-        return Plan(precision, weights, dict(storage), compute)
+        plain, compute = _plain_storage(weights, precision, link)
+        return StoragePlan(precision, weights, {**plain}, compute)
     base = precision.removesuffix("f16")
     if base not in QUANTIZED and base != (has or "q4"):
         known = ", ".join((*PRECISIONS, *QUANTIZED, *(f"{q}f16" for q in QUANTIZED)))
@@ -91,7 +91,7 @@ def plan(spec: Model, weights: Weights, precision: str | None, link: bool, keep:
             storage[name] = stored.format
         else:
             storage[name] = ONNX_DTYPES.get(stored.dtype, compute) if link else compute
-    return Plan(precision, weights, storage, compute)
+    return StoragePlan(precision, weights, storage, compute)
 
 
 def _plain_storage(weights: Weights, precision: str, link: bool) -> tuple[dict[str, ir.DataType], ir.DataType]:

@@ -24,7 +24,7 @@ CHUNK = 512
 FIRST_VISIBLE = 256
 
 
-class Decoder:
+class DecodeSession:
     """A decoder model with its cache.
 
     Args:

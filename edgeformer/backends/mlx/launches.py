@@ -16,7 +16,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from edgeformer.backends.mlx import metal
-from edgeformer.backends.mlx.decode import Decoder
+from edgeformer.backends.mlx.decode import DecodeSession
 from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.backends.mlx.ops import MlxOps
 from edgeformer.errors import InputError
@@ -79,7 +79,7 @@ def ours(spec: Model, *, kernels: dict[str, Any] | None = None, bits: int | None
         if bits is not None:
             _quantize(model, bits)
         model.pack(evaluate=False)
-        decoder = Decoder(model, 1, _HISTORY * 2, compiled=False)
+        decoder = DecodeSession(model, 1, _HISTORY * 2, compiled=False)
         function, arrays = decoder.step_function(_HISTORY * 2, Sampling()), list(decoder.store.arrays.values())
 
         def step(token: mx.array, start: mx.array) -> Any:

@@ -15,10 +15,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from edgeformer.backends.mlx.packing import Packed, packed_product
+from edgeformer.backends.mlx.packing import PackedProduct, packed_product
 from edgeformer.backends.mlx.store import MlxStore
 from edgeformer.layers.rms_norm import RMSNorm
-from edgeformer.ops import MASKED, Bias, Rotary
+from edgeformer.ops import MASKED, Bias, Heads, Rotary
 from edgeformer.ops.eager import EagerOps, elementwise
 from edgeformer.spec import Layer
 
@@ -192,22 +192,22 @@ class MlxOps(EagerOps):
         sinks = None if sinks is None else sinks.astype(q.dtype)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
 
-    def attend(self, slot, qkv, *, norms=None, position=None, mask: Any = None, dropout=None, **shape):
-        heads, kv_heads, dim = shape["heads"], shape["kv_heads"], shape["head_dim"]
+    def attend(self, slot, qkv, shape, *, norms=None, position=None, mask: Any = None, sinks=None, dropout=None):
         rotary = position if isinstance(position, MlxRotary) else None
         magnitude = 1.0 if rotary is None else rotary.layer.magnitude()
-        if rotary is not None and magnitude != 1.0 and rotary.layer.dim == dim:
+        if rotary is not None and magnitude != 1.0 and rotary.layer.dim == shape.head_dim:
             # on every channel of q and of k: one factor on the scores. In every step, or the cache would hold both kinds
-            shape["scale"] *= magnitude**2
+            shape = replace(shape, scale=shape.scale * magnitude**2)
             position = rotary = replace(rotary, cos=rotary.cos / magnitude, sin=rotary.sin / magnitude)
             magnitude = 1.0
         if rotary is None:
             direct = not isinstance(position, Rotary)  # angles that a scheme made by itself
         else:
             direct = rotary.start is not None and magnitude == 1.0
-        if slot is None or shape["value_dim"] != dim or not direct or not isinstance(slot.store, MlxStore):
-            return super().attend(slot, qkv, norms=norms, position=position, mask=mask, dropout=dropout, **shape)
-        q, kv = self._prepared(qkv, rotary, norms, heads, kv_heads, dim)
+        if slot is None or shape.value_dim != shape.head_dim or not direct or not isinstance(slot.store, MlxStore):
+            rest = dict(mask=mask, sinks=sinks, dropout=dropout)
+            return super().attend(slot, qkv, shape, norms=norms, position=position, **rest)
+        q, kv = self._prepared(qkv, rotary, norms, shape)
         k, v = slot.store.write(slot.path, kv)
         y = self.attention(
             q,
@@ -215,28 +215,26 @@ class MlxOps(EagerOps):
             v,
             mask,
             position.tensor if isinstance(position, Bias) else None,
-            groups=heads // kv_heads,
-            scale=shape["scale"],
-            softcap=shape.get("softcap"),
-            sinks=shape.get("sinks"),
+            groups=shape.groups,
+            scale=shape.scale,
+            softcap=shape.softcap,
+            sinks=sinks,
             dropout=dropout,
         )
-        return self.merge_heads(y, heads * dim)
+        return self.merge_heads(y, shape.heads * shape.head_dim)
 
-    def _prepared(
-        self, qkv: Any, rotary: MlxRotary | None, norms: Any, heads: int, kv_heads: int, dim: int
-    ) -> tuple[mx.array, mx.array]:
+    def _prepared(self, qkv: Any, rotary: MlxRotary | None, norms: Any, shape: Heads) -> tuple[mx.array, mx.array]:
         """Queries `[B, H, T, K]`, and keys and values as one array `[B, 2G, T, K]`; queries and keys normalised, rotated."""
-        new = qkv[0].shape[1]
+        new, heads, kv_heads, dim = qkv[0].shape[1], shape.heads, shape.kv_heads, shape.head_dim
         plain = norms is None or type(norms[0].layer) is RMSNorm
-        if isinstance(qkv, Packed) and plain:
+        if isinstance(qkv, PackedProduct) and plain:
             kernel = self.kernels.get("rope_pack")
             half_split = rotary is not None and not rotary.layer.interleaved
             if rotary is not None and half_split and kernel is not None and kernel.takes(qkv.whole, dim):
                 weights = None if norms is None else (norms[0].weight, norms[1].weight)
                 eps = 0.0 if norms is None else norms[0].layer.eps
-                shape = dict(heads=heads, kv_heads=kv_heads, head_dim=dim, rotated=rotary.layer.dim)
-                return kernel(qkv.whole, weights, rotary.start, rotary.periods, eps=eps, **shape)
+                sizes = dict(heads=heads, kv_heads=kv_heads, head_dim=dim, rotated=rotary.layer.dim)
+                return kernel(qkv.whole, weights, rotary.start, rotary.periods, eps=eps, **sizes)
             if new == 1:
                 return self._prepared_token(qkv.whole, rotary, norms, heads, kv_heads, dim)
         q, k, v = qkv

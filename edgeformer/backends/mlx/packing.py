@@ -9,7 +9,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 
-class Packed(tuple):
+class PackedProduct(tuple):
     """The parts of a packed product, and the `whole`, `[..., sum of parts]`."""
 
     whole: mx.array
@@ -26,7 +26,7 @@ class Rows:
         return self.parent(x)[..., start : start + self.sizes[self.index]]  # type: ignore[operator]
 
 
-def packed_product(x: mx.array, handles: Sequence[Any]) -> Packed | None:
+def packed_product(x: mx.array, handles: Sequence[Any]) -> PackedProduct | None:
     """The product with all parts of one packed map, in order; None where `handles` are anything else."""
     if not all(isinstance(h, Rows) for h in handles) or len({id(h.parent) for h in handles}) > 1:
         return None
@@ -37,7 +37,7 @@ def packed_product(x: mx.array, handles: Sequence[Any]) -> Packed | None:
     for size in sizes:
         parts.append(whole[..., start : start + size])
         start += size
-    packed = Packed(parts)
+    packed = PackedProduct(parts)
     packed.whole = whole
     return packed
 

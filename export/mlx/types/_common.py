@@ -33,8 +33,8 @@ def llama_shaped(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
 
 def no_windows(attentions: list[GQA], context: int, kind: str) -> None:
     """Raise `Unmapped` if a window would be ignored; one as wide as the context hides nothing."""
-    for window in {a.mask.window for a in attentions} - {None}:
-        need(window >= context, f"there are sliding windows, which mlx-lm's {kind} can't be told")
+    for window in {a.mask.window for a in attentions}:
+        need(window is None or window >= context, f"there are sliding windows, which mlx-lm's {kind} can't be told")
 
 
 def _rope(rope: Rope, head_dim: int) -> dict[str, Any]:

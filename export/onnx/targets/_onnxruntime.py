@@ -22,7 +22,7 @@ import onnx_ir as ir
 
 from edgeformer.exporters.onnx.functions import FunctionOps
 from edgeformer.exporters.onnx.graph_ops import CONTRIB, FLOAT, INT64, GraphOps, GraphTensor
-from edgeformer.ops import Bias, Rotary
+from edgeformer.ops import Bias, Heads, Rotary
 from edgeformer.weights.formats import GROUP
 
 INT32 = ir.DataType.INT32
@@ -46,7 +46,7 @@ class _WithoutCausality:
     prefix: bool = False
 
 
-class _Packed:
+class _PackedProduct:
     """The joined product of several linear maps; split only when a part is used by itself."""
 
     def __init__(self, ops: GraphOps, tensor: GraphTensor, sizes: list[int]):
@@ -62,7 +62,7 @@ class _Packed:
 class _Part(GraphTensor):
     """One map's share of a packed product."""
 
-    def __init__(self, packed: _Packed, index: int):
+    def __init__(self, packed: _PackedProduct, index: int):
         self.packed, self.index = packed, index
         self.ops, self.dtype = packed.ops, packed.tensor.dtype
         self.dims = (*packed.tensor.dims[:-1], packed.sizes[index])
@@ -70,6 +70,27 @@ class _Part(GraphTensor):
     @property
     def value(self) -> ir.Value:  # type: ignore[override]
         return self.packed.part(self.index)
+
+
+@dataclass(frozen=True)
+class _Cached:
+    """Operands of attention with a cache, in GroupQueryAttention's order; None where one is absent."""
+
+    q: GraphTensor
+    """[B, T, H·K], or q, k and v side by side [B, T, (H + 2G)·K], with `k` and `v` None."""
+    k: GraphTensor | None
+    v: GraphTensor | None
+    past_k: GraphTensor
+    past_v: GraphTensor
+    last: GraphTensor
+    total: GraphTensor
+    cos: GraphTensor | None
+    sin: GraphTensor | None
+    positions: GraphTensor | None
+    bias: GraphTensor | None
+    sinks: GraphTensor | None
+    scales: tuple[GraphTensor, ...] = ()
+    """Of an int8 cache: keys' and values', one per head and channel."""
 
 
 class OnnxRuntimeTarget(FunctionOps):
@@ -84,7 +105,7 @@ class OnnxRuntimeTarget(FunctionOps):
         return ir.DataType.UINT8, (shape[0], shape[1] // GROUP, GROUP * format.bits // 8)
 
     def quantized_linear(self, x, codes, scales, format):
-        rows, groups, _ = codes.dims
+        rows, groups = codes.size(0), codes.size(1)
         return self.node(
             "MatMulNBits",
             [x, codes, scales],
@@ -101,7 +122,7 @@ class OnnxRuntimeTarget(FunctionOps):
         return self.node(
             "GatherBlockQuantized",
             [codes, ids, scales],
-            dims=(*ids.dims, scales.dims[1] * GROUP),
+            dims=(*ids.dims, scales.size(1) * GROUP),
             dtype=scales.dtype,
             domain=CONTRIB,
             bits=format.bits,
@@ -115,7 +136,7 @@ class OnnxRuntimeTarget(FunctionOps):
             return super().linears(x, *handles)
         with self.scope("qkv"):
             joined = [self.concat(list(ts), 0) for ts in zip(*(h.tensors for h in handles), strict=True)]
-            packed = _Packed(self, handles[0].rebind(self, joined)(x), [h.tensors[0].dims[0] for h in handles])
+            packed = _PackedProduct(self, handles[0].rebind(self, joined)(x), [h.tensors[0].dims[0] for h in handles])
         return tuple(_Part(packed, i) for i in range(len(handles)))
 
     def rms_norm_body(self, x, weight, *, eps):
@@ -158,35 +179,37 @@ class OnnxRuntimeTarget(FunctionOps):
     def additive_mask(self, mask, scores):
         return mask.full if isinstance(mask, _Mask) else mask
 
-    def attend(self, slot, qkv, *, norms=None, position=None, mask: Any = None, **shape):
+    def attend(self, slot, qkv, shape, *, norms=None, position=None, mask: Any = None, sinks=None, dropout=None):
         refusal = None if slot is None else self._refusal(position, mask, shape)
         if slot is None or refusal:
             if refusal:
                 self.note(f"attention runs its reference body: {refusal}")
-            return super().attend(slot, qkv, norms=norms, position=position, mask=mask, **shape)
+            rest = dict(mask=mask, sinks=sinks, dropout=dropout)
+            return super().attend(slot, qkv, shape, norms=norms, position=position, **rest)
         q, k, v = qkv
         if norms is not None:
-            q = self.norm_heads(norms[0], q, shape["heads"], shape["head_dim"])
-            k = self.norm_heads(norms[1], k, shape["kv_heads"], shape["head_dim"])
+            q = self.norm_heads(norms[0], q, shape.heads, shape.head_dim)
+            k = self.norm_heads(norms[1], k, shape.kv_heads, shape.head_dim)
         cos = sin = positions = None
+        interleaved = False
         if isinstance(position, Rotary):
             table, reason = self.tables.get(position.layer), None
             if table is None:
                 reason = "its angles depend on the sequence length"
-            elif position.layer.dim % 16 or shape["head_dim"] % 16:
+            elif position.layer.dim % 16 or shape.head_dim % 16:
                 reason = (
                     "GroupQueryAttention rotates multiples of 16 channels,"
-                    f" this is {position.layer.dim} of head_dim {shape['head_dim']}"
+                    f" this is {position.layer.dim} of head_dim {shape.head_dim}"
                 )
             if reason or table is None:
                 self.note(f"rotation runs its reference body: {reason}")
-                q = self._rotate(q, position, shape["heads"], shape["head_dim"])
-                k = self._rotate(k, position, shape["kv_heads"], shape["head_dim"])
+                q = self._rotate(q, position, shape.heads, shape.head_dim)
+                k = self._rotate(k, position, shape.kv_heads, shape.head_dim)
             else:
                 (cos, sin), positions = table, self._positions(slot.store)
+                interleaved = position.layer.interleaved
         if (packed := _whole_product(q, k, v)) is not None:
             q, k, v = packed, None, None
-        sinks = shape.get("sinks")
         extra = mask.extra
         if isinstance(position, Bias):
             extra = extra + self.cast(position.tensor, extra)
@@ -197,31 +220,29 @@ class OnnxRuntimeTarget(FunctionOps):
             type(self).cached_attention_body,
             [q, k, v, *past, *self._lengths(slot.store), cos, sin, positions, extra, sinks, *scales],
             3,
-            heads=shape["heads"],
-            kv_heads=shape["kv_heads"],
-            scale=float(shape["scale"]),
-            softcap=shape.get("softcap"),
-            interleaved=int(cos is not None and position.layer.interleaved) or None,
+            heads=shape.heads,
+            kv_heads=shape.kv_heads,
+            scale=float(shape.scale),
+            softcap=shape.softcap,
+            interleaved=int(interleaved) or None,
         )
         slot.store.present[slot.path, "k"], slot.store.present[slot.path, "v"] = present
         return y
 
-    def cached_attention_body(
-        self, q, k, v, past_k, past_v, last, total, cos, sin, positions, bias, sinks, *scales,
-        heads, kv_heads, scale, softcap, interleaved,
-    ):  # fmt: skip
+    def cached_attention_body(self, *operands, heads, kv_heads, scale, softcap, interleaved):
+        """GroupQueryAttention. operands: those of `_Cached`, in order."""
+        given = _Cached(*operands[:12], scales=operands[12:])
+        q, past_k, past_v = given.q, given.past_k, given.past_v
         attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
-        if cos is not None:
+        if given.cos is not None:
             attributes |= {"do_rotary": 1, "rotary_interleaved": interleaved or 0}
         if softcap is not None:
             attributes["softcap"] = float(softcap)
-        inputs = [q, k, v, past_k, past_v, last, total, cos, sin, positions, bias, sinks]
-        if scales:  # int8, one scale per head and channel
+        if given.scales:  # int8, one scale per head and channel
             attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
-            inputs += scales
         cache = (past_k.dims[0], past_k.dims[1], None, past_k.dims[3])
         described = [(q.dtype, (*q.dims[:2], heads * past_k.dims[3])), (past_k.dtype, cache), (past_v.dtype, cache)]
-        return tuple(self.nodes_out("GroupQueryAttention", inputs, described, domain=CONTRIB, **attributes))
+        return tuple(self.nodes_out("GroupQueryAttention", operands, described, domain=CONTRIB, **attributes))
 
     def _lengths(self, store: Any) -> tuple[GraphTensor, GraphTensor]:
         """seqlens_k (the last slot, per row) and the total length, as GroupQueryAttention wants them."""
@@ -252,17 +273,17 @@ class OnnxRuntimeTarget(FunctionOps):
             self.scopes = scopes
         return store.shared[name]
 
-    def _refusal(self, position: Any, mask: Any, shape: dict[str, Any]) -> str | None:
+    def _refusal(self, position: Any, mask: Any, shape: Heads) -> str | None:
         """Why GroupQueryAttention can't take this attention."""
         if self.compute not in self.attention_types:
             types = ", ".join(t.name for t in self.attention_types)
             return f"this provider's GroupQueryAttention computes in {types}, not in {self.compute.name}"
         if mask.extra is None:
             return "GroupQueryAttention is causal, and a prefix is seen by all"
-        if shape["head_dim"] != shape["value_dim"]:
+        if shape.head_dim != shape.value_dim:
             return "keys and values differ in width"
-        if shape["head_dim"] % 8:
-            return f"GroupQueryAttention takes head_dim divisible by 8, this is {shape['head_dim']}"
+        if shape.head_dim % 8:
+            return f"GroupQueryAttention takes head_dim divisible by 8, this is {shape.head_dim}"
         return None
 
     def _rotate(self, x: GraphTensor, rotary: Rotary, heads: int, head_dim: int) -> GraphTensor:

@@ -8,4 +8,4 @@ from edgeformer.exporters.onnx.functions import FunctionOps
 class Target(FunctionOps):
     """Every fused op's default definition, written in place: not every runtime reads functions."""
 
-    functions = False
+    writes_functions = False

@@ -11,7 +11,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from edgeformer.backends.mlx.decode import Decoder
+from edgeformer.backends.mlx.decode import DecodeSession
 from edgeformer.backends.mlx.metal._kernel import EPSILON, Kernel
 from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.ops.sampling import Sampling
@@ -86,12 +86,12 @@ def _measure(
     """Ratios and errors of some configurations against none."""
     spec = model.layer
     ids = mx.random.randint(0, spec.vocab, (1, prompt), key=mx.random.key(0))
-    decoders: dict[str, Decoder] = {}
+    decoders: dict[str, DecodeSession] = {}
     reference: mx.array | None = None
     for name, used in {"": {}, **configurations}.items():
         report(f"checking {name or 'the ops'}")
         model.ops.kernels = dict(used)
-        decoder = Decoder(model, 1, prompt + steps + 8, compiled=compiled)
+        decoder = DecodeSession(model, 1, prompt + steps + 8, compiled=compiled)
         decoder.prefill(ids)
         logits = decoder.step(ids[:, 0]).astype(mx.float32)
         if reference is None:
@@ -127,7 +127,7 @@ def _is_right(kernel: Kernel, dtype: mx.Dtype) -> bool:
     return all(case.error(case.call(kernel)) <= 1 for case in kernel.cases(dtype))
 
 
-def _steps(decoder: Decoder, count: int) -> float:
+def _steps(decoder: DecodeSession, count: int) -> float:
     """Seconds per greedy step, one ahead of the reader, as in generation."""
     key, greedy = mx.random.key(0), Sampling()
     token: Any = mx.array([1], mx.int32)
