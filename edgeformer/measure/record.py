@@ -11,6 +11,7 @@ import json
 import os
 import statistics
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -126,25 +127,64 @@ def _roofline(
     }
 
 
+@dataclass(frozen=True)
+class _Half:
+    """The half of a row that a record is about, prefill or decode: `rounds` in nanoseconds, and in tokens per second."""
+
+    row: Row
+    prefill: bool
+    rounds_ns: list[int]
+    rounds_ts: list[float]
+    medians_ns: list[float]
+
+    @classmethod
+    def of(cls, row: Row, prefill: bool) -> _Half:
+        """From a row's rounds."""
+        shape = row.shape
+        if prefill:
+            ns = row.prefill_ns()
+        else:
+            ns = [sum(r["decode_ns"]) // shape.concurrency for r in row.rounds if r["decode_ns"]]
+        tokens = (shape.prompt if prefill else shape.gen) * shape.batch
+        ts = [tokens * 1e9 / sample for sample in ns]
+        if row.served and not prefill:  # between n tokens lie n - 1 times; a rate of each client
+            ts = [len(r["decode_ns"]) * 1e9 / sum(r["decode_ns"]) for r in row.rounds if r["decode_ns"]]
+        return cls(row, prefill, ns, ts, row.prefill_medians_ns() if prefill else row.decode_medians_ns())
+
+    @property
+    def median_ns(self) -> float | None:
+        """Over rounds."""
+        return statistics.median(self.medians_ns) if self.medians_ns else None
+
+    @property
+    def tokens(self) -> int:
+        """Of a round, in all sequences of the batch."""
+        return (self.row.shape.prompt if self.prefill else self.row.shape.gen) * self.row.shape.batch
+
+
 def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rates: dict[str, Any]) -> dict[str, Any]:
-    counted, plan, shape, first = costs(spec), row.plan, row.shape, row.first or {}
-    n_prompt, n_gen = (shape.prompt, 0) if prefill else (0, shape.gen)
-    clients = shape.concurrency
-    tokens = (n_prompt or n_gen) * shape.batch
-    samples = row.prefill_ns() if prefill else [sum(r["decode_ns"]) // clients for r in row.rounds if r["decode_ns"]]
-    many = len(samples) > 1
-    per_sample = [tokens * 1e9 / ns for ns in samples]
-    if row.served and not prefill:  # between n tokens lie n - 1 times; a rate of each client
-        per_sample = [len(r["decode_ns"]) * 1e9 / sum(r["decode_ns"]) for r in row.rounds if r["decode_ns"]]
-    walls = [r["wall_ns"] for r in row.rounds if r.get("wall_ns")]
-    steps = row.decode_ns()
-    medians = row.prefill_medians_ns() if prefill else row.decode_medians_ns()
-    median_ns = statistics.median(medians) if medians else None
-    worst = [c for c in row.checks if c.get("max_abs") is not None]
-    facts = artefact_facts(row, spec)
-    joules = row.energy.get("energy_j_prefill" if prefill else "energy_j_decode")
+    half, facts = _Half.of(row, prefill), artefact_facts(row, spec)
     return {
-        # llama-bench's columns
+        **_llama_bench(half, spec, machine, name, facts["weight_bytes"]),
+        **_subject(row, spec, name),
+        **facts,
+        "status": row.status,
+        "error": row.error,
+        **_timing(half),
+        **_costs(half),
+        **_roofline(row, spec, facts, half.median_ns, prefill, rates),
+        "blocks": row.blocks.get("prefill" if prefill else "decode"),
+        "rates": rates or None,
+        "flags": [flag.text for flag in row.flags],
+        **_proof(row),
+        **{f"machine_{k}": v for k, v in machine.items() if k not in ("cpu_info", "gpu_info")},
+    }
+
+
+def _llama_bench(half: _Half, spec: Model, machine: dict, name: str, weight_bytes: int | None) -> dict[str, Any]:
+    """The columns that llama.cpp's llama-bench writes."""
+    row, plan, shape, many = half.row, half.row.plan, half.row.shape, len(half.rounds_ns) > 1
+    return {
         "build_commit": next(iter(row.versions.values()), ""),  # the runtime's version: most have no commit to name
         "build_number": 0,
         "cpu_info": machine["cpu_info"],
@@ -152,8 +192,8 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
         "backends": row.facts.get("provider") or plan.runtime,
         "model_filename": plan.source,
         "model_type": f"{name} {plan.precision}",
-        "model_size": facts["weight_bytes"],
-        "model_n_params": counted.parameters,
+        "model_size": weight_bytes,
+        "model_n_params": costs(spec).parameters,
         "n_batch": shape.batch,
         "n_threads": row.threads,
         "type_k": row.facts.get("kv"),
@@ -161,17 +201,23 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
         "n_gpu_layers": row.facts.get("gpu_layers", 0),
         "main_gpu": 0,
         "tensor_split": "",
-        "n_prompt": n_prompt,
-        "n_gen": n_gen,
-        "n_depth": shape.depth if prefill else shape.depth + shape.prompt,
+        "n_prompt": shape.prompt if half.prefill else 0,
+        "n_gen": 0 if half.prefill else shape.gen,
+        "n_depth": shape.depth if half.prefill else shape.depth + shape.prompt,
         "test_time": row.measured,
-        "avg_ns": round(statistics.mean(samples)) if samples else None,
-        "stddev_ns": round(statistics.stdev(samples)) if many else None,
-        "avg_ts": statistics.mean(per_sample) if per_sample else None,
-        "stddev_ts": statistics.stdev(per_sample) if many else None,
-        "samples_ns": samples,
-        "samples_ts": per_sample,
-        # ours
+        "avg_ns": round(statistics.mean(half.rounds_ns)) if half.rounds_ns else None,
+        "stddev_ns": round(statistics.stdev(half.rounds_ns)) if many else None,
+        "avg_ts": statistics.mean(half.rounds_ts) if half.rounds_ts else None,
+        "stddev_ts": statistics.stdev(half.rounds_ts) if many else None,
+        "samples_ns": half.rounds_ns,
+        "samples_ts": half.rounds_ts,
+    }
+
+
+def _subject(row: Row, spec: Model, name: str) -> dict[str, Any]:
+    """What ran, and on what."""
+    plan, shape = row.plan, row.shape
+    return {
         "schema_version": SCHEMA_VERSION,
         "suite": "edgeformer",
         "suite_version": edgeformer.__version__,
@@ -186,31 +232,45 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
         "kv_dtype": row.facts.get("kv"),
         "ctx_capacity": shape.capacity,
         "batch": shape.batch,
-        "concurrency": clients,
+        "concurrency": shape.concurrency,
         "prompt": shape.prompt,
         "gen": shape.gen,
         "depth": shape.depth,
         "task": spec.task,
         "spec_digest": digest(spec),
-        **facts,
-        "status": row.status,
-        "error": row.error,
-        "median_ns": median_ns,
-        "median_ts": statistics.median(per_sample) if per_sample else None,
-        "round_medians_ns": medians,
-        "step_samples_ns": [r["decode_ns"] for r in row.rounds] if n_gen else None,
+    }
+
+
+def _timing(half: _Half) -> dict[str, Any]:
+    """Medians, inter-token latency (ITL) and time to the first token (TTFT); the rounds they come from."""
+    row, decodes, first = half.row, not half.prefill and half.row.shape.gen > 0, half.row.first or {}
+    walls = [r["wall_ns"] for r in row.rounds if r.get("wall_ns")]
+    steps = row.decode_ns() if decodes else []
+    return {
+        "median_ns": half.median_ns,
+        "median_ts": statistics.median(half.rounds_ts) if half.rounds_ts else None,
+        "round_medians_ns": half.medians_ns,
+        "step_samples_ns": [r["decode_ns"] for r in row.rounds] if decodes else None,
         "served": row.served,
         "round_wall_ns": walls or None,
-        "throughput_ts": clients * shape.gen * 1e9 / statistics.median(walls) if walls else None,
-        "itl_ms_p50": quantile(steps, 0.5) / 1e6 if n_gen and steps else None,
-        "itl_ms_p90": quantile(steps, 0.9) / 1e6 if n_gen and steps else None,
-        "itl_ms_p99": quantile(steps, 0.99) / 1e6 if n_gen and steps else None,
+        "throughput_ts": row.shape.concurrency * row.shape.gen * 1e9 / statistics.median(walls) if walls else None,
+        "itl_ms_p50": quantile(steps, 0.5) / 1e6 if steps else None,
+        "itl_ms_p90": quantile(steps, 0.9) / 1e6 if steps else None,
+        "itl_ms_p99": quantile(steps, 0.99) / 1e6 if steps else None,
         "ttft_warm_ms": statistics.median(row.prefill_ns()) / 1e6 if row.rounds else None,
         "ttft_cold_ms": (row.load_s or 0) * 1e3 + first["prefill_ns"][0] / 1e6 if first else None,
         "load_ms": row.load_s and row.load_s * 1e3,
         "first_round": row.first,
         "discarded_rounds": row.discarded,
         "settled": row.settled,
+    }
+
+
+def _costs(half: _Half) -> dict[str, Any]:
+    """CPU time, memory and energy."""
+    row = half.row
+    joules = row.energy.get("energy_j_prefill" if half.prefill else "energy_j_decode")
+    return {
         "cpu_ns": [r["cpu_ns"] for r in row.rounds],
         "cpu_per_wall": row.cpu_per_wall(),
         "peak_rss_bytes": row.memory.get("peak_rss_bytes"),
@@ -219,13 +279,16 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
         "peak_gpu_bytes": row.memory.get("peak_gpu_bytes"),
         "weights_mmap": row.facts.get("weights_mmap"),
         "energy_j": joules,
-        "energy_j_per_token": joules / tokens if joules is not None else None,
+        "energy_j_per_token": joules / half.tokens if joules is not None else None,
         "energy_source": row.energy.get("energy_source"),
         "idle_w": row.energy.get("idle_w"),
-        **_roofline(row, spec, facts, median_ns, prefill, rates),
-        "blocks": row.blocks.get("prefill" if prefill else "decode"),
-        "rates": rates or None,
-        "flags": [flag.text for flag in row.flags],
+    }
+
+
+def _proof(row: Row) -> dict[str, Any]:
+    """That the row computes what the original does."""
+    worst = [c for c in row.checks if c.get("max_abs") is not None]
+    return {
         "parity_reference": row.reference,
         "parity_verdict": row.verdict,
         "parity_max_abs": max((c["max_abs"] for c in worst), default=None),
@@ -233,7 +296,6 @@ def _record(row: Row, spec: Model, machine: dict, name: str, prefill: bool, rate
         "parity_checks": row.checks,
         "quality_kl_mean": row.quality.get("kl_mean"),
         "quality_top1": row.quality.get("top1"),
-        **{f"machine_{k}": v for k, v in machine.items() if k not in ("cpu_info", "gpu_info")},
     }
 
 

@@ -7,7 +7,8 @@ users see: `tokenizer`, token ids; `chat`, rendered conversations; `stop`, the i
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +252,63 @@ def rounds_to_int8(manifest: Manifest) -> bool:
     return manifest.get("kv") == "int8" or bool((manifest.get("quantization") or {}).get("accuracy_level"))
 
 
+@dataclass(frozen=True)
+class _Subject:
+    """An artefact to verify. `original` is what it was made from, `computed_from` the weights that the reference computes with
+    (the artefact's own bits where it is quantized), in `precision`; `open_for` opens it for a number of tokens."""
+
+    folder: Path
+    original: LoadedModel
+    computed_from: LoadedModel
+    precision: str
+    compute: str
+    context: int
+    threads: int
+    open_for: Callable[[int | None], Session]
+
+
+def _encoder_checks(
+    subject: _Subject, length: int, seed: int, ids: np.ndarray | None
+) -> tuple[list[Check], Session, str]:
+    """The checks of an encoder, its session, and the reference's name."""
+    source, name = subject.computed_from, reference_runtime()
+    inputs = encoder_inputs(source.spec, length, seed=seed, ids=ids)
+    options = Options(threads=subject.threads, precision=subject.precision)
+    expected = require(name)[0].open(source, options).encode(inputs)
+    session = subject.open_for(None)
+    checks = check_encoder(session, inputs, expected, session.compute or subject.compute)
+    around = check_surroundings(subject.folder, subject.original, session)
+    return [*checks, *(c for c in around if c.name == "tokenizer")], session, name
+
+
+def _decoder_checks(
+    subject: _Subject, length: int, generate: int, seed: int, ids: np.ndarray | None
+) -> tuple[list[Check], Session, str]:
+    """The checks of a model that generates, its session, and the reference's name."""
+    source, spec = subject.computed_from, subject.computed_from.spec
+    ids = sample_ids(spec.vocab, length, seed) if ids is None else np.asarray(ids[:length], np.int64)
+    prompt = min(max(length // 4, 1), 32)
+    generate = min(generate, subject.context - prompt)
+    read = sample_ids(spec.vocab, length, seed + 1)[None] if isinstance(spec, EncoderDecoder) else None
+    prefix = prompt if spec.prefixed else None
+    settings: dict[str, Any] = dict(precision=subject.precision, threads=subject.threads)
+    reference = make_reference(source, ids, prompt=prompt, generate=generate, read=read, prefix=prefix, **settings)
+    session = subject.open_for(max(length, prompt + generate))
+    session.prefix_length = prefix
+    if read is not None:
+        session.source(read)
+    checks = check_decoder(session, reference, session.compute or subject.compute)
+    checks += check_surroundings(subject.folder, subject.original, session)
+    if read is None and (chat := chat_prompt(subject.original)) is not None:
+        size = chat.shape[1]
+        count = min(CHAT_TOKENS, subject.context - size)
+        answer = make_reference(source, chat[0], prompt=size, generate=count, **settings)
+        session = subject.open_for(size + count)
+        tokens, _ = greedy(session, chat, count)
+        checks.append(replace(compare_tokens(tokens, answer, session.compute or subject.compute), name="answer"))
+    return checks, session, reference.runtime
+
+
 def verify(
     artefact: str | Path,
     against: LoadedModel,
@@ -296,49 +354,24 @@ def verify(
     if (refusal := made.refuses(against.spec, Options())) is not None:
         raise InputError(f"the runtime {runtime} can't run {against.name}: {refusal}")
     checks: list[Check] = []
-    opened: Path | LoadedModel = load(folder) if kind == "checkpoint" else folder
-    original = against
+    stored, computed_from = precision, against
     if bundle.has_own_bits(precision):  # the reference has to have the same bits, and those have to be the original's
-        against, stored = load(folder), precision
-        precision = "fp32"
-        checks.append(check_weights(against, original))
-    else:
-        stored = precision
+        computed_from, precision = load(folder), "fp32"
+        checks.append(check_weights(computed_from, against))
     length = min(length if ids is None else len(ids), manifest["context"])
     if length < 4:
         raise InputError(f"at least 4 tokens are needed to verify, got {length}")
-    if against.spec.task != Task.FEATURE_EXTRACTION:
-        ids = sample_ids(against.spec.vocab, length, seed) if ids is None else np.asarray(ids[:length], np.int64)
-        prompt = min(max(length // 4, 1), 32)
-        generate = min(generate, manifest["context"] - prompt)
-        read = (
-            sample_ids(against.spec.vocab, length, seed + 1)[None] if isinstance(against.spec, EncoderDecoder) else None
-        )
-        prefix = prompt if against.spec.prefixed else None
-        shape: dict[str, Any] = dict(prompt=prompt, generate=generate, read=read, prefix=prefix)
-        reference = make_reference(against, ids, precision=precision, threads=threads, **shape)
-        capacity = max(length, prompt + generate)
-        session = made.open(opened, Options(threads=threads, capacity=capacity, variant=variant))
-        session.prefix_length = prefix
-        if read is not None:
-            session.source(read)
-        checks += check_decoder(session, reference, session.compute or compute)
-        name = reference.runtime
-        checks += check_surroundings(folder, original, session)
-        if read is None and (chat := chat_prompt(original)) is not None:
-            count = min(CHAT_TOKENS, manifest["context"] - chat.shape[1])
-            answer = make_reference(
-                against, chat[0], precision=precision, threads=threads, prompt=chat.shape[1], generate=count
-            )
-            session = made.open(opened, Options(threads=threads, capacity=chat.shape[1] + count, variant=variant))
-            tokens, _ = greedy(session, chat, count)
-            checks.append(replace(compare_tokens(tokens, answer, session.compute or compute), name="answer"))
+    opened: Path | LoadedModel = load(folder) if kind == "checkpoint" else folder
+
+    def open_for(capacity: int | None) -> Session:
+        return made.open(opened, Options(threads=threads, capacity=capacity, variant=variant))
+
+    subject = _Subject(folder, against, computed_from, precision, compute, manifest["context"], threads, open_for)
+    if against.spec.task == Task.FEATURE_EXTRACTION:
+        found, session, name = _encoder_checks(subject, length, seed, ids)
     else:
-        inputs, name = encoder_inputs(against.spec, length, seed=seed, ids=ids), reference_runtime()
-        expected = require(name)[0].open(against, Options(threads=threads, precision=precision)).encode(inputs)
-        session = made.open(opened, Options(threads=threads, variant=variant))
-        checks += check_encoder(session, inputs, expected, session.compute or compute)
-        checks += [c for c in check_surroundings(folder, original, session) if c.name == "tokenizer"]
+        found, session, name = _decoder_checks(subject, length, generate, seed, ids)
+    checks += found
     notes = []
     if session.compute not in (None, compute):
         notes.append(f"computed in {session.compute} here: this says nothing about arithmetic in {compute}")
