@@ -20,7 +20,7 @@ from edgeformer.spec.task import Task
 _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
-class NumpyOps(EagerOps):
+class NumpyOps(EagerOps[np.ndarray]):
     """The vocabulary on numpy arrays."""
 
     exp = elementwise(np.exp)

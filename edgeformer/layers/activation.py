@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Layer, Node, Sub
 
 Activation = str | Layer
@@ -26,6 +26,6 @@ def activation_params(act: Activation, width: int) -> dict[str, Declaration]:
     return {"act": Sub(act, width)} if isinstance(act, Layer) else {}
 
 
-def activate(ops: Any, p: Any, act: Activation, x: Any) -> Any:
+def activate(ops: Ops, p: LayerHandle, act: Activation, x: Tensor) -> Tensor:
     """The activation of `x`; `p` is the network's handle."""
     return p.act(x) if isinstance(act, Layer) else ops.activate(act, x)

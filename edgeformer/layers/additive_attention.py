@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgeformer.layers.mask import Mask
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Layer, Linear, Node, Vector
 
 
@@ -44,7 +48,7 @@ class AdditiveAttention(Layer):
     def keys_seen(self, position: int, length: int) -> int:
         return self.mask.seen(position, length)
 
-    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, step: Step) -> Tensor:
         q, k, v = (ops.split_heads(y, self.heads, self.head_dim) for y in ops.linears(x, p.q, p.k, p.v))
         slot = step.slot(p) if self.mask.causal else None
         if slot is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
-from edgeformer.ops import Bias
+from edgeformer.ops import Bias, Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
 from edgeformer.spec import Const, Declaration, Node, Position
 
 
@@ -45,6 +47,6 @@ class Alibi(Position):
     def params(self, width: int) -> dict[str, Declaration]:
         return {"slopes": Const(lambda: self.slopes().reshape(1, self.heads, 1, 1))}
 
-    def apply(self, ops: Any, p: Any, step: Any) -> Bias:
+    def apply(self, ops: Ops, p: LayerHandle, step: Step) -> Bias:
         queries, keys = ops.expand_dims(step.queries, 2), ops.expand_dims(step.keys, 1)
         return Bias(ops.expand_dims(ops.cast(keys - queries, p.slopes), 1) * p.slopes)

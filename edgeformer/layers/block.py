@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.stack import add_norm
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Dropout, Fold, Layer, Norm, Sub
 
 
@@ -48,8 +52,8 @@ class Block(Layer):
             if layer.reads
         )
 
-    def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
-        def drop(y: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor, step: Step) -> tuple[Tensor, Tensor]:
+        def drop(y: Tensor) -> Any:
             y = p.dropout(y) if self.dropout else y
             return y if self.residual_scale == 1 else y * self.residual_scale
 

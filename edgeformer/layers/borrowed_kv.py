@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgeformer.layers.gqa import GQA
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Fold, SharedKV
 
 
@@ -37,7 +41,7 @@ class BorrowedKV(GQA):
     def borrows(self) -> SharedKV:
         return SharedKV(self.source, self.kv_heads, self.head_dim)
 
-    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, step: Step) -> Tensor:
         k, v = step.shared[self.source]
         q = p.q(x)
         if self.qk_norm is not None:

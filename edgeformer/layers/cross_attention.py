@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.mask import Mask
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Layer, Linear
 
 
@@ -30,7 +34,7 @@ class CrossAttention(Layer):
     def once(self) -> dict[str, tuple[int, int]]:
         return {name: (self.heads, self.head_dim) for name in ("k", "v")}
 
-    def remember(self, ops: Any, p: Any, memory: Any) -> dict[str, Any]:
+    def remember(self, ops: Ops, p: LayerHandle, memory: Tensor) -> dict[str, Any]:
         """The keys and values [B, H, M, K] of the encoder's output [B, M, D]."""
         k, v = ops.linears(memory, p.k, p.v)
         return {"k": ops.split_heads(k, self.heads, self.head_dim), "v": ops.split_heads(v, self.heads, self.head_dim)}
@@ -38,9 +42,14 @@ class CrossAttention(Layer):
     def flops_per_key(self) -> int:
         return 4 * self.heads * self.head_dim
 
-    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, step: Step) -> Tensor:
         slot = step.slot(p)
-        stored = self.remember(ops, p, step.memory) if slot is None else slot.once(lambda: p.remember(step.memory))
+
+        def remembered() -> dict[str, Any]:
+            assert step.memory is not None  # the encoder's output
+            return p.remember(step.memory)
+
+        stored = remembered() if slot is None else slot.once(remembered)
         mask = None
         if step.memory_valid is not None:
             mask = ops.mask(Mask(causal=False), step.queries, step.keys, step.memory_valid)

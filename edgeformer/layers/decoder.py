@@ -6,6 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from edgeformer.layers.stack import BlockStack
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Dropout, Input, Layer, Linear, Norm, Sizes, Sub, Table
 from edgeformer.spec.task import Task
 
@@ -75,7 +79,7 @@ class Decoder(BlockStack):
     def outputs(self) -> dict[str, tuple[str | int, ...]]:
         return {"logits": ("batch_size", "logits_length", self.vocab)}
 
-    def apply(self, ops: Any, p: Any, inputs: dict[str, Any], step: Any) -> dict[str, Any]:
+    def apply(self, ops: Ops, p: LayerHandle, inputs: dict[str, Any], step: Step) -> dict[str, Any]:
         x = p.embed(inputs["input_ids"])
         if self.embed_scale != 1:
             x = x * self.embed_scale
@@ -90,7 +94,7 @@ class Decoder(BlockStack):
         x = ops.last(self.run_stack(p, x, step), step.keep)
         return {"logits": ops.part("head", self.logits, ops, p, x)}
 
-    def logits(self, ops: Any, p: Any, x: Any) -> Any:
+    def logits(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         """[B, T, width] -> [B, T, vocab], by the head or the embedding's transpose."""
         if self.embed_width is not None:
             x = p.project_out(x)

@@ -8,6 +8,9 @@ from typing import Any, ClassVar
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.pooling import Pooling, first_token
 from edgeformer.layers.stack import BlockStack
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
 from edgeformer.spec import Declaration, Dropout, Input, Layer, Linear, Norm, Sub, Table, Vector
 from edgeformer.spec.task import Task
 
@@ -79,7 +82,7 @@ class Encoder(BlockStack):
             outputs["logits"] = ("batch_size", "sequence_length", self.vocab)
         return outputs
 
-    def apply(self, ops: Any, p: Any, inputs: dict[str, Any], step: Any) -> dict[str, Any]:
+    def apply(self, ops: Ops, p: LayerHandle, inputs: dict[str, Any], step: Step) -> dict[str, Any]:
         x = p.embed(inputs["input_ids"])
         if self.token_types:
             types = ops.arange(1, x) if self.token_types == 1 else inputs["token_type_ids"]

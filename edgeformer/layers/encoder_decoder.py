@@ -6,7 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.tower import Tower
-from edgeformer.ops.step import begin
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step, begin
+from edgeformer.ops.tensor import A, Size, T
 from edgeformer.spec import Declaration, Input, Linear, Model, Sub, Table, Vector
 from edgeformer.spec.task import Task
 
@@ -60,12 +63,12 @@ class EncoderDecoder(Model):
     def outputs(self) -> dict[str, tuple[str | int, ...]]:
         return {"logits": ("batch_size", "logits_length", self.vocab)}
 
-    def encode(self, ops: Any, p: Any, ids: Any, mask: Any, new: Any) -> Any:
+    def encode(self, ops: Ops[T], p: LayerHandle, ids: T, mask: T, new: Size) -> T:
         """The encoder's output [B, M, D] for ids int64 [B, M] and mask int64 [B, M], 0 where padded. `new` is M."""
         step = begin(ops, mask, None, new=new, slots=True)
         return p.encoder(p.embed(ids), step)
 
-    def decode(self, ops: Any, p: Any, ids: Any, step: Any) -> Any:
+    def decode(self, ops: Ops[T], p: LayerHandle, ids: T, step: Step) -> T:
         """Logits of ids int64 [B, T]; the step has the encoder's output (`memory`), or a store that remembers it."""
         x = ops.last(p.decoder(p.embed(ids), step), step.keep)
         if self.logit_scale != 1:
@@ -73,7 +76,7 @@ class EncoderDecoder(Model):
         y = p.embed.as_linear(x) if self.tied else p.head(x)
         return y + p.head_bias if self.head_bias else y
 
-    def both(self, ops: Any, p: Any, read: tuple[Any, Any], written: tuple[Any, Any], keep: int = 0) -> Any:
+    def both(self, ops: Ops[A], p: LayerHandle, read: tuple[A, A], written: tuple[A, A], keep: int = 0) -> A:
         """Logits of the two programs, one after the other, as in training. read, written: ids and mask, int64 [B, M], [B, T]."""
         (ids, mask), (answer, answer_mask) = read, written
         memory = self.encode(ops, p, ids, mask, ids.shape[1])
@@ -81,5 +84,5 @@ class EncoderDecoder(Model):
         step = begin(ops, answer_mask, new=answer.shape[1], keep=keep, memory=memory, memory_valid=valid)
         return self.decode(ops, p, answer, step)
 
-    def apply(self, ops: Any, p: Any, inputs: dict[str, Any], step: Any) -> dict[str, Any]:
+    def apply(self, ops: Ops, p: LayerHandle, inputs: dict[str, Any], step: Step) -> dict[str, Any]:
         return {"logits": self.decode(ops, p, inputs["input_ids"], step)}

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from edgeformer.layers.activation import Activation, activate, activation_params, require_activation
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Fold, Layer, Linear, Sizes, resized_ffn
 
 
@@ -45,7 +48,7 @@ class GLU(Layer):
     def folds(self) -> tuple[Fold, ...]:
         return (Fold("up", ("down",)),)
 
-    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         if not isinstance(self.act, str):
             gate, up = ops.linears(x, p.gate, p.up)
             return p.down(activate(ops, p, self.act, gate) * up)

@@ -6,7 +6,10 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from edgeformer.layers.mask import Mask
-from edgeformer.ops import Bias, Heads, Rotary
+from edgeformer.ops import Bias, Heads, Ops, Rotary
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Dropout, Fold, Layer, Linear, Node, Norm, Position, Sizes, Sub, Vector, whole
 
 
@@ -102,7 +105,7 @@ class GQA(Layer):
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         return Heads(self.heads, self.kv_heads, self.head_dim, self.head_dim, scale, self.softcap)
 
-    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, step: Step) -> Tensor:
         qkv = ops.linears(x, p.q, p.k, p.v)
         norms = None if self.qk_norm is None else (p.q_norm, p.k_norm)
         if self.clip is not None:
@@ -119,7 +122,7 @@ class GQA(Layer):
         )
         return p.o(y)
 
-    def _clipped(self, ops: Any, qkv: tuple[Any, ...], norms: tuple[Any, Any] | None) -> tuple[Any, ...]:
+    def _clipped(self, ops: Ops, qkv: tuple[Any, ...], norms: tuple[Any, Any] | None) -> tuple[Any, ...]:
         """q, k (normalised) and v, limited."""
         q, k, v = qkv
         if norms is not None:
@@ -128,12 +131,12 @@ class GQA(Layer):
         assert self.clip is not None
         return tuple(ops.clip(y, -self.clip, self.clip) for y in (q, k, v))
 
-    def rotation(self, step: Any) -> Rotary | None:
+    def rotation(self, step: Step) -> Rotary | None:
         """The step's rotation, if positions are rotary."""
         found = None if self.position is None else step.tables[self.position]
         return found if isinstance(found, Rotary) else None
 
-    def attended(self, ops: Any, p: Any, q: Any, k: Any, v: Any, step: Any) -> Any:
+    def attended(self, ops: Ops, p: LayerHandle, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         """Attention of queries [B, T, H·K] to keys and values [B, G, S, K] that are complete and rotated; [B, T, H·K]."""
         q, position = ops.split_heads(q, self.heads, self.head_dim), self.rotation(step)
         bias = None if self.position is None else step.tables[self.position]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Norm, Vector
 
 
@@ -21,7 +24,7 @@ class HeadsLayerNorm(Norm):
         weight: dict[str, Declaration] = {"weight": Vector(width)}
         return weight | {"bias": Vector(width, fill=0.0)} if self.bias else weight
 
-    def on_heads(self, ops: Any, p: Any, x: Any, heads: int, dim: int) -> Any:
+    def on_heads(self, ops: Ops, p: LayerHandle, x: Tensor, heads: int, dim: int) -> Tensor:
         y = ops.layer_norm(ops.reshape(x, (0, -1, heads, dim)), None, None, eps=self.eps)
         y = ops.reshape(y, (0, -1, heads * dim)) * p.weight
         return y + p.bias if self.bias else y

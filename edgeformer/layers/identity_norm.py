@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Norm
 
 
@@ -14,9 +17,9 @@ class IdentityNorm(Norm):
 
     kind: ClassVar[str] = "identity_norm"
 
-    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         return x
 
-    def add(self, ops: Any, p: Any, x: Any, d: Any) -> tuple[Any, Any]:
+    def add(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         total = x + d
         return total, total

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Norm, Vector
 
 
@@ -24,11 +27,11 @@ class LayerNorm(Norm):
         params: dict[str, Declaration] = {"weight": Vector(width)} if self.weight else {}
         return params | {"bias": Vector(width, fill=0.0)} if self.bias else params
 
-    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         return ops.layer_norm(x, *self._vectors(p), eps=self.eps)
 
-    def add(self, ops: Any, p: Any, x: Any, d: Any) -> tuple[Any, Any]:
+    def add(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         return ops.add_layer_norm(x, d, *self._vectors(p), eps=self.eps)
 
-    def _vectors(self, p: Any) -> tuple[Any, Any]:
+    def _vectors(self, p: LayerHandle) -> tuple[Any, Any]:
         return p.weight if self.weight else None, p.bias if self.bias else None

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Layer, Sizes, Table
 
 
@@ -30,5 +34,5 @@ class Learned(Layer):
     def params(self, width: int) -> dict[str, Declaration]:
         return {"table": Table(self.count + self.offset, width)}
 
-    def apply(self, ops: Any, p: Any, step: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, step: Step) -> Tensor:
         return p.table(step.positions + self.offset if self.offset else step.positions)

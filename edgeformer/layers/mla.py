@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.mask import Mask
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Layer, Linear, Node, Norm, Position, Stacked, Sub
 
 
@@ -56,10 +60,10 @@ class MLA(Layer):
     def keys_seen(self, position: int, length: int) -> int:
         return self.mask.seen(position, length)
 
-    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, step: Step) -> Tensor:
         rotary = step.tables[self.position]
 
-        def rotate(y: Any) -> Any:
+        def rotate(y: Tensor) -> Any:
             return ops.turn(y, rotary, self.rope)
 
         queries = p.q(x if self.q_rank is None else p.q_norm(p.q_down(x)))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgeformer.layers.activation import require_activation
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Layer, Linear, Norm, Sub
 
 
@@ -31,5 +34,5 @@ class MlmHead(Layer):
     def params(self, width: int) -> dict[str, Declaration]:
         return {"dense": Linear(width, self.width, self.bias), "norm": Sub(self.norm, self.width)}
 
-    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         return p.norm(ops.activate(self.act, p.dense(x)))

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from edgeformer.layers.activation import Activation, activate, activation_params, require_activation
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Fold, Layer, Linear, Sizes, resized_ffn
 
 
@@ -40,5 +43,5 @@ class MLP(Layer):
     def folds(self) -> tuple[Fold, ...]:
         return (Fold("up", ("down",)),) if self.act == "relu" else ()  # the others are not linear in positive scales
 
-    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         return p.down(activate(ops, p, self.act, p.up(x)))

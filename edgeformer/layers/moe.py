@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 from edgeformer.layers.activation import require_activation
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Layer, Linear, Sizes, Stacked, Sub, resized_ffn
 
 
@@ -56,7 +59,7 @@ class MoE(Layer):
         }
         return params if self.shared is None else params | {"shared": Sub(self.shared, width)}
 
-    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         scores = ops.softmax(ops.f32(p.router(x)))
         weights, chosen = ops.topk(self._allowed(ops, scores), self.chosen)
         ops.routed(scores, chosen)
@@ -67,7 +70,7 @@ class MoE(Layer):
         y = ops.moe(x, ops.cast(weights, x), chosen, p.gate, p.up, p.down, act=self.act, count=self.experts)
         return y if self.shared is None else y + p.shared(x)
 
-    def _allowed(self, ops: Any, scores: Any) -> Any:
+    def _allowed(self, ops: Ops, scores: Tensor) -> Tensor:
         """Scores [B, T, experts], 0 where an expert's group is not among the best."""
         if self.chosen_groups == self.groups:
             return scores

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.rms_norm import RMSNorm
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Vector
 
 
@@ -18,10 +21,10 @@ class OffsetRMSNorm(RMSNorm):
     def params(self, width: int) -> dict[str, Declaration]:
         return {"weight": Vector(width, fill=0.0)}
 
-    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         return ops.rms_norm(x, p.weight + 1.0, eps=self.eps)
 
-    def add(self, ops: Any, p: Any, x: Any, d: Any) -> tuple[Any, Any]:
+    def add(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         return ops.add_rms_norm(x, d, p.weight + 1.0, eps=self.eps)
 
     def divided(self, tensors: dict[str, Any], scale: Any) -> dict[str, Any]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Dropout, Layer, Norm, Sub
 
 
@@ -27,7 +31,7 @@ class OutputNormBlock(Layer):
         }
         return params | {"dropout": Dropout(self.dropout)} if self.dropout else params
 
-    def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         if d is not None:
             x = x + d
         y = p.attention_norm(p.attention(x, step))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgeformer.layers.stack import add_norm
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Dropout, Fold, Layer, Norm, Sub
 
 
@@ -42,7 +46,7 @@ class ParallelBlock(Layer):
             return (Fold("attention_norm", maps["attention"] + maps["ffn"]),)
         return tuple(Fold(f"{name}_norm", consumers) for name, consumers in maps.items())
 
-    def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         x, h = add_norm(p.attention_norm, x, d)
         d = p.attention(h, step) + p.ffn(h if self.shared_norm else p.ffn_norm(x))
         return x, p.dropout(d) if self.dropout else d

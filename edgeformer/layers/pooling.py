@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Layer
 
 
-def first_token(ops: Any, x: Any) -> Any:
+def first_token(ops: Ops, x: Tensor) -> Tensor:
     """[B, T, D] -> [B, D]."""
     return ops.sum(ops.take(ops.permute(x, (1, 0, 2)), ops.arange(1, x)), 0)
 
@@ -27,7 +30,7 @@ class Pooling(Layer):
     def __post_init__(self) -> None:
         self.require(self.mode in ("mean", "cls"), f"mode must be 'mean' or 'cls', got {self.mode!r}")
 
-    def apply(self, ops: Any, p: Any, x: Any, mask: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, mask: Tensor) -> Tensor:
         """x: [B, T, D]; mask: int64 [B, T]; returns [B, D]."""
         if self.mode == "cls":
             y = ops.f32(first_token(ops, x))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgeformer.layers.stack import add_norm
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Dropout, Layer, Norm, Sub
 
 
@@ -34,7 +38,7 @@ class PostNormBlock(Layer):
         params |= {"ffn": Sub(self.ffn, width), "ffn_norm": Sub(self.norm, width)}
         return params | {"dropout": Dropout(self.dropout)} if self.dropout else params
 
-    def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor | None, step: Step) -> tuple[Tensor, None]:
         if d is not None:
             x = x + d
         x = self._joined(p, p.attention_norm, x, p.attention(x, step))
@@ -42,6 +46,6 @@ class PostNormBlock(Layer):
             x = self._joined(p, p.cross_norm, x, p.cross(x, step))
         return self._joined(p, p.ffn_norm, x, p.ffn(x)), None
 
-    def _joined(self, p: Any, norm: Any, x: Any, y: Any) -> Any:
+    def _joined(self, p: LayerHandle, norm: LayerHandle, x: Tensor, y: Tensor) -> Tensor:
         x = x if self.residual_scale == 1 else x * self.residual_scale
         return add_norm(norm, x, p.dropout(y) if self.dropout else y)[1]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
-from edgeformer.ops import Bias
+from edgeformer.ops import Bias, Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
 from edgeformer.spec import Const, Declaration, Node, Position, Table
 
 
@@ -65,7 +67,7 @@ class RelativeBias(Position):
     def params(self, width: int) -> dict[str, Declaration]:
         return {"bucket": Const(self.lookup), "table": Table(self.buckets, self.heads)}
 
-    def apply(self, ops: Any, p: Any, step: Any) -> Bias:
+    def apply(self, ops: Ops, p: LayerHandle, step: Step) -> Bias:
         distance = ops.expand_dims(step.keys, 1) - ops.expand_dims(step.queries, 2)
         bucket = ops.take(p.bucket, ops.clip(distance, -self.furthest, self.furthest) + self.furthest)
         return Bias(ops.permute(ops.f32(p.table(bucket)), (0, 3, 1, 2)))

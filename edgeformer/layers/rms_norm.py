@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Norm, Vector
 
 
@@ -18,8 +21,8 @@ class RMSNorm(Norm):
     def params(self, width: int) -> dict[str, Declaration]:
         return {"weight": Vector(width)}
 
-    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         return ops.rms_norm(x, p.weight, eps=self.eps)
 
-    def add(self, ops: Any, p: Any, x: Any, d: Any) -> tuple[Any, Any]:
+    def add(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         return ops.add_rms_norm(x, d, p.weight, eps=self.eps)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from edgeformer.files.limits import MAX_CONSTANT
-from edgeformer.ops import Rotary
+from edgeformer.ops import Ops, Rotary
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Const, Declaration, Layer, Node, Position, Sizes, layers
 
 _ROWS = 65_536
@@ -28,7 +31,7 @@ class RopeScaling(Node):
         """Inverse frequencies, float32: `[dim/2]`, or `[n, dim/2]` when `per_length`."""
         raise NotImplementedError
 
-    def row(self, ops: Any, length: Any) -> Any:
+    def row(self, ops: Ops, length: Tensor) -> Tensor:
         """Which row of an `[n, dim/2]` table holds for a sequence of `length` tokens (a tensor of shape [1])."""
         raise NotImplementedError
 
@@ -118,7 +121,7 @@ class Rope(Position):
     def params(self, width: int) -> dict[str, Declaration]:
         return {"frequencies": Const(self.frequencies)}
 
-    def apply(self, ops: Any, p: Any, step: Any) -> Rotary:
+    def apply(self, ops: Ops, p: LayerHandle, step: Step) -> Rotary:
         frequencies = p.frequencies
         if self.scaling is not None and self.scaling.per_length:
             frequencies = ops.take(frequencies, self.scaling.row(ops, ops.largest(step.positions) + 1))

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.rope import Rope
-from edgeformer.ops import Rotary
+from edgeformer.ops import Ops, Rotary
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +33,7 @@ class Rope2D(Rope):
     def table(self, length: int) -> None:
         return None  # angles depend on the prefix
 
-    def apply(self, ops: Any, p: Any, step: Any) -> Rotary:
+    def apply(self, ops: Ops, p: LayerHandle, step: Step) -> Rotary:
         after = ops.clip(step.positions - (ops.expand_dims(step.prefix, 1) - 1), 0, 1 << 30)
         counts = (step.positions - after, after)
         parts = [ops.expand_dims(ops.cast(count, p.frequencies), 2) * p.frequencies for count in counts]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from edgeformer.layers.rope import RopeScaling, base_frequencies
+from edgeformer.ops import Ops
+from edgeformer.ops.tensor import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,6 @@ class DynamicScaling(RopeScaling):
         stretch = self.factor * lengths / self.original_context - (self.factor - 1)
         return np.stack([base_frequencies(dim, theta * s ** (dim / (dim - 2))) for s in stretch])
 
-    def row(self, ops: Any, length: Any) -> Any:
+    def row(self, ops: Ops, length: Tensor) -> Tensor:
         longest = math.ceil(self.factor * self.original_context)
         return ops.clip(length, self.original_context, longest) - self.original_context

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from edgeformer.layers.rope import RopeScaling, base_frequencies
+from edgeformer.ops import Ops
+from edgeformer.ops.tensor import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +43,7 @@ class LongRopeScaling(RopeScaling):
         )
         return base_frequencies(dim, theta) / np.array([self.short_factor, self.long_factor])
 
-    def row(self, ops: Any, length: Any) -> Any:
+    def row(self, ops: Ops, length: Tensor) -> Tensor:
         return ops.clip(length - self.original_context, 0, 1)
 
     @property

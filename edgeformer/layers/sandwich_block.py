@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgeformer.layers.stack import add_norm
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Dropout, Fold, Layer, Norm, Sub
 
 
@@ -38,7 +42,7 @@ class SandwichBlock(Layer):
             if layer.reads
         )
 
-    def apply(self, ops: Any, p: Any, x: Any, d: Any, step: Any) -> tuple[Any, Any]:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor, step: Step) -> tuple[Tensor, Tensor]:
         x, h = add_norm(p.attention_norm, x, d)
         d = p.attention_out_norm(p.attention(h, step))
         x, h = add_norm(p.ffn_norm, x, p.dropout(d) if self.dropout else d)

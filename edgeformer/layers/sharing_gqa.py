@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgeformer.layers.gqa import GQA
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import SharedKV
 
 
@@ -26,7 +30,7 @@ class SharingGQA(GQA):
     def publishes(self) -> SharedKV:
         return SharedKV(self.shares, self.kv_heads, self.head_dim)
 
-    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, step: Step) -> Tensor:
         q, k, v = ops.linears(x, p.q, p.k, p.v)
         if self.qk_norm is not None:
             q = ops.norm_heads(p.q_norm, q, self.heads, self.head_dim)

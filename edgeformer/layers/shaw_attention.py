@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.mask import Mask
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Layer, Linear, Node, Table
 
 
@@ -48,7 +52,7 @@ class ShawAttention(Layer):
     def keys_seen(self, position: int, length: int) -> int:
         return self.mask.seen(position, length)
 
-    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, step: Step) -> Tensor:
         q, k, v = (ops.split_heads(y, self.heads, self.head_dim) for y in ops.linears(x, p.q, p.k, p.v))
         slot = step.slot(p) if self.mask.causal else None
         if slot is not None:
@@ -57,7 +61,7 @@ class ShawAttention(Layer):
         distance = ops.clip(distance, -self.furthest, self.furthest) + self.furthest
 
         def by_query(
-            y: Any,
+            y: Tensor,
         ) -> Any:  # heads and queries change places: the vectors of a query are one matrix for all heads
             return ops.permute(y, (0, 2, 1, 3))
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import numpy as np
 
 from edgeformer.files.limits import MAX_CONSTANT
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Const, Declaration, Layer, Sizes
 
 
@@ -41,5 +45,5 @@ class Sinusoidal(Layer):
     def params(self, width: int) -> dict[str, Declaration]:
         return {"rows": Const(lambda: self.table(width))}
 
-    def apply(self, ops: Any, p: Any, step: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, step: Step) -> Tensor:
         return ops.take(p.rows, step.positions)

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
 
 from edgeformer.layers.mask import Mask
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import T, Tensor
 from edgeformer.spec import Declaration, Layer, Model, Node, Norm, SharedKV, Sizes, Sub, layers
 
 
-def add_norm(norm: Any, x: Any, d: Any) -> tuple[Any, Any]:
+def add_norm(norm: LayerHandle, x: T, d: T | None) -> tuple[T, T]:
     """`(x + d, norm(x + d))` for a norm's handle; `d` is None before the first block."""
     return (x, norm(x)) if d is None else norm.add(x, d)
 
@@ -64,7 +67,7 @@ class Blocks(Layer):
         }
         return params if self.norm is None else params | {"norm": Sub(self.norm, width)}
 
-    def run_stack(self, p: Any, x: Any, step: Any) -> Any:
+    def run_stack(self, p: LayerHandle, x: Tensor, step: Step) -> Any:
         """All blocks and the final norm on x: [B, T, D]."""
         step, d = step.prepare(p, self._positions, self._masks), None  # pyright: ignore[reportAttributeAccessIssue]
         for layer in p.layers if self.order is None else [p.layers[i] for i in self.order]:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Layer, Vector
 
 
@@ -22,5 +25,5 @@ class Swish(Layer):
     def params(self, width: int) -> dict[str, Declaration]:
         return {"beta": Vector(1, fill=self.beta)} if self.learned else {}
 
-    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         return x * ops.sigmoid(x * (p.beta if self.learned else self.beta))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgeformer.layers.stack import Blocks
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Dropout, Layer, Norm, Sub
 
 
@@ -29,7 +33,7 @@ class Tower(Blocks):
             params |= {"dropout": Dropout(self.dropout)}
         return params | self.stack_params(width)
 
-    def apply(self, ops: Any, p: Any, x: Any, step: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor, step: Step) -> Tensor:
         """Embeddings [B, T, D] -> what the head, or the other tower, is given."""
         if self.embed_scale != 1:
             x = x * self.embed_scale

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from edgeformer.ops import Ops
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import Tensor
 from edgeformer.spec import Declaration, Norm
 
 
@@ -19,8 +22,8 @@ class WholeNorm(Norm):
     def params(self, width: int) -> dict[str, Declaration]:
         return self.norm.params(width)
 
-    def apply(self, ops: Any, p: Any, x: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         return self.norm.apply(ops, p, x)
 
-    def on_heads(self, ops: Any, p: Any, x: Any, heads: int, dim: int) -> Any:
+    def on_heads(self, ops: Ops, p: LayerHandle, x: Tensor, heads: int, dim: int) -> Tensor:
         return self.norm.apply(ops, p, x)

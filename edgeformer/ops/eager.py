@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from edgeformer.ops.fused import Ops
+from edgeformer.ops.tensor import A
 
 
 def elementwise(function: Callable[[Any], Any]) -> Any:
@@ -17,7 +18,7 @@ def elementwise(function: Callable[[Any], Any]) -> Any:
     return apply
 
 
-class EagerOps(Ops):
+class EagerOps(Ops[A]):
     """The vocabulary of a library whose arrays have shapes, slices, operators, `reshape`, `cumsum` and `max`."""
 
     def shape(self, x, axis):
@@ -42,7 +43,7 @@ class EagerOps(Ops):
         return a == b
 
     def less(self, a, b):
-        return a < b
+        return a < b  # pyright: ignore[reportOperatorIssue] - one of them is an array
 
     def floor_divide(self, x, count):
         return x // count

@@ -13,9 +13,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeformer.ops.primitives import Primitives
+from edgeformer.ops.tensor import DropoutMap, LinearMap, Opaque, StackedMaps, T
+
+if TYPE_CHECKING:
+    from edgeformer.layers.mask import Mask
+    from edgeformer.layers.rope import Rope
+    from edgeformer.ops.handle import LayerHandle
+    from edgeformer.ops.step import Slot, Step
+
+R = TypeVar("R")
 
 MASKED = -1e9
 """What a hidden key's score gets. Finite: a row that sees no key must not become NaN (it does in MLX and ONNX Runtime
@@ -31,7 +40,7 @@ class Rotary:
 
     cos: Any
     sin: Any
-    layer: Any
+    layer: Rope
 
 
 @dataclass(frozen=True)
@@ -59,79 +68,79 @@ class Heads:
         return self.heads // self.kv_heads
 
 
-class Ops(Primitives):
+class Ops(Primitives[T]):
     """Primitives plus the fused ops. `weight`, `x`, ... are tensors; `gate`, `up`, ... are *handles* of declarations.
 
     A handle is callable on `[..., inputs]`; a `Stacked` handle has `each(x)`: `[B, E, T, inputs] -> [B, E, T, outputs]`.
     """
 
-    routings: list[tuple[Any, Any]] | None = None
+    routings: list[tuple[T, T]] | None = None
     """What mixtures of experts decided, while it is recorded; see `routed`."""
 
-    def enter(self, handle: Any, method: Callable[..., Any], *inputs: Any) -> Any:
+    def enter(self, handle: LayerHandle, method: Callable[..., R], *inputs: Any) -> R:
         """Call a layer's method (`apply`, `add`, ...) for its handle: the one seam that all layers are entered through."""
         return method(self, handle, *inputs)
 
-    def part(self, name: str, function: Callable[..., Any], *inputs: Any) -> Any:
+    def part(self, name: str, function: Callable[..., R], *inputs: Any) -> R:
         """Call a part of a layer's maths that profiles show on its own, such as `head`."""
         return function(*inputs)
 
     # ------------------------------------------------------------------------------------------------- activations
 
-    def activate(self, name: str, x: Any) -> Any:
+    def activate(self, name: str, x: T) -> T:
         """Apply the activation called `name`: the method `act_<name>`."""
         return getattr(self, f"act_{name}")(x)
 
-    def act_relu(self, x: Any) -> Any:
+    def act_relu(self, x: T) -> T:
         """max(x, 0)."""
         return self.relu(x)
 
-    def act_relu2(self, x: Any) -> Any:
+    def act_relu2(self, x: T) -> T:
         """max(x, 0)² (So et al. 2021, "Primer")."""
         y = self.relu(x)
         return y * y
 
-    def act_silu(self, x: Any) -> Any:
+    def act_silu(self, x: T) -> T:
         """x · sigmoid(x) (Elfwing et al. 2017)."""
         return x * self.sigmoid(x)
 
-    def act_gelu(self, x: Any) -> Any:
+    def act_gelu(self, x: T) -> T:
         """x · Φ(x) with the error function (Hendrycks & Gimpel 2016)."""
         return x * (self.erf(x * 0.5**0.5) + 1.0) * 0.5
 
-    def act_gelu_tanh(self, x: Any) -> Any:
+    def act_gelu_tanh(self, x: T) -> T:
         """GELU's tanh approximation (Hendrycks & Gimpel 2016): 0.5x(1 + tanh(√(2/π)(x + 0.044715x³)))."""
         return x * (self.tanh((x + x * x * x * 0.044715) * 0.7978845608028654) + 1.0) * 0.5
 
-    def act_quick_gelu(self, x: Any) -> Any:
+    def act_quick_gelu(self, x: T) -> T:
         """x · sigmoid(1.702x)."""
         return x * self.sigmoid(x * 1.702)
 
-    def act_sigmoid(self, x: Any) -> Any:
+    def act_sigmoid(self, x: T) -> T:
         """1 / (1 + e ** -x)."""
         return self.sigmoid(x)
 
-    def act_tanh(self, x: Any) -> Any:
+    def act_tanh(self, x: T) -> T:
         """tanh(x)."""
         return self.tanh(x)
 
-    def act_identity(self, x: Any) -> Any:
+    def act_identity(self, x: T) -> T:
         """x: the bilinear gate of Shazeer 2020."""
         return x
 
     # ------------------------------------------------------------------------------------------------------- norms
 
-    def rms_norm(self, x: Any, weight: Any, *, eps: float) -> Any:
+    def rms_norm(self, x: T, weight: T, *, eps: float) -> T:
         """x / sqrt(mean(x²) + eps) · weight over the last axis (Zhang & Sennrich 2019). x: [..., D], weight: [D]."""
         f = self.f32(x)
         return self.cast(f * self.rsqrt(self.mean(f * f) + eps), x) * weight
 
-    def add_rms_norm(self, x: Any, d: Any, weight: Any, *, eps: float) -> tuple[Any, Any]:
+    def add_rms_norm(self, x: T, d: T, weight: T, *, eps: float) -> tuple[T, T]:
         """`(x + d, rms_norm(x + d))`."""
         total = x + d
         return total, Ops.rms_norm(self, total, weight, eps=eps)
 
-    def layer_norm(self, x: Any, weight: Any | None, bias: Any | None, *, eps: float) -> Any:
+    def layer_norm(self, x: T, weight: T | None, bias: T | None, *, eps: float) -> T:
         """(x − mean) / sqrt(var + eps) · weight + bias over the last axis (Ba et al. 2016). Both may be None."""
         f = self.f32(x)
         f = f - self.mean(f)
@@ -139,25 +148,25 @@ class Ops(Primitives):
         y = y if weight is None else y * weight
         return y if bias is None else y + bias
 
-    def add_layer_norm(self, x: Any, d: Any, weight: Any | None, bias: Any | None, *, eps: float) -> tuple[Any, Any]:
+    def add_layer_norm(self, x: T, d: T, weight: T | None, bias: T | None, *, eps: float) -> tuple[T, T]:
         """`(x + d, layer_norm(x + d))`."""
         total = x + d
         return total, Ops.layer_norm(self, total, weight, bias, eps=eps)
 
     # ---------------------------------------------------------------------------------------- linear maps and FFNs
 
-    def linears(self, x: Any, *handles: Any) -> tuple[Any, ...]:
+    def linears(self, x: T, *handles: LinearMap) -> tuple[T, ...]:
         """Several linear maps of one input (q, k, v). The seam for a back end that packs them into one.
 
         A back end may return a tuple of its own that remembers the packed product; `attend` is given it as it is.
         """
         return tuple(handle(x) for handle in handles)
 
-    def glu_ffn(self, x: Any, gate: Any, up: Any, down: Any, *, act: str) -> Any:
+    def glu_ffn(self, x: T, gate: LinearMap, up: LinearMap, down: LinearMap, *, act: str) -> T:
         """down(act(gate(x)) · up(x)) (Shazeer 2020). x: [B, T, D]."""
         return down(self.activate(act, gate(x)) * up(x))
 
-    def routed(self, scores: Any, chosen: Any) -> None:
+    def routed(self, scores: T, chosen: T) -> None:
         """Told by mixtures of experts: each token's scores [B, T, E], which sum to 1, and the experts chosen [B, T, k].
 
         Kept where someone asked for it (`expert_balance.load_balancing`).
@@ -165,7 +174,18 @@ class Ops(Primitives):
         if self.routings is not None:
             self.routings.append((scores, chosen))
 
-    def moe(self, x: Any, weights: Any, chosen: Any, gate: Any, up: Any, down: Any, *, act: str, count: int) -> Any:
+    def moe(
+        self,
+        x: T,
+        weights: T,
+        chosen: T,
+        gate: StackedMaps,
+        up: StackedMaps,
+        down: StackedMaps,
+        *,
+        act: str,
+        count: int,
+    ) -> T:
         """Mixture of gated FFNs. weights, chosen: [B, T, k]; handles are Stacked over `count` experts.
 
         The default computes every expert and weighs it (0 when not chosen).
@@ -178,21 +198,21 @@ class Ops(Primitives):
 
     # --------------------------------------------------------------------------------------------------- attention
 
-    def split_heads(self, x: Any, heads: int, dim: int) -> Any:
+    def split_heads(self, x: T, heads: int, dim: int) -> T:
         """[B, T, heads·dim] -> [B, heads, T, dim]."""
         return self.permute(self.reshape(x, (0, -1, heads, dim)), (0, 2, 1, 3))
 
-    def merge_heads(self, x: Any, width: int) -> Any:
+    def merge_heads(self, x: T, width: int) -> T:
         """[B, heads, T, dim] -> [B, T, heads·dim]."""
         return self.reshape(self.permute(x, (0, 2, 1, 3)), (0, -1, width))
 
-    def norm_heads(self, norm: Any, x: Any, heads: int, dim: int) -> Any:
+    def norm_heads(self, norm: LayerHandle, x: T, heads: int, dim: int) -> T:
         """A norm's handle on queries or keys [B, T, heads·dim]: on each head, or as the norm says (`Norm.over_heads`)."""
         if norm.layer.over_heads:
             return norm.layer.on_heads(self, norm, x, heads, dim)
         return self.reshape(norm(self.reshape(x, (0, -1, heads, dim))), (0, -1, heads * dim))
 
-    def rotary(self, layer: Any, step: Any, frequencies: Any) -> Rotary:
+    def rotary(self, layer: Rope, step: Step[T], frequencies: T) -> Rotary:
         """The angles of a step's new tokens: position · frequency. frequencies: [dim/2], those in force now."""
         angles = self.expand_dims(self.cast(step.positions, frequencies), 2) * frequencies
         cos, sin = self.expand_dims(self.cos(angles), 1), self.expand_dims(self.sin(angles), 1)
@@ -200,7 +220,7 @@ class Ops(Primitives):
             cos, sin = cos * magnitude, sin * magnitude
         return Rotary(cos, sin, layer)
 
-    def rotate(self, x: Any, cos: Any, sin: Any, *, dim: int, rotated: int, interleaved: bool = False) -> Any:
+    def rotate(self, x: T, cos: T, sin: T, *, dim: int, rotated: int, interleaved: bool = False) -> T:
         """Rotary position embedding (Su et al. 2021) on the first `rotated` of `dim` channels, of the pairs (i, i + rotated/2),
         or (2i, 2i + 1) if `interleaved`. x: [B, H, T, dim]; cos, sin: [B, 1, T, rotated/2]."""
         cos, sin, half = self.cast(cos, x), self.cast(sin, x), rotated // 2
@@ -216,13 +236,13 @@ class Ops(Primitives):
         a, b = self.split(x, (half, half), -1)
         return self.concat([a * cos - b * sin, b * cos + a * sin], -1)
 
-    def turn(self, x: Any, position: Rotary, head_dim: int) -> Any:
+    def turn(self, x: T, position: Rotary, head_dim: int) -> T:
         """`rotate` by a position scheme. x: [B, H, T, head_dim]."""
         layer = position.layer
         cos, sin = position.cos, position.sin
         return self.rotate(x, cos, sin, dim=head_dim, rotated=layer.dim, interleaved=layer.interleaved)
 
-    def mask(self, spec: Any, queries: Any, keys: Any, valid: Any | None, prefix: Any = None) -> Any:
+    def mask(self, spec: Mask, queries: T, keys: T, valid: T | None, prefix: T | None = None) -> Opaque:
         """Which keys a query may see, as this back end's `attention` wants it (opaque to layers).
 
         spec: a `Mask` node; queries: positions [B or 1, T]; keys: positions [B or 1, S]; valid: bool [B, S] or None; prefix:
@@ -241,6 +261,7 @@ class Ops(Primitives):
             same = self.equal(self.floor_divide(q, spec.chunk), self.floor_divide(k, spec.chunk))
             seen = same if seen is None else seen & same
         if spec.prefix and seen is not None:
+            assert prefix is not None  # `Step.prepare` has checked it
             first = self.less(k, self.expand_dims(self.expand_dims(prefix, 1), 2))
             seen = self.less(0, self.cast(seen, k) + self.cast(first, k))  # either
         if valid is not None:
@@ -250,18 +271,18 @@ class Ops(Primitives):
 
     def attention(
         self,
-        q: Any,
-        k: Any,
-        v: Any,
-        mask: Any | None,
-        bias: Any | None,
+        q: T,
+        k: T,
+        v: T,
+        mask: Opaque,
+        bias: T | None,
         *,
         groups: int,
         scale: float,
         softcap: float | None = None,
-        sinks: Any = None,
-        dropout: Any = None,
-    ) -> Any:
+        sinks: T | None = None,
+        dropout: DropoutMap | None = None,
+    ) -> T:
         """softmax(softcap(q kᵀ · scale) + bias + mask) v, in float32 (Vaswani et al. 2017; softcap: Gemma Team 2024).
 
         q: [B, H, T, K]; k: [B, G, S, K]; v: [B, G, S, Kv]; groups = H / G. Returns [B, H, T, Kv]. sinks: see `weigh`.
@@ -277,7 +298,7 @@ class Ops(Primitives):
             scores = scores + bias
         return self.weigh(scores if mask is None else scores + mask, v, sinks, dropout)
 
-    def weigh(self, scores: Any, v: Any, sinks: Any = None, dropout: Any = None) -> Any:
+    def weigh(self, scores: T, v: T, sinks: T | None = None, dropout: DropoutMap | None = None) -> T:
         """softmax(scores) v. scores: float32 [B, H, T, S], masked already; v: [B, H, S, Kv].
 
         sinks: [H], a logit per head that takes part in the softmax and has no value (OpenAI 2025, gpt-oss; Miller 2023).
@@ -289,22 +310,22 @@ class Ops(Primitives):
         weights = self.cast(self.softmax(scores), v)
         return (weights if dropout is None else dropout(weights)) @ v
 
-    def additive_mask(self, mask: Any, scores: Any) -> Any | None:
+    def additive_mask(self, mask: Opaque, scores: T) -> T | None:
         """A mask as a tensor to add to scores [B, H, T, S], for layers that compute scores of their own."""
         return mask
 
     def attend(
         self,
-        slot: Any | None,
-        qkv: tuple[Any, Any, Any],
+        slot: Slot | None,
+        qkv: tuple[T, ...],
         shape: Heads,
         *,
-        norms: tuple[Any, Any] | None = None,
+        norms: tuple[LayerHandle, LayerHandle] | None = None,
         position: Rotary | Bias | None = None,
-        mask: Any = None,
-        sinks: Any = None,
-        dropout: Any = None,
-    ) -> Any:
+        mask: Opaque = None,
+        sinks: T | None = None,
+        dropout: DropoutMap | None = None,
+    ) -> T:
         """Normalise heads, rotate, remember k and v, attend: the one seam for fused kernels and caches.
 
         qkv: [B, T, H·K], [B, T, G·K], [B, T, G·Kv], as `linears` gave them; returns [B, T, H·Kv]. `norms` are handles for

@@ -3,7 +3,9 @@ back end."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from edgeformer.ops.tensor import T
 
 
 class LayerHandle:
@@ -14,9 +16,9 @@ class LayerHandle:
     """
 
     layer: Any
-    """The `Layer`."""
+    """The `Layer`, of whatever kind: which entry points it has is known when one is entered."""
     ops: Any
-    """The back end's `Ops`."""
+    """The back end's own `Ops`."""
     path: str
     """Where the layer is in the tree: `layers.0.attention`; empty for the root."""
 
@@ -24,10 +26,14 @@ class LayerHandle:
         """`Layer.apply`."""
         return self.ops.enter(self, self.layer.apply, *inputs)
 
-    def add(self, x: Any, d: Any) -> tuple[Any, Any]:
+    def add(self, x: T, d: T) -> tuple[T, T]:
         """`Norm.add`."""
         return self.ops.enter(self, self.layer.add, x, d)
 
-    def remember(self, memory: Any) -> dict[str, Any]:
+    def remember(self, memory: T) -> dict[str, T]:
         """`CrossAttention.remember`."""
         return self.ops.enter(self, self.layer.remember, memory)
+
+    if TYPE_CHECKING:  # what the declarations became
+
+        def __getattr__(self, name: str) -> Any: ...

@@ -6,21 +6,28 @@ fixed caches and chunked prefill are all one formula.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Protocol
 
-from edgeformer.errors import InputError, SpecError
-from edgeformer.ops import Ops
+from edgeformer.errors import InputError
+from edgeformer.ops.fused import Ops
+from edgeformer.ops.tensor import Opaque, Size, T
+
+if TYPE_CHECKING:
+    from edgeformer.layers.mask import Mask
+    from edgeformer.ops.handle import LayerHandle
+    from edgeformer.spec import Layer
 
 
 class Store(Protocol):
-    """Where keys and values live between steps. Paths are layer paths such as `layers.0.attention`."""
+    """Where keys and values live between steps, in its back end's tensors. Paths are layer paths such as `layers.0.attention`."""
 
     def append(self, path: str, tensors: dict[str, Any]) -> tuple[Any, ...]:
         """Remember new tokens' tensors `[B, heads, T, dim]`; return the full ones `[B, heads, S, dim]`."""
         ...
 
-    def once(self, path: str, make: Any) -> dict[str, Any]:
+    def once(self, path: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         """The tensors made once from the encoder's output, by `make()` where they aren't stored yet."""
         ...
 
@@ -32,11 +39,11 @@ class Slot:
     store: Store
     path: str
 
-    def append(self, **tensors: Any) -> tuple[Any, ...]:
+    def append(self, **tensors: T) -> tuple[T, ...]:
         """Remember the new tokens' tensors; the full tensors, in the same order."""
         return self.store.append(self.path, tensors)
 
-    def once(self, make: Any) -> dict[str, Any]:
+    def once(self, make: Callable[[], dict[str, T]]) -> dict[str, T]:
         """See `Store.once`."""
         return self.store.once(self.path, make)
 
@@ -52,29 +59,22 @@ class GrowingStore:
         """Tokens remembered before this step."""
         return next((x.shape[2] for x in self.past.values()), 0)
 
-    def append(self, path: str, tensors: dict[str, Any]) -> tuple[Any, ...]:
+    def append(self, path: str, tensors: dict[str, T]) -> tuple[T, ...]:
         """Past and new tensors joined along the sequence axis."""
         for name, new in tensors.items():
             old = self.past.get((path, name))
             self.present[path, name] = new if old is None else self.ops.concat([old, new], 2)
         return tuple(self.present[path, name] for name in tensors)
 
-    def once(self, path: str, make: Any) -> dict[str, Any]:
+    def once(self, path: str, make: Callable[[], dict[str, T]]) -> dict[str, T]:
         """The stored tensors, made on first use."""
         if not any(p == path for p, _ in self.memory):
             self.memory.update({(path, name): x for name, x in make().items()})
         return {name: x for (p, name), x in self.memory.items() if p == path}
 
 
-class Tables(dict[Any, Any]):
-    """What was computed once for all layers, by spec node."""
-
-    def __missing__(self, node: Any) -> Any:
-        raise SpecError(f"step.tables has no {node}: the layer that reads it has to name it in `per_step`")
-
-
 @dataclass(frozen=True)
-class Step:
+class Step(Generic[T]):
     """What a forward pass knows besides its input ids.
 
     queries, keys: how many real tokens come before each new token [B or 1, T] and each token [B or 1, S]: what masks are made
@@ -84,24 +84,24 @@ class Step:
     ones, by name; `prepare` begins a new one. prefix: int64 [B], how many tokens every token may see (`Mask.prefix`).
     """
 
-    ops: Any
-    queries: Any
-    keys: Any
-    positions: Any
-    valid: Any = None
+    ops: Ops[T]
+    queries: T
+    keys: T
+    positions: T
+    valid: T | None = None
     store: Store | None = None
-    keep: Any = 0
-    memory: Any = None
-    memory_valid: Any = None
-    tables: Tables = field(default_factory=Tables)
-    shared: dict[str, tuple[Any, Any]] = field(default_factory=dict)
-    prefix: Any = None
+    keep: Size = 0
+    memory: T | None = None
+    memory_valid: T | None = None
+    tables: dict[Any, Opaque] = field(default_factory=dict)
+    shared: dict[str, tuple[T, T]] = field(default_factory=dict)
+    prefix: T | None = None
 
-    def slot(self, p: Any) -> Slot | None:
+    def slot(self, p: LayerHandle) -> Slot | None:
         """The layer's place in the cache. `p.path` is left unread without one: torch.compile specialises on it."""
         return None if self.store is None else Slot(self.store, p.path)
 
-    def prepare(self, p: Any, positions: tuple, masks: tuple) -> Step:
+    def prepare(self, p: LayerHandle, positions: tuple[Layer, ...], masks: tuple[Mask, ...]) -> Step[T]:
         """Compute each distinct position scheme and mask once, before the first block.
 
         `p.positions` holds the schemes' parameters in the same order. Eager on purpose: tables made lazily inside a
@@ -110,22 +110,22 @@ class Step:
         ops = self.ops
         if self.prefix is None and any(spec.prefix for spec in masks):
             raise InputError("this model's first tokens are seen by all: say how many they are, by prefix_length")
-        tables = Tables({spec: p.positions[i](self) for i, spec in enumerate(positions)})
+        tables: dict[Any, Opaque] = {spec: p.positions[i](self) for i, spec in enumerate(positions)}
         for spec in masks:
             tables[spec] = ops.mask(spec, self.queries, self.keys, self.valid, self.prefix)
         return replace(self, tables=tables, shared={})
 
 
 def begin(
-    ops: Any,
-    attention_mask: Any,
-    position_ids: Any = None,
+    ops: Ops[T],
+    attention_mask: T,
+    position_ids: T | None = None,
     *,
-    new: Any = None,
-    places: Any = None,
+    new: Size = None,
+    places: T | None = None,
     slots: bool = False,
     **rest: Any,
-) -> Step:
+) -> Step[T]:
     """The step of a padded batch, from the Hugging Face inputs.
 
     attention_mask: int64 [B, S], 1 for real tokens, over past and new tokens; position_ids: int64 [B, T], or None to count

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from edgeformer.errors import SpecError
 from edgeformer.spec.declarations import Declaration, Fold, Leaf, SharedKV
 from edgeformer.spec.sizes import Sizes
 from edgeformer.spec.task import Task
+
+if TYPE_CHECKING:
+    from edgeformer.ops import Ops
+    from edgeformer.ops.handle import LayerHandle
+    from edgeformer.ops.tensor import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +96,7 @@ class Layer(Node):
         """How many keys the query at `position` sees in a sequence of `length` tokens, of a layer that attends."""
         return length
 
-    def apply(self, ops: Any, p: Any, *inputs: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, *inputs: Any) -> Any:
         """The layer's maths. `p` holds what each declaration became."""
         raise NotImplementedError
 
@@ -112,14 +117,14 @@ class Position(Layer):
 class Norm(Layer):
     """A layer that normalises the last axis."""
 
-    def add(self, ops: Any, p: Any, x: Any, d: Any) -> tuple[Any, Any]:
+    def add(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         """`(x + d, normalised x + d)`: the residual addition and the norm as one step."""
         raise NotImplementedError
 
     over_heads: ClassVar[bool] = False
     """Whether, as a norm of queries or keys, it has parameters over all heads (`on_heads`) instead of one head's."""
 
-    def on_heads(self, ops: Any, p: Any, x: Any, heads: int, dim: int) -> Any:
+    def on_heads(self, ops: Ops, p: LayerHandle, x: Tensor, heads: int, dim: int) -> Tensor:
         """The norm of queries or keys [B, T, heads · dim], of those that go over all heads."""
         raise NotImplementedError
 

@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from edgeformer.errors import ExportError
 from edgeformer.ops import Ops
+from edgeformer.ops.tensor import Size
 from edgeformer.weights.formats import GROUP, Format
 
 OPSET, IR_VERSION, DOMAIN, CONTRIB = 23, 10, "edgeformer", "com.microsoft"
@@ -86,7 +87,7 @@ def broadcast(a: Dims, b: Dims) -> Dims:
     return tuple(out)
 
 
-class GraphOps(Ops):
+class GraphOps(Ops[GraphTensor]):
     """Collects nodes. One instance builds one graph or one function body; `compute` is the float type of activations."""
 
     def __init__(self, compute: ir.DataType = FLOAT, accuracy_level: int | None = None):
@@ -193,7 +194,7 @@ class GraphOps(Ops):
 
     # ----------------------------------------------------------------------------------------------- primitives
 
-    def shape(self, x, axis):
+    def shape(self, x, axis) -> Size:
         axis %= x.ndim
         if x.dims[axis] is not None:
             return x.dims[axis]
@@ -219,9 +220,9 @@ class GraphOps(Ops):
         return self.node("Unsqueeze", [x, self.ints(axis)], dims=x.dims[:axis] + (1,) + x.dims[axis:])
 
     def concat(self, xs, axis):
-        sizes = [x.dims[axis] for x in xs]
+        sizes = [size for x in xs if (size := x.dims[axis]) is not None]
         dims = list(xs[0].dims)
-        dims[axis] = None if None in sizes else sum(sizes)
+        dims[axis] = sum(sizes) if len(sizes) == len(xs) else None
         return self.node("Concat", xs, dims=tuple(dims), axis=axis)
 
     def split(self, x, sizes, axis):
@@ -241,7 +242,7 @@ class GraphOps(Ops):
         return self.node("Slice", [x, start, self.ints(np.iinfo(np.int64).max), self.ints(1)], dims=dims)
 
     def repeat_heads(self, x, count):
-        b, g, s, d = x.dims
+        b, g, s, d = x.dims[0], x.size(1), x.dims[2], x.dims[3]
         spread = self.node("Expand", [self.expand_dims(x, 2), self.ints(1, 1, count, 1, 1)], dims=(b, g, count, s, d))
         return self.reshape(spread, (0, g * count, -1, d))
 
@@ -336,7 +337,7 @@ class GraphOps(Ops):
 
     def layer_norm(self, x, weight, bias, *, eps):
         if weight is None:
-            weight = np.ones(x.dims[-1], x.dtype.numpy())
+            weight = np.ones(x.size(-1), x.dtype.numpy())
         return self.node("LayerNormalization", [x, weight, bias], axis=-1, epsilon=eps)
 
     def add_layer_norm(self, x, d, weight, bias, *, eps):

@@ -23,7 +23,7 @@ from edgeformer.spec.task import Task
 
 
 @dataclass(frozen=True)
-class MlxStep(Step):
+class MlxStep(Step[mx.array]):
     """A step that may know that its new tokens follow one another from position `start`, int32 [B] or [1], on."""
 
     start: Any = None

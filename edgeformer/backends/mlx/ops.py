@@ -36,7 +36,7 @@ class MlxRotary(Rotary):
     offsets: dict[Any, Any] = field(default_factory=dict)
 
 
-class MlxOps(EagerOps):
+class MlxOps(EagerOps[mx.array]):
     """The vocabulary on MLX arrays.
 
     Args:
@@ -185,8 +185,18 @@ class MlxOps(EagerOps):
         if softcap is not None or dropping:
             seen = _bool_mask(mask, *sizes)
             added = None if seen is None else self.where(seen, 0.0, MASKED)
-            rest = dict(softcap=softcap, sinks=sinks, dropout=dropout if dropping else None)
-            return super().attention(q, k, v, added, bias, groups=groups, scale=scale, **rest)
+            return super().attention(
+                q,
+                k,
+                v,
+                added,
+                bias,
+                groups=groups,
+                scale=scale,
+                softcap=softcap,
+                sinks=sinks,
+                dropout=dropout if dropping else None,
+            )
         if bias is not None:
             mask = _biased(bias, _bool_mask(mask, *sizes), q.dtype)
         sinks = None if sinks is None else sinks.astype(q.dtype)

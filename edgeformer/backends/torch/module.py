@@ -21,7 +21,7 @@ from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked,
 from edgeformer.spec.task import Task
 
 
-class TorchOps(EagerOps):
+class TorchOps(EagerOps[torch.Tensor]):
     """The vocabulary on torch tensors."""
 
     rsqrt = elementwise(torch.rsqrt)
@@ -36,7 +36,7 @@ class TorchOps(EagerOps):
     act_gelu = elementwise(F.gelu)
 
     def permute(self, x, axes):
-        return x.permute(axes)
+        return x.permute(*axes)
 
     def expand_dims(self, x, axis):
         return x.unsqueeze(axis)
@@ -90,7 +90,7 @@ class TorchOps(EagerOps):
         total = x + d
         return total, self.layer_norm(total, weight, bias, eps=eps)
 
-    def moe(self, x, weights, chosen, gate, up, down, *, act, count):
+    def moe(self, x, weights, chosen, gate: _Stacked, up: _Stacked, down: _Stacked, *, act, count):
         """Only the experts that some token chose; traced, where that can't be known, all of them."""
         if torch.compiler.is_compiling():
             return super().moe(x, weights, chosen, gate, up, down, act=act, count=count)
@@ -114,9 +114,10 @@ class TorchOps(EagerOps):
     def attention(self, q, k, v, mask, bias, *, groups, scale, softcap=None, sinks=None, dropout=None):
         causal = isinstance(mask, str)
         if softcap is not None or sinks is not None:
-            rest = dict(softcap=softcap, sinks=sinks, dropout=dropout)
             mask = self.additive_mask(mask, q)
-            return super().attention(q, k, v, mask, bias, groups=groups, scale=scale, **rest)
+            return super().attention(
+                q, k, v, mask, bias, groups=groups, scale=scale, softcap=softcap, sinks=sinks, dropout=dropout
+            )
         if causal and bias is not None:
             mask, causal = self._causal(q), False
         added = mask if bias is None else bias if mask is None else mask + bias

@@ -22,6 +22,9 @@ import onnx_ir as ir
 
 from edgeformer.exporters.onnx.functions import FunctionOps
 from edgeformer.exporters.onnx.graph_ops import CONTRIB, FLOAT, INT64, GraphOps, GraphTensor
+from edgeformer.exporters.onnx.handles import LinearHandle
+from edgeformer.exporters.onnx.store import GraphStore
+from edgeformer.layers.mask import Mask
 from edgeformer.ops import Bias, Heads, Rotary
 from edgeformer.weights.formats import GROUP
 
@@ -36,14 +39,11 @@ class _Mask:
     extra: Any
 
 
-@dataclass(frozen=True)
-class _WithoutCausality:
+@dataclass(frozen=True, kw_only=True)
+class _WithoutCausality(Mask):
     """What `GroupQueryAttention` leaves to `attention_bias`: padding, chunks, and a window looking back."""
 
-    window: int | None
-    chunk: int | None
     causal: bool = False
-    prefix: bool = False
 
 
 class _PackedProduct:
@@ -131,7 +131,7 @@ class OnnxRuntimeTarget(FunctionOps):
             quantize_axis=1,
         )
 
-    def linears(self, x, *handles):
+    def linears(self, x, *handles: LinearHandle):
         if len({h.format for h in handles}) > 1:
             return super().linears(x, *handles)
         with self.scope("qkv"):
@@ -162,7 +162,7 @@ class OnnxRuntimeTarget(FunctionOps):
         full = super().mask(spec, queries, keys, valid, prefix)
         if not spec.causal or spec.prefix:  # the operator is causal
             return _Mask(full, None)
-        extra = super().mask(_WithoutCausality(spec.window, spec.chunk), queries, keys, valid)
+        extra = super().mask(_WithoutCausality(window=spec.window, chunk=spec.chunk), queries, keys, valid)
         if (
             extra is not None and extra.dims[2] == 1
         ):  # padding alone: the same for every query, but the operator wants rows
@@ -213,8 +213,10 @@ class OnnxRuntimeTarget(FunctionOps):
         extra = mask.extra
         if isinstance(position, Bias):
             extra = extra + self.cast(position.tensor, extra)
-        past = [slot.store.past[slot.path, name] for name in ("k", "v")]
-        scales = [slot.store.scales[slot.path, name] for name in ("k", "v")] if slot.store.scales else []
+        store = slot.store
+        assert isinstance(store, GraphStore)
+        past = [store.past[slot.path, name] for name in ("k", "v")]
+        scales = [store.scales[slot.path, name] for name in ("k", "v")] if store.scales else []
         y, *present = self.fused(
             "CachedAttention" + ("Int8" if scales else "") + ("" if sinks is None else "Sinks"),
             type(self).cached_attention_body,
@@ -226,7 +228,7 @@ class OnnxRuntimeTarget(FunctionOps):
             softcap=shape.softcap,
             interleaved=int(interleaved) or None,
         )
-        slot.store.present[slot.path, "k"], slot.store.present[slot.path, "v"] = present
+        store.present[slot.path, "k"], store.present[slot.path, "v"] = present
         return y
 
     def cached_attention_body(self, *operands, heads, kv_heads, scale, softcap, interleaved):

@@ -1,0 +1,72 @@
+"""The types of the op vocabulary. A back end fills in its own tensor class: `class TorchOps(EagerOps[torch.Tensor])`."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeAlias, TypeVar
+
+Opaque: TypeAlias = Any
+"""What a back end makes and only it reads, such as a mask; layers hand it on."""
+Size: TypeAlias = Any
+"""A size: an int, or in a graph, where sizes are symbolic, an int64 tensor of shape [1]."""
+
+
+class Tensor(Protocol):
+    """What layers compute with: an array of numpy, torch or MLX, or a value of an ONNX graph.
+
+    Operators take numbers on either side. Shapes are read by `ops.shape`, since a graph has no static ones.
+    """
+
+    @property
+    def dtype(self) -> Any: ...
+    def __add__(self, other: Any, /) -> Any: ...
+    def __radd__(self, other: Any, /) -> Any: ...
+    def __sub__(self, other: Any, /) -> Any: ...
+    def __rsub__(self, other: Any, /) -> Any: ...
+    def __mul__(self, other: Any, /) -> Any: ...
+    def __rmul__(self, other: Any, /) -> Any: ...
+    def __truediv__(self, other: Any, /) -> Any: ...
+    def __matmul__(self, other: Any, /) -> Any: ...
+    def __and__(self, other: Any, /) -> Any: ...
+    def __neg__(self) -> Any: ...
+
+
+class Array(Tensor, Protocol):
+    """A tensor that holds its numbers, as numpy, torch and MLX have them."""
+
+    @property
+    def shape(self) -> Any: ...
+    def reshape(self, *shape: Any) -> Any: ...
+    def cumsum(self, axis: Any, /) -> Any: ...
+    def max(self) -> Any: ...
+    def __getitem__(self, index: Any, /) -> Any: ...
+    def __lt__(self, other: Any, /) -> Any: ...
+    def __floordiv__(self, other: Any, /) -> Any: ...
+
+
+T = TypeVar("T", bound=Tensor)
+"""The tensor class of a back end."""
+A = TypeVar("A", bound=Array)
+"""The array class of an eager back end."""
+
+
+class LinearMap(Protocol):
+    """What a `Linear` became: `[..., inputs] -> [..., outputs]`."""
+
+    def __call__(self, x: Any, /) -> Any: ...
+
+
+class StackedMaps(Protocol):
+    """What a `Stacked` became."""
+
+    def each(self, x: Any, /) -> Any:
+        """[B, count or 1, T, inputs] -> [B, count, T, outputs]."""
+        ...
+
+
+class DropoutMap(Protocol):
+    """What a `Dropout` became, of back ends that train."""
+
+    p: float
+    training: bool
+
+    def __call__(self, x: Any, /) -> Any: ...
