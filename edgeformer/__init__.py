@@ -1,6 +1,6 @@
 """edgeformer: one transformer spec, native builds that are checked to agree, and honest latency tables.
 
-`import edgeformer` loads no framework; the names below load what they need when they are first used.
+`import edgeformer` loads no framework; the names below import what they need on first use.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""The Python API: what the commands do, as functions. `edgeformer.load`, `save`, `build_torch`, `export`, `verify`, `bench`.
+"""The Python API: the commands as functions. `edgeformer.load`, `save`, `build_torch`, `export`, `verify`, `bench`.
 
-MODEL arguments take what `load` takes, or what it returned.
+MODEL arguments accept what `load` accepts, or the `LoadedModel` it returned.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ def build_torch(
     """The model as a `torch.nn.Module`, to train, compile or shard.
 
     Args:
-        model: a MODEL with weights (they are loaded, float32), or a bare spec (freshly initialised by its `init`).
-        precision: fp32, fp16 or bf16: what loaded weights are rounded to first.
+        model: a MODEL with weights (loaded as float32), or a bare spec (freshly initialised by its `init`).
+        precision: fp32, fp16 or bf16; loaded weights are rounded to it first.
         device: where the parameters live.
-        dequantize: build a quantized checkpoint's numbers, scale · (code − zero), instead of refusing it.
+        dequantize: build the dequantized weights, scale · (code − zero), of a quantized checkpoint instead of refusing it.
 
     Raises:
-        CheckpointError: the weights are quantized.
+        CheckpointError: the weights are quantized, and `dequantize` is false.
         RuntimeUnavailable: torch is not installed.
     """
     from edgeformer.inference.lookup import require
@@ -60,8 +60,8 @@ def build_torch(
         return build_torch(loaded.spec, device=device)
     if (has := stored_format(loaded.weights)) is not None and not dequantize:
         raise CheckpointError(
-            f"{loaded.name} is quantized ({has}): training it would start from rounded weights, and saving it would not keep"
-            " its codes. Train the original, or give dequantize=True to build the rounded numbers in float32"
+            f"{loaded.name} is quantized ({has}): training would start from rounded weights, and saving would not keep"
+            " the codes. Train the original, or pass dequantize=True to build the dequantized weights in float32"
         )
     return build(loaded, precision=precision, device=device)
 
@@ -71,7 +71,7 @@ def export(model: ModelLike, output: str | os.PathLike, *, to: str = "onnx", **o
     `edgeformer.exporters.mlx.exporter.export_mlx` and so on.
 
     Raises:
-        ExportError: it can't be written as asked; nothing is left behind.
+        ExportError: MODEL can't be written as asked; nothing is left behind.
         InputError: there is no such format, or it has no such option.
     """
     return export_as(_loaded(model), output, to, **options)
@@ -92,7 +92,7 @@ def build_mlx(model: ModelLike | Model, *, precision: str = "fp32") -> MlxModel:
     """The model as an `mlx.nn.Module`, to train, quantize or run.
 
     Args:
-        model: a MODEL with weights (they are loaded), or a bare spec (freshly initialised by its `init`).
+        model: a MODEL with weights (loaded), or a bare spec (freshly initialised by its `init`).
         precision: fp32, fp16 or bf16, of weights and activations.
 
     Raises:

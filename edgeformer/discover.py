@@ -21,13 +21,13 @@ from edgeformer.files.quoting import plain
 
 @cache
 def _entry_points(package: str) -> dict[str, str]:
-    from importlib.metadata import entry_points  # 15 ms: only when something outside the package is asked for
+    from importlib.metadata import entry_points  # 15 ms: imported only when a plug-in is looked up
 
     return {point.name: point.value for point in entry_points(group=package)}
 
 
 def names(package: str, *, private: bool = False) -> list[str]:
-    """Sorted names of the parts of `package`: its files, and the entry points of others."""
+    """Sorted names of the parts of `package`: its own modules, and the entry points of plug-ins."""
     path = importlib.import_module(package).__path__
     files = [m.name for m in pkgutil.iter_modules(path) if private or not m.name.startswith("_")]
     return sorted({*files, *_entry_points(package)})
@@ -37,7 +37,7 @@ def find(package: str, name: str) -> ModuleType | None:
     """The module of the part `name`, or None when there is none.
 
     Raises:
-        PluginError: it is another package's, and importing it fails. An error inside a part of our own is not changed.
+        PluginError: the part is a plug-in, and importing it fails. Errors inside edgeformer's own parts pass unchanged.
     """
     if name.isidentifier() and importlib.util.find_spec(f"{package}.{name}") is not None:
         return importlib.import_module(f"{package}.{name}")
@@ -52,12 +52,12 @@ def find(package: str, name: str) -> ModuleType | None:
 
 
 def is_plugin(package: str, name: str) -> bool:
-    """Whether a part is another package's."""
+    """Whether a part comes from a plug-in."""
     return name in _entry_points(package) and importlib.util.find_spec(f"{package}.{name}") is None
 
 
 def each(package: str) -> Iterator[tuple[str, ModuleType]]:
-    """All parts that can be imported, by name; a plug-in that can't is named in a warning and left out."""
+    """Yield (name, module) of every part; a plug-in that can't be imported is skipped with a warning."""
     for name in names(package):
         with sparing(package, name):
             module = find(package, name)
@@ -67,7 +67,7 @@ def each(package: str) -> Iterator[tuple[str, ModuleType]]:
 
 @contextlib.contextmanager
 def sparing(package: str, name: str) -> Iterator[None]:
-    """For work with one part of many: a plug-in that fails is named in a warning, and doesn't end what the others do."""
+    """Guard work on one part of many: a plug-in that fails is reported in a warning and doesn't stop the others."""
     try:
         yield
     except PluginError as e:
@@ -79,15 +79,15 @@ def sparing(package: str, name: str) -> Iterator[None]:
 
 
 def fault_of(package: str, name: str, error: BaseException) -> PluginError:
-    """The error that names a plug-in, for what went wrong in it."""
+    """The `PluginError` that names a plug-in and the exception it raised."""
     said = plain(str(error), limit=500)
     return PluginError(
         f"the plug-in {name!r} of {package} ({_entry_points(package)[name]}) is broken: {type(error).__name__}: {said};"
-        " mend it or uninstall it"
+        " fix it or uninstall it"
     )
 
 
 @cache
 def _warn(text: str) -> None:
-    """Once a process."""
+    """Log a warning once per process."""
     logging.getLogger("edgeformer").warning("warning: %s", text)

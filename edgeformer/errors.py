@@ -1,7 +1,7 @@
 """Errors that a user can act on: what was given, the rule it breaks, what to do.
 
 The command line prints the message of an `EdgeformerError` and exits with its `exit_code`; any other exception is a
-bug of ours and keeps its traceback.
+bug in edgeformer and keeps its traceback.
 """
 
 
@@ -16,11 +16,11 @@ class SpecError(EdgeformerError):
 
 
 class ConfigError(EdgeformerError):
-    """A `config.json` with a model_type, a key or a value that no family file understands."""
+    """A `config.json` with a model_type, a key or a value that no family file supports."""
 
 
 class CheckpointError(EdgeformerError):
-    """Weights that are missing, left over, misshapen, truncated or corrupt."""
+    """Weights that are missing, unused, of the wrong shape, truncated or corrupt."""
 
 
 class ModelNotFound(EdgeformerError):
@@ -32,7 +32,7 @@ class ExportError(EdgeformerError):
 
 
 class ArtefactError(EdgeformerError):
-    """A folder that is no edgeformer artefact, or whose files changed since it was written."""
+    """A folder that is not an edgeformer artefact, or whose files have changed since it was written."""
 
 
 class RuntimeUnavailable(EdgeformerError):
@@ -40,7 +40,7 @@ class RuntimeUnavailable(EdgeformerError):
 
 
 class PluginError(EdgeformerError):
-    """A part that another package brings can't be imported, or fails."""
+    """A plug-in from another package fails, or can't be imported."""
 
 
 class RuntimeFault(EdgeformerError):
@@ -48,22 +48,22 @@ class RuntimeFault(EdgeformerError):
 
 
 class InputError(EdgeformerError):
-    """Token ids, masks or lengths that the model or the session can't take."""
+    """Token ids, masks or lengths that the model or the session can't accept."""
 
 
 class NumericError(EdgeformerError):
-    """A model whose answers are no numbers: NaN or infinite logits."""
+    """A model whose outputs are not finite: NaN or infinite logits."""
 
     exit_code = 1
 
 
 class VerificationFailed(EdgeformerError):
-    """An artefact was checked against its reference and says something else."""
+    """An artefact was checked against its reference, and its outputs differ."""
 
     exit_code = 1
 
 
 def is_fault(error: BaseException) -> bool:
-    """Whether an exception is a fault of the code that raised it: none of ours, no interruption, no lack of memory. Panics of
-    Rust's libraries are, though Python's `Exception` doesn't hold them."""
+    """Whether an exception is a fault of the code that raised it: not an `EdgeformerError`, an interrupt or lack of memory.
+    Panics in Rust libraries count, although they don't derive from Python's `Exception`."""
     return not isinstance(error, (EdgeformerError, KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError))

@@ -171,7 +171,7 @@ def test_types_of_a_manifest(tmp_path, change_of, message):
 def test_types_are_told_apart():
     assert mismatch(1, float) is None and mismatch(True, int) is not None and mismatch(1.0, int) is not None
     assert mismatch({"a": [1, None]}, dict[str, list[int | None]]) is None
-    assert mismatch({"a": [1, "x"]}, dict[str, list[int | None]]) == "a[1] is 'x', and has to be int | None"
+    assert mismatch({"a": [1, "x"]}, dict[str, list[int | None]]) == "a[1] is 'x'; it must be int | None"
     assert mismatch(float("nan"), float) is not None
 
 
@@ -359,7 +359,7 @@ def test_a_temperature_of_almost_nothing_is_greedy():
 def test_a_folder_where_a_file_belongs(model, name, tmp_path):
     (model / name).unlink(missing_ok=True)
     (model / name).mkdir()
-    with pytest.raises(EdgeformerError, match=f"{name}.*(no regular file|Is a directory)"):
+    with pytest.raises(EdgeformerError, match=f"{name}.*(not a regular file|Is a directory)"):
         export_onnx(load(model), tmp_path / "o")
 
 

@@ -190,7 +190,7 @@ def test_the_links_of_a_hub_cache(tmp_path):
 def test_an_index_of_shards_elsewhere(name, tmp_path):
     shutil.copy(STDLIB / "config.json", tmp_path)
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"x": name}}))
-    with pytest.raises(CheckpointError, match=r"lies outside|has to name a file|no index of shards"):
+    with pytest.raises(CheckpointError, match=r"lies outside|must name a file|no index of shards"):
         load(tmp_path)
 
 
@@ -260,7 +260,7 @@ def test_json_that_is_too_much(tmp_path):
     assert parse_json(b'\xef\xbb\xbf{"a": 1}', "x", ConfigError) == {"a": 1}
     file.unlink()
     os.mkfifo(file)
-    with pytest.raises(ConfigError, match="no regular file"):  # and doesn't wait for a writer
+    with pytest.raises(ConfigError, match="not a regular file"):  # and doesn't wait for a writer
         read_json_file(file, ConfigError)
 
 

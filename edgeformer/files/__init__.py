@@ -1,1 +1,1 @@
-"""Reading files that nobody vouches for, and writing files that nobody may lose."""
+"""Read untrusted files, and write files without losing data."""

@@ -1,9 +1,8 @@
-"""Files and folders replaced in one step: whenever a process is killed, and whenever the power fails, there is the old or the
-new one, whole.
+"""Replace files and folders atomically: after a kill or a power failure, either the old or the new one is there, complete.
 
-What is new is synced to the disk before it gets its name. A folder changes places with the one that is there by one system
-call, where the system has such a call and the file system knows it; else by two renames, written down in a journal beside it
-before the first, which `repair` finishes.
+New content is synced to disk before it is renamed into place. A folder is exchanged with the existing one by one system call,
+where the system and the file system support it; otherwise by two renames, recorded beforehand in a journal beside the folder,
+which `repair` completes.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _UNKNOWN = frozenset((errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUP
 
 
 def sync(path: Path) -> None:
-    """Have a file, or a folder with all that lies in it, on the disk."""
+    """Sync a file, or a folder and everything below it, to disk."""
     paths = [path]
     if path.is_dir():
         paths = [Path(base, name) for base, _, names in os.walk(path) for name in names]
@@ -40,27 +39,27 @@ def sync(path: Path) -> None:
         try:
             handle = os.open(each, os.O_RDONLY)
         except PermissionError:
-            continue  # a linked checkpoint's file that isn't ours to write
+            continue  # a linked checkpoint's file that this user has no access to
         try:
             os.fsync(handle)
         except OSError as e:
-            if e.errno not in _UNKNOWN:  # some file systems sync no folders
+            if e.errno not in _UNKNOWN:  # some file systems can't sync folders
                 raise
         finally:
             os.close(handle)
 
 
 def replace_folder(new: Path, folder: Path) -> Path | None:
-    """Put the folder `new` in the place of `folder`, in one step and on the disk.
+    """Replace `folder` by the folder `new`, atomically and durably.
 
     Returns:
-        Where what was there now lies, for the caller to delete; None if there was nothing.
+        Where the old content now lies, for the caller to delete; None if there was none.
 
     Raises:
-        OSError: it can't be done; `folder` is as it was.
+        OSError: the replacement failed; `folder` is unchanged.
     """
     sync(new)
-    with held(folder.parent, optional=True):  # two that replace the same folder take turns
+    with held(folder.parent, optional=True):  # processes that replace the same folder take turns
         _repair(folder)
         old = None
         if not _exists(folder):
@@ -74,7 +73,7 @@ def replace_folder(new: Path, folder: Path) -> Path | None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have a folder's names on the disk."""
+    """Sync a folder's directory entries to disk."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -86,11 +85,11 @@ def sync_folder(folder: Path) -> None:
 
 
 def _exists(path: Path) -> bool:
-    return os.path.lexists(path)  # noqa: PTH - a dangling link is there, too
+    return os.path.lexists(path)  # noqa: PTH - a dangling link exists, too
 
 
 def _exchange(one: Path, other: Path) -> bool:
-    """Let two paths change places; False where the system can't."""
+    """Exchange two paths atomically; False where the system can't."""
     library = ctypes.CDLL(None, use_errno=True)
     names = os.fsencode(one), os.fsencode(other)
     if sys.platform == "linux" and hasattr(library, "renameat2"):
@@ -111,7 +110,7 @@ def _journal(folder: Path) -> Path:
 
 
 def _replace_in_two_steps(new: Path, folder: Path) -> Path:
-    old = new.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL}")  # swept, if nothing else deletes it
+    old = new.with_name(f".{folder.name}.{secrets.token_hex(4)}{PARTIAL}")  # `sweep` deletes it if nothing else does
     replace_file(_journal(folder), json.dumps({"new": new.name, "old": old.name}).encode())
     os.rename(folder, old)  # noqa: PTH104
     try:
@@ -126,10 +125,10 @@ def _replace_in_two_steps(new: Path, folder: Path) -> Path:
 
 
 def repair(folder: Path) -> None:
-    """Finish what a process that was killed began: afterwards `folder` is there, if it ever was.
+    """Complete a replacement that a killed process began: afterwards `folder` exists, if it ever did.
 
     Raises:
-        OSError: it can't be done now.
+        OSError: the repair failed.
     """
     _sweep_files(folder.parent, f".{_journal(folder).name[:100]}.")
     if _exists(_journal(folder)):
@@ -147,7 +146,7 @@ def _repair(folder: Path) -> None:
         if not all(p.name.startswith(f".{folder.name}.") for p in (new, old)):
             raise ValueError
     except (ValueError, KeyError, TypeError):
-        return  # not ours; it stays, and does no harm
+        return  # not edgeformer's journal: left alone, since it does no harm
     if not _exists(folder):
         for candidate in (new, old):  # the new one was complete before anything was renamed
             if _exists(candidate):
@@ -161,13 +160,13 @@ def _repair(folder: Path) -> None:
 
 
 def replace_file(file: Path, content: bytes) -> None:
-    """Write a file whole or not at all: the content is on the disk before the name is the new file's.
+    """Write a file atomically: the content is on disk before it is renamed into place.
 
-    Only a regular file is replaced. Pipes and devices, such as /dev/stdout, are written to, and of a link what it leads to is
-    replaced.
+    Only a regular file is replaced. Pipes and devices, such as /dev/stdout, are written to directly; a link stays, and its
+    target is replaced.
 
     Raises:
-        OSError: it can't be written; what was there is still there.
+        OSError: the file can't be written; the old content is still there.
     """
     if is_stream(file):
         with file.open("wb") as stream:
@@ -195,7 +194,7 @@ def replace_file(file: Path, content: bytes) -> None:
 
 
 def _new_partial(file: Path, start: str) -> tuple[Path, Lock]:
-    """A new file beside another, locked. Whoever sweeps may have locked it between its making and that: then another."""
+    """A new, locked file beside another. If a sweep locks it between its creation and the lock, another one is made."""
     while True:
         partial = file.with_name(f"{start}{secrets.token_hex(4)}{PARTIAL}")
         with contextlib.suppress(Held):
@@ -203,10 +202,10 @@ def _new_partial(file: Path, start: str) -> tuple[Path, Lock]:
 
 
 def write_output(file: str | os.PathLike, text: str, *, folders: bool = False) -> None:
-    """Write a file that the user named, by `replace_file`; `folders`: those above it are made.
+    """Write a file that the user named, by `replace_file`; `folders`: make missing parent folders.
 
     Raises:
-        InputError: it can't be written; what was there is still there.
+        InputError: the file can't be written; the old content is still there.
     """
     path = Path(file)
     if path.is_dir():
@@ -216,13 +215,13 @@ def write_output(file: str | os.PathLike, text: str, *, folders: bool = False) -
             path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, text.encode())
     except OSError as e:
-        raise InputError(f"can't write {path}: {e.strerror}; choose another place") from e
+        raise InputError(f"can't write {path}: {e.strerror}; choose another path") from e
 
 
 def _sweep_files(folder: Path, start: str) -> None:
-    """Delete what processes that were killed had begun to write; one that lives holds the lock of its file."""
+    """Delete the partial files of killed processes; a live process holds its file's lock."""
     with contextlib.suppress(OSError):
-        for name in os.listdir(folder):  # noqa: PTH208 - a glob would take the name for a pattern
+        for name in os.listdir(folder):  # noqa: PTH208 - glob would interpret the name as a pattern
             if name.startswith(start) and name.endswith(PARTIAL) and len(name) == len(start) + 8 + len(PARTIAL):
                 file = folder / name
                 if file.is_symlink() or not file.is_file():
@@ -232,7 +231,7 @@ def _sweep_files(folder: Path, start: str) -> None:
 
 
 def is_stream(file: str | os.PathLike) -> bool:
-    """Whether this is something that is written to and can't be replaced: a pipe, a device, or an open file by /dev or /proc."""
+    """Whether a path can be written to but not replaced: a pipe, a device, or an open file under /dev or /proc."""
     try:
         kind = Path(file).stat().st_mode
     except OSError:

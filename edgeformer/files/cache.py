@@ -1,7 +1,7 @@
-"""The user's cache folder: artefacts that comparisons made, unfinished runs, models brought here, ONNX Runtime Web. All but the
-unfinished runs can be made again.
+"""The user's cache folder: artefacts made by comparisons, unfinished runs, models copied by --host, ONNX Runtime Web. Everything
+but the unfinished runs can be made again.
 
-`EDGEFORMER_CACHE` names another place than the system's.
+`EDGEFORMER_CACHE` overrides the system's location.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from edgeformer.files.locks import Held, Lock
 from edgeformer.files.scratch import PARTIAL, leftovers
 
 PARTS = {
-    "artefacts": "exports that `compare` made",
-    "kernels": "our native kernels for ONNX Runtime, built here",
-    "runs": "measurements that were interrupted; --resume goes on with them",
-    "models": "models brought here by --host",
+    "artefacts": "exports made by `compare`",
+    "kernels": "edgeformer's native kernels for ONNX Runtime, built on this machine",
+    "runs": "interrupted measurements; --resume continues them",
+    "models": "models copied to this machine by --host",
     "web": "ONNX Runtime Web, from npm",
-    "crashes": "what is kept of faults of edgeformer's own, for a report",
+    "crashes": "records of edgeformer's own faults, for bug reports",
 }
 
 MARK = b"an entry of edgeformer's cache\n"
@@ -36,14 +36,14 @@ _NPM = ("node_modules", "package.json", "package-lock.json")
 
 
 def cache_folder(part: str) -> Path:
-    """Where a part of the cache lies; it may not exist yet."""
+    """The folder of a part of the cache; it may not exist yet."""
     base = os.environ.get("EDGEFORMER_CACHE")
     return (Path(base) if base else Path(platformdirs.user_cache_dir("edgeformer", appauthor=False))) / part
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One thing in the cache. `used` is when it was last used, in seconds since the epoch."""
+    """One entry of the cache. `used` is the time of its last use, in seconds since the epoch."""
 
     part: str
     path: Path
@@ -52,22 +52,22 @@ class Entry:
 
 
 def entries() -> list[Entry]:
-    """What is there, the least recently used first."""
+    """All entries, the least recently used first."""
     found = []
     for part in PARTS:
         folder = cache_folder(part)
         for path in sorted(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else []:
-            with contextlib.suppress(FileNotFoundError):  # somebody else cleans up, too
+            with contextlib.suppress(FileNotFoundError):  # another process may be cleaning up
                 if _is_ours(part, path):
                     found.append(Entry(part, path, _bytes(path), path.lstat().st_mtime))
     return sorted(found, key=lambda e: e.used)
 
 
 def _is_ours(part: str, path: Path) -> bool:
-    """Whether edgeformer put this there: it wrote the mark beside it, or left it when it was killed."""
+    """Whether edgeformer made this entry: the mark lies beside it, or a killed process left it."""
     if path.name.endswith(_LOCK):
         return False
-    if part == "web":  # npm put it there, by the command that we print
+    if part == "web":  # installed by npm, with the command that edgeformer prints
         return path.name in _NPM and _only_web(path.with_name("package.json"))
     if path in leftovers(path.parent):
         return True
@@ -76,7 +76,7 @@ def _is_ours(part: str, path: Path) -> bool:
 
 
 def _only_web(package: Path) -> bool:
-    """Whether a package.json is what that command leaves, and no project of the user's."""
+    """Whether a package.json is the one that this command leaves, not a project of the user's."""
     try:
         data = json.loads(package.read_bytes()[:10_000])
     except (OSError, ValueError):
@@ -87,22 +87,22 @@ def _only_web(package: Path) -> bool:
 
 
 def _bytes(path: Path) -> int:
-    """What would be freed; links are not followed."""
+    """Bytes that deleting it would free; links are not followed."""
     if path.is_symlink() or not path.is_dir():
         return path.lstat().st_size
     return sum(f.lstat().st_size for f in path.rglob("*") if not f.is_dir() or f.is_symlink())
 
 
 def lock_file(path: Path) -> Path:
-    """The file beside an entry that marks it as edgeformer's, and that is locked by those who make, use or delete the entry."""
+    """The file beside an entry that marks it as edgeformer's, locked by processes that make, use or delete it."""
     return path.with_name(path.name + _LOCK)
 
 
 def lock_of(path: Path, *, shared: bool = False, timeout: float | None = None) -> Lock:
-    """Lock an entry: exclusively to make or delete it, shared to use it. The first time this marks it as edgeformer's.
+    """Lock an entry: exclusively to make or delete it, shared to use it. The first lock marks it as edgeformer's.
 
     Raises:
-        Held: another process has locked it, and the time is over.
+        Held: another process still holds it after `timeout`.
         OSError: the cache can't be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,13 +117,13 @@ def lock_of(path: Path, *, shared: bool = False, timeout: float | None = None) -
 
 
 def remember_content(folder: Path) -> None:
-    """Keep the digests of an entry's files beside it. Called by whoever holds it exclusively."""
+    """Store the digests of an entry's files beside it. The caller holds the exclusive lock."""
     lock_file(folder).write_bytes(MARK + json.dumps(_digests(folder)).encode())
 
 
 def changed_file(folder: Path) -> str | None:
-    """The name of a file of an entry that is not what it was when it was made, None if all are. Reads every byte: sizes and
-    times prove nothing."""
+    """The name of a file of an entry that has changed since the entry was made, or None. Reads every byte: sizes and times
+    prove nothing."""
     try:
         known = json.loads(lock_file(folder).read_bytes().removeprefix(MARK))
     except (OSError, ValueError):
@@ -137,17 +137,17 @@ def _digests(folder: Path) -> dict[str, str]:
 
 
 def touch(path: Path) -> None:
-    """Remember that an entry was used now."""
+    """Record that an entry was used now."""
     os.utime(path)
 
 
 def clean(*, parts: tuple[str, ...], older_than_days: float = 0.0) -> list[Entry]:
-    """Delete what edgeformer put there, was not used for so many days, and isn't in use now; what was deleted.
+    """Delete edgeformer's entries that are not in use and were not used for `older_than_days`; returns the deleted ones.
 
     Links are deleted, never followed.
 
     Raises:
-        OSError: something can't be deleted.
+        OSError: an entry can't be deleted.
     """
     limit = time.time() - older_than_days * 86400
     gone = []

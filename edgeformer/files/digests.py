@@ -1,4 +1,4 @@
-"""Digests over every byte of a file, so that no edit goes unnoticed, whatever sizes and times say."""
+"""Digests over every byte of a file, so that no edit goes unnoticed, whatever its size and times."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from pathlib import Path
 from edgeformer.errors import CheckpointError
 
 _SETTLED = 2.0
-"""Seconds after a change during which a second one may leave the same times."""
+"""Seconds after a change within which a second one may leave the same timestamps."""
 _known: dict[tuple[int, ...], str] = {}
 
 
 def file_digest(file: Path) -> str:
-    """The SHA-256 of a file. Read once a process, as long as device, inode, size and both times stay what they were.
+    """The SHA-256 of a file. Read once per process, as long as device, inode, size and both timestamps stay the same.
 
     Raises:
-        CheckpointError: it can't be read.
+        CheckpointError: the file can't be read.
     """
     try:
         with file.open("rb") as f:
@@ -38,7 +38,7 @@ def folder_digests(folder: Path, leave_out: tuple[str, ...] = ()) -> dict[str, s
     """Path below the folder -> SHA-256, of every file in it.
 
     Raises:
-        CheckpointError: one can't be read.
+        CheckpointError: a file can't be read.
     """
     files = {f.relative_to(folder).as_posix(): f for f in sorted(folder.rglob("*")) if f.is_file()}
     return {name: file_digest(f) for name, f in files.items() if name not in leave_out}

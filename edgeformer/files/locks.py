@@ -1,8 +1,8 @@
-"""Locks that end with their process, however it ends: `flock` on POSIX, the package filelock elsewhere.
+"""Locks that are released when their process ends, however it ends: `flock` on POSIX, the package filelock elsewhere.
 
-A lock's file may be deleted by whoever holds it exclusively: the others notice that the file they locked is no longer the one of
-that name, and take the new one. A lock may be shared (users of a thing) or exclusive (whoever makes, replaces or deletes it).
-Folders can be locked themselves.
+The holder of an exclusive lock may delete the lock file: others notice that the file they locked is no longer the one at that
+path, and lock the new one. A lock is shared (for use) or exclusive (to make, replace or delete what it protects). Folders can be
+locked directly.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ class Lock:
 
     Args:
         path: a file, made if it isn't there, or a folder that exists.
-        shared: together with others who share it.
-        optional: go on without it where the file system has no such locks (NFS has none of folders).
-        timeout: seconds to wait; None waits for ever, 0 doesn't wait.
+        shared: allow other shared holders.
+        optional: continue without the lock where the file system doesn't support it (NFS can't lock folders).
+        timeout: seconds to wait; None waits forever, 0 doesn't wait.
 
     Raises:
-        Held: another process holds it, and the time is over.
-        OSError: it can't be opened or locked.
+        Held: another process still holds it after `timeout`.
+        OSError: the path can't be opened or locked.
     """
 
     def __init__(self, path: Path, *, shared: bool = False, timeout: float | None = None, optional: bool = False):
@@ -54,7 +54,7 @@ class Lock:
                 raise
 
     def _current(self) -> bool:
-        """Whether what is locked is what the path names: it may have been deleted, or replaced, before it was locked."""
+        """Whether the locked file is still the one at the path: it may have been deleted or replaced before it was locked."""
         if self._handle < 0:
             return False
         try:
@@ -96,7 +96,7 @@ class Lock:
         self.release()
 
     def release(self) -> None:
-        """Let go; a second time does nothing."""
+        """Release the lock; a second call does nothing."""
         if self._other is not None:
             self._other.release()
         elif self._handle >= 0:

@@ -1,4 +1,4 @@
-"""Regular expressions that a file gives: only those that a short text matches, or doesn't, in a short time."""
+"""Regular expressions read from files: only those that match or fail quickly on short strings."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ _REPEATS = re.compile(r"[*+]|\{\d*,")
 
 
 def bounded(pattern: str, says: str, error: type[EdgeformerError]) -> re.Pattern[str]:
-    """A pattern of a file, compiled.
+    """Compile a pattern that was read from a file.
 
-    Python's engine backtracks: where a repeated group holds a repetition, each character doubles the time. Names of modules need
-    neither groups that are repeated nor more than a few repetitions.
+    Python's engine backtracks: where a repeated group holds a repetition, each character doubles the time. Module names need
+    neither repeated groups nor more than a few repetitions.
 
     Args:
-        pattern: as it was read.
-        says: what gives it, for the message.
+        pattern: the text as it was read.
+        says: the file or key that holds it, for messages.
         error: the class to raise.
 
     Raises:
-        error: it is no pattern, longer than 1,000 characters, repeats a group, refers back, or repeats more than four times.
+        error: the pattern is invalid or longer than 1,000 characters, or has a repeated group, a back-reference or more than
+            four repetitions.
     """
     bare = _ESCAPED.sub("x", pattern)
     references = re.search(r"\\[1-9]|\(\?P=", pattern)
@@ -35,8 +36,8 @@ def bounded(pattern: str, says: str, error: type[EdgeformerError]) -> re.Pattern
         or _REPEATED_GROUP.search(bare)
         or len(_REPEATS.findall(bare)) > MAX_REPEATS
     ):
-        raise error(f"{says} has the pattern {shown(pattern)}, which may take for ever to match; write out the names")
+        raise error(f"{says} has the pattern {shown(pattern)}, which may take forever to match; list the names instead")
     try:
         return re.compile(pattern)
     except (re.error, RecursionError, OverflowError) as e:
-        raise error(f"{says} has {shown(pattern)}, which is no regular expression: {e}") from e
+        raise error(f"{says} has {shown(pattern)}, which is not a regular expression: {e}") from e

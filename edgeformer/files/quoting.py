@@ -1,4 +1,4 @@
-"""What comes from a file, as a message shows it: no control characters, and short, as git quotes the names that it prints."""
+"""Quote values from files for messages: short and without control characters, as git quotes the names that it prints."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ MAX_VALUE, MAX_ITEMS, MAX_MESSAGE = 200, 20, 4000
 
 
 def shown(value: Any) -> str:
-    """A value as Python writes it, of at most 200 characters."""
+    """The `repr` of a value, cut to 200 characters."""
     if isinstance(value, str):
         text = repr(value[: MAX_VALUE + 1])
     elif isinstance(value, (dict, list, tuple)):
@@ -23,7 +23,7 @@ def shown(value: Any) -> str:
 
 
 def listed(items: Iterable[str], limit: int = MAX_ITEMS) -> str:
-    """Names, with commas; of more than 20 the first, and how many there are."""
+    """Names joined by commas; beyond `limit`, the first ones and the total."""
     every = list(items)
     named = map(inline, every[:limit])
     cut = [name if len(name) <= MAX_VALUE else name[: MAX_VALUE - 3] + "..." for name in named]
@@ -31,13 +31,13 @@ def listed(items: Iterable[str], limit: int = MAX_ITEMS) -> str:
 
 
 def inline(name: str) -> str:
-    """A name on one line: line breaks are escapes, too, so that none begins what looks like another message."""
+    """A name on one line: line breaks are escaped, too, so that none starts what looks like another message."""
     return plain(name).replace("\n", "\\n")
 
 
 def plain(text: str, *, limit: int | None = None) -> str:
-    """A text for a terminal: control characters, and those that turn its direction, as escapes; of more than `limit` characters
-    the beginning and the end. Line breaks stay, since messages have them."""
+    """Make a text safe for a terminal: control and bidirectional characters are escaped, and beyond `limit` characters only the
+    beginning and the end are kept. Line breaks stay, since messages have them."""
     if limit is not None and len(text) > limit:
         text = f"{text[: limit * 2 // 3]} ... ({len(text):,} characters) ... {text[-limit // 3 :]}"
     if text.isprintable():
@@ -46,7 +46,7 @@ def plain(text: str, *, limit: int | None = None) -> str:
 
 
 _SPACES = "\u00a0\u2007\u2009\u202f\u3000"
-"""Spaces that our own tables and messages use, which `str.isprintable` leaves out."""
+"""Spaces that edgeformer's own tables and messages use, which `str.isprintable` rejects."""
 
 
 def _escape(c: str) -> str:
@@ -56,7 +56,7 @@ def _escape(c: str) -> str:
 
 
 def _start(value: Any, left: int = MAX_VALUE) -> str:
-    """The beginning of what Python would write, without writing all of it."""
+    """The beginning of a container's `repr`, without building all of it."""
     parts: list[str] = []
     pairs = value.items() if isinstance(value, dict) else ((None, v) for v in value)
     for key, item in pairs:

@@ -1,6 +1,6 @@
-"""Folders that are made to be filled, and renamed or deleted: a process that is killed leaves one, and a later one deletes it.
+"""Scratch folders, which are filled, then renamed or deleted. One that a killed process leaves is deleted by a later process.
 
-Each is locked while its process lives. It is born under a name ending in `.new` and gets its own once it is locked, so that one
+Each is locked while its process lives. It is created under a name ending in `.new` and renamed once it is locked, so a folder
 without a lock was left behind, whatever its age.
 """
 
@@ -20,17 +20,17 @@ PARTIAL = ".partial"
 _NEW, _NEW_S = ".new", 60.0
 _TEMPORARY = "edgeformer-"
 _MARK = ".edgeformer-scratch"
-"""What tells our temporary folders from others that are called so, in a folder that all programs share."""
+"""The file that marks a temporary folder as edgeformer's, in a parent folder that all programs share."""
 
 
 @contextlib.contextmanager
 def partial_folder(folder: Path) -> Iterator[Path]:
-    """A folder `.NAME.*.partial` beside `folder`, which the block may rename; what is left there is deleted in the end.
+    """A folder `.NAME.*.partial` beside `folder`, which the block may rename; what is left of it is deleted on exit.
 
-    Others of that name whose process has ended are deleted first.
+    Earlier ones whose process has ended are deleted first.
 
     Raises:
-        OSError: it can't be made.
+        OSError: the folder can't be made.
     """
     sweep(folder)
     made, lock = _made(folder.parent, f".{folder.name}.", PARTIAL)
@@ -43,7 +43,7 @@ def partial_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """A folder among the system's temporary ones, deleted in the end. Those that killed runs left there are deleted first."""
+    """A folder in the system's temporary folder, deleted on exit. Those left by killed runs are deleted first."""
     parent = Path(tempfile.gettempdir())
     with contextlib.suppress(OSError):
         for found in parent.glob(f"{_TEMPORARY}*"):
@@ -58,12 +58,12 @@ def temporary_folder() -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> list[Path]:
-    """Delete the partial folders beside `folder` that no living process holds; returns those that were deleted."""
+    """Delete the partial folders beside `folder` that no live process holds; returns the deleted ones."""
     return [found for found in leftovers(folder.parent, folder.name) if _delete_unheld(found)]
 
 
 def leftovers(parent: Path, name: str = "*") -> list[Path]:
-    """Partial folders in a folder, of outputs of any name, held or not."""
+    """Partial folders in `parent` of the output `name` (by default of any), held or not."""
     pattern = name if name == "*" else name.translate({ord(c): f"[{c}]" for c in "*?["})
     try:
         found = [f for f in parent.glob(f".{pattern}.????????{PARTIAL}") if f.is_dir() and not f.is_symlink()]
@@ -76,12 +76,12 @@ def leftovers(parent: Path, name: str = "*") -> list[Path]:
 
 
 def _made(parent: Path, prefix: str, suffix: str, mark: str = "") -> tuple[Path, Lock]:
-    """A new folder, locked: by a file in it where there is a mark (whoever replaces a folder locks the one around it)."""
+    """A new, locked folder. With a mark, the lock is a file inside it (replacing a folder locks its parent)."""
     new = Path(tempfile.mkdtemp(prefix=prefix, suffix=suffix + _NEW, dir=parent))
     lock = Lock(new / mark, timeout=0, optional=True)
     made = new.with_name(new.name.removesuffix(_NEW))
     try:
-        os.rename(new, made)  # noqa: PTH104 - a name of mkdtemp's without its ending is as unlikely to be taken
+        os.rename(new, made)  # noqa: PTH104 - an mkdtemp name without its ending is as unlikely to be taken
     except BaseException:
         lock.release()
         shutil.rmtree(new, ignore_errors=True)

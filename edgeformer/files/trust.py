@@ -1,6 +1,6 @@
-"""Which code of a model's folder may run: none, but for files that the user has named (`--trust-code`). See docs/security.md.
+"""Which code in a model's folder may run: none, except files that the user has named (`--trust-code`). See docs/security.md.
 
-Some tools run what a folder's settings name: mlx-lm the Python file `model_file`, ONNX Runtime GenAI the shared library
+Some tools run code that a folder's settings name: mlx-lm the Python file `model_file`, ONNX Runtime GenAI the shared library
 `custom_ops_library` and those of execution providers, transformers attention kernels from the hub. Every runtime that hands a
 folder to such a tool calls `check_code` first.
 """
@@ -23,20 +23,20 @@ _CODE_KEYS = {
     "tokenizer_config.json": (),
     "genai_config.json": ("custom_ops_library", "backend_path", "library_path", "ep_library_path", "registration_name"),
 }
-"""Settings files -> keys, at any depth, whose value is code to some tool."""
+"""Settings file -> keys, at any depth, whose value some tool runs as code."""
 _HUB_KERNELS = ("attn_implementation", "experts_implementation")
-"""Keys of config.json (with any prefix) that transformers takes as code on the hub where the value has a slash."""
+"""Keys of config.json (with any prefix) that make transformers run code from the hub if the value has a slash."""
 _LIBRARY = re.compile(r"\.(so(\.\d+)*|dll|dylib|pyd)$", re.IGNORECASE)
 _granted: dict[str, str] = {}
 
 
 def trust(file: str | Path) -> str:
-    """Let this file of a model's folder run as code, in this process and the workers that it starts; its SHA-256.
+    """Let a file of a model's folder run as code, in this process and its workers; returns its SHA-256.
 
-    It is the content that is trusted: a file that changed since is refused.
+    Trust applies to the content: a file that has changed since is refused.
 
     Raises:
-        InputError: it can't be read.
+        InputError: the file can't be read.
     """
     try:
         digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
@@ -47,24 +47,24 @@ def trust(file: str | Path) -> str:
 
 
 def grant(digests: list[str]) -> None:
-    """Trust files by their SHA-256, as another process has."""
+    """Trust files by their SHA-256, as another process does."""
     _granted.update(dict.fromkeys(digests, ""))
 
 
 def granted() -> list[str]:
-    """The digests of the files that are trusted."""
+    """The digests of the trusted files."""
     return sorted(_granted)
 
 
 def check_code(folder: Path, own: Mapping[str, str] | None = None) -> None:
-    """Refuse a folder whose settings name code that nobody vouches for.
+    """Refuse a folder whose settings name untrusted code.
 
     Args:
-        folder: about to be given to a tool that may run code.
+        folder: the folder that a tool which may run code is about to read.
         own: file name -> the text that edgeformer itself writes there, which may run.
 
     Raises:
-        ArtefactError: naming the setting, the file, and its digest.
+        ArtefactError: there is such code; the message names the setting, the file and its digest.
     """
     for name, keys in _CODE_KEYS.items():
         file = folder / name
@@ -89,28 +89,28 @@ def _check_file(folder: Path, settings: Path, key: str, value: Any, own: Mapping
     except OSError as e:
         raise ArtefactError(f"can't read {file}: {e.strerror}") from e
     if content is None:
-        raise ArtefactError(f"{settings} names {value!r} as {key}, and there is no such file")
+        raise ArtefactError(f"{settings} names {value!r} as {key}, but there is no such file")
     digest = hashlib.sha256(content).hexdigest()
     if digest in _granted or (value in own and content == own[value].encode()):
         return
     raise ArtefactError(
-        f"{settings} has {key} = {value!r}, which would run as code; edgeformer runs no code of a model's folder. If you have"
+        f"{settings} has {key} = {value!r}, which would run as code; edgeformer runs no code from a model's folder. If you have"
         f" read {file} and trust it: --trust-code {file} (SHA-256 {digest})"
     )
 
 
 def isolated(environment: Mapping[str, str]) -> dict[str, str]:
-    """What keeps a Python that is started in a model's folder from importing files of that folder.
+    """Environment variables that keep a Python started in a model's folder from importing files of that folder.
 
-    `-P` does so for the process itself, and these for all that it starts. An empty entry of PYTHONPATH means the current folder,
-    and gets there by `PYTHONPATH=$PYTHONPATH:...`.
+    `-P` does this for the process itself, the variables for its children. An empty entry of PYTHONPATH, which
+    `PYTHONPATH=$PYTHONPATH:...` can leave, means the current folder.
     """
     kept = [entry for entry in environment.get("PYTHONPATH", "").split(os.pathsep) if entry]
     return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(kept)}
 
 
 def walk(value: Any) -> Iterator[tuple[str, Any]]:
-    """Every key of nested objects with its value."""
+    """Yield every key of nested objects with its value."""
     waiting = [value]
     while waiting:
         found = waiting.pop()

@@ -1,4 +1,4 @@
-"""Whether a value that was read from a file has the type that is written down for it."""
+"""Check values that were read from files against declared types."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from edgeformer.files.quoting import shown
 
 
 def mismatch(value: Any, hint: Any, at: str = "") -> str | None:
-    """The first place where a value of JSON is not of a type, for people; None if it is everywhere.
+    """Describe the first place where a JSON value doesn't match a type; None if all of it does.
 
     Args:
-        value: as it was read.
+        value: the value as it was read.
         hint: a `TypedDict` (keys that it doesn't name are allowed), `dict[str, X]`, `list[X]`, a union, `Literal`, `str`, `int`,
             `float` (whole numbers too, finite), `bool`, `None`, a `StrEnum` or `Any`.
-        at: what the value is called.
+        at: the value's name, for the message.
     """
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if hint is Any:
@@ -55,7 +55,7 @@ def mismatch(value: Any, hint: Any, at: str = "") -> str | None:
 def _of_fields(value: Any, hint: Any, at: str) -> str | None:
     if not isinstance(value, dict):
         return _says(value, hint, at)
-    # its own __required_keys__ is wrong where annotations are texts (`from __future__ import annotations`)
+    # its own __required_keys__ is wrong where annotations are strings (`from __future__ import annotations`)
     hints = typing.get_type_hints(hint, include_extras=True)
     required = {k for k, h in hints.items() if _is_required(h, hint.__total__)}
     if missing := sorted(required - value.keys()):
@@ -82,10 +82,10 @@ def _says(value: Any, hint: Any, at: str) -> str:
         else str(hint)
     )
     wanted = {
-        "str": "a text",
-        "int": "a whole number",
+        "str": "a string",
+        "int": "an integer",
         "float": "a number",
         "bool": "true or false",
         "object": "an object",
     }
-    return f"{at or 'it'} is {shown(value)}, and has to be {wanted.get(name, str(hint).replace('typing.', ''))}"
+    return f"{at or 'it'} is {shown(value)}; it must be {wanted.get(name, str(hint).replace('typing.', ''))}"
