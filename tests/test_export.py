@@ -147,7 +147,7 @@ def test_other_peoples_folders_are_not_replaced(checkpoint_copy, tmp_path):
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("years of work")
-    with pytest.raises(ExportError, match="is no edgeformer artefact"):
+    with pytest.raises(ExportError, match="is not an edgeformer artefact"):
         export_onnx(load(checkpoint_copy), mine)
     assert (mine / "thesis.tex").exists()
     export_onnx(load(checkpoint_copy), mine, force=True)
@@ -233,7 +233,7 @@ def test_notes_beside_an_artefact_are_kept(checkpoint_copy, tmp_path):
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 1}', '{"schema": "x"}', '{"schema": 1, "precision": 3}'])
 def test_a_damaged_manifest(content, tmp_path):
     (tmp_path / bundle.MANIFEST).write_text(content)
-    with pytest.raises(ArtefactError, match=r"is not JSON|is no manifest|is damaged"):
+    with pytest.raises(ArtefactError, match=r"is not JSON|is not a manifest|is damaged"):
         bundle.read_manifest(tmp_path)
 
 

@@ -335,4 +335,9 @@ def test_unknown_keys_are_refused(tmp_path):
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    refused("nobody understands: llama.attention.sliding_window", load, tmp_path / "x.gguf", kind=ConfigError)
+    refused(
+        "keys that edgeformer doesn't support: llama.attention.sliding_window",
+        load,
+        tmp_path / "x.gguf",
+        kind=ConfigError,
+    )

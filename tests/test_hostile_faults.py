@@ -154,7 +154,7 @@ def test_a_checkpoint_written_to_during_the_last_tensor(model, monkeypatch):
         ({"compute": "[/]"}, "compute"),
         ({"task": "x"}, "task"),
         ({"schema": 10**30}, "newer"),
-        ({"schema": "1"}, "names no schema"),
+        ({"schema": "1"}, "has no schema number"),
     ],
 )
 def test_types_of_a_manifest(tmp_path, change_of, message):

@@ -68,7 +68,7 @@ def test_exported_merged(tmp_path):
     adapter, out = both(tmp_path), str(tmp_path / "onnx")
     run = CliRunner().invoke
     exported = run(cli, ["export", adapter, "-o", out], catch_exceptions=False)
-    assert "is merged" in exported.output
+    assert "was merged" in exported.output
     verified = run(cli, ["verify", out, "--against", adapter, "--length", "40", "--json"], catch_exceptions=False)
     assert json.loads(verified.stdout)["verdict"] == "pass"
     assert run(cli, ["verify", out, "--against", str(tmp_path / "base"), "--length", "40"]).exit_code == 1

@@ -1,4 +1,4 @@
-"""What every export gives back, and which files it must not write over."""
+"""What every export returns, and the files that it must not overwrite."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def described(
     """The manifest of an artefact whose files are all written: which model it is, and what must not change about it.
 
     precision: of the weights; compute: of the arithmetic; context: positions, by default the model's; linked: files that it
-    points at; spec_inside: hold the spec, where a `spec.json` would mislead other readers.
+    links to; spec_inside: store the spec in the manifest, where a `spec.json` would mislead other readers.
     """
     spec, linked = loaded.spec, linked or {}
     hard = {name for name, entry in linked.items() if entry["hard_link"]}
@@ -83,10 +83,10 @@ def source_files(loaded: LoadedModel) -> set[Path]:
 
 @contextlib.contextmanager
 def writing_from(loaded: LoadedModel, folder: Path, *, force: bool = False) -> Iterator[Path]:
-    """`bundle.writing` of what is made from a model, which has to be the same model at the end.
+    """`bundle.writing` for output made from a model, whose files must not change meanwhile.
 
     Raises:
-        ExportError: the place is taken, or can't be written to.
+        ExportError: `folder` is taken, or can't be written to.
         CheckpointError: the model's files were replaced or written to meanwhile.
     """
     with bundle.writing(folder, force=force, keep=source_files(loaded)) as scratch:
@@ -95,7 +95,7 @@ def writing_from(loaded: LoadedModel, folder: Path, *, force: bool = False) -> I
 
 
 def headless(spec: Model, config: dict[str, Any]) -> dict[str, Any]:
-    """A config that promises no head which isn't built: tools choose by `architectures` what they expect of a graph."""
+    """A config without the heads that are not built: tools infer a graph's outputs from `architectures`."""
     outputs = spec.outputs()
     if "logits" in outputs or not isinstance(spec, Encoder):
         return config
@@ -106,13 +106,13 @@ def headless(spec: Model, config: dict[str, Any]) -> dict[str, Any]:
 
 
 def write_surroundings(loaded: LoadedModel, folder: Path, *, named_templates: bool = False) -> list[str]:
-    """All that surrounds the weights, into an artefact: tokenizer, chat template, generation defaults, an embedder's modules.
+    """Write the model's companions into an artefact: tokenizer, chat template, generation defaults, an embedder's modules.
 
     Returns:
         Notes for the user.
 
     Raises:
-        ExportError: the artefact's tokenizer would give other ids.
+        ExportError: the artefact's tokenizer would produce other ids.
     """
     spec = loaded.spec
     notes = [
@@ -121,9 +121,9 @@ def write_surroundings(loaded: LoadedModel, folder: Path, *, named_templates: bo
     ]
     if (length := cache_restart(spec)) is not None:
         notes.append(
-            f"beyond {length} tokens all positions are turned by other angles. edgeformer's sessions and transformers' generate"
-            f" make the cache anew at token {length + 1}; tools that run this folder by themselves don't, and answer otherwise"
-            f" from there on: give them prompts that are longer than {length} tokens already, or stay below"
+            f"beyond {length} tokens this model rotates all positions by other RoPE frequencies. edgeformer's sessions and"
+            f" transformers' generate rebuild the KV cache at token {length + 1}; other tools that run this folder don't, and"
+            f" their outputs differ from there on. With them, use prompts longer than {length} tokens, or stay below"
         )
     if isinstance(spec, Encoder) and spec.pooling is not None:
         write_embedder(loaded.around, folder, spec.pooling.mode, spec.pooling.normalize, spec.width, spec.context)

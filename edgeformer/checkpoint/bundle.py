@@ -1,7 +1,7 @@
-"""An artefact: a folder with a model for some runtime and `edgeformer.json`, the manifest that says what it is.
+"""An artefact: a folder with a model for some runtime and `edgeformer.json`, the manifest that describes it.
 
-The manifest holds digests of the spec and the weights, what was lowered how, the files and their sizes, the files it links
-to with what must not change about them, and the verdict of `edgeformer verify`.
+The manifest holds digests of the spec and the weights, how ops were lowered, the files and their sizes, the linked files with
+their fingerprints, and the verdict of `edgeformer verify`.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from edgeformer.weights.precision import FLOAT_TYPES
 
 @contextlib.contextmanager
 def writing(folder: Path, *, force: bool = False, keep: Iterable[Path] = ()) -> Iterator[Path]:
-    """A scratch folder that becomes `folder` when the block succeeds, and vanishes when it doesn't.
+    """A scratch folder that becomes `folder` when the block succeeds, and is deleted when it fails.
 
-    An artefact that is already there is replaced; a folder with anything else in it only with `force`. Never replaced: a
+    An existing artefact is replaced; a folder with anything else in it only with `force`. Never replaced: a
     folder that holds one of the `keep` files (the model being exported), and the current folder.
 
     Raises:
-        ExportError: the place is taken, or can't be written to.
+        ExportError: `folder` is taken, or can't be written to.
     """
     folder = folder.absolute()
     try:
@@ -51,20 +51,20 @@ def writing(folder: Path, *, force: bool = False, keep: Iterable[Path] = ()) -> 
     except OSError as e:
         reason, at = e.strerror or str(e), e.filename
         if isinstance(at, str) and not Path(at).is_relative_to(folder.parent):
-            raise ExportError(f"can't read {at}: {reason}; {folder} is as it was") from e
+            raise ExportError(f"can't read {at}: {reason}; {folder} is unchanged") from e
         raise ExportError(f"can't write {folder}: {reason}. Nothing was left behind") from e
 
 
 def has_own_bits(precision: str) -> bool:
-    """Whether weights of this precision are codes: a reference for them has to have the same ones."""
+    """Whether weights of this precision are quantized codes, so that a reference must have the same codes."""
     return precision not in FLOAT_TYPES
 
 
 def check_place(folder: Path, force: bool, keep: Iterable[Path]) -> None:
-    """Refuse to write where that would lose something; see `writing`.
+    """Refuse to write where that would lose data; see `writing`.
 
     Raises:
-        ExportError: what would be lost.
+        ExportError: data would be lost; the message says which.
     """
     real = folder.resolve()
     for what, kept in [("the current folder", Path.cwd()), *(("the model itself", file) for file in keep)]:
@@ -75,27 +75,27 @@ def check_place(folder: Path, force: bool, keep: Iterable[Path]) -> None:
     if not folder.exists() or force:
         return
     if not folder.is_dir():
-        raise ExportError(f"{folder} is a file; choose another place, or --force to replace it")
+        raise ExportError(f"{folder} is a file; choose another path, or pass --force to replace it")
     if not (folder / MANIFEST).exists():
         if any(folder.iterdir()):
             raise ExportError(
-                f"{folder} exists and is no edgeformer artefact; choose another folder, or --force to replace it"
+                f"{folder} exists and is not an edgeformer artefact; choose another folder, or pass --force to replace it"
             )
         return
     try:
         manifest = read_manifest(folder)
     except ArtefactError as e:
-        raise ExportError(f"{e}; choose another folder, or --force to replace this one") from e
+        raise ExportError(f"{e}; choose another folder, or pass --force to replace this one") from e
     ours = {MANIFEST, *(name.split("/")[0] for name in manifest["files"]), *manifest["linked"]}
     if others := sorted(p.name for p in folder.iterdir() if p.name not in ours):
         raise ExportError(
             f"{folder} is an artefact that also holds {', '.join(others[:5])}, which replacing it would delete;"
-            " choose another folder, or --force to replace it"
+            " choose another folder, or pass --force to replace it"
         )
 
 
 def keep_file(file: Path, place: Path) -> None:
-    """A file of the folder that is being replaced, in the new one: by a hard link, or copied where the file system has none."""
+    """Keep a file of the replaced folder in the new one, by a hard link, or by a copy where the file system has none."""
     place.parent.mkdir(parents=True, exist_ok=True)
     try:
         os.link(file, place)
@@ -112,7 +112,7 @@ def sizes(folder: Path) -> dict[str, int]:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest in one step."""
     if (wrong := mismatch(manifest, Manifest)) is not None:
-        raise TypeError(f"a manifest that could not be read again: {wrong}")
+        raise TypeError(f"this manifest could not be read back: {wrong}")
     replace_file(folder / MANIFEST, (json.dumps(manifest, indent=1) + "\n").encode())
 
 
@@ -120,7 +120,7 @@ def read_manifest(folder: str | os.PathLike) -> Manifest:
     """The manifest of an artefact.
 
     Raises:
-        ArtefactError: no artefact of ours (the message says what it looks like), or of a newer edgeformer.
+        ArtefactError: not an edgeformer artefact (the message says what it looks like), or written by a newer edgeformer.
     """
     folder = Path(folder)
     if not (folder / MANIFEST).exists():
@@ -130,9 +130,9 @@ def read_manifest(folder: str | os.PathLike) -> Manifest:
         if not folder.exists():
             raise ArtefactError(f"{folder} does not exist")
         onnx = folder if folder.suffix == ".onnx" else next(folder.glob("*.onnx"), None) if folder.is_dir() else None
-        what = f"{onnx} was not written by edgeformer" if onnx else f"{folder} is no edgeformer artefact"
+        what = f"{onnx} was not written by edgeformer" if onnx else f"{folder} is not an edgeformer artefact"
         raise ArtefactError(
-            f"{what}: there is no {MANIFEST} beside it, so nothing says which model it is and what it must answer."
+            f"{what}: there is no {MANIFEST} beside it, so its model and its expected outputs are unknown."
             " Export the original checkpoint with `edgeformer export MODEL -o DIR`"
         )
     return read(folder / MANIFEST, ArtefactError)
@@ -148,10 +148,10 @@ def read_spec(folder: str | os.PathLike) -> Model:
 
 
 def model_files(folder: Path, manifest: Manifest) -> list[Path]:
-    """The ONNX files of an artefact: the graph, and the encoder's of two programs.
+    """The ONNX files of an artefact: the graph, and the encoder's graph if there are two programs.
 
     Raises:
-        ArtefactError: a name that leads out of the folder.
+        ArtefactError: a name leads out of the folder.
     """
     names = [
         manifest.get("model_file", "model.onnx"),
@@ -161,11 +161,11 @@ def model_files(folder: Path, manifest: Manifest) -> list[Path]:
 
 
 def check_files(folder: str | os.PathLike, manifest: Manifest) -> None:
-    """Check that an artefact's own files are complete, its linked files are the ones it was made from, and that nothing in it
-    leads out of its folder.
+    """Check that an artefact's own files are complete, its linked files are the ones it was made from, and nothing in it leads
+    out of its folder.
 
     Raises:
-        ArtefactError: naming the file and what changed.
+        ArtefactError: a check failed; the message names the file and what changed.
     """
     folder = Path(folder)
     check_links(folder, ArtefactError)
@@ -181,7 +181,7 @@ def check_files(folder: str | os.PathLike, manifest: Manifest) -> None:
 
 
 def opened(folder: str | os.PathLike, own_code: Mapping[str, str] | None = None) -> Manifest:
-    """The manifest of an artefact that is about to be given to a runtime, after `check_files` and `trust.check_code`.
+    """The manifest of an artefact that a runtime is about to open, after `check_files` and `trust.check_code`.
 
     own_code: file name -> the text of the code that edgeformer itself writes there.
 
@@ -195,7 +195,7 @@ def opened(folder: str | os.PathLike, own_code: Mapping[str, str] | None = None)
 
 
 def is_artefact(path: Path) -> bool:
-    """Whether this is a folder that `export` wrote, or an ONNX file of somebody else's, and no MODEL."""
+    """Whether a path is a folder that `export` wrote or a third party's ONNX file, and not a MODEL."""
     if (path / MANIFEST).exists() or path.suffix == ".onnx":
         return True
     return path.is_dir() and not (path / "config.json").exists() and next(path.glob("*.onnx"), None) is not None

@@ -1,4 +1,4 @@
-"""PyTorch's pickles as safetensors, read by torch's weights-only loader, which builds tensors and runs no code."""
+"""Convert PyTorch's pickles to safetensors, with torch's weights-only loader, which builds tensors and runs no code."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def convert(
 ) -> Path:
     """Write a checkpoint folder's pickled weights as safetensors, under their own names, with all its other files.
 
-    Tensors that share memory are written once for each name. Files are memory-mapped: no more than a tensor is copied at a time.
-    A RoBERTa of fairseq (one file, with its settings) gets transformers' names and a config.json.
+    Tensors that share memory are written once per name. Files are memory-mapped: one tensor is copied at a time. A fairseq
+    RoBERTa (one file, with its settings) gets transformers' names and a config.json.
 
     Args:
         model: a folder with `pytorch_model.bin` (or its shards), or one file.
         output: folder to write; it appears when complete.
-        force: replace a folder that is there.
-        progress: called with (bytes done, bytes in all).
+        force: replace an existing folder.
+        progress: called with (bytes done, total bytes).
 
     Raises:
-        CheckpointError: nothing to convert, a file that is no plain state dict of tensors, or a type that safetensors hasn't.
+        CheckpointError: nothing to convert, a file that is not a plain state dict of tensors, or a dtype that safetensors lacks.
         RuntimeUnavailable: torch isn't installed.
     """
     try:
@@ -100,18 +100,18 @@ def pickles(source: Path) -> list[Path]:
 
 
 def _state(torch: Any, file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """The tensors of a file, memory-mapped where its format allows it; and the config of one that holds it."""
+    """The tensors of a file, memory-mapped where its format allows it; and the config, if the file holds one."""
     state: Any = None
     for options in ({"mmap": True}, {}):  # files from before torch 1.6 can't be mapped
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):  # fairseq's settings: plain data
                 state = torch.load(file, map_location="cpu", weights_only=True, **options)
             break
-        except Exception as e:  # torch raises several kinds, among them pickle's
+        except Exception as e:  # torch raises several exception types, among them pickle's
             reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
             if not options:
                 raise CheckpointError(
-                    f"{file} can't be read by torch's weights-only loader, which takes tensors and runs no code: {reason}"
+                    f"{file} can't be read by torch's weights-only loader, which accepts only tensors and runs no code: {reason}"
                 ) from e
     if is_fairseq(state):
         return roberta(state, str(file))
@@ -125,7 +125,7 @@ def _state(torch: Any, file: Path) -> tuple[dict[str, Any], dict[str, Any] | Non
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{file} holds no state dict (a dict of tensors)")
     if strange := [str(k) for k, v in state.items() if not isinstance(v, torch.Tensor)]:
-        raise CheckpointError(f"{file} holds no plain state dict: {', '.join(strange[:4])} are no tensors")
+        raise CheckpointError(f"{file} holds no plain state dict: {', '.join(strange[:4])} are not tensors")
     return {str(name): tensor for name, tensor in state.items()}, None
 
 
@@ -133,7 +133,9 @@ def _group(torch: Any, file: Path, name: str, tensor: Any) -> Group:
     dtype = str(tensor.dtype).removeprefix("torch.")
     plain = {np.dtype(kind).name: np.dtype(kind) for kind in NAMES}
     if dtype not in plain:
-        raise CheckpointError(f"{file}: {name} is of type {dtype}, which safetensors files here can't hold")
+        raise CheckpointError(
+            f"{file}: {name} has dtype {dtype}, which edgeformer's safetensors writer doesn't support"
+        )
 
     def make() -> list[np.ndarray]:
         x = tensor.detach().contiguous()

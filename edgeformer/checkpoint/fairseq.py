@@ -1,6 +1,6 @@
-"""RoBERTa checkpoints of fairseq (`checkpoint_best.pt`: settings beside a state dict) as transformers names and describes them.
+"""Convert fairseq RoBERTa checkpoints (`checkpoint_best.pt`: settings beside a state dict) to transformers' names and config.
 
-The names are fairseq's modules (Ott et al. 2019, arXiv 1904.01038); the mapping is the one by which RoBERTa came to transformers.
+The names are fairseq's modules (Ott et al. 2019, arXiv 1904.01038); the mapping is the one transformers imported RoBERTa with.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ PAD = 1
 
 
 def is_fairseq(state: Any) -> bool:
-    """Whether this is a checkpoint of fairseq: its settings and its tensors under two keys."""
+    """Whether this is a fairseq checkpoint: settings and tensors under two keys."""
     return isinstance(state, dict) and isinstance(state.get("model"), Mapping) and bool({"args", "cfg"} & state.keys())
 
 
@@ -44,7 +44,7 @@ def roberta(state: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str
     """The tensors under transformers' names, and the config.json.
 
     Raises:
-        CheckpointError: another architecture of fairseq than RoBERTa, or tensors that it hasn't.
+        CheckpointError: the architecture is not RoBERTa, or has unknown, missing or untied tensors.
     """
     import torch
 
@@ -52,7 +52,7 @@ def roberta(state: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str
     arch = str(settings.get("arch") or settings.get("_name") or "")
     if "roberta" not in arch:
         raise CheckpointError(
-            f"{where} is fairseq's architecture {arch!r}, which edgeformer doesn't read yet; roberta is read"
+            f"{where} has the fairseq architecture {arch!r}, which edgeformer doesn't support yet; only roberta is supported"
         )
     tensors: dict[str, Any] = {}
     for name, tensor in state["model"].items():
@@ -62,7 +62,7 @@ def roberta(state: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str
         for pattern, by in _RENAMED:
             new = re.sub(pattern, by, new)
         if new == name:
-            raise CheckpointError(f"{where} holds {name}, which fairseq's RoBERTa hasn't")
+            raise CheckpointError(f"{where} holds {name}, which is not a tensor of fairseq's RoBERTa")
         tensors[new] = tensor
     try:
         embed, positions = (tensors[f"roberta.embeddings.{n}_embeddings.weight"] for n in ("word", "position"))
@@ -70,10 +70,12 @@ def roberta(state: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str
         hidden = tensors["roberta.encoder.layer.0.intermediate.dense.weight"].shape[0]
         heads = int(settings["encoder_attention_heads"])
     except (KeyError, ValueError, TypeError) as e:
-        raise CheckpointError(f"{where} is no complete RoBERTa of fairseq: {e}") from e
+        raise CheckpointError(f"{where} is not a complete fairseq RoBERTa: {e}") from e
     if settings.get("untie_weights_roberta"):
-        raise CheckpointError(f"{where} has a head of its own (untie_weights_roberta), which is not read yet")
-    tensors["roberta.embeddings.token_type_embeddings.weight"] = torch.zeros(1, embed.shape[1])  # fairseq has no types
+        raise CheckpointError(f"{where} has an untied output head (untie_weights_roberta), which is not supported yet")
+    tensors["roberta.embeddings.token_type_embeddings.weight"] = torch.zeros(
+        1, embed.shape[1]
+    )  # fairseq has no token types
     config = {
         "model_type": "roberta",
         "architectures": ["RobertaForMaskedLM"],
@@ -97,7 +99,7 @@ def roberta(state: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str
 
 
 def _settings(state: dict[str, Any]) -> dict[str, Any]:
-    """The model's settings: a namespace of old, a nested dict of newer versions."""
+    """The model's settings: a namespace in old versions, a nested dict in newer ones."""
     args = state.get("args")
     if args is not None:
         return dict(args if isinstance(args, Mapping) else vars(args))

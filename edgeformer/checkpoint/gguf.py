@@ -1,4 +1,4 @@
-"""A GGUF file as what a family file reads: the Hugging Face config that says the same, and its tensors."""
+"""Read a GGUF file as input for a family file: the equivalent Hugging Face config, and the tensors."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ TOKENIZER = "tokenizer."
 
 @dataclass(frozen=True)
 class GgufModel:
-    """What a GGUF file holds: the config, the tensors by GGUF name (rows in our order), the architecture, the
-    tokenizer's metadata without `tokenizer.`, the files (several of a split one), and notes."""
+    """What a GGUF file holds: the config, the tensors by GGUF name (rows in edgeformer's order), the architecture,
+    the tokenizer's metadata without `tokenizer.`, the files (several for a split model), and notes."""
 
     config: dict[str, Any]
     stored: dict[str, StoredTensor]
@@ -29,12 +29,12 @@ class GgufModel:
 
 
 def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
-    """Read a GGUF file; of a split one, any part stands for all.
+    """Read a GGUF file; any part of a split model stands for all of it.
 
     Raises:
-        CheckpointError: no GGUF file, a part of a split one is missing, or tensors of types that can't be read (K-quants and
-            their like).
-        ConfigError: an architecture, or keys of it, that nobody understands.
+        CheckpointError: not a GGUF file, a part of a split model is missing, or a tensor type is not supported (K-quants and
+            the like).
+        ConfigError: the architecture, or one of its keys, is not supported.
     """
     reader = Reader(file)
     known = discover.names("edgeformer.checkpoint.gguf_archs")
@@ -43,37 +43,37 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
     )
     if module is None:
         raise ConfigError(
-            f"{file} is of llama.cpp's architecture {reader.architecture!r}, which edgeformer doesn't read from GGUF yet;"
-            f" {', '.join(known)} can be read"
+            f"{file} has llama.cpp's architecture {reader.architecture!r}, which edgeformer doesn't read from GGUF yet;"
+            f" supported are {', '.join(known)}"
         )
     arch: Architecture = module.ARCHITECTURE
     config = arch.config(reader)
     unread = reader.unread()
     if unread and not allow_unread:
         raise ConfigError(
-            f"{file} has keys that nobody understands: {', '.join(unread)}. They may change the model; --allow-unread-config"
-            " goes on without them"
+            f"{file} has keys that edgeformer doesn't support: {', '.join(unread)}. They may change the model;"
+            " --allow-unread-config ignores them"
         )
     heads = config.get("num_attention_heads", 0), config.get("num_key_value_heads", 0)
     turned: dict[str, int] = {name.split(".")[-1]: count for name, count in zip(arch.interleaved, heads, strict=False)}
     stored = {}
     for name in reader.names():
-        if name != ROPE_FACTORS:  # said by the config
+        if name != ROPE_FACTORS:  # already in the config
             leaf = name.rsplit(".", 2)[-2].removeprefix("attn_") if name.count(".") > 1 else ""
             stored[name] = reader.tensor(name, turned.get(leaf, 0))
     if not stored:
         raise CheckpointError(f"{file} holds no tensors")
-    notes = [f"GGUF keys not understood and skipped: {', '.join(unread)}"] if unread else []
+    notes = [f"unsupported GGUF keys ignored: {', '.join(unread)}"] if unread else []
     if others := reader.strangers():
-        notes.append(f"GGUF metadata that nobody reads: {', '.join(others)}")
+        notes.append(f"unused GGUF metadata: {', '.join(others)}")
     return GgufModel(config, stored, arch, reader.below(TOKENIZER), reader.files, notes)
 
 
 def gguf_in(folder: Path) -> Path | None:
-    """The GGUF file of a folder that holds no other model; the first part of a split one.
+    """The GGUF file of a folder that holds no other model; the first part of a split model.
 
     Raises:
-        CheckpointError: there are several, and nothing says which is meant.
+        CheckpointError: there are several, so the choice is ambiguous.
     """
     found = ggufs_in(folder)
     if len(found) > 1:
@@ -83,9 +83,9 @@ def gguf_in(folder: Path) -> Path | None:
 
 
 def ggufs_in(folder: Path) -> list[Path]:
-    """The GGUF models of a folder that holds no model of another kind; of a split one the first part.
+    """The GGUF models of a folder that holds no model in another format; the first part of a split model.
 
-    A config.json beside them is the original's: GGUF's own metadata counts.
+    A config.json beside them is the original's: GGUF's own metadata takes precedence.
     """
     if any(next(folder.glob(pattern), None) for pattern in ("spec.json", "*.safetensors", "*.bin")):
         return []

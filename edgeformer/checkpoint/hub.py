@@ -1,4 +1,4 @@
-"""Models by hub id: what is downloaded of `owner/name`, or of `owner/name/FILE.gguf`."""
+"""Download models by hub id: `owner/name`, or `owner/name/FILE.gguf`."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def is_hub_id(name: str) -> bool:
 def download(hub_id: str, revision: str | None) -> Path:
     """The folder of a hub id in the Hugging Face cache, or the file of `owner/name/FILE.gguf`; downloaded if it isn't there.
 
-    Of a repository without a config.json, GGUF files are not downloaded: there may be twenty of them.
+    GGUF files are downloaded only by name: a repository may hold twenty of them.
 
     Raises:
-        ModelNotFound: no such id, or the hub can't be reached.
+        ModelNotFound: there is no such id, or the hub can't be reached.
     """
     from huggingface_hub import hf_hub_download, snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
@@ -35,10 +35,10 @@ def download(hub_id: str, revision: str | None) -> Path:
         return Path(snapshot_download(repository, revision=revision, allow_patterns=list(DOWNLOADED)))
     except LocalEntryNotFoundError as e:
         raise ModelNotFound(
-            f"{hub_id!r} is no local folder or file, is not in the Hugging Face cache, and the hub can't be reached"
-            " (offline?). Connect once to download it, or give a folder"
+            f"{hub_id!r} is not a local folder or file, is not in the Hugging Face cache, and the hub can't be reached"
+            " (offline?). Go online once to download it, or give a folder"
         ) from e
     except (HfHubHTTPError, OSError, ValueError) as e:
         raise ModelNotFound(
-            f"{hub_id!r} is no local folder or file, and the hub answers: {str(e).splitlines()[0]}"
+            f"{hub_id!r} is not a local folder or file, and the hub answers: {str(e).splitlines()[0]}"
         ) from e

@@ -1,6 +1,6 @@
-"""Files that an artefact points at instead of holding them: hard links in its folder, or files on another file system by path.
+"""Files that an artefact links to instead of storing: hard links in its folder, or paths of files on another file system.
 
-What must not change about them is in the manifest; nothing is read from one that differs.
+The manifest holds their fingerprints; a file that differs is not read.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _SAMPLES, _SAMPLE = 64, 4096
 
 
 def fingerprint(file: Path) -> Fingerprint:
-    """What must not change about a linked file: size, and a digest of its first and 64 spread-out samples.
+    """The fingerprint of a linked file: size, modification time, and a digest of its first MiB and 64 spread-out samples.
 
-    A sample digest because a 14 GB checkpoint must link in seconds.
+    Samples, because a 14 GB checkpoint must link in seconds.
     """
     size = file.stat().st_size
     h = hashlib.sha256()
@@ -38,7 +38,7 @@ def linked_files(folder: Path, linked: Mapping[str, Any]) -> dict[str, Path]:
     """Location -> path of the files that a manifest's `linked` names; they may not exist.
 
     Raises:
-        ArtefactError: an entry that we don't write: a field is missing or of another type, or the path is of another file.
+        ArtefactError: an entry is damaged: a field is missing or of another type, or the path names another file.
     """
     found = {}
     for name, entry in linked.items():
@@ -56,10 +56,10 @@ def linked_files(folder: Path, linked: Mapping[str, Any]) -> dict[str, Path]:
 
 
 def check_linked(folder: Path, linked: Mapping[str, Any]) -> dict[str, Path]:
-    """`linked_files`, each compared with what the manifest keeps about it.
+    """`linked_files`, each compared with its fingerprint in the manifest.
 
     Raises:
-        ArtefactError: naming the file and what changed.
+        ArtefactError: a file is gone or has changed; the message names it and what changed.
     """
     files = linked_files(folder, linked)
     for name, file in files.items():
@@ -75,7 +75,7 @@ def check_linked(folder: Path, linked: Mapping[str, Any]) -> dict[str, Path]:
             )
         if now["mtime_ns"] != entry["mtime_ns"]:
             raise ArtefactError(
-                f"the linked file {file} was written to since the export (its modification time moved); export again,"
+                f"the linked file {file} was written to since the export (its modification time changed); export again,"
                 " or with --weights copy to be independent of it"
             )
     return files

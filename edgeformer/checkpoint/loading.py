@@ -1,7 +1,7 @@
-"""From what a user calls MODEL to a spec and, where there are any, its weights.
+"""Resolve MODEL to a spec and, where there are any, its weights.
 
 MODEL is a Hugging Face folder, an edgeformer folder (`spec.json` + `model.safetensors`), a GGUF file, an exported artefact, a
-spec file, a named spec, a Hugging Face Hub id, or a LoRA adapter's folder (`BASE+ADAPTER` where it doesn't say its base).
+spec file, a named spec, a Hugging Face Hub id, or a LoRA adapter's folder (`BASE+ADAPTER` where it doesn't name its base).
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class LoadedModel:
     """A spec with its weights, and where they came from.
 
     `weights` is None when only the architecture is known (a spec file, a named spec, a lone config.json). `config` is the
-    Hugging Face config it was read from, if any; `notes` says what was left aside; `quantization` says how an artefact's weights
-    were quantized (method, calibration, bits per weight); `around` are the tokenizer and all else that surrounds the weights.
+    Hugging Face config it was read from, if any; `notes` lists what was ignored; `quantization` describes how an artefact's
+    weights were quantized (method, calibration, bits per weight); `around` holds the tokenizer and the other companion files.
     """
 
     spec: Model
@@ -96,7 +96,7 @@ def family(model_type: str) -> Family:
     Raises:
         ConfigError: there is none; the message names the file to add.
     """
-    name = model_type.replace("-", "_")  # of xlm-roberta
+    name = model_type.replace("-", "_")  # xlm-roberta's model_type has a hyphen
     module = None if name.startswith("_") else discover.find("edgeformer.models", name)
     found = None if module is None else family_of(module)
     if found is None:
@@ -131,8 +131,8 @@ def load(
         weights: a safetensors file or folder for the spec, instead of the model's own.
         names: canonical tensor pattern -> name in your own state dict (`{i}` is the layer's number); names absent from
             the map are looked up as they are.
-        allow_unread_config: go on when config.json has keys nobody understands; `notes` then lists them.
-        allow_nonfinite: read NaN and infinities among the weights; without it they are refused when they are read.
+        allow_unread_config: ignore keys of config.json that the family doesn't support; `notes` then lists them.
+        allow_nonfinite: accept NaN and infinities in the weights; by default they are refused when they are read.
         revision: branch, tag or commit of a hub id.
 
     Raises:
@@ -175,7 +175,7 @@ def _load(
         near = difflib.get_close_matches(name.lower(), known, 5, 0.5)
         raise ModelNotFound(
             f"{name!r} is neither a folder, a spec file, a hub id (owner/name) nor a named spec"
-            + (f"; near are {', '.join(near)}" if near else "")
+            + (f"; close matches are {', '.join(near)}" if near else "")
             + ". `edgeformer named` lists all named specs"
         )
     if weights is None:
@@ -189,7 +189,7 @@ def _load(
 
 
 def _adapter_at(name: str) -> Path | None:
-    """The folder of an adapter by its path or hub id; None if it is none."""
+    """The folder of an adapter by its path or hub id; None if it is not an adapter."""
     folder = Path(name)
     if not folder.exists() and is_hub_id(name):
         folder = download(name, None)
@@ -199,24 +199,28 @@ def _adapter_at(name: str) -> Path | None:
 
 
 def _adapted(base: str, adapter: Path, name: str, allow_unread: bool, revision: str | None) -> LoadedModel:
-    """A base model with a LoRA adapter merged. `revision` is of the base; by default the one that the adapter names."""
+    """A base model with a LoRA adapter merged. `revision` is the base's; by default the one that the adapter names."""
     folder, notes, wanted = Path(base), [], base_revision(adapter)
     if not folder.exists():
         if not is_hub_id(base):
             raise ModelNotFound(
-                f"the adapter {adapter} was trained on {base!r}, which is no folder here; give the model as BASE+{adapter}"
+                f"the adapter {adapter} was trained on {base!r}, which is not a folder here; give the model as BASE+{adapter}"
             )
         if revision is not None and wanted is not None and revision != wanted:
-            notes.append(f"the adapter was trained on revision {wanted!r} of {base}; merged into {revision!r} as asked")
+            notes.append(
+                f"the adapter was trained on revision {wanted!r} of {base}; it is merged into {revision!r} as requested"
+            )
         folder = download(base, revision or wanted)
     elif wanted is not None:
         notes.append(
-            f"the adapter was trained on revision {wanted!r} of its base; that {base} is that one is not checked"
+            f"the adapter was trained on revision {wanted!r} of its base; whether {base} is that revision is not checked"
         )
     if folder.is_dir():
         check_links(folder, CheckpointError)
     if not folder.is_dir() or gguf_in(folder) is not None:
-        raise CheckpointError(f"an adapter is merged into a Hugging Face folder with weights; {base} is a GGUF file")
+        raise CheckpointError(
+            f"an adapter can be merged only into a Hugging Face folder with weights; {base} is a GGUF file"
+        )
     loaded = _from_folder(folder.resolve(), name, allow_unread, skip_weights=False, adapter=adapter)
     return replace(loaded, notes=[*notes, *loaded.notes])
 
@@ -226,7 +230,7 @@ def _from_file(path: Path, name: str, allow_unread: bool) -> LoadedModel:
     if isinstance(data, dict) and "kind" in data:
         return LoadedModel(_model(data, path), None, name)
     if not isinstance(data, dict):
-        raise SpecError(f"{path} is neither a spec nor a Hugging Face config: it holds no object")
+        raise SpecError(f"{path} is neither a spec nor a Hugging Face config: it holds no JSON object")
     spec, notes = _read_config(HfConfig(data, str(path)), allow_unread)
     around = Companions((), data, None, spec.vocab)
     return LoadedModel(spec, None, name, config=data, notes=notes, around=around)
@@ -237,7 +241,7 @@ def _from_gguf(file: Path, name: str, allow_unread: bool) -> LoadedModel:
     reader = HfConfig(read.config, str(file), read.stored)
     spec, more = _read_config(reader, allow_unread)
     weights, left = bind(spec, read.stored, [read.architecture.names], where=str(file))
-    # what lies beside it is its own only in a folder made for it
+    # files beside a GGUF file are its companions only in a folder made for it
     folder = file.parent if ggufs_in(file.parent) == [read.files[0]] else None
     quantization = _quantization_of(file.parent, file.name)
     around = Companions(() if folder is None else (folder,), read.config, Embedded(file, read.tokenizer), spec.vocab)
@@ -263,7 +267,7 @@ def _read_config(config: HfConfig, allow_unread: bool) -> tuple[Model, list[str]
             f"{config.where} has a value that models/{config.model_type}.py can't read: {plain(str(e), limit=500)}"
         ) from e
     unread = config.done(allow_unread)
-    return spec, [f"config keys not understood and skipped: {listed(unread)}"] if unread else []
+    return spec, [f"unsupported config keys ignored: {listed(unread)}"] if unread else []
 
 
 def _from_folder(
@@ -273,11 +277,13 @@ def _from_folder(
     if adapter is not None:
         if (folder / "spec.json").exists() or holds_onnx(folder):
             raise CheckpointError(
-                f"an adapter is merged into a Hugging Face folder with weights; {folder} is an artefact or a checkpoint of"
-                " edgeformer's, whose tensors have other names. Merge it into the original, and export that"
+                f"an adapter can be merged only into a Hugging Face folder with weights; {folder} is an artefact or a checkpoint"
+                " of edgeformer's, whose tensors have other names. Merge it into the original, and export the result"
             )
         if not (want_weights and (folder / "config.json").exists()):
-            raise CheckpointError(f"an adapter is merged into a Hugging Face folder with weights; {folder} is none")
+            raise CheckpointError(
+                f"an adapter can be merged only into a Hugging Face folder with weights; {folder} is not one"
+            )
     check_schemes(folder)
     if (file := folder / "spec.json").exists():
         spec, notes = _model(read_json(file), file), []
@@ -303,9 +309,11 @@ def _from_folder(
         if adapter is not None and stored is not None:
             turned = [p.name for p in names[0].values() if isinstance(p, Part) and p.transposed]
             stored = merged(stored, adapter, prefixes, turned)
-            notes = [*notes, f"the adapter {adapter} is merged"]
+            notes = [*notes, f"the adapter {adapter} was merged"]
     else:
-        more = f"; a GGUF file of a hub id is {name}/FILE.gguf" if is_hub_id(name) and name.count("/") == 1 else ""
+        more = (
+            f"; for a GGUF file of a hub id, give {name}/FILE.gguf" if is_hub_id(name) and name.count("/") == 1 else ""
+        )
         raise ModelNotFound(f"{folder} holds neither a config.json (Hugging Face) nor a spec.json (edgeformer){more}")
     spec, more = _with_pooling(spec, folder)
     notes = notes + more
@@ -322,13 +330,13 @@ def _from_folder(
 
 
 def _quantization_of(folder: Path, file: str | None = None) -> Quantization | None:
-    """What an artefact's manifest says about how its weights were quantized; nothing if `file` is none of its files."""
+    """How an artefact's weights were quantized, from its manifest; None if `file` is not one of its files."""
     data = manifest_of(folder)
     return data.get("quantization") if data is not None and (file is None or file in data["files"]) else None
 
 
 def _renamed(stored: Mapping[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:
-    """The stored tensors under today's names, by the family's `renamed`."""
+    """The stored tensors under their current names, by the family's `renamed`."""
     kind = config.get("model_type") if isinstance(config, dict) else None
     rules = family(kind).renamed if isinstance(kind, str) else {}
     out = {}
@@ -340,7 +348,7 @@ def _renamed(stored: Mapping[str, StoredTensor], config: Any) -> dict[str, Store
 
 
 def _with_pooling(spec: Model, folder: Path) -> tuple[Model, list[str]]:
-    """An encoder with the pooling that a sentence-transformers folder declares in modules.json, and notes."""
+    """The spec with the pooling that a sentence-transformers folder declares in modules.json, and notes."""
     from edgeformer.layers.encoder import Encoder
     from edgeformer.layers.pooling import Pooling
 
@@ -350,8 +358,8 @@ def _with_pooling(spec: Model, folder: Path) -> tuple[Model, list[str]]:
     if not isinstance(spec, Encoder):
         modes = " and ".join(embedder.modes) or "no pooling"
         return spec, [
-            f"{folder / 'modules.json'} makes an embedding of this model (pooling: {modes}); edgeformer builds pooling for"
-            f" encoders only, so this {spec.kind} gives logits and no vector"
+            f"{folder / 'modules.json'} makes this model an embedder (pooling: {modes}); edgeformer builds pooling for"
+            f" encoders only, so this {spec.kind} outputs logits, not an embedding"
         ]
     if spec.pooling is not None or (not embedder.modes and not embedder.others):
         return spec, []
@@ -359,12 +367,12 @@ def _with_pooling(spec: Model, folder: Path) -> tuple[Model, list[str]]:
     notes = []
     if not embedder.include_prompt:
         notes.append(
-            "its pooling leaves out the prompt's tokens (include_prompt), which edgeformer pools with the others"
+            "the model's pooling excludes prompt tokens (include_prompt is false); edgeformer pools them with the others"
         )
     settings = folder / "config_sentence_transformers.json"
     if settings.is_file() and (prompt := read_object(settings).get("default_prompt_name")) is not None:
         notes.append(
-            f"sentence-transformers puts its prompt {prompt!r} before every text; here texts are taken as they are"
+            f"sentence-transformers prepends the prompt {prompt!r} to every text; edgeformer takes texts as they are"
         )
     return replace(spec, pooling=pooling), notes
 

@@ -45,7 +45,7 @@ class Quantization(TypedDict, total=False):
 
 
 class Variant(TypedDict):
-    """Another precision in one web folder."""
+    """Another precision in the same web folder."""
 
     precision: str
     compute: str
@@ -54,7 +54,7 @@ class Variant(TypedDict):
 
 
 class Manifest(TypedDict):
-    """What is read and written of a manifest; other keys are for people. `artefact.described` makes one."""
+    """The keys of a manifest that edgeformer reads and writes; others are for people. `artefact.described` makes one."""
 
     schema: int
     name: str
@@ -86,11 +86,11 @@ def read(file: Path, error: type[EdgeformerError]) -> Manifest:
     """The content of a manifest.
 
     Raises:
-        error: no manifest, one of a newer edgeformer, or a value that we don't write, with its place.
+        error: not a manifest, one written by a newer edgeformer, or a value of the wrong type (the message says where).
     """
     data = read_json_file(file, error)
     if not isinstance(data, dict) or type(data.get("schema")) is not int:
-        raise error(f"{file} is no manifest: it names no schema")
+        raise error(f"{file} is not a manifest: it has no schema number")
     if data["schema"] > SCHEMA:
         raise error(
             f"{file.parent} was written by a newer edgeformer (schema {shown(data['schema'])}, this one reads {SCHEMA})"

@@ -1,4 +1,4 @@
-"""Writing a checkpoint of ours: a trained state dict beside its spec."""
+"""Write an edgeformer checkpoint: a trained state dict beside its spec."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Pa
         folder: made if needed; its two files are replaced only when both are complete.
 
     Raises:
-        CheckpointError: names or shapes are not the spec's; nothing is written.
+        CheckpointError: names or shapes differ from the spec's; nothing is written.
     """
     folder = Path(folder)
     state = {re.sub(r"^(module\.)+|_orig_mod\.", "", name): tensor for name, tensor in state.items()}
@@ -50,7 +50,7 @@ def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Pa
         save_numpy({name: as_numpy(x) for name, x in state.items()}, str(partial))
     written = folder / "spec.json.partial"
     written.write_text(json.dumps(to_json(spec), indent=1))
-    partial.chmod(written.stat().st_mode)  # safetensors writes for the owner alone, whatever the umask
+    partial.chmod(written.stat().st_mode)  # safetensors makes files that only the owner can read, whatever the umask
     sync(partial)
     sync(written)
     os.replace(partial, folder / "model.safetensors")
@@ -60,7 +60,7 @@ def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Pa
 
 
 def as_numpy(x: Any) -> np.ndarray:
-    """A numpy or MLX array as numpy's; MLX's bfloat16 has no buffer that numpy knows."""
+    """A numpy or MLX array as a numpy array; MLX's bfloat16 has no buffer format that numpy knows."""
     if str(getattr(x, "dtype", "")) == "mlx.core.bfloat16":
         import mlx.core as mx
 

@@ -1,4 +1,4 @@
-"""Which tensors a folder holds, whatever wrote them: safetensors, MLX's affine codes, `q4` and `q8` groups, an ONNX artefact."""
+"""The tensors in a folder, whatever wrote them: safetensors, MLX's affine codes, `q4` and `q8` groups, an ONNX artefact."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from edgeformer.weights.safetensors_file import StoredTensor, checkpoint_files, 
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether a folder holds weights of a kind that is known (if only to be refused)."""
+    """Whether a folder holds weights in a known format, including formats that are refused."""
     patterns = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
     return holds_onnx(folder) or any(next(folder.glob(p), None) for p in patterns)
 
 
 def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTensor]:
-    """A folder's tensors by stored name, quantized ones put together.
+    """A folder's tensors by stored name, with codes and scales of quantized ones joined.
 
     quantization: the `quantization` of an MLX folder's config.
     """
     if (manifest := manifest_of(folder)) is not None and holds_onnx(folder):
         found = read_initializers(onnx_file(folder), linked=check_linked(folder, manifest["linked"]))
-        if (encoder := manifest.get("encoder_file")) is not None:  # the other of two programs
+        if (encoder := manifest.get("encoder_file")) is not None:  # the second of two programs
             found = read_initializers(inside(folder, encoder, str(folder / MANIFEST), CheckpointError)) | found
         return found
     stored = read_checkpoint(folder)
@@ -36,14 +36,14 @@ def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTe
 
 
 def onnx_file(folder: Path) -> Path:
-    """Where an ONNX artefact's graph lies (or would)."""
+    """The path of an ONNX artefact's graph, which may not exist."""
     manifest = manifest_of(folder)
     name = "model.onnx" if manifest is None else manifest.get("model_file", "model.onnx")
     return inside(folder, name, str(folder / MANIFEST), CheckpointError)
 
 
 def holds_onnx(folder: Path) -> bool:
-    """Whether a folder is an ONNX artefact of ours: a `model.onnx` beside a checkpoint is somebody else's."""
+    """Whether a folder is an edgeformer ONNX artefact; a `model.onnx` beside a checkpoint is a third party's."""
     manifest = manifest_of(folder)
     return manifest is not None and manifest.get("format") == "onnx" and onnx_file(folder).exists()
 
@@ -52,7 +52,7 @@ def manifest_of(folder: Path) -> Manifest | None:
     """A folder's manifest; None where there is none.
 
     Raises:
-        CheckpointError: it is damaged.
+        CheckpointError: the manifest is damaged.
     """
     return read(folder / MANIFEST, CheckpointError) if (folder / MANIFEST).exists() else None
 
@@ -64,7 +64,7 @@ def config_beside(spec_file: Path) -> tuple[Any, Any]:
 
 
 def split_quantization(config: Any) -> tuple[Any, Any]:
-    """A config without MLX's `quantization`, and that. The weights, once dequantized, are those of the plain config."""
+    """Split a config into one without MLX's `quantization`, and that value. Once dequantized, the weights fit the former."""
     if not isinstance(config, dict) or "quantization" not in config:
         return config, None
     rest = {k: v for k, v in config.items() if k != "quantization"}
@@ -74,5 +74,5 @@ def split_quantization(config: Any) -> tuple[Any, Any]:
 
 
 def is_mlx(folder: Path) -> bool:
-    """Whether MLX wrote the weights: it stores linear maps as [outputs, inputs] also where PyTorch didn't."""
+    """Whether MLX wrote the weights: it stores linear maps as [outputs, inputs] even where PyTorch doesn't."""
     return read_metadata(checkpoint_files(folder)[0]).get("format") == "mlx"

@@ -1,2 +1,2 @@
-"""llama.cpp's architectures, a file each, named as llama.cpp names them: which specs they hold, and the way out and back. See
+"""llama.cpp's architectures, one file each, under llama.cpp's names: which specs they can hold, and the conversion both ways. See
 `_common.Architecture`."""

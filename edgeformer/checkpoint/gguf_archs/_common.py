@@ -1,4 +1,4 @@
-"""What Llama-shaped architectures of llama.cpp have in common."""
+"""What llama.cpp's Llama-shaped architectures have in common."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class Architecture:
     """One architecture of llama.cpp. A file ends with `ARCHITECTURE = Architecture(...)`.
 
     names: canonical pattern -> GGUF name.
-    metadata: a spec's, without the architecture's prefix; raises `Unmapped` for a spec that is none of this architecture.
-    config: the Hugging Face config that says the same as a file's metadata.
-    interleaved: maps whose rows llama.cpp wants reordered, since it rotates neighbouring channels.
-    rope_factors: what each rotary frequency is divided by, float32 [head_dim / 2], where GGUF keeps it as a tensor.
-    compute: precision -> that of llama.cpp's arithmetic, where it is coarser.
+    metadata: a spec's metadata, without the architecture's prefix; raises `Unmapped` for a spec that doesn't fit.
+    config: the Hugging Face config that is equivalent to a file's metadata.
+    interleaved: linear maps whose rows llama.cpp needs reordered, since it rotates adjacent channels.
+    rope_factors: the divisors of the RoPE frequencies, float32 [head_dim / 2], where GGUF stores them as a tensor.
+    compute: precision -> the precision of llama.cpp's arithmetic, where it is coarser.
     """
 
     names: Mapping[str, str | Part]
@@ -70,13 +70,13 @@ def llama_metadata(spec: Model) -> tuple[dict[str, Any], GQA, GLU]:
     """The metadata that all of them share, the attention, and the feed-forward network.
 
     Raises:
-        Unmapped: the spec isn't Llama-shaped, or says something that llama.cpp can't be told.
+        Unmapped: the spec isn't Llama-shaped, or has a property that llama.cpp can't express.
     """
     config, attentions, ffn = llama_shaped(spec)
     first = attentions[0]
-    need(ffn.act == "silu", f"llama.cpp's gated network is SwiGLU here, this one's activation is {ffn.act}")
+    need(ffn.act == "silu", f"llama.cpp's gated FFN is SwiGLU here; this spec's activation is {ffn.act}")
     for window in {a.mask.window for a in attentions if a.mask.window is not None}:
-        need(window >= spec.context, f"there are sliding windows ({window}), which this architecture has not")
+        need(window >= spec.context, f"the spec has sliding windows ({window}), which this architecture lacks")
     assert isinstance(first.position, Rope)
     need(first.position.dim == first.head_dim, f"only {first.position.dim} of {first.head_dim} channels are rotated")
     data = {
@@ -107,21 +107,24 @@ def _scaling(rope: Rope) -> dict[str, Any]:
             usual = 0.1 * math.log(s.factor) + 1 if s.factor > 1 else 1.0
             need(
                 abs(s.temperature - usual) < 1e-6,
-                "llama.cpp computes YaRN's temperature from its factor, this one differs",
+                "llama.cpp derives YaRN's temperature from its factor; this spec's temperature differs",
             )
-            need((s.beta_fast, s.beta_slow) == (32.0, 1.0), "YaRN's ramp has other ends than llama.cpp's (32 and 1)")
-            need(s.truncate, "llama.cpp rounds YaRN's ramp to whole channels (truncate)")
+            need(
+                (s.beta_fast, s.beta_slow) == (32.0, 1.0),
+                "YaRN's beta_fast and beta_slow are not llama.cpp's (32 and 1)",
+            )
+            need(s.truncate, "llama.cpp rounds YaRN's ramp to whole channels; this spec doesn't (truncate)")
             return {
                 "rope.scaling.type": "yarn",
                 "rope.scaling.factor": float(s.factor),
                 "rope.scaling.original_context_length": s.original_context,
             }
         case other:
-            raise Unmapped(f"llama.cpp has no rope scaling like {other.kind.removeprefix('rope_')} here")
+            raise Unmapped(f"llama.cpp has no {other.kind.removeprefix('rope_')} RoPE scaling here")
 
 
 def rope_factors(spec: Model) -> np.ndarray | None:
-    """What each rotary frequency is divided by, float32 `[head_dim / 2]`, for scalings that GGUF keeps as a tensor."""
+    """The divisors of the RoPE frequencies, float32 `[head_dim / 2]`, for scalings that GGUF stores as a tensor."""
     position = llama_shaped(spec)[1][0].position
     if not isinstance(position, Rope) or not isinstance(position.scaling, Llama3Scaling):
         return None
@@ -133,7 +136,7 @@ def llama_config(reader: Any, model_type: str) -> dict[str, Any]:
     """The Hugging Face config of a Llama-shaped GGUF. `reader` is a `gguf_file.Reader`.
 
     Raises:
-        CheckpointError: rotary settings that no config says.
+        CheckpointError: RoPE settings that no config can express.
     """
     heads = reader.size("attention.head_count")
     width = reader.size("embedding_length")
@@ -156,15 +159,15 @@ def llama_config(reader: Any, model_type: str) -> dict[str, Any]:
     for key in ("rope.dimension_count", "attention.value_length"):
         if (found := reader.size(key, config["head_dim"])) != config["head_dim"]:
             raise CheckpointError(
-                f"{reader.file}: {key} is {found}, heads have {config['head_dim']} channels: that can't be read"
+                f"{reader.file}: {key} is {found}, but heads have {config['head_dim']} channels; it must be equal"
             )
     kind, factor = reader.text("rope.scaling.type", "none"), reader.number("rope.scaling.factor", 0.0)
     if kind not in ("none", "linear", "yarn"):
-        raise CheckpointError(f"{reader.file}: rope scaling {kind!r} can't be read; linear, yarn and llama3 can")
+        raise CheckpointError(f"{reader.file}: RoPE scaling {kind!r} is not supported; linear, yarn and llama3 are")
     if reader.has(ROPE_FACTORS):
         if factor not in (0.0, 1.0):
             raise CheckpointError(
-                f"{reader.file} has both {ROPE_FACTORS} and rope scaling by {factor}: that can't be read"
+                f"{reader.file} has both {ROPE_FACTORS} and RoPE scaling by {factor}; only one of them is supported"
             )
         config["rope_scaling"] = _llama3(reader, config)
     elif kind == "yarn":
@@ -177,7 +180,7 @@ def llama_config(reader: Any, model_type: str) -> dict[str, Any]:
 
 
 def _llama3(reader: Any, config: dict[str, Any]) -> dict[str, Any]:
-    """Llama 3's rule from its factors: they are recomputed for the settings that models have, and must come out equal."""
+    """Recover Llama 3's scaling from its factors: they are recomputed for the settings that models use, and must match."""
     found = reader.read(ROPE_FACTORS).astype(np.float32)
     rotary = config["head_dim"], config["rope_theta"]
     plain = base_frequencies(*rotary)
@@ -194,4 +197,4 @@ def _llama3(reader: Any, config: dict[str, Any]) -> dict[str, Any]:
                     "high_freq_factor": high,
                     "original_max_position_embeddings": original,
                 }
-    raise CheckpointError(f"{reader.file}: its {ROPE_FACTORS} are not those of Llama 3's rule for any usual setting")
+    raise CheckpointError(f"{reader.file}: {ROPE_FACTORS} doesn't match Llama 3's RoPE scaling for any usual setting")

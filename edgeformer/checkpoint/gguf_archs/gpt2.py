@@ -35,19 +35,19 @@ for _kind in ("weight", "bias"):
     }
 
 COMPUTE: dict[str, Compute] = {"fp32": "fp16", "bf16": "bf16"}
-"""ggml looks GELU up in a table of fp16 values, whatever the weights are."""
+"""ggml looks GELU up in a table of fp16 values, whatever the precision of the weights."""
 
 
 def metadata(spec: Model) -> dict[str, Any]:
     """The metadata of a spec.
 
     Raises:
-        Unmapped: it is none of this architecture.
+        Unmapped: the spec doesn't fit this architecture.
     """
     config = gpt2.config(spec)
     need(
         config["activation_function"] == "gelu_new",
-        f"llama.cpp's gpt2 computes gelu_new, this is {config['activation_function']}",
+        f"llama.cpp's gpt2 computes gelu_new; this spec has {config['activation_function']}",
     )
     return {
         "block_count": config["n_layer"],

@@ -1,4 +1,4 @@
-"""llama.cpp's `llama`: Llama, Mistral, and everything shaped like them. It rotates neighbouring channels."""
+"""llama.cpp's `llama`: Llama, Mistral, and everything shaped like them. It rotates adjacent channels."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def metadata(spec: Model) -> dict[str, Any]:
     """The metadata of a spec.
 
     Raises:
-        Unmapped: it is none of this architecture.
+        Unmapped: the spec doesn't fit this architecture.
     """
     data, attention, _ = llama_metadata(spec)
     need(attention.qk_norm is None, "queries and keys are normalised")

@@ -19,16 +19,16 @@ def metadata(spec: Model) -> dict[str, Any]:
     """The metadata of a spec.
 
     Raises:
-        Unmapped: it is none of this architecture.
+        Unmapped: the spec doesn't fit this architecture.
     """
     data, attention, ffn = llama_metadata(spec)
     need(attention.qk_norm is None, "queries and keys are normalised")
-    need(attention.bias and not attention.output_bias and not ffn.bias, "biases are not on q, k and v alone")
+    need(attention.bias and not attention.output_bias and not ffn.bias, "biases are not on exactly q, k and v")
     need(
         attention.heads * attention.head_dim == spec.width,
-        "heads · head_dim is not the width, as llama.cpp's qwen2 has it",
+        "heads · head_dim is not the width, which llama.cpp's qwen2 requires",
     )
-    need(rope_factors(spec) is None, "llama.cpp's qwen2 takes no rotary factors (llama3 scaling)")
+    need(rope_factors(spec) is None, "llama.cpp's qwen2 has no RoPE factors (llama3 scaling)")
     return data
 
 

@@ -20,13 +20,13 @@ def metadata(spec: Model) -> dict[str, Any]:
     """The metadata of a spec.
 
     Raises:
-        Unmapped: it is none of this architecture.
+        Unmapped: the spec doesn't fit this architecture.
     """
     data, attention, ffn = llama_metadata(spec)
     norm = RMSNorm(eps=data["attention.layer_norm_rms_epsilon"])
-    need(attention.qk_norm == norm, "queries and keys have no RMSNorm of the blocks' epsilon")
-    need(not attention.bias and not attention.output_bias and not ffn.bias, "there are biases")
-    need(rope_factors(spec) is None, "llama.cpp's qwen3 takes no rotary factors (llama3 scaling)")
+    need(attention.qk_norm == norm, "queries and keys have no RMSNorm with the blocks' epsilon")
+    need(not attention.bias and not attention.output_bias and not ffn.bias, "the spec has biases")
+    need(rope_factors(spec) is None, "llama.cpp's qwen3 has no RoPE factors (llama3 scaling)")
     return data
 
 
