@@ -1,7 +1,7 @@
-"""Chat templates: found where transformers finds them, rendered in Jinja's sandbox.
+"""Chat templates: looked up where transformers looks, rendered in Jinja's sandbox.
 
-A template is a program from a model's folder: it runs in `ImmutableSandboxedEnvironment`, which reaches no attribute that begins
-with an underscore, changes nothing it is given, and reads no file; in a process of its own, since it can run for ever.
+A template is a program from a model's folder: it runs in `ImmutableSandboxedEnvironment`, which denies attributes that begin
+with an underscore, changes to arguments, and file access; and in a process of its own, since it may never end.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ DEFAULT = "default"
 
 
 class TemplateLimit(InputError):
-    """A chat template takes longer, or more memory, than it may: nobody should render it."""
+    """A chat template exceeds its limit of time or memory, so no tool should render it."""
 
 
 SECONDS, MEGABYTES = 5.0, 384
-"""What rendering may take; the templates of today's models take milliseconds, and a few megabytes."""
+"""Limits of rendering; the templates of today's models take milliseconds and a few megabytes."""
 _guarded = Guarded(MEGABYTES)
 
 
 def chat_templates(around: Companions) -> dict[str, str]:
     """The templates of a model by name (`default`, `tool_use`, ...); empty if it has none.
 
-    chat_template.jinja and additional_chat_templates/ come before tokenizer_config.json's, as in transformers; then a
-    chat_template.json, and what a GGUF file says. Of an adapter and its base, the first that has one counts.
+    chat_template.jinja and additional_chat_templates/ come before tokenizer_config.json's, as in transformers; then
+    chat_template.json, and a GGUF file's metadata. Of an adapter and its base, the first that has one is used.
 
     Raises:
-        ConfigError: a template that is no text.
+        ConfigError: a template is not a string.
     """
     for folder in around.folders:
         if found := _of_folder(Companions((folder,))):
@@ -68,13 +68,13 @@ def _of_folder(around: Companions) -> dict[str, str]:
             try:
                 found = {entry["name"]: entry["template"] for entry in said}
             except (TypeError, KeyError) as e:
-                raise ConfigError(f"{folder / name}: chat_template is no list of named templates") from e
+                raise ConfigError(f"{folder / name}: chat_template is not a list of named templates") from e
         elif said is not None:
             raise ConfigError(
-                f"{folder / name}: chat_template must be a text or a list of named ones, got {shown(said)}"
+                f"{folder / name}: chat_template must be a string or a list of named templates, got {shown(said)}"
             )
         if not all(isinstance(text, str) for text in found.values()):
-            raise ConfigError(f"{folder / name}: chat_template holds a template that is no text")
+            raise ConfigError(f"{folder / name}: chat_template holds a template that is not a string")
         if found:
             return found
     return {}
@@ -94,13 +94,13 @@ def render(
     *,
     add_generation_prompt: bool = True,
 ) -> str:
-    """The text of a conversation.
+    """Render a conversation to text.
 
     Args:
         template: Jinja, as transformers' `apply_chat_template` runs it.
         messages: {"role", "content"} each.
         named: special tokens by name, which templates use (`bos_token`).
-        add_generation_prompt: end with what begins an answer.
+        add_generation_prompt: end with the tokens that begin a reply.
 
     Raises:
         InputError: the template refuses the conversation, or is broken.
@@ -120,14 +120,14 @@ def render_here(
     """`render` in this process, without its limits.
 
     Raises:
-        Exception: of any kind: the template's own.
+        Exception: of any type, as the template raises it.
     """
     import jinja2
     from jinja2.ext import Extension, loopcontrols
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     class Generation(Extension):
-        """`{% generation %}` marks what an assistant says, for training; its text is that of its body."""
+        """`{% generation %}` marks the assistant's text, for training; it renders as its body."""
 
         tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
@@ -147,7 +147,7 @@ def render_here(
     environment.filters["tojson"] = as_json
     environment.globals["raise_exception"] = refuse
     environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    given = {"tools": None, "documents": None, **named}  # transformers gives both, None without any
+    given = {"tools": None, "documents": None, **named}  # transformers passes both, None by default
     return environment.from_string(template).render(
         messages=list(messages), add_generation_prompt=add_generation_prompt, **given
     )

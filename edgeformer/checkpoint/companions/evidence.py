@@ -1,4 +1,4 @@
-"""The other files of a MODEL's folder: each is read, known as harmless, or named in a note."""
+"""The other files in a MODEL's folder: each is read, known to be harmless, or named in a note."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ HARMLESS = {
     "housekeeping": (".*", "*.partial", "sentencepiece.*.vocab", "*.vocab", "quantize_config.txt",
                      "preprocessor_config.json", "processor_config.json", "special_tokens.txt", "tokenizer_meta.json"),
 }  # fmt: skip
-"""Files that say nothing about what the model answers, by why."""
+"""Files that don't affect the model's outputs, by reason."""
 SCHEMES = {
     "quantize_config.json": "GPTQ",
     "quant_config.json": "AWQ",
     "hf_quant_config.json": "NVIDIA ModelOpt",
 }
-"""Files of older tools that say how weights are quantized, where config.json doesn't."""
+"""Files in which older tools declare a quantization that config.json doesn't mention."""
 
 
 def check_schemes(folder: Path) -> None:
-    """Refuse a quantized checkpoint whose config.json doesn't say so.
+    """Refuse a quantized checkpoint whose config.json doesn't declare it.
 
     Raises:
-        CheckpointError: naming the scheme.
+        CheckpointError: there is one; the message names the scheme.
     """
     for name, scheme in SCHEMES.items():
         if (file := folder / name).is_file():
@@ -54,12 +54,12 @@ def check_schemes(folder: Path) -> None:
             size = f" with {bits} bits" if bits is not None else ""
             raise CheckpointError(
                 f"{folder} is quantized by {scheme}{size} ({name}), which edgeformer doesn't read yet; give the original"
-                " checkpoint, and quantize it by `edgeformer quantize`"
+                " checkpoint, and quantize it with `edgeformer quantize`"
             )
 
 
 def remarks(folder: Path, used: Iterable[Path]) -> list[str]:
-    """A note on the files in a folder that nobody reads and nobody knows as harmless; `used` are those that hold the weights."""
+    """Notes on the files in a folder that are neither read nor known to be harmless; `used` are those that hold the weights."""
     taken = {file.resolve() for file in used}
     harmless = [pattern for patterns in HARMLESS.values() for pattern in patterns]
     code, models, strange = [], [], []
@@ -71,12 +71,12 @@ def remarks(folder: Path, used: Iterable[Path]) -> list[str]:
     notes = []
     if code:
         notes.append(
-            f"{folder} brings code ({_listed(code)}), which is never run: its tokenizer or network may need it"
+            f"{folder} contains code ({_listed(code)}), which is never run; its tokenizer or network may need it"
         )
     if models:
-        notes.append(f"{folder} holds other weights besides ({_listed(models)}), which are not read")
+        notes.append(f"{folder} holds other weights ({_listed(models)}), which are not read")
     if strange:
-        notes.append(f"{folder} holds files that nobody reads: {_listed(strange)}")
+        notes.append(f"{folder} holds unknown files, which are not read: {_listed(strange)}")
     return notes
 
 

@@ -1,4 +1,4 @@
-"""Where the companions of a model lie, and how they are read."""
+"""Where the companion files of a model lie, and how they are read."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
     "merges.txt", "bpe.codes", "dict.txt", "tekken.json", "chat_template.jinja", "chat_template.json",
 )  # fmt: skip
-"""Files of a tokenizer by name. `TOKENIZER_PATTERNS` are those of SentencePiece (T5's spiece.model, Marian's source.spm and
-target.spm, XLM-RoBERTa's sentencepiece.bpe.model) and of tiktoken, which have as many names as there are families."""
+"""Tokenizer files with fixed names. `TOKENIZER_PATTERNS` match those of SentencePiece (T5's spiece.model, Marian's source.spm and
+target.spm, XLM-RoBERTa's sentencepiece.bpe.model) and of tiktoken, whose names differ between families."""
 TOKENIZER_PATTERNS = ("*.model", "*.spm", "*.tiktoken", "additional_chat_templates/*.jinja")
 VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "tekken.json", "*.model", "*.spm", "*.tiktoken")
-"""What a folder has at least one of if a tokenizer can be read from it."""
+"""A folder from which a tokenizer can be read has at least one of these."""
 EMBEDDER_FILES = ("sentence_bert_config.json", "config_sentence_transformers.json")
-"""sentence-transformers' settings that go along unchanged: the longest text, prompts. Its modules are written anew."""
+"""sentence-transformers' settings that are copied unchanged: maximum length, prompts. Its modules are written anew."""
 GENERATION = "generation_config.json"
 DOWNLOADED = (
     *TOKENIZER_FILES, *TOKENIZER_PATTERNS, "*.json", "*/config.json", "*.safetensors", "*/model.safetensors",
 )  # fmt: skip
-"""Patterns of what is downloaded of a hub id; a GGUF file only where it is asked for by name."""
+"""Patterns of the files downloaded for a hub id; a GGUF file is downloaded only by name."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a model file says of its companions itself: GGUF's `tokenizer.*` metadata, without the prefix."""
+    """Companions that a model file itself holds: GGUF's `tokenizer.*` metadata, without the prefix."""
 
     file: Path
     metadata: dict[str, Any]
@@ -40,8 +40,8 @@ class Embedded:
 class Companions:
     """The files and settings around a model's weights.
 
-    `folders` are looked through in order: an adapter's before its base's. `config` is the Hugging Face config, `embedded` what
-    a GGUF file says, `vocab` the rows of the model's embedding (ids beyond them can't be given to it); None if not known.
+    `folders` are searched in order: an adapter's before its base's. `config` is the Hugging Face config, `embedded` a GGUF
+    file's metadata, `vocab` the number of rows of the model's embedding (larger ids are invalid); None if unknown.
     """
 
     folders: tuple[Path, ...] = ()
@@ -57,14 +57,14 @@ class Companions:
         """The JSON object of that file; empty if there is none.
 
         Raises:
-            ConfigError: it is no JSON object.
+            ConfigError: it is not a JSON object.
         """
         file = self.find(name)
         return {} if file is None else read_object(file)
 
     @property
     def tokenizer_folder(self) -> Path | None:
-        """The first folder with a tokenizer; all files of it are taken from there."""
+        """The first folder with a tokenizer; all tokenizer files are taken from there."""
         for folder in self.folders:
             if any(next(folder.glob(pattern), None) for pattern in VOCABULARIES):
                 return folder

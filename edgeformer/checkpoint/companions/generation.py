@@ -1,6 +1,6 @@
-"""generation_config.json: how a model's makers want it to generate.
+"""generation_config.json: the generation defaults that a model's authors chose.
 
-Followed are the rules of transformers' `generate` that change which token is chosen, in its order; what isn't done here is named.
+The rules of transformers' `generate` that change which token is chosen apply in its order; notes name the unsupported ones.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from edgeformer.errors import ConfigError, InputError
 from edgeformer.ops.sampling import Rules, Sampling
 
 TOP_K = 50
-"""What transformers samples from where a config says do_sample and no top_k."""
-_NOT_DONE: dict[str, Any] = {  # key -> the value with which it does nothing
+"""transformers' top_k where a config sets do_sample and no top_k."""
+_NOT_DONE: dict[str, Any] = {  # key -> the value that disables it
     "num_beams": 1, "num_beam_groups": 1, "penalty_alpha": None, "guidance_scale": None, "sequence_bias": None,
     "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "top_h": None, "exponential_decay_length_penalty": None,
     "encoder_repetition_penalty": 1.0, "encoder_no_repeat_ngram_size": 0, "constraints": None, "force_words_ids": None,
@@ -30,25 +30,25 @@ _READ = (
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """How tokens are chosen by default, and what the file asks for that isn't done here."""
+    """How tokens are chosen by default, and notes on settings that are not supported."""
 
     sampling: Sampling = Sampling()
     notes: list[str] = field(default_factory=list, compare=False)
 
 
 def generation_settings(around: Companions) -> dict[str, Any]:
-    """The keys of generation_config.json that change which token is chosen; where there is no such file, config.json's, as older
-    models have them."""
+    """The keys of generation_config.json that change which token is chosen; without that file, config.json's, as in older
+    models."""
     data = around.read(GENERATION) if around.find(GENERATION) is not None else around.config or {}
     keys = {*_READ, *_NOT_DONE}
     return {k: v for k, v in data.items() if k in keys and v is not None}
 
 
 def generation_defaults(around: Companions) -> GenerationDefaults:
-    """What a model's makers want.
+    """A model's generation defaults.
 
     Raises:
-        ConfigError: a value that a key can't have.
+        ConfigError: a key has an invalid value.
     """
     data = generation_settings(around)
     where = around.find(GENERATION) or "config.json"
@@ -99,11 +99,11 @@ def generation_defaults(around: Companions) -> GenerationDefaults:
     except InputError as e:
         raise ConfigError(f"{where}: {e}") from e
     asked = {k: data[k] for k, idle in _NOT_DONE.items() if k in data and data[k] not in (idle, None)}
-    if not sampled:  # warpers of sampling do nothing in greedy search
+    if not sampled:  # sampling warpers have no effect in greedy search
         asked = {k: v for k, v in asked.items() if k not in ("typical_p", "epsilon_cutoff", "eta_cutoff", "top_h")}
     notes = []
     if asked:
         said = ", ".join(f"{k} = {v!r}" for k, v in asked.items())
-        beams = "; tokens are chosen one by one instead" if "num_beams" in asked else ""
-        notes.append(f"not done here, and transformers' generate does it: {said} ({where}){beams}")
+        beams = "; tokens are chosen without beam search" if "num_beams" in asked else ""
+        notes.append(f"settings that transformers' generate applies and edgeformer doesn't: {said} ({where}){beams}")
     return GenerationDefaults(sampling, notes)

@@ -1,4 +1,4 @@
-"""The tokenizer that a GGUF file holds, as one of the package `tokenizers`: the way back of `export/gguf/tokenizer.py`."""
+"""Convert a GGUF file's tokenizer to one of the package `tokenizers`: the inverse of `export/gguf/tokenizer.py`."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from edgeformer.errors import InputError, is_fault
 from edgeformer.files.quoting import shown
 
 MAX_TOKEN = 1000
-"""Characters; SentencePiece itself allows 16 by default. All ways to cut a token in two are tried."""
+"""Characters of a token; SentencePiece allows 16 by default. Every way to split a token in two is tried."""
 UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
 PATTERNS = {QWEN2: "qwen2", LLAMA3: "llama-bpe", GPT2: "gpt-2"}
-"""How byte-level tokenizers split text -> llama.cpp's name for it."""
+"""Pattern by which byte-level tokenizers split text -> llama.cpp's name for it."""
 _SAME = {
     **dict.fromkeys(("llama3", "llama-v3"), "llama-bpe"),
     **dict.fromkeys(("phi-2", "mpt", "olmo", "jais"), "gpt-2"),
     **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell"), "smollm"),
     **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "megrez"), "qwen2"),
 }
-"""Names that llama.cpp splits alike."""
+"""llama.cpp's aliases for the same way of splitting."""
 
 
 def from_gguf(embedded: Embedded) -> FastTokenizer:
     """The tokenizer of a GGUF file.
 
     Raises:
-        InputError: of a kind that can't be read; the message names it.
+        InputError: it is damaged or of an unsupported kind; the message says which.
     """
     from tokenizers import AddedToken, Tokenizer
 
@@ -44,7 +44,7 @@ def from_gguf(embedded: Embedded) -> FastTokenizer:
             inner = _sentencepiece(data, tokens, types, str(where))
         else:
             raise InputError(
-                f"{where} holds a tokenizer of the kind {shown(kind)}; gpt2 and llama can be read. Put the original"
+                f"{where} holds a tokenizer of kind {shown(kind)}; gpt2 and llama are supported. Put the original"
                 " tokenizer.json beside it, or give token ids"
             )
         special = [
@@ -64,7 +64,7 @@ def from_gguf(embedded: Embedded) -> FastTokenizer:
     if (
         wrong := next((i for i, t in enumerate(tokens) if types[i] != UNUSED and inner.token_to_id(t) != i), None)
     ) is not None:
-        raise InputError(f"{where}: its tokenizer can't be read: the token {shown(tokens[wrong])} stands twice")
+        raise InputError(f"{where}: its tokenizer can't be read: the token {shown(tokens[wrong])} occurs twice")
     return FastTokenizer(inner, named)
 
 
@@ -87,8 +87,8 @@ def _pre(data: dict[str, Any], where: str) -> str:
     name = _SAME.get(name, name)
     if name not in (*PATTERNS.values(), "smollm"):
         raise InputError(
-            f"{where}: text is split as {shown(name)} (tokenizer.ggml.pre), which can't be read;"
-            f" {', '.join((*PATTERNS.values(), 'smollm'))} can. Put the original tokenizer.json beside it, or give token ids"
+            f"{where}: the pre-tokenizer {shown(name)} (tokenizer.ggml.pre) is not supported;"
+            f" {', '.join((*PATTERNS.values(), 'smollm'))} are. Put the original tokenizer.json beside it, or give token ids"
         )
     return name
 
@@ -117,7 +117,7 @@ def _split(inner: Any, pre: str) -> None:
 
 
 def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> Any:
-    """BPE with byte fallback; two pieces are joined in the order of what they make, by its score."""
+    """BPE with byte fallback; merges are ordered by the score of the token that they make."""
     from tokenizers import Tokenizer, decoders, normalizers
     from tokenizers.models import BPE
 
@@ -125,7 +125,7 @@ def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int], wh
     scores = data["ggml.scores"]
     if longest := next((t for t in vocab if len(t) > MAX_TOKEN), None):
         raise InputError(
-            f"{where}: its tokenizer has a token of {len(longest):,} characters; at most {MAX_TOKEN} are read"
+            f"{where}: its tokenizer has a token of {len(longest):,} characters; at most {MAX_TOKEN} are supported"
         )
     merges = []
     for token, i in vocab.items():
@@ -146,7 +146,7 @@ def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int], wh
 
 
 def _surround(inner: Any, data: dict[str, Any], named: dict[str, str]) -> None:
-    """The tokens that are put around every text."""
+    """Set the special tokens that surround every text."""
     from tokenizers import processors
 
     llama = data.get("ggml.model") == "llama"

@@ -1,8 +1,8 @@
-"""Programs of a model's folder, run in a process of their own that may take so much time and memory.
+"""Run programs from a model's folder in a process of their own, with limits on time and memory.
 
-A chat template and the patterns of a tokenizer are programs: a few characters of either run for ever, or fill the memory, and
-neither Jinja's sandbox nor a regular expression's engine can be stopped from outside. The process sets its own alarm and its own
-limit, so that it ends also when nobody is left to end it.
+A chat template and a tokenizer's patterns are programs: a few characters of either can run forever or fill the memory, and
+neither Jinja's sandbox nor a regular-expression engine can be stopped from outside. The process sets its own alarm and its own
+limit, so it ends even when its parent is gone.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ MAX_ANSWER = 256_000_000
 
 
 class GuardedFailed(Exception):
-    """What ran there was refused, took too long or too much, or ended its process; the message says which."""
+    """A call was refused, exceeded a limit, or ended its process; the message says which."""
 
 
 class GuardedLimit(GuardedFailed):
-    """It took longer, or more memory, than it may."""
+    """A call exceeded its limit of time or memory."""
 
 
 class Guarded:
     """A process that answers one call at a time, started when it is first needed.
 
     Args:
-        megabytes: of address space that it may take, all in all.
-        first: a call that every new process gets first.
+        megabytes: limit of its address space.
+        first: a call that every new process answers first.
     """
 
     def __init__(self, megabytes: int, first: tuple[str, Mapping[str, Any]] | None = None):
@@ -45,21 +45,21 @@ class Guarded:
         self._owner, self._opened = 0, None
 
     def started(self) -> Any:
-        """What the first call of the process that runs was answered.
+        """The running process's answer to its first call; starts a process if there is none.
 
         Raises:
-            GuardedFailed: with the reason.
+            GuardedFailed: the call failed; the message has the reason.
         """
-        if self._process is None or self._owner != os.getpid():  # a forked process has a pipe that is another's
+        if self._process is None or self._owner != os.getpid():  # after a fork, the pipe is the parent's
             self._start()
             self._opened = None if self._first is None else self._call(self._first[0], 60.0, self._first[1])
         return self._opened
 
     def ask(self, do: str, seconds: float, **arguments: Any) -> Any:
-        """The answer to one call, of at most so many seconds.
+        """The answer to one call, which may take `seconds`.
 
         Raises:
-            GuardedFailed: with the reason.
+            GuardedFailed: the call failed; the message has the reason.
         """
         self.started()
         return self._call(do, seconds, arguments)
@@ -92,7 +92,9 @@ class Guarded:
             if status == -signal.SIGALRM:
                 raise GuardedLimit(f"it took longer than {seconds:g} s")
             what = signal.Signals(-status).name if status < 0 else f"exit status {status}"
-            raise GuardedLimit(f"its process ended ({what}), as it does when {self.megabytes} MB are not enough")
+            raise GuardedLimit(
+                f"its process ended ({what}), as happens when {self.megabytes} MB of memory are not enough"
+            )
         if "limit" in answer:
             raise GuardedLimit(answer["limit"])
         if "error" in answer:
@@ -116,13 +118,13 @@ class Guarded:
 def send(pipe: Any, message: dict[str, Any]) -> None:
     """Write a message: its length, and JSON."""
     data = json.dumps(message).encode()
-    with contextlib.suppress(BrokenPipeError):  # the answer says that nobody is there
+    with contextlib.suppress(BrokenPipeError):  # `receive` then finds that the process is gone
         pipe.write(struct.pack("<Q", len(data)) + data)
         pipe.flush()
 
 
 def receive(pipe: Any) -> dict[str, Any] | None:
-    """Read a message; None where the other side is gone."""
+    """Read a message; None if the other side is gone."""
     head = pipe.read(8)
     if len(head) < 8 or (length := struct.unpack("<Q", head)[0]) > MAX_ANSWER:
         return None

@@ -1,4 +1,4 @@
-"""A tokenizer whose file brings patterns of its own, in a process with limits."""
+"""A tokenizer with patterns of its own, run in a process with limits."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from edgeformer.errors import InputError
 from edgeformer.files.quoting import plain
 
 SECONDS, BYTES_PER_SECOND = 10.0, 100_000
-"""What a tokenizer with patterns of its own may take for a text; usual ones read some megabytes a second."""
+"""Time limit for a text: seconds, and bytes that extend it by one; usual tokenizers read some megabytes per second."""
 
 
 @dataclass
 class GuardedTokenizer:
-    """A `FastTokenizer` in a process of its own: patterns of its file, on some text, may run for ever."""
+    """A `FastTokenizer` in a process of its own, since its file's patterns may run forever on some texts."""
 
     process: Guarded
     named: dict[str, str]
     where: str
 
     def _ask(self, do: str, size: int, **arguments: Any) -> Any:
-        """size: of the text, in characters, by which it may take longer."""
+        """size: of the text, in characters, which extends the time limit."""
         try:
             return self.process.ask(do, SECONDS + size / BYTES_PER_SECOND, **arguments)
         except GuardedFailed as e:

@@ -1,4 +1,4 @@
-"""The process that runs programs of a model's folder: `python -P -m edgeformer....guarded_worker MEGABYTES`."""
+"""The process that runs programs from a model's folder: `python -P -m edgeformer....guarded_worker MEGABYTES`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _open(folder: str) -> dict[str, str]:
 
     made = read_fast(Path(folder))
     _opened["tokenizer"] = made
-    _limit(_taken() + 256 * 2**20)  # what it needs from now on is texts and their tokens
+    _limit(_taken() + 256 * 2**20)  # from now on it needs memory only for texts and their tokens
     return made.named
 
 
@@ -42,7 +42,7 @@ CALLS: dict[str, Callable[..., Any]] = {
 
 
 def _limit(size: int) -> None:
-    """Bytes of address space that this process may have."""
+    """Limit the address space of this process, in bytes."""
     with contextlib.suppress(ImportError, ValueError, OSError):
         import resource
 
@@ -50,7 +50,7 @@ def _limit(size: int) -> None:
 
 
 def _taken() -> int:
-    """Bytes of address space that this process has; where no file tells, a gigabyte."""
+    """Bytes of address space that this process has; a gigabyte where /proc doesn't tell."""
     try:
         return int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -58,20 +58,20 @@ def _taken() -> int:
 
 
 def main() -> None:
-    """Answer calls until the other side is gone."""
+    """Answer calls until the parent is gone."""
     answers, calls = os.fdopen(os.dup(1), "wb"), sys.stdin.buffer
-    os.dup2(2, 1)  # what libraries print is no answer
+    os.dup2(2, 1)  # keeps what libraries print out of the answers
     _limit(int(sys.argv[1]) * 2**20)
     alarm = getattr(signal, "setitimer", None)
     while (call := receive(calls)) is not None:
         if alarm is not None:
-            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # in the middle of a library's own loop, too
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)  # also ends a loop inside a library
             alarm(signal.ITIMER_REAL, call["seconds"])
         try:
             answer = {"ok": CALLS[call["do"]](**call["with"])}
         except MemoryError:
-            answer = {"limit": "it took more memory than it may"}
-        except BaseException as e:  # of Rust's panics, too
+            answer = {"limit": "it exceeded its memory limit"}
+        except BaseException as e:  # includes Rust panics
             text = str(e)
             answer = {"error": text if len(text) < 1000 else text[:1000] + "..."}
         if alarm is not None:

@@ -1,4 +1,4 @@
-"""Whether a tokenizer.json holds only what is known to take time and memory in proportion to a text."""
+"""Whether a tokenizer.json holds only parts whose time and memory are known to grow in proportion to the text."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _KNOWN = frozenset((
 """The patterns of the best-known tokenizers: GPT-2, Llama 3, Qwen 2, GPT-4o, DeepSeek."""
 _ATOM = r"(?:\\[dDsSwWnrtpP](?:\{\^?\w+\})?|\\[^\w]|\[[^\[\]]*\]|[^\\\[\](){}*+?|^$.]|\.)"
 _LINEAR = re.compile(rf"(?:{_ATOM})*|{_ATOM}\+|\^?{_ATOM}\{{\d{{1,3}}(?:,\d{{0,3}})?\}}")
-"""Patterns without repetition, or of one repeated character: there is one way to match them."""
+"""Patterns without repetition, or of one repeated character: they match in only one way."""
 _TYPES = frozenset(
     ("BPE", "WordPiece", "Unigram", "WordLevel", "Sequence", "BertNormalizer", "NFC", "NFD", "NFKC", "NFKD", "Nmt", "Lowercase")
     + ("StripAccents", "Strip", "Prepend", "Precompiled", "Replace", "ByteLevel", "Split", "Digits", "Whitespace")
@@ -35,15 +35,15 @@ _CHARSMAPS = (
     "22342cc048ea558ae308e80926aa9361", "de92dc72e0a889f99b2625eb6fab03e9", "f0d7aebc9f5b7ef32a4ed371eab71572",
     "916ce70b049ab7ff559a1853fdac0a02",
 )  # fmt: skip
-"""SHA-256, to 128 bits, of the tables nmt_nfkc, nfkc, nmt_nfkc_cf and nfkc_cf of SentencePiece 0.2, in base64."""
+"""SHA-256, cut to 128 bits, of the tables nmt_nfkc, nfkc, nmt_nfkc_cf and nfkc_cf of SentencePiece 0.2, in base64."""
 _GROWTH, _TEXT, _WORD = 256, 64, 1000
-"""How many times longer a text may get in all steps together, by bytes; characters of one replacement, and of a word."""
+"""Limits: growth of a text over all steps, in bytes; characters of one replacement; characters of a word."""
 
 
 def odd_id(data: dict[str, Any]) -> str | None:
-    """The first token whose id is no number of a row that an embedding can have, for people; None if all are.
+    """Describe the first token whose id can't be a row of an embedding; None if all can.
 
-    The package `tokenizers` takes memory for every id below the largest.
+    The package `tokenizers` allocates memory for every id below the largest.
     """
     model = data.get("model")
     vocab = model.get("vocab") if isinstance(model, dict) else None
@@ -55,13 +55,13 @@ def odd_id(data: dict[str, Any]) -> str | None:
 
 
 def is_plain(data: dict[str, Any]) -> bool:
-    """Whether what a tokenizer.json says can be run without a guard.
+    """Whether a tokenizer.json can be run without a guard.
 
-    data: its content, of any shape.
+    data: its content, of any structure.
     """
     growth, model = 1, data.get("model")
     word = model.get("max_input_chars_per_word", 100) if isinstance(model, dict) else 100
-    if type(word) is not int or word > _WORD:  # WordPiece looks at all pieces of a word
+    if type(word) is not int or word > _WORD:  # WordPiece tries all pieces of a word
         return False
     for part in ("normalizer", "pre_tokenizer", "post_processor", "decoder"):
         for node in _nodes(data.get(part)):
@@ -72,7 +72,7 @@ def is_plain(data: dict[str, Any]) -> bool:
             pattern = node.get("pattern")
             if pattern is not None and not _plain_pattern(pattern):
                 return False
-            if node.get("type") == "ByteLevel" and part != "decoder":  # what is no ASCII gets twice as many bytes
+            if node.get("type") == "ByteLevel" and part != "decoder":  # bytes that are not ASCII double
                 growth *= 2
             for key in ("content", "prepend", "replacement"):
                 if not isinstance(text := node.get(key), str):

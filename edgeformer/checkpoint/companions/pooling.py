@@ -1,8 +1,8 @@
-"""sentence-transformers' modules: which vector a text becomes, read from and written into a folder.
+"""sentence-transformers' modules, which turn a text into a vector: read from and written into a folder.
 
 `modules.json` lists the modules; each has a folder with a config. Versions up to 5.3 have a flag for each mode
-(`pooling_mode_mean_tokens`), later ones one `pooling_mode`, a mode's name or a list of them. What is written here has the flags:
-every version reads them, and so does text-embeddings-inference.
+(`pooling_mode_mean_tokens`), later ones one `pooling_mode`, a mode's name or a list of them. edgeformer writes the flags: every
+version reads them, and so does text-embeddings-inference.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ FLAGS = {
     "pooling_mode_lasttoken": "lasttoken",
 }
 MODES = ("mean", "cls")
-"""The modes that are built."""
+"""The supported modes."""
 _KNOWN = frozenset((*FLAGS, "pooling_mode", "word_embedding_dimension", "embedding_dimension", "include_prompt"))
 
 
 @dataclass(frozen=True)
 class Embedder:
-    """What modules.json says: the pooling's modes ("mean", "cls", "lasttoken", ...), whether the vector is normalised, and the
-    modules that are none of these."""
+    """The content of modules.json: the pooling modes ("mean", "cls", "lasttoken", ...), whether the vector is normalised, and
+    any other modules."""
 
     modes: tuple[str, ...]
     normalize: bool
@@ -42,10 +42,10 @@ class Embedder:
 
 
 def read_embedder(folder: Path) -> Embedder | None:
-    """The modules of a sentence-transformers folder; None if it is none.
+    """The modules of a sentence-transformers folder; None for any other folder.
 
     Raises:
-        ConfigError: a modules.json, or a pooling's config, that can't be understood.
+        ConfigError: modules.json, or the pooling config, is invalid or has unsupported keys.
     """
     file = folder / "modules.json"
     if not file.is_file():
@@ -54,51 +54,51 @@ def read_embedder(folder: Path) -> Embedder | None:
     try:
         kinds = {str(m["type"]).rsplit(".", 1)[-1]: str(m["path"]) for m in modules}
     except (TypeError, KeyError) as e:
-        raise ConfigError(f"{file} is no list of sentence-transformers modules") from e
+        raise ConfigError(f"{file} is not a list of sentence-transformers modules") from e
     others = tuple(sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"}))
     if "Pooling" not in kinds:
         return Embedder((), "Normalize" in kinds, others)
     settings = read_object(folder / kinds["Pooling"] / "config.json")
     where = folder / kinds["Pooling"] / "config.json"
     if unknown := sorted(settings.keys() - _KNOWN):
-        raise ConfigError(f"{where} has keys that nobody understands: {', '.join(unknown)}")
+        raise ConfigError(f"{where} has keys that edgeformer doesn't support: {', '.join(unknown)}")
     return Embedder(_modes(settings), "Normalize" in kinds, others, settings.get("include_prompt") is not False)
 
 
 def _modes(settings: dict[str, Any]) -> tuple[str, ...]:
-    """The pooling modes that a config switches on."""
+    """The pooling modes that a config enables."""
     if (said := settings.get("pooling_mode")) is not None:
         found = tuple(map(str, said if isinstance(said, list) else [said]))
     else:
         found = tuple(mode for flag, mode in FLAGS.items() if settings.get(flag) is True)
-    return found or ("mean",)  # what sentence-transformers does where nothing is switched on
+    return found or ("mean",)  # sentence-transformers' default
 
 
 def supported_mode(embedder: Embedder, folder: Path) -> str:
-    """The pooling's mode, of an embedder that can be built.
+    """The pooling mode of a supported embedder.
 
     Raises:
-        ConfigError: what can't be built.
+        ConfigError: its modules or modes are not supported.
     """
     if embedder.others:
         raise ConfigError(f"{folder / 'modules.json'}: modules not supported: {', '.join(embedder.others)}")
     if len(embedder.modes) != 1 or embedder.modes[0] not in MODES:
         raise ConfigError(
-            f"{folder}: pooling by {' and '.join(embedder.modes)} is not supported; {' or '.join(MODES)} alone is"
+            f"{folder}: pooling by {' and '.join(embedder.modes)} is not supported; only {' or '.join(MODES)} alone is"
         )
     return embedder.modes[0]
 
 
 def write_embedder(around: Companions, folder: Path, mode: str, normalize: bool, width: int, longest: int) -> None:
-    """The modules of an embedder as sentence-transformers 2 to 6 and fastembed read them.
+    """Write the modules of an embedder as sentence-transformers 2 to 6 and fastembed read them.
 
     Args:
-        around: the model's companions; its own sentence-transformers settings go along.
+        around: the model's companions; its own sentence-transformers settings are copied.
         folder: where the model is written.
         mode: mean or cls.
         normalize: whether the vector has length 1.
         width: of the vector.
-        longest: tokens of the longest text, where the companions don't say it.
+        longest: tokens of the longest text, where the companions don't set it.
     """
     kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
     modules = [
@@ -115,7 +115,7 @@ def write_embedder(around: Companions, folder: Path, mode: str, normalize: bool,
         (folder / "2_Normalize" / "config.json").write_text("{}\n")
     if not (folder / "special_tokens_map.json").exists() and has_tokenizer(
         around
-    ):  # fastembed reads no tokenizer without it
+    ):  # fastembed needs it to read the tokenizer
         named = load_tokenizer(around).named
         (folder / "special_tokens_map.json").write_text(json.dumps(named, indent=2, ensure_ascii=False) + "\n")
     for name in EMBEDDER_FILES:

@@ -1,7 +1,7 @@
-"""Which token ids begin, end and pad: read from every source there is, range-checked, and never made up.
+"""The BOS, EOS, padding and decoder start ids: read from every source, range-checked, and never invented.
 
-An id has three states: a number; `NONE`, when a source says that there is no such token (null, or a negative number as old
-configs have it); and `UNKNOWN`, when no source says anything. Neither of the last two is a number, and 0 is an id like any other.
+An id has three states: a number; `NONE`, when a source declares that there is no such token (null, or a negative number in old
+configs); and `UNKNOWN`, when no source mentions it. Neither of the last two is a number, and 0 is an id like any other.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Special = int | Absent
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """`eos`: every id that ends a text, empty where none is known. `notes` say where sources differ or make no sense."""
+    """`eos`: every id that ends a text, empty where none is known. `notes` report sources that disagree or are invalid."""
 
     bos: Special = UNKNOWN
     eos: tuple[int, ...] = ()
@@ -38,7 +38,7 @@ class SpecialIds:
     notes: list[str] = field(default_factory=list, compare=False)
 
     def as_config(self) -> dict[str, Any]:
-        """The keys of a config.json: what is known."""
+        """The known ids, as keys of a config.json."""
         found: dict[str, Any] = {
             f"{name}_token_id": value for name in ("bos", "pad") if isinstance(value := getattr(self, name), int)
         }
@@ -56,11 +56,11 @@ _GGUF_ENDS = ("ggml.eot_token_id", "ggml.eom_token_id")
 def special_ids(around: Companions) -> SpecialIds:
     """The special ids of a model.
 
-    generation_config.json comes first, as in transformers' `generate`; then config.json, what a GGUF file says, and
-    the tokenizer's own tokens. Ids outside the vocabulary are left out, with a note.
+    generation_config.json comes first, as in transformers' `generate`; then config.json, a GGUF file's metadata, and
+    the tokenizer's own tokens. Ids outside the vocabulary are ignored, with a note.
 
     Raises:
-        ConfigError: a value that is no id.
+        ConfigError: a value is not an id.
     """
     notes: list[str] = []
     sources = list(_sources(around))
@@ -75,19 +75,19 @@ def special_ids(around: Companions) -> SpecialIds:
             if not set(ids) <= set(chosen) and not (
                 name == "eos" and where == "config.json" and set(chosen) & set(ids)
             ):
-                notes.append(f"{name}_token_id: {first} says {_text(chosen)}, {where} {_text(ids)}; {first} counts")
+                notes.append(f"{name}_token_id: {first} says {_text(chosen)}, {where} {_text(ids)}; {first} is used")
         found[name] = chosen if name == "eos" else chosen[0] if chosen else NONE if said else UNKNOWN
     return SpecialIds(**found, notes=list(dict.fromkeys(notes)))  # type: ignore[arg-type]
 
 
 def decoder_start(around: Companions) -> int:
-    """The id that an encoder–decoder model begins to write with.
+    """The id of the first decoder token of an encoder–decoder model.
 
-    T5 begins with its padding token, which is 0 where no file gives one (the default of its config); other models with
-    `bos`, as transformers' `generate` does.
+    T5 starts with its padding token, which is 0 where no file sets it (the default of its config); other models with
+    `bos`, as in transformers' `generate`.
 
     Raises:
-        ConfigError: no file gives it.
+        ConfigError: no file sets it.
     """
     ids = special_ids(around)
     if isinstance(ids.decoder_start, int):
@@ -99,7 +99,7 @@ def decoder_start(around: Companions) -> int:
     if is_t5 and start is UNKNOWN:
         return 0
     where = around.folders[0] if around.folders else "this model"
-    raise ConfigError(f"{where} has no decoder_start_token_id, so it isn't known how to begin to write")
+    raise ConfigError(f"{where} has no decoder_start_token_id, so the first decoder token is unknown")
 
 
 def _sources(around: Companions) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -125,7 +125,7 @@ def _sources(around: Companions) -> Iterator[tuple[str, dict[str, Any]]]:
         try:
             tokenizer = load_tokenizer(around)
         except (InputError, ConfigError):
-            tokenizer = None  # whoever needs it says why it can't be read
+            tokenizer = None  # the code that needs it reports why it can't be read
         if tokenizer is not None:
             named = {"bos": "bos_token", "eos": "eos_token", "pad": "pad_token"}
             tokens = {name: tokenizer.named.get(key) for name, key in named.items()}
@@ -134,13 +134,13 @@ def _sources(around: Companions) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _ids(value: Any, key: str, where: str, vocab: int | None, notes: list[str]) -> tuple[int, ...]:
-    """The ids that a source gives, without those that can't be."""
+    """The ids that a source gives, without the invalid ones."""
     values = value if isinstance(value, list) else [] if value is None else [value]
     if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
         raise ConfigError(f"{where}: {key} must be a token id or a list of them, got {value!r}")
     real = tuple(dict.fromkeys(v for v in values if v >= 0 and (vocab is None or v < vocab)))
     if beyond := [v for v in values if vocab is not None and v >= vocab]:
-        notes.append(f"{where}: {key} {_text(beyond)} is outside the vocabulary of {vocab}, and is left out")
+        notes.append(f"{where}: {key} {_text(beyond)} is outside the vocabulary of {vocab}, and is ignored")
     return real
 
 

@@ -1,4 +1,4 @@
-"""A fixed set of texts whose token ids tell two tokenizers apart."""
+"""A fixed set of texts whose token ids distinguish two tokenizers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def texts_of(tokenizer: Tokenizer) -> list[str]:
 def first_difference(
     one: Tokenizer, other: Tokenizer, texts: list[str], *, special: bool = True
 ) -> tuple[str, list[int], list[int]] | None:
-    """The first text that two tokenizers give other ids, and both lists; None if there is none."""
+    """The first text that two tokenizers encode differently, and both lists of ids; None if there is none."""
     for text in texts:
         a, b = one.encode(text, special=special), other.encode(text, special=special)
         if a != b:

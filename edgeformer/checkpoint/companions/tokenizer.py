@@ -1,8 +1,8 @@
 """The tokenizer of a model, read by the rules of transformers.
 
-A tokenizer is more than tokenizer.json. The truncation and padding that were last used are saved in it, and don't apply;
-tokens that stand only in tokenizer_config.json (`added_tokens_decoder`), added_tokens.json or special_tokens_map.json belong
-to it; and where there is no tokenizer.json, it is converted from the files of the slow tokenizer.
+A tokenizer is more than tokenizer.json. The truncation and padding that were last used are saved in it, and are ignored;
+tokens that appear only in tokenizer_config.json (`added_tokens_decoder`), added_tokens.json or special_tokens_map.json belong
+to it; and without a tokenizer.json, it is converted from the files of the slow tokenizer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from edgeformer.files.quoting import plain
 from edgeformer.files.typed import mismatch
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-"""The special tokens that transformers has attributes for, in the order in which it adds those that a tokenizer lacks."""
+"""The special tokens that transformers has attributes for, in the order in which it adds missing ones."""
 
 
 class Tokenizer(Protocol):
@@ -35,7 +35,7 @@ class Tokenizer(Protocol):
     """The special tokens by transformers' names (`bos_token`, ...), as chat templates see them."""
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; `special`: with the tokens that are put around every text."""
+        """Token ids; `special`: with the special tokens that surround every text."""
         ...
 
     def decode(self, ids: list[int], *, special: bool = False) -> str:
@@ -51,7 +51,7 @@ class Tokenizer(Protocol):
         ...
 
     def to_json(self) -> str | None:
-        """The content of a tokenizer.json that alone gives the same ids; None of a tokenizer that none can say."""
+        """The content of a tokenizer.json that alone produces the same ids; None if no tokenizer.json can express it."""
         ...
 
 
@@ -79,22 +79,22 @@ class FastTokenizer:
 
 
 def _asked(call: Callable[[], Any]) -> Any:
-    """What the package `tokenizers` answers; it raises bare Exceptions, and Rust's panics are none.
+    """Call the package `tokenizers`, which raises bare Exceptions, and Rust panics that are not Exceptions.
 
     Raises:
-        InputError: it fails, as at half of a surrogate pair.
+        InputError: the call failed, as it does on half of a surrogate pair.
     """
     try:
         return call()
     except BaseException as e:
         if not is_fault(e):
             raise
-        raise InputError(f"the tokenizer fails: {plain(str(e), limit=500)}") from e
+        raise InputError(f"the tokenizer failed: {plain(str(e), limit=500)}") from e
 
 
 @dataclass
 class SlowTokenizer:
-    """A tokenizer that transformers has in Python alone (Marian's)."""
+    """A tokenizer that transformers implements only in Python (Marian's)."""
 
     inner: Any
     named: dict[str, str]
@@ -127,8 +127,8 @@ def load_tokenizer(around: Companions) -> Tokenizer:
     """The tokenizer of a model.
 
     Raises:
-        InputError: there is none, or none that can be read here; the message has the line that installs what is missing.
-        ConfigError: files of it contradict each other.
+        InputError: there is none, or it can't be read here; the message has the install line for what is missing.
+        ConfigError: its files contradict each other.
     """
     folder = around.tokenizer_folder
     if folder is None and has_tokenizer(around):
@@ -139,7 +139,7 @@ def load_tokenizer(around: Companions) -> Tokenizer:
     if folder is None:
         where = str(around.folders[0]) if around.folders else "this model"
         raise InputError(
-            f"{where} has no tokenizer (tokenizer.json or its like), so text can't be read; give token ids"
+            f"{where} has no tokenizer (tokenizer.json or the like), so text can't be tokenized; give token ids"
         )
     return read_tokenizer(folder)
 
@@ -147,7 +147,7 @@ def load_tokenizer(around: Companions) -> Tokenizer:
 def read_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer of a folder that has one; raises what `load_tokenizer` raises.
 
-    What was read is kept as long as the files don't change: several of an export's steps need it. Don't change it.
+    Cached as long as the files don't change, since several steps of an export need it. Callers must not modify it.
     """
     states = ((f, f.stat()) for f in files_of_tokenizer(folder))
     return _read(folder, tuple((f, s.st_mtime_ns, s.st_size) for f, s in states))
@@ -160,7 +160,7 @@ def _read(folder: Path, state: tuple[Any, ...]) -> Tokenizer:
         return _converted(folder)
     data = read_object(file, MAX_LISTING_BYTES)
     if (odd := odd_id(data)) is not None:
-        raise InputError(f"{file} can't be read: {odd}; ids are whole numbers from 0 to {MAX_SIZE:,}")
+        raise InputError(f"{file} can't be read: {odd}; ids must be integers from 0 to {MAX_SIZE:,}")
     if is_plain(data):
         return read_fast(folder)
     process = Guarded(1000 + file.stat().st_size * 40 // 10**6, ("open", {"folder": str(folder.absolute())}))
@@ -176,13 +176,13 @@ def read_fast(folder: Path) -> FastTokenizer:
 
     Raises:
         InputError: the package `tokenizers` can't read it.
-        ConfigError: files of it contradict each other.
+        ConfigError: its files contradict each other.
     """
     from tokenizers import Tokenizer as Inner
 
     file = folder / "tokenizer.json"
     data = read_object(file, MAX_LISTING_BYTES)
-    # what was last truncated and padded to is no part of a tokenizer, and may be any number
+    # the truncation and padding last used are not part of a tokenizer, and may be any number
     bare = {k: v for k, v in data.items() if k not in ("truncation", "padding")}
     text = json.dumps(bare) if data.get("truncation") or data.get("padding") else file.read_text(encoding="utf-8-sig")
     try:
@@ -213,8 +213,8 @@ _BYTE_LEVEL = ("GPT2", "Roberta", "Bart", "Longformer", "LED", "Blenderbot", "De
 
 
 def _apply_class(inner: Any, settings: dict[str, Any]) -> None:
-    """What classes of transformers take from tokenizer_config.json over tokenizer.json: BERT's lower case, accents and Chinese
-    characters, and GPT-2's space before a text."""
+    """Apply what transformers' classes take from tokenizer_config.json over tokenizer.json: BERT's lowercasing, accents and
+    Chinese characters, and GPT-2's prefix space."""
     name = str(settings.get("tokenizer_class") or "")
     normalizer, splitter = inner.normalizer, inner.pre_tokenizer
     if name.startswith(_WORDPIECE) and type(normalizer).__name__ == "BertNormalizer":
@@ -231,7 +231,7 @@ def _apply_class(inner: Any, settings: dict[str, Any]) -> None:
 
 
 def tokenizer_settings(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json with what older files say: special_tokens_map.json, and added_tokens.json as an
+    """tokenizer_config.json merged with older files: special_tokens_map.json, and added_tokens.json as an
     `added_tokens_decoder`. As in transformers, both are read only where the config has no `added_tokens_decoder` itself."""
     config = folder / "tokenizer_config.json"
     settings: dict[str, Any] = dict(read_object(config)) if config.exists() else {}
@@ -259,7 +259,7 @@ def _added(file: Path) -> dict[str, int]:
 
 
 def named_tokens(settings: dict[str, Any]) -> dict[str, str]:
-    """`bos_token` and its like: all keys of a tokenizer's settings that end so, and hold a token."""
+    """`bos_token` and the like: all keys of a tokenizer's settings that end in `_token` and hold a token."""
     extra = settings.get("extra_special_tokens")
     entries = {k: v for k, v in settings.items() if k.endswith("_token")} | (extra if isinstance(extra, dict) else {})
     return {key: token for key, value in entries.items() if isinstance(token := _content(value), str)}
@@ -274,7 +274,7 @@ _USUAL = (  # the named tokens of classes whose configs don't name them: BERT's,
 
 
 def _usual_tokens(inner: Any) -> dict[str, str]:
-    """The named tokens of a tokenizer whose settings name none: those of the first class that it has all of."""
+    """The named tokens of a tokenizer whose settings name none: those of the first class whose tokens it has."""
     return next((names for names in _USUAL if all(inner.token_to_id(t) is not None for t in names.values())), {})
 
 
@@ -283,7 +283,7 @@ def _content(token: Any) -> Any:
 
 
 def _extra(settings: dict[str, Any]) -> list[Any]:
-    """The special tokens that have no name, texts or objects."""
+    """The special tokens without a name, as strings or objects."""
     found: list[Any] = []
     for key in ("additional_special_tokens", "extra_special_tokens"):
         value = settings.get(key) or []
@@ -293,10 +293,10 @@ def _extra(settings: dict[str, Any]) -> list[Any]:
 
 
 def _add(inner: Any, settings: dict[str, Any], file: Path) -> None:
-    """Tokens that the settings know and tokenizer.json doesn't.
+    """Add the tokens that the settings have and tokenizer.json lacks.
 
     Raises:
-        ConfigError: a token would get another id than the settings say: the model would read another embedding.
+        ConfigError: a token would get another id than in the settings, and so another row of the embedding.
     """
     from tokenizers import AddedToken
 
@@ -327,12 +327,12 @@ def _add(inner: Any, settings: dict[str, Any], file: Path) -> None:
         token, index = next(iter(wrong.items()))
         raise ConfigError(
             f"{file.parent}: the tokenizer's settings give the token {token!r} the id {index}, {file.name} gives it"
-            f" {inner.token_to_id(token)} ({len(wrong)} tokens differ); the files are not of one tokenizer"
+            f" {inner.token_to_id(token)} ({len(wrong)} tokens differ); the files belong to different tokenizers"
         )
 
 
 def _converted(folder: Path) -> Tokenizer:
-    """A tokenizer without tokenizer.json, converted by transformers from the files of the slow one."""
+    """A tokenizer without tokenizer.json, converted by transformers from the slow tokenizer's files."""
     files = ", ".join(
         f.name for f in sorted(folder.iterdir()) if f.suffix in (".model", ".spm", ".tiktoken", ".txt", ".json")
     )
@@ -345,7 +345,7 @@ def _converted(folder: Path) -> Tokenizer:
         ) from e
     try:
         made = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as e:  # whatever a converter finds
+    except Exception as e:  # a converter may raise anything
         first = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
         raise InputError(
             f"{folder} has no tokenizer.json, and transformers can't convert its tokenizer ({files}): {first}. Save it as"
@@ -361,14 +361,14 @@ def _converted(folder: Path) -> Tokenizer:
 
 
 def normalized_json(around: Companions) -> str | None:
-    """What an artefact's tokenizer.json has to hold: all tokens, no truncation, no padding; None where the tokenizer is copied as
-    it is, because its tokenizer.json says all that already, or because none can say it."""
+    """The content of an artefact's tokenizer.json: all tokens, no truncation, no padding; None where the tokenizer's files are
+    copied unchanged, because its tokenizer.json is complete already, or because none can express it."""
     folder = around.tokenizer_folder
     if folder is not None and not (folder / "tokenizer.json").is_file():
         try:
             return read_tokenizer(folder).to_json()
         except InputError:
-            return None  # its files are copied; whoever reads them has the converter
+            return None  # its files are copied; their reader needs the converter
     made = load_tokenizer(around).to_json()
     if folder is None or made is None:
         return made

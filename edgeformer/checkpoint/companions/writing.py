@@ -1,5 +1,5 @@
-"""The companions of a model, written into an artefact: all files of the tokenizer, one place for the chat template, the
-generation defaults; and the check that the artefact's tokenizer makes the source's ids."""
+"""Write a model's companions into an artefact: all files of the tokenizer, the chat template, the generation defaults; and
+check that the artefact's tokenizer produces the source's ids."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ def write_companions(around: Companions, folder: Path, *, named_templates: bool 
     """Write a model's companions into a folder, and check the tokenizer there.
 
     tokenizer.json then holds all tokens, and neither truncation nor padding: tools that read nothing else get the right ids.
-    The chat template stands in chat_template.jinja and in tokenizer_config.json, since every tool knows one of them.
+    The chat template is written to chat_template.jinja and tokenizer_config.json, since every tool reads one of them.
 
     Args:
         around: the model's.
         folder: the artefact's.
-        named_templates: list templates of other names in tokenizer_config.json, too (transformers.js reads them there only;
-            other tools take no list).
+        named_templates: also list templates of other names in tokenizer_config.json (transformers.js reads them only there;
+            other tools accept no list).
 
     Returns:
         Notes for the user.
 
     Raises:
-        ExportError: the artefact's tokenizer gives a text other ids than the source's.
+        ExportError: the artefact's tokenizer encodes a text differently from the source's.
         InputError, ConfigError: the source's companions can't be read.
     """
     notes: list[str] = []
     if (file := around.find(GENERATION)) is not None:
         _copy(file, folder / GENERATION)
-    elif around.embedded is not None and (ids := special_ids(around).as_config()):  # what the GGUF file says
+    elif around.embedded is not None and (ids := special_ids(around).as_config()):  # from the GGUF file's metadata
         (folder / GENERATION).write_text(json.dumps(ids, indent=2) + "\n")
     if not has_tokenizer(around):
         return notes
@@ -62,7 +62,7 @@ def _copy(file: Path, place: Path) -> None:
 
 
 def _write_settings(around: Companions, folder: Path, named_templates: bool) -> None:
-    """The chat template, and of a GGUF file's tokenizer the special tokens, in tokenizer_config.json."""
+    """Write the chat template, and the special tokens of a GGUF file's tokenizer, to tokenizer_config.json."""
     settings: dict[str, Any] = {}
     file = folder / "tokenizer_config.json"
     if file.exists():
@@ -92,12 +92,12 @@ def _check(around: Companions, folder: Path, notes: list[str]) -> None:
     try:
         source = load_tokenizer(around)
     except InputError as e:
-        notes.append(f"the tokenizer was copied, and not checked: {e}")
+        notes.append(f"the tokenizer was copied, but not checked: {e}")
         return
     try:
         made = read_tokenizer(folder)
     except (InputError, ConfigError) as e:
-        raise ExportError(f"the artefact's tokenizer can't be read, and the source's can: {e}") from e
+        raise ExportError(f"the artefact's tokenizer can't be read, but the source's can: {e}") from e
     for special in (True, False):
         if (found := first_difference(source, made, texts_of(source), special=special)) is not None:
             text, wanted, given = found
@@ -106,4 +106,4 @@ def _check(around: Companions, folder: Path, notes: list[str]) -> None:
             )
     templates, there = chat_templates(around), chat_templates(Companions((folder,)))
     if wrong := [name for name, text in templates.items() if there.get(name) != text]:
-        raise ExportError(f"the artefact's chat template {wrong[0]!r} is not the source's; nothing was written")
+        raise ExportError(f"the artefact's chat template {wrong[0]!r} differs from the source's; nothing was written")
