@@ -134,7 +134,7 @@ def test_truncated_file(folder):
 @pytest.mark.parametrize("content", [b"", b"\x08", b"<html>not found</html>" * 10, struct.pack("<Q", 1 << 60) + b"{}"])
 def test_not_a_safetensors_file(folder, content):
     (folder / "model.safetensors").write_bytes(content)
-    with pytest.raises(CheckpointError, match="truncated or no safetensors file"):
+    with pytest.raises(CheckpointError, match="truncated or not a safetensors file"):
         load(folder)
 
 

@@ -117,14 +117,14 @@ def text(value: str) -> bytes:
 @pytest.mark.parametrize(
     ("fields", "counts", "message"),
     [
-        ((), {"keys": 2**60}, "announces"),
-        ((), {"tensors": 2**60}, "announces"),
-        ((text("a") + struct.pack("<IIQ", 9, 4, 2**60),), {}, "announces"),
-        ((text("a") + struct.pack("<IIQ", 9, 8, 2**62),), {}, "announces"),
-        ((struct.pack("<Q", 2**63),), {}, "announces"),
-        ((text("a") + struct.pack("<II", 4, 1), text("a") + struct.pack("<II", 4, 2)), {}, "stands twice"),
-        ((text("a") + struct.pack("<IIQ", 9, 9, 0),), {}, "can't be in a list"),
-        ((text("a") + struct.pack("<I", 99),), {}, "not known"),
+        ((), {"keys": 2**60}, "declares"),
+        ((), {"tensors": 2**60}, "declares"),
+        ((text("a") + struct.pack("<IIQ", 9, 4, 2**60),), {}, "declares"),
+        ((text("a") + struct.pack("<IIQ", 9, 8, 2**62),), {}, "declares"),
+        ((struct.pack("<Q", 2**63),), {}, "declares"),
+        ((text("a") + struct.pack("<II", 4, 1), text("a") + struct.pack("<II", 4, 2)), {}, "occurs twice"),
+        ((text("a") + struct.pack("<IIQ", 9, 9, 0),), {}, "which arrays can't hold"),
+        ((text("a") + struct.pack("<I", 99),), {}, "unknown type"),
         ((text("general.alignment") + struct.pack("<II", 4, 3),), {}, "power of two"),
     ],
 )
@@ -140,9 +140,9 @@ def test_tensors_of_a_gguf_file_lie_end_to_end(tmp_path):
         return text(name) + struct.pack(f"<I{len(dims)}QIQ", len(dims), *dims, 0, offset)
 
     cases = {
-        "where the one before it ends": info("a", (8,), 0) + info("b", (8,), 0),
+        "but the one before it ends at": info("a", (8,), 0) + info("b", (8,), 0),
         "truncated": info("a", (2**20, 2**20), 0),
-        "stands twice": info("a", (8,), 0) + info("a", (8,), 32),
+        "occurs twice": info("a", (8,), 0) + info("a", (8,), 32),
         "at most 4": text("a") + struct.pack("<I", 5),
     }
     for message, infos in cases.items():
@@ -180,7 +180,7 @@ def test_a_name_that_stands_twice(tmp_path):
     entry = '"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
     header = f"{{{entry},{entry}}}".encode()
     (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    with pytest.raises(CheckpointError, match="stands twice"):
+    with pytest.raises(CheckpointError, match="occurs twice"):
         read_header(tmp_path / "model.safetensors")
 
 

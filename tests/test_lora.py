@@ -96,7 +96,7 @@ def test_what_is_no_plain_lora_is_refused(tmp_path):
         ({"alpha_pattern": {"(": 4}}, "alpha_pattern"),
         ({"alpha_pattern": ["q_proj"]}, "alpha_pattern"),
         ({"alpha_pattern": {"q_proj": "x"}}, "alpha of"),
-        ({"r": 5}, "of rank 4"),
+        ({"r": 5}, "have rank 4"),
         ({"use_rslora": "yes"}, "use_rslora"),
     ):
         kept = (adapter / "adapter_config.json").read_text()
@@ -116,10 +116,10 @@ def test_tensors_that_are_no_pairs_are_refused(tmp_path):
     name = next(n for n in stored if "lora_A" in n)
     for changed, words in (
         ({}, "no tensors"),
-        (stored | {name: stored[name][..., None, None]}, "no matrices"),
-        (stored | {name: stored[name][:0]}, "no matrices"),
-        ({n: t for n, t in stored.items() if n != name}, "cut short"),
-        (stored | {"base_model.model.score.weight": stored[name]}, "no LoRA pair"),
+        (stored | {name: stored[name][..., None, None]}, "must be matrices"),
+        (stored | {name: stored[name][:0]}, "must be matrices"),
+        ({n: t for n, t in stored.items() if n != name}, "truncated"),
+        (stored | {"base_model.model.score.weight": stored[name]}, "not LoRA pairs"),
     ):
         save_file(changed, file)
         with pytest.raises(CheckpointError, match=words):

@@ -340,7 +340,7 @@ def test_damaged_quantized_folders(tmp_path):
     file = tmp_path / "q" / "config.json"
     config = json.loads(file.read_text())
     for change, message in (
-        ({"group_size": 48}, "no affine quantization"),
+        ({"group_size": 48}, "not affine quantization"),
         ({"mode": "mxfp4"}, "mode 'mxfp4'"),
     ):
         entry = {**config["quantization"], **change}

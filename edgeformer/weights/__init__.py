@@ -1,1 +1,1 @@
-"""Where tensors lie in files, in which formats, and how canonical names reach them. Nothing is read before it is needed."""
+"""Where files store tensors, in which formats, and how canonical names map to them. Nothing is read before it is needed."""

@@ -21,8 +21,8 @@ BITS, GROUP_SIZES = (2, 4, 8), (32, 64, 128)
 
 @dataclass(frozen=True)
 class AffineTensor(StoredTensor):
-    """A quantized weight in the place of a stored one: `shape` is that of the weight; `nbytes` and `offset` lie in the file
-    of its codes. Whoever doesn't know it reads float32."""
+    """A quantized weight in place of a stored tensor: `shape` is the weight's; `nbytes` and `offset` locate its codes.
+    Code that doesn't know this class reads float32."""
 
     scales: StoredTensor
     biases: StoredTensor
@@ -31,7 +31,7 @@ class AffineTensor(StoredTensor):
 
     @property
     def raw(self) -> bool:
-        """Codes are no values."""
+        """False: codes are not values."""
         return False
 
     def parts(self) -> tuple[StoredTensor, ...]:
@@ -60,15 +60,15 @@ def dequantize(packed: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits:
 
 
 def join(stored: Mapping[str, StoredTensor], settings: Any, where: str) -> dict[str, StoredTensor]:
-    """A checkpoint's tensors with each weight, scales and biases as one `AffineTensor`.
+    """A checkpoint's tensors, with each weight, its scales and its biases joined into one `AffineTensor`.
 
     Args:
         stored: stored name -> tensor.
-        settings: the config's `quantization`: group_size, bits, mode, and the same for paths that differ.
+        settings: the config's `quantization`: group_size, bits, mode, and overrides by path.
         where: the checkpoint, for messages.
 
     Raises:
-        CheckpointError: a mode, a number of bits or shapes that are no affine quantization of 2, 4 or 8 bits.
+        CheckpointError: the mode, the bits or the shapes are not affine quantization with 2, 4 or 8 bits.
     """
     if not isinstance(settings, Mapping):
         raise CheckpointError(f"{where}: quantization is {settings!r}; it must be an object with group_size and bits")
@@ -84,7 +84,7 @@ def join(stored: Mapping[str, StoredTensor], settings: Any, where: str) -> dict[
         mode = entry.get("mode", "affine")
         if mode != "affine":
             raise CheckpointError(
-                f"{where}: {path} is quantized in MLX's mode {mode!r}, which edgeformer doesn't read yet; affine is."
+                f"{where}: {path} is quantized in MLX's mode {mode!r}, which edgeformer doesn't support yet; affine is supported."
                 " Give the original checkpoint"
             )
         parts = [stored.get(f"{path}.{part}") for part in ("weight", "scales", "biases")]
@@ -99,18 +99,18 @@ def join(stored: Mapping[str, StoredTensor], settings: Any, where: str) -> dict[
 
 def _affine(weight: StoredTensor, scales: StoredTensor, biases: StoredTensor, entry: Any, where: str) -> AffineTensor:
     group_size, words = entry.get("group_size") or 64, weight.shape[-1]
-    # as mlx-lm does, the shapes decide: the entry of a path that the config doesn't name may be another path's
+    # as in mlx-lm, the shapes decide: a path that the config doesn't name may fall under another path's entry
     inputs = scales.shape[-1] * group_size if isinstance(group_size, int) else 0
     bits = words * 32 // inputs if inputs else 0
     if bits in (3, 5, 6) and words * 32 == inputs * bits:
         raise CheckpointError(
-            f"{where} is quantized by MLX's affine scheme with {bits} bits, which edgeformer doesn't read yet;"
-            f" {', '.join(map(str, BITS))} bits are read. Give the original checkpoint"
+            f"{where} is quantized by MLX's affine scheme with {bits} bits, which edgeformer doesn't support yet;"
+            f" {', '.join(map(str, BITS))} bits are supported. Give the original checkpoint"
         )
     if bits not in BITS or group_size not in GROUP_SIZES or words * 32 != inputs * bits or weight.dtype != "U32":
         raise CheckpointError(
             f"{where} has codes {list(weight.shape)} of type {weight.dtype} and scales {list(scales.shape)} for groups of"
-            f" {group_size}: that is no affine quantization of {', '.join(map(str, BITS))} bits"
+            f" {group_size}: that is not affine quantization with {', '.join(map(str, BITS))} bits"
         )
     if scales.shape != biases.shape or scales.shape[:-1] != weight.shape[:-1]:
         raise CheckpointError(

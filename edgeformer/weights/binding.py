@@ -1,7 +1,7 @@
-"""Weights by canonical name, read on demand, whatever a checkpoint calls them and however it stores them.
+"""Weights by canonical name, read on demand, whatever their names and layout in a checkpoint.
 
 A name map is data: `{"layers.{i}.attention.q.weight": "model.layers.{i}.self_attn.q_proj.weight", ...}`. Where the stored
-tensor isn't the one we need, the value is an entry of `edgeformer.weights.parts`. Names left over on either side are an error.
+tensor isn't the canonical one, the value is an entry of `edgeformer.weights.parts`. Names left over on either side are an error.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Source:
 
     @property
     def share(self) -> float:
-        """How much of the stored tensor it is."""
+        """The fraction of the stored tensor that it takes."""
         return 1.0 if self.part is None else self.part.share
 
     @property
@@ -48,7 +48,7 @@ class Source:
 
 
 class Weights(Mapping[str, Any]):
-    """Canonical name -> array in its stored type. Reading is lazy and nothing is kept."""
+    """Canonical name -> array in its stored type. Reading is lazy and nothing is cached."""
 
     def __init__(self, sources: dict[str, Source]):
         self.sources = sources
@@ -63,21 +63,21 @@ class Weights(Mapping[str, Any]):
         return len(self.sources)
 
     def allowing_nonfinite(self) -> Weights:
-        """The same weights, whose NaN and infinities are read like other numbers."""
+        """The same weights, with NaN and infinities accepted."""
         return Weights({name: replace(s, stored=_allowing(s.stored)) for name, s in self.sources.items()})
 
     def check_unchanged(self) -> None:
-        """Compare every file with the state that its header was read in, so that nothing is made of two files.
+        """Check that every file is still in the state in which its header was read, so that no output mixes two states.
 
         Raises:
-            CheckpointError: naming the file that was replaced or written to.
+            CheckpointError: a file was replaced or written to; the message names it.
         """
         parts = {(t.file, t.identity): t for source in self.sources.values() for t in source.stored.parts()}
         for tensor in parts.values():
             tensor.check_unchanged()
 
     def content_digest(self) -> str:
-        """SHA-256 over every byte of the files that they lie in, and what of them is used as what.
+        """SHA-256 over every byte of the weights' files, and over which stored tensor is used under which name.
 
         Raises:
             CheckpointError: a file can't be read.
@@ -97,7 +97,7 @@ class Weights(Mapping[str, Any]):
 
 
 def _allowing(tensor: StoredTensor) -> StoredTensor:
-    """A stored tensor, and those that it is made of, without the check for finite numbers."""
+    """A stored tensor, and those that it is made of, without the check for finite values."""
     changes: dict[str, Any] = {"allow_nonfinite": True}
     for entry in fields(tensor):
         value = getattr(tensor, entry.name)
@@ -120,7 +120,7 @@ def bind(
     tied: Mapping[str, str] | None = None,
     where: str = "the checkpoint",
 ) -> tuple[Weights, list[str]]:
-    """Match a checkpoint with a spec.
+    """Match a checkpoint's tensors to a spec's.
 
     Args:
         spec: the model whose tensors are needed.
@@ -128,12 +128,12 @@ def bind(
         spellings: name maps, canonical pattern -> stored pattern; `{i}` stands for a layer's number. Writers of one family
             differ; the map that finds most tensors is used.
         prefixes: what stored names may start with; the one that finds most tensors is used (`""`, `"model."`).
-        ignored: regular expression of stored names that are left aside -> why.
-        tied: stored name that is left aside -> canonical name of the tensor that it must equal.
+        ignored: regular expression of stored names that are ignored -> reason.
+        tied: stored name that is ignored -> canonical name of the tensor that it must equal.
         where: the checkpoint's name, for messages.
 
     Returns:
-        The weights, and a note per reason for which stored tensors were left aside.
+        The weights, and a note per reason for which stored tensors were ignored.
 
     Raises:
         CheckpointError: missing tensors, unused tensors (both listed), or wrong shapes.
@@ -156,7 +156,7 @@ def bind(
         part = stored_part(names, name)
         found, absent = _members(part, checkpoint, prefix)
         if absent and (alias := next((a for a in aliases.get(name, ()) if a in checkpoint), None)):
-            # writers keep one name of a shared tensor, and not all the same
+            # writers keep one name of a shared tensor, and not all keep the same one
             found, absent, part = {alias: checkpoint[alias]}, None, Part(alias)
         if absent:
             missing.append(f"{absent} (for {name} {list(shape)})")
@@ -165,7 +165,7 @@ def bind(
         if isinstance(part, Stack):
             members = list(found.values())
             if any(m.shape != part.part_shape(shape) for m in members):
-                misshapen.append(f"{part.name} are {list(members[0].shape)}; {name} needs {list(shape)} of them")
+                misshapen.append(f"{part.name} are {list(members[0].shape)}; {name} needs {list(shape)} in total")
                 continue
             sources[name] = Source(stacked(members, part.flat), None)
             continue
@@ -200,7 +200,7 @@ def bind(
     ]
     if problems:
         raise CheckpointError(f"{where} does not fit the spec.\n  " + "\n  ".join(problems))
-    return Weights(sources), [f"left aside {len(v)} tensors ({_line(v[0])}, ...): {k}" for k, v in notes.items() if k]
+    return Weights(sources), [f"ignored {len(v)} tensors ({_line(v[0])}, ...): {k}" for k, v in notes.items() if k]
 
 
 def _line(text: str) -> str:
@@ -208,7 +208,7 @@ def _line(text: str) -> str:
 
 
 def _equal(a: StoredTensor, b: StoredTensor) -> bool:
-    """Whether two stored tensors hold the same bytes, by 64 samples: heads trained apart differ everywhere."""
+    """Whether two stored tensors hold the same bytes, by 64 samples: separately trained heads differ everywhere."""
     if (a.dtype, a.shape) != (b.dtype, b.shape):
         return False
     if not (a.raw and b.raw):
@@ -241,7 +241,7 @@ def _first_name(part: Cut | Stack) -> str:
 def _members(
     part: Cut | Stack, checkpoint: Mapping[str, StoredTensor], prefix: str
 ) -> tuple[dict[str, StoredTensor], str | None]:
-    """The stored tensors that an entry means, and the name of one that isn't there."""
+    """The stored tensors that an entry refers to, and the name of a missing one."""
     found: dict[str, StoredTensor] = {}
     for name in part.names() if isinstance(part, Stack) else [part.name]:
         full = name if name in checkpoint else prefix + name

@@ -1,4 +1,4 @@
-"""What a spec costs, before anything is built: parameters, bytes, KV cache, FLOPs. Arithmetic on the declarations only."""
+"""The costs of a spec before anything is built: parameters, bytes, KV cache, FLOPs. Arithmetic on the declarations only."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BYTES_PER_WEIGHT: dict[str, float] = {
     **{name: t.itemsize for name, t in FLOAT_TYPES.items()},
     **{name: f.bits_per_weight / 8 for name, f in reversed(QUANTIZED.items())},
 }
-"""Of each precision; the group formats carry one fp16 scale per 32 weights: 8.5 and 4.5 bits."""
+"""Bytes per weight of each precision; the group formats carry one fp16 scale per 32 weights: 8.5 and 4.5 bits."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ def parameters(layer: Layer) -> int:
 
 
 def costs(spec: Model, *, cache_bytes: int = 2) -> Costs:
-    """Count a model. `cache_bytes` per cached value: 2 for fp16, 4 for float32.
+    """Count a model's costs. `cache_bytes` per cached value: 2 for fp16, 4 for float32.
 
-    A window's cache is counted in full: that is what growing and shared caches allocate.
+    A sliding window's cache is counted in full: that is what growing and shared caches allocate.
     """
     count = parameters(spec)
     vectors = sum(math.prod(s) for s in tensors(spec).values() if len(s) == 1)
@@ -64,12 +64,12 @@ def _flops(spec: Model) -> int:
 
 
 def multiplied(spec: Model) -> int:
-    """Weights that one step of one token multiplies with: all maps, of experts the chosen ones, and the head; no tables."""
+    """Weights that one token multiplies with in one step: all linear maps, the chosen experts, and the head; no tables."""
     return _flops(spec) // 2
 
 
 def attention_flops(spec: Model, length: int, new: int = 1) -> int:
-    """Operations of the scores and weighted values of the last `new` of `length` tokens, by what each one's mask lets it see."""
+    """Operations of the scores and weighted values of the last `new` of `length` tokens, over the keys that each sees."""
     counts: Counter[Layer] = Counter()
     for layer, _, times in passes(spec):
         if layer.flops_per_key():
@@ -79,5 +79,5 @@ def attention_flops(spec: Model, length: int, new: int = 1) -> int:
 
 
 def head_parameters(spec: Model) -> int:
-    """Weights of the map to logits; 0 of a model without one."""
+    """Weights of the map to logits; 0 for a model without one."""
     return 0 if spec.task == Task.FEATURE_EXTRACTION else spec.embedding_width * spec.vocab

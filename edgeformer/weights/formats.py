@@ -1,8 +1,8 @@
-"""`q4` and `q8`: one symmetric format of groups of 32, which ONNX Runtime, MLX, llama.cpp and PyTorch all hold exactly.
+"""`q4` and `q8`: one symmetric format with groups of 32, which ONNX Runtime, MLX, llama.cpp and PyTorch all hold exactly.
 
 A weight is `scale · (code − zero)`: one fp16 scale per 32 consecutive inputs, codes of 4 or 8 bits, zero = 8 or 128. Codes
-are packed with the first in the lowest bits, `[outputs, inputs · bits / 8]` bytes: what ONNX Runtime's MatMulNBits and,
-read as little-endian uint32, MLX's affine mode take as they are; GGUF's Q4_0 and Q8_0 hold the same numbers in another order.
+are packed with the first in the lowest bits, `[outputs, inputs · bits / 8]` bytes: ONNX Runtime's MatMulNBits and,
+read as little-endian uint32, MLX's affine mode take them unchanged; GGUF's Q4_0 and Q8_0 hold the same numbers in another order.
 The product has at most 11 + 8 significant bits, so it is exact in float32, however it is computed.
 """
 
@@ -21,14 +21,14 @@ from edgeformer.weights.safetensors_file import StoredTensor, read_raw
 GROUP = 32
 """Inputs per scale."""
 SCALES = ".scales"
-"""What the stored name of a tensor's scales ends with; the codes have the tensor's own name."""
-_CHUNK = 1 << 20  # elements quantized at once: what stays in a core's cache
+"""Ending of the stored name of a tensor's scales; the codes have the tensor's own name."""
+_CHUNK = 1 << 20  # elements quantized at once, so that they stay in a core's cache
 
 
 @dataclass(frozen=True)
 class Format:
-    """A width of codes. Quantizing to it gives codes in `low .. 2**bits - 1`. `gguf` is the type's name in GGUF,
-    `gguf_file_type` llama.cpp's number of a file of it."""
+    """A width of codes. Quantizing to it produces codes in `low .. 2**bits - 1`. `gguf` is the type's name in GGUF,
+    `gguf_file_type` llama.cpp's number for a file of this type."""
 
     name: str
     bits: int
@@ -48,7 +48,7 @@ class Format:
 
     @property
     def bits_per_weight(self) -> float:
-        """Of codes and scales."""
+        """Bits per weight, of codes and scales together."""
         return self.bits + 16 / GROUP
 
     def packed_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -61,23 +61,23 @@ class Format:
 
 
 QUANTIZED = {f.name: f for f in (Format("q4", 4, 0, "Q4_0", 2), Format("q8", 8, 1, "Q8_0", 7))}
-"""By name. q8 leaves code 0 out, as GGUF's Q8_0 does: −128 · 127 products overflow in some kernels."""
+"""Formats by name. q8 doesn't use code 0, as GGUF's Q8_0 doesn't: −128 · 127 products overflow in some kernels."""
 
 
 @dataclass(frozen=True)
 class QuantizedTensor(StoredTensor):
-    """A quantized weight in the place of a stored one; `shape` is the weight's. Whoever doesn't know it reads float32."""
+    """A quantized weight in place of a stored tensor; `shape` is the weight's. `read` gives float32."""
 
     format: Format
 
     @property
     def raw(self) -> bool:
-        """Codes are no values."""
+        """False: codes are not values."""
         return False
 
     @property
     def grouped(self) -> bool:
-        """Whether codes and scales lie in the file as `quantized` gives them."""
+        """Whether the file stores codes and scales as `quantized` returns them."""
         return False
 
     def quantized(self) -> tuple[np.ndarray, np.ndarray]:
@@ -91,7 +91,7 @@ class QuantizedTensor(StoredTensor):
 
 @dataclass(frozen=True)
 class GroupTensor(QuantizedTensor):
-    """Codes and scales in places of their own; `offset` and `nbytes` are the codes'. `signed`: code − zero is stored, in
+    """Codes and scales that are stored separately; `offset` and `nbytes` are the codes'. `signed`: code − zero is stored, in
     two's complement."""
 
     scales: StoredTensor
@@ -112,10 +112,10 @@ class GroupTensor(QuantizedTensor):
 
 
 def join(stored: Mapping[str, StoredTensor], where: str) -> dict[str, StoredTensor]:
-    """A checkpoint's tensors with codes and scales as one `GroupTensor`; which format it is, the shapes say.
+    """A checkpoint's tensors, with codes and scales joined into one `GroupTensor`; the shapes determine the format.
 
     Raises:
-        CheckpointError: types or shapes that are neither q4 nor q8.
+        CheckpointError: types or shapes match neither q4 nor q8.
     """
     out = dict(stored)
     for name, scales in stored.items():
@@ -126,7 +126,7 @@ def join(stored: Mapping[str, StoredTensor], where: str) -> dict[str, StoredTens
         if (codes.dtype, scales.dtype) != ("U8", "F16") or not fitting:
             raise CheckpointError(
                 f"{where}: {base} has codes {list(codes.shape)} of type {codes.dtype} and scales {list(scales.shape)} of type"
-                f" {scales.dtype}; {' and '.join(QUANTIZED)} have U8 codes and one F16 scale for {GROUP} inputs"
+                f" {scales.dtype}; {' and '.join(QUANTIZED)} have U8 codes and one F16 scale per {GROUP} inputs"
             )
         format = fitting[0]
         shape = (*scales.shape[:-1], inputs)
@@ -146,7 +146,7 @@ def join(stored: Mapping[str, StoredTensor], where: str) -> dict[str, StoredTens
 
 
 def flip_sign(packed: np.ndarray, format: Format) -> np.ndarray:
-    """Packed codes as packed two's complement of code − zero, and back."""
+    """Convert packed codes to packed two's complement of code − zero, and back."""
     return packed ^ np.uint8(0x88 if format.bits == 4 else 0x80)
 
 
@@ -178,7 +178,7 @@ Rounding = Callable[[np.ndarray, Format], tuple[np.ndarray, np.ndarray]]
 
 
 def nearest(groups: np.ndarray, format: Format) -> tuple[np.ndarray, np.ndarray]:
-    """Round to nearest, bit for bit as llama.cpp's package `gguf` makes Q4_0 and Q8_0.
+    """Round to nearest, bit for bit as llama.cpp's package `gguf` does for Q4_0 and Q8_0.
 
     q4: the element of largest magnitude becomes code 0, whatever its sign. q8: it becomes ±127.
     """
@@ -208,7 +208,7 @@ def quantize(
     """Packed codes and float16 scales of a weight `[..., inputs]` of any float type; a chunk of rows at a time.
 
     Raises:
-        CheckpointError: inputs that are no multiple of 32, values that aren't finite, or too large for an fp16 scale.
+        CheckpointError: the inputs are not a multiple of 32, or values are not finite or too large for an fp16 scale.
     """
     check_divides(weight.shape, name)
     rows = weight.reshape(-1, weight.shape[-1])
@@ -232,19 +232,19 @@ def quantize(
 
 
 def check_divides(shape: tuple[int, ...], name: str) -> None:
-    """Refuse a weight whose inputs can't be cut into groups.
+    """Refuse a weight whose inputs can't be divided into groups.
 
     Raises:
-        CheckpointError: naming it.
+        CheckpointError: they can't; the message names the weight.
     """
     if shape[-1] % GROUP:
         raise CheckpointError(
-            f"{name} has {shape[-1]} inputs, no multiple of the group size {GROUP}, so it can't be held in"
-            f" {' or '.join(QUANTIZED)}; leave it as it is with --keep"
+            f"{name} has {shape[-1]} inputs, which is not a multiple of the group size {GROUP}, so it can't be stored in"
+            f" {' or '.join(QUANTIZED)}; leave it unquantized with --keep"
         )
 
 
 def widest(formats: Any) -> str:
-    """What a model whose weights have these formats is called: the format's name, or `mixed`."""
+    """The precision of a model whose weights have these formats: the format's name, or `mixed`."""
     found = {f.name for f in formats}
     return found.pop() if len(found) == 1 else "mixed"

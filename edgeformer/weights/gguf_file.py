@@ -1,4 +1,4 @@
-"""GGUF files, read lazily: metadata, and where each tensor lies. Q4_0 and Q8_0 are q4 and q8 in another order of bytes."""
+"""Read GGUF files lazily: metadata, and the location of each tensor. Q4_0 and Q8_0 are q4 and q8 with bytes in another order."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOCKS = {f.gguf: f for f in QUANTIZED.values()}
 
 
 def _scheme(types: Iterable[str]) -> str:
-    """What llama.cpp calls a kind of quantization."""
+    """llama.cpp's name for the quantization of these types."""
     kinds = {
         "K-quants"
         if name.endswith("_K")
@@ -53,7 +53,7 @@ def require_gguf() -> Any:
 
 @dataclass(frozen=True)
 class GgufPlain(StoredTensor):
-    """A tensor that isn't quantized. `heads`: of how many heads its rows are in llama.cpp's order of rotated channels."""
+    """An unquantized tensor. `heads`: how many heads its rows form, in llama.cpp's order of rotated channels; 0 for none."""
 
     heads: int = 0
 
@@ -100,7 +100,7 @@ def from_blocks(raw: np.ndarray, format: Format) -> tuple[np.ndarray, np.ndarray
 
 
 def interleaved(x: np.ndarray, heads: int) -> np.ndarray:
-    """Rows so that channels rotated together are neighbours: [heads, 2, d/2] -> [heads, d/2, 2]. heads = 0 changes nothing."""
+    """Reorder rows so that channels rotated together are adjacent: [heads, 2, d/2] -> [heads, d/2, 2]. heads = 0: unchanged."""
     if not heads:
         return x
     return np.ascontiguousarray(x.reshape(heads, 2, -1, *x.shape[1:]).swapaxes(1, 2)).reshape(x.shape)
@@ -118,7 +118,7 @@ _KNOWN_PREFIXES = ("general.", "tokenizer.", "split.", "quantize.imatrix.")
 
 
 def parts_of(file: Path) -> list[Path]:
-    """The files of a GGUF model as its name tells them: all parts of a split one (`NAME-00001-of-00003.gguf`), or itself."""
+    """The files of a GGUF model, by its name: all parts of a split model (`NAME-00001-of-00003.gguf`), or the file itself."""
     found = _PART.fullmatch(file.name)
     if found is None:
         return [file]
@@ -127,12 +127,12 @@ def parts_of(file: Path) -> list[Path]:
 
 
 class Reader:
-    """The metadata and tensors of a file, or of all files of a split one. Keys are named without the architecture's prefix; those
-    that nobody read are known.
+    """The metadata and tensors of a file, or of all files of a split model. Keys are named without the architecture's prefix;
+    the reader tracks which ones were not read.
 
     Raises:
-        CheckpointError: no GGUF file, a part of a split one that is missing, no model (an adapter, a projector), or tensor types
-            that can't be read (all are named).
+        CheckpointError: not a GGUF file, a missing part of a split model, not a model (an adapter, a projector), or unsupported
+            tensor types (all are named).
     """
 
     def __init__(self, file: Path):
@@ -140,11 +140,11 @@ class Reader:
         opened = read_gguf_header(file)
         count = opened.fields.get("split.count", 1)
         if type(count) is not int or count < 0:
-            raise CheckpointError(f"{file}: split.count is {shown(count)}, no number of files")
+            raise CheckpointError(f"{file}: split.count is {shown(count)}, which is not a number of files")
         self.files = parts_of(file) if count > 1 else [file]
         if len(self.files) != count:
             raise CheckpointError(
-                f"{file} is one of the {count} files of a split GGUF model, and its name says no number:"
+                f"{file} is one of the {count} files of a split GGUF model, but its name has no part number:"
                 f" NAME-00001-of-{count:05d}.gguf is expected"
             )
         if missing := [f.name for f in self.files if not f.exists()]:
@@ -156,12 +156,14 @@ class Reader:
         self.architecture = str(self.fields.get("general.architecture", ""))
         kind = self.fields.get("general.type", "model")
         if kind != "model":
-            raise CheckpointError(f"{file} holds no model but a GGUF {shown(kind)} (general.type), which can't be read")
+            raise CheckpointError(
+                f"{file} holds a GGUF {shown(kind)} (general.type), not a model; only models can be read"
+            )
         self._tensors = {t.name: (t, f) for f, header in self._headers.items() for t in header.tensors.values()}
         told = self.fields.get("split.tensors.count")
         if told is not None and told != len(self._tensors):
             raise CheckpointError(
-                f"{file}: its {count} files hold {len(self._tensors)} tensors, and it announces {shown(told)}"
+                f"{file}: its {count} files hold {len(self._tensors)} tensors, but its header declares {shown(told)}"
             )
         known = (*TYPES, *BLOCKS)
         others: dict[str, int] = {}
@@ -177,11 +179,11 @@ class Reader:
             )
 
     def below(self, prefix: str) -> dict[str, Any]:
-        """All metadata below a prefix, by the rest of its key."""
+        """All metadata under a prefix, by the rest of its key."""
         return {k.removeprefix(prefix): v for k, v in self.fields.items() if k.startswith(prefix)}
 
     def strangers(self) -> list[str]:
-        """Keys that belong neither to the architecture nor to what every file has."""
+        """Keys that belong neither to the architecture nor to the metadata of every file."""
         known = (*_KNOWN_PREFIXES, f"{self.architecture}.")
         return sorted(k for k in self.fields if not k.startswith(known))
 
@@ -189,38 +191,40 @@ class Reader:
         self._read.add(key)
         value = self.fields.get(f"{self.architecture}.{key}", default)
         if value is None:
-            raise CheckpointError(f"{self.file} has no {self.architecture}.{key}")
+            raise CheckpointError(f"{self.file}: required key {self.architecture}.{key} is missing")
         return value
 
     def size(self, key: str, default: int | None = None) -> int:
-        """A whole number; the file must say it if there is no default."""
+        """A positive integer, required if there is no default."""
         value = self._value(key, default)
         if type(value) is not int or not 0 < value <= MAX_SIZE:
             raise CheckpointError(
-                f"{self.file}: {self.architecture}.{key} is {shown(value)}, one whole number from 1 to {MAX_SIZE:,} is supported"
+                f"{self.file}: {self.architecture}.{key} is {shown(value)}; it must be an integer from 1 to {MAX_SIZE:,}"
             )
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number. Stored in float32: the shortest decimal that float32 reads so (1e-05, not 9.99999974e-06)."""
+        """A number. Files store float32: the shortest decimal that rounds to it (1e-05, not 9.99999974e-06)."""
         value = self._value(key, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-            raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {shown(value)}, one number is supported")
+            raise CheckpointError(
+                f"{self.file}: {self.architecture}.{key} is {shown(value)}; it must be a finite number"
+            )
         return float(str(np.float32(value)))
 
     def text(self, key: str, default: str) -> str:
         """A string."""
         value = self._value(key, default)
         if not isinstance(value, str):
-            raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {shown(value)}, a text is supported")
+            raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {shown(value)}; it must be a string")
         return value
 
     def ignore(self, *keys: str) -> None:
-        """Keys that say nothing new."""
+        """Mark keys that are redundant as read."""
         self._read.update(keys)
 
     def unread(self) -> list[str]:
-        """The architecture's keys that nobody has read."""
+        """The architecture's keys that were not read."""
         prefix = self.architecture + "."
         return sorted(k for k in self.fields if k.startswith(prefix) and k.removeprefix(prefix) not in self._read)
 
@@ -238,7 +242,7 @@ class Reader:
         """How many rows a matrix has."""
         shape = self.shape(table)
         if len(shape) != 2:
-            raise CheckpointError(f"{self.file}: the tensor {table} is {list(shape)}, no matrix")
+            raise CheckpointError(f"{self.file}: tensor {table} has shape {list(shape)}; it must be a matrix")
         return shape[0]
 
     def read(self, tensor: str) -> np.ndarray:
@@ -246,7 +250,7 @@ class Reader:
         return self.tensor(tensor).read()
 
     def tensor(self, name: str, heads: int = 0) -> StoredTensor:
-        """Where a tensor lies."""
+        """The location of a tensor."""
         (t, file), shape = self._tensors[name], self.shape(name)
         place, state = (name, file, t.offset, t.nbytes), self._headers[file].state
         if (format := BLOCKS.get(t.type)) is not None:

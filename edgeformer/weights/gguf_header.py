@@ -1,7 +1,7 @@
-"""The header of a GGUF file: metadata, and where each tensor lies. No number is believed before it is compared with the file.
+"""The header of a GGUF file: metadata, and the location of each tensor. Every number is checked against the file before use.
 
-As strict as llama.cpp's own reader: little-endian, no key or name twice, no nested arrays, tensors end to end in the order that
-they are named in, each at a multiple of the alignment, all inside the file
+As strict as llama.cpp's own reader: little-endian, no duplicate keys or names, no nested arrays, tensors end to end in the order
+of their names in the header, each at a multiple of the alignment, all inside the file
 (https://github.com/ggml-org/ggml/blob/master/docs/gguf.md).
 """
 
@@ -32,7 +32,7 @@ BLOCK_SIZES: dict[int, tuple[str, int, int]] = {
 }  # fmt: skip
 """The number of a type in ggml.h -> its name, and elements and bytes of a block."""
 MAX_KEYS, MAX_TENSORS, MAX_ELEMENTS, MAX_TEXT = 65_536, 262_144, 4_000_000, 256_000_000
-"""Of a file: keys, tensors, elements of all its lists (a vocabulary takes some millions at most), bytes of all its texts."""
+"""Limits of a file: keys, tensors, elements of all its arrays (a vocabulary takes a few million), bytes of all its strings."""
 
 _SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 _TEXT, _ARRAY = 8, 9
@@ -40,7 +40,7 @@ _TEXT, _ARRAY = 8, 9
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where a tensor lies: `nbytes` bytes at `offset` of the file. Shape: outermost first."""
+    """The location of a tensor: `nbytes` bytes at `offset` of the file. Shape: outermost first."""
 
     name: str
     shape: tuple[int, ...]
@@ -62,8 +62,7 @@ def read_gguf_header(file: Path) -> Header:
     """The header of a GGUF file.
 
     Raises:
-        CheckpointError: no GGUF file, cut short, of another byte order, or one that llama.cpp would refuse; the message has the
-            reason.
+        CheckpointError: not a GGUF file, truncated, big-endian, or one that llama.cpp would refuse; the message has the reason.
     """
     if check_regular(file, CheckpointError).st_size == 0:
         raise CheckpointError(f"{file} is empty")
@@ -88,9 +87,9 @@ class _Scan:
             raise ValueError("it does not begin with the letters GGUF")
         version = self._scalar("<I")
         if version & 0xFFFF == 0 and version:
-            raise ValueError("it is of the other byte order (big-endian)")
+            raise ValueError("it is big-endian; only little-endian files can be read")
         if version not in (2, 3):
-            raise ValueError(f"it has version {version}; 2 and 3 are read")
+            raise ValueError(f"it has version {version}; 2 and 3 are supported")
         tensors, keys = self._scalar("<Q"), self._scalar("<Q")
         self._fits(keys, 13, MAX_KEYS, "keys")
         self._fits(tensors, 24, MAX_TENSORS, "tensors")
@@ -98,41 +97,41 @@ class _Scan:
         for _ in range(keys):
             key = self._text()
             if key in fields:
-                raise ValueError(f"the key {key[:100]!r} stands twice")
+                raise ValueError(f"the key {key[:100]!r} occurs twice")
             fields[key] = self._value(self._scalar("<I"), key)
         alignment = fields.get("general.alignment", 32)
         if type(alignment) is not int or alignment <= 0 or alignment & (alignment - 1):
-            raise ValueError(f"general.alignment is {str(alignment)[:40]}, no power of two")
+            raise ValueError(f"general.alignment is {str(alignment)[:40]}, not a power of two")
         infos = [self._info() for _ in range(tensors)]
         return Header(fields, self._placed(infos, alignment), self.state)
 
     def _info(self) -> tuple[str, tuple[int, ...], int, int]:
         name, dims = self._text(), self._scalar("<I")
         if dims > 4:
-            raise ValueError(f"tensor {name[:100]!r} has {dims} dimensions, at most 4 are possible")
+            raise ValueError(f"tensor {name[:100]!r} has {dims} dimensions; at most 4 are allowed")
         shape = tuple(self._scalar("<Q") for _ in range(dims))
         return name, shape[::-1], self._scalar("<I"), self._scalar("<Q")
 
     def _placed(self, infos: list[tuple[str, tuple[int, ...], int, int]], alignment: int) -> dict[str, TensorInfo]:
-        """The tensors, each where the one before it ends."""
+        """Locate the tensors, each where the one before it ends."""
         start = -(-self.at // alignment) * alignment
         found: dict[str, TensorInfo] = {}
         expected = 0
         for name, shape, kind, offset in infos:
             says = f"tensor {name[:100]!r}"
             if name in found:
-                raise ValueError(f"{says} stands twice")
+                raise ValueError(f"{says} occurs twice")
             if kind not in BLOCK_SIZES:
-                raise ValueError(f"{says} has the type {kind}, which is not known")
+                raise ValueError(f"{says} has the unknown type {kind}")
             type_name, block, block_bytes = BLOCK_SIZES[kind]
             if shape and shape[-1] % block:
-                raise ValueError(f"{says} of type {type_name} has rows of {shape[-1]}, no multiple of {block}")
+                raise ValueError(f"{says} of type {type_name} has rows of {shape[-1]}, not a multiple of {block}")
             nbytes = math.prod(shape) // block * block_bytes
             if offset != expected:
-                raise ValueError(f"{says} lies at {offset} of the data, and {expected} is where the one before it ends")
+                raise ValueError(f"{says} lies at {offset} of the data, but the one before it ends at {expected}")
             if start + offset + nbytes > self.size:
                 raise ValueError(
-                    f"it is truncated: {says} ends at byte {start + offset + nbytes}, and the file has {self.size}. Get it again"
+                    f"it is truncated: {says} ends at byte {start + offset + nbytes}, but the file has {self.size}. Get it again"
                 )
             found[name] = TensorInfo(name, shape, type_name, start + offset, nbytes)
             expected += -(-nbytes // alignment) * alignment
@@ -144,34 +143,34 @@ class _Scan:
         if kind == _ARRAY:
             return self._array(key)
         if kind not in _SCALARS:
-            raise ValueError(f"the value of {key[:100]!r} has the type {kind}, which is not known")
+            raise ValueError(f"the value of {key[:100]!r} has the unknown type {kind}")
         return self._scalar(_SCALARS[kind])
 
     def _array(self, key: str) -> list[Any]:
         kind, count = self._scalar("<I"), self._scalar("<Q")
         if kind != _TEXT and kind not in _SCALARS:
-            raise ValueError(f"{key[:100]!r} is a list of the type {kind}, which can't be in a list")
+            raise ValueError(f"{key[:100]!r} is an array of type {kind}, which arrays can't hold")
         size = 8 if kind == _TEXT else struct.calcsize(_SCALARS[kind])
         self.elements += count
         self._fits(count, size, MAX_ELEMENTS, f"elements of {key[:100]!r}")
         if self.elements > MAX_ELEMENTS:
-            raise ValueError(f"its lists have more than {MAX_ELEMENTS:,} elements together")
+            raise ValueError(f"its arrays have more than {MAX_ELEMENTS:,} elements in total")
         if kind == _TEXT:
             return [self._text() for _ in range(count)]
-        raw = self._bytes(count * size, f"the list {key[:100]!r}")
+        raw = self._bytes(count * size, f"the array {key[:100]!r}")
         return np.frombuffer(raw, np.dtype(_SCALARS[kind])).tolist()
 
     def _text(self) -> str:
         length = self._scalar("<Q")
         self.text_bytes += length
-        self._fits(length, 1, MAX_TEXT, "bytes of a text")
+        self._fits(length, 1, MAX_TEXT, "bytes of a string")
         if self.text_bytes > MAX_TEXT:
-            raise ValueError(f"its texts have more than {MAX_TEXT:,} bytes together")
+            raise ValueError(f"its strings have more than {MAX_TEXT:,} bytes in total")
         at = self.at
         try:
-            return self._bytes(length, "a text").decode("utf-8")
+            return self._bytes(length, "a string").decode("utf-8")
         except UnicodeDecodeError as e:
-            raise ValueError(f"the text at byte {at} is not UTF-8: {e.reason} at {e.start}") from None
+            raise ValueError(f"the string at byte {at} is not UTF-8: {e.reason} at {e.start}") from None
 
     def _scalar(self, form: str) -> Any:
         value = struct.unpack_from(form, self.data, self.at)[0]
@@ -185,11 +184,11 @@ class _Scan:
         return self.data[self.at - count : self.at]
 
     def _fits(self, count: int, size: int, limit: int, what: str) -> None:
-        """Refuse a count that the rest of the file can't hold, or that no model has."""
+        """Refuse a count that the rest of the file can't hold, or that exceeds every model's."""
         if count * size > self.size - self.at:
-            raise ValueError(f"it announces {count:,} {what}, and ends after {self.size - self.at:,} bytes more")
+            raise ValueError(f"it declares {count:,} {what}, but only {self.size - self.at:,} more bytes follow")
         if count > limit:
-            raise ValueError(f"it has {count:,} {what}; at most {limit:,} are read")
+            raise ValueError(f"it has {count:,} {what}; at most {limit:,} are supported")
 
 
 __all__ = ["BLOCK_SIZES", "Header", "TensorInfo", "read_gguf_header"]

@@ -24,7 +24,7 @@ from edgeformer.weights.safetensors_file import StoredTensor, read_header
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-_HARMLESS = frozenset((  # how it was trained, or which modules it has: the tensors say that themselves
+_HARMLESS = frozenset((  # how it was trained, or which modules it has, which the tensors show themselves
     "auto_mapping", "base_model_name_or_path", "ensure_weight_tying", "eva_config", "exclude_modules", "monteclora_config",
     "velora_config",
     "inference_mode", "init_lora_weights", "layers_pattern", "layers_to_transform", "loftq_config", "lora_dropout",
@@ -36,7 +36,7 @@ _OFF: tuple[Any, ...] = (None, False, [], {}, "none")
 
 @dataclass(frozen=True)
 class MergedTensor(StoredTensor):
-    """A base tensor with what an adapter adds to it, float32. `offset` and `nbytes` are the base's."""
+    """A base tensor plus an adapter's update, float32. `offset` and `nbytes` are the base's."""
 
     base: StoredTensor
     down: StoredTensor
@@ -46,7 +46,7 @@ class MergedTensor(StoredTensor):
 
     @property
     def raw(self) -> bool:
-        """It lies in no file."""
+        """False: no file holds the merged values."""
         return False
 
     def parts(self) -> tuple[StoredTensor, ...]:
@@ -64,7 +64,7 @@ def is_adapter(folder: Path) -> bool:
     A config.json beside it is a copy of the base's.
 
     Raises:
-        CheckpointError: it holds both, and nothing says which counts.
+        CheckpointError: it holds both, so the choice is ambiguous.
     """
     if not (folder / CONFIG).exists():
         return False
@@ -72,8 +72,8 @@ def is_adapter(folder: Path) -> bool:
     own = [f.name for f in others if f.name.startswith(("model", "pytorch_model")) or f.suffix == ".gguf"]
     if own:
         raise CheckpointError(
-            f"{folder} holds both a model ({own[0]}) and an adapter ({CONFIG}), and nothing says whether the model is merged"
-            f" already. Move the adapter's files away to use the model, or into a folder of their own and give {folder}+THAT"
+            f"{folder} holds both a model ({own[0]}) and an adapter ({CONFIG}), so it is unclear whether the model is already"
+            f" merged. Move the adapter's files away to use the model, or into a folder of their own and give {folder}+ADAPTER"
         )
     return True
 
@@ -85,19 +85,19 @@ def base_revision(folder: Path) -> str | None:
 
 
 def base_of(folder: Path) -> str:
-    """The MODEL that an adapter was trained on, as it says: a hub id, or a folder inside the adapter's.
+    """The MODEL that an adapter names as its base: a hub id, or a folder inside the adapter's.
 
     Raises:
-        ConfigError: it does not say, or names a path elsewhere: where a file from elsewhere points to is no choice of the user's.
+        ConfigError: it names none, or a path elsewhere: a downloaded file may not choose which of the user's folders is read.
     """
     base = _config(folder).get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
-        raise ConfigError(f"{folder / CONFIG} names no base_model_name_or_path; give the model as BASE+{folder}")
+        raise ConfigError(f"{folder / CONFIG} has no base_model_name_or_path; give the model as BASE+{folder}")
     if (folder / base).is_dir() and not Path(base).is_absolute():
         return str(inside(folder, base, str(folder / CONFIG), ConfigError))
     if not _HUB_ID.fullmatch(base) or Path(base).exists():
         raise ConfigError(
-            f"{folder / CONFIG} names a folder as its base ({base[:200]!r}), and an adapter doesn't choose which of your"
+            f"{folder / CONFIG} names a folder as its base ({base[:200]!r}), but an adapter may not choose which of your"
             f" folders is read; if that is the one, give the model as {base[:200]}+{folder}"
         )
     return base
@@ -112,11 +112,11 @@ def merged(
         stored: stored name -> tensor of the base.
         folder: the adapter's.
         prefixes: what stored names may start with.
-        turned: patterns (`{i}` a layer's number) of stored weights that lie as [inputs, outputs].
+        turned: patterns (`{i}` a layer's number) of weights that are stored as [inputs, outputs].
 
     Raises:
-        ConfigError: a kind of adapter that is not merged here; the message names the setting.
-        CheckpointError: tensors that don't fit the base.
+        ConfigError: the kind of adapter is not supported; the message names the setting.
+        CheckpointError: its tensors don't fit the base.
     """
     config = _checked(folder)
     tensors = read_header(folder / WEIGHTS) if (folder / WEIGHTS).exists() else None
@@ -132,7 +132,7 @@ def merged(
         pairs.setdefault(found[1], {})[found[2]] = tensor
     if not tensors or strange:
         raise CheckpointError(
-            f"{folder / WEIGHTS} holds {len(strange)} tensors that are no LoRA pair of a linear map: {listed(strange, 4)}"
+            f"{folder / WEIGHTS} holds {len(strange)} tensors that are not LoRA pairs of linear maps: {listed(strange, 4)}"
             if strange
             else f"{folder / WEIGHTS} holds no tensors"
         )
@@ -142,11 +142,11 @@ def merged(
         if name is None or len(pair) != 2:
             raise CheckpointError(
                 f"{folder / WEIGHTS}: {module} has {' and '.join(f'lora_{k}' for k in sorted(pair))}, and the base"
-                f" {'no such weight' if name is None else 'that weight'}; it was trained on another model, or is cut short"
+                f" {'has no such weight' if name is None else 'has that weight'}; it was trained on another model, or truncated"
             )
         if any(len(t.shape) != 2 or 0 in t.shape for t in pair.values()):
             raise CheckpointError(
-                f"{folder / WEIGHTS}: {module}'s pair are no matrices: {[t.shape for t in pair.values()]}"
+                f"{folder / WEIGHTS}: the LoRA pair of {module} must be matrices, got shapes {[t.shape for t in pair.values()]}"
             )
         lies_turned = re.sub(r"\.\d+\.", ".{i}.", name) in {p + t for p in prefixes for t in turned}
         out[name] = _merge(stored[name], pair, _scale(config, module, pair["A"].shape[0], folder), lies_turned, folder)
@@ -187,17 +187,17 @@ def _scale(config: dict[str, Any], module: str, rank: int, folder: Path) -> floa
     """alpha / r, or alpha / √r; both may differ from module to module.
 
     Raises:
-        ConfigError: a rank that the tensors haven't, or values that are no numbers.
+        ConfigError: the rank is not the tensors', or a value is not a number.
     """
     said = _of_module(config, "rank_pattern", module, config.get("r", 8), folder)
     alpha = _of_module(config, "alpha_pattern", module, config.get("lora_alpha", 8), folder)
     if said != rank:
-        raise ConfigError(f"{folder / CONFIG}: r of {module} is {said:g}, and its tensors are of rank {rank}")
+        raise ConfigError(f"{folder / CONFIG}: r of {module} is {said:g}, but its tensors have rank {rank}")
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def _of_module(config: dict[str, Any], key: str, module: str, usual: Any, folder: Path) -> float:
-    """The number that holds for a module: of the first pattern that its name ends with, or the usual one."""
+    """The value for a module: that of the first pattern that its name ends with, or the default."""
     patterns, value = config.get(key) or {}, usual
     try:
         for pattern, own in patterns.items():
@@ -221,11 +221,11 @@ def _config(folder: Path) -> dict[str, Any]:
 def _checked(folder: Path) -> dict[str, Any]:
     config = _config(folder)
     if config.get("peft_type") != "LORA":
-        raise ConfigError(f"{folder / CONFIG}: peft_type {shown(config.get('peft_type'))} can't be merged; LORA can")
+        raise ConfigError(f"{folder / CONFIG}: peft_type {shown(config.get('peft_type'))} is not supported; LORA is")
     start = config.get("init_lora_weights")
     if isinstance(start, str) and start not in ("gaussian", "eva", "orthogonal"):
         raise ConfigError(
-            f"{folder / CONFIG}: init_lora_weights = {shown(start)} changed the base, too; convert the adapter to a plain LoRA"
+            f"{folder / CONFIG}: init_lora_weights = {shown(start)} also changed the base; convert the adapter to a plain LoRA"
             " with PEFT"
         )
     if not isinstance(config.get("use_rslora", False), bool):
@@ -233,5 +233,5 @@ def _checked(folder: Path) -> dict[str, Any]:
     on = {k: v for k, v in config.items() if k not in _HARMLESS | _READ and v not in _OFF}
     if on:
         said = listed(f"{shown(k)[1:-1]} = {shown(v)}" for k, v in sorted(on.items()))
-        raise ConfigError(f"{folder / CONFIG}: {said} is not supported; a plain LoRA of linear maps can be merged")
+        raise ConfigError(f"{folder / CONFIG}: {said} is not supported; a plain LoRA of linear maps is")
     return config

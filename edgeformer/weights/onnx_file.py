@@ -16,19 +16,19 @@ from edgeformer.weights.formats import QUANTIZED, SCALES, GroupTensor, join
 from edgeformer.weights.safetensors_file import StoredTensor, identity
 
 _TYPES = {1: "F32", 2: "U8", 3: "I8", 10: "F16", 16: "BF16", 22: "I4"}
-"""onnx.TensorProto's numbers -> safetensors names; I4 (two codes a byte) is ONNX's own."""
+"""onnx.TensorProto's numbers -> safetensors names; I4 (two codes per byte) is ONNX's own."""
 _BITS = {"F32": 32, "U8": 8, "I8": 8, "F16": 16, "BF16": 16, "I4": 4}
 
 
 def read_initializers(file: Path, *, linked: Mapping[str, Path] | None = None) -> dict[str, StoredTensor]:
-    """Every tensor that lies in a file beside `model.onnx`, by name, quantized ones put together.
+    """Every tensor with external data, by name, with codes and scales of quantized ones joined.
 
     Args:
         file: the ONNX file.
         linked: location -> path of files that lie elsewhere.
 
     Raises:
-        CheckpointError: the file is no ONNX model, its data is missing or too short, or lies outside of the folder.
+        CheckpointError: the file is not an ONNX model, or its data is missing, too short or outside the folder.
     """
     import onnx
 
@@ -43,38 +43,36 @@ def read_initializers(file: Path, *, linked: Mapping[str, Path] | None = None) -
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
         texts = [tensor.name, *(text for e in tensor.external_data for text in (e.key, e.value))]
-        if not all(isinstance(text, str) for text in texts):  # protobuf gives bytes where they are no UTF-8
-            raise CheckpointError(f"{file}: a tensor's name, or where it lies, is not UTF-8")
+        if not all(isinstance(text, str) for text in texts):  # protobuf returns bytes that are not UTF-8
+            raise CheckpointError(f"{file}: a tensor's name or location is not UTF-8")
         if held := [f.name for f, _ in tensor.ListFields() if f.name.endswith("_data") and f.name != "external_data"]:
-            raise CheckpointError(f"{file}: tensor {tensor.name[:80]!r} lies in another file, and holds {held[0]}, too")
+            raise CheckpointError(f"{file}: tensor {tensor.name[:80]!r} has external data and also holds {held[0]}")
         entry = {e.key: e.value for e in tensor.external_data}
         if tensor.data_type not in _TYPES:
             if tensor.data_type not in onnx.TensorProto.DataType.values() or not tensor.data_type:
-                raise CheckpointError(
-                    f"{file}: tensor {tensor.name[:80]!r} has the type {tensor.data_type}, which is none"
-                )
+                raise CheckpointError(f"{file}: tensor {tensor.name[:80]!r} has the invalid type {tensor.data_type}")
             continue
         if "location" not in entry or len(entry) != len(tensor.external_data):
-            raise CheckpointError(f"{file}: tensor {tensor.name[:80]!r} names no file that holds it, or two")
+            raise CheckpointError(f"{file}: tensor {tensor.name[:80]!r} must name exactly one external file")
         says, shape, dtype = f"{file}: tensor {tensor.name[:80]!r}", tuple(tensor.dims), _TYPES[tensor.data_type]
         data = (linked or {}).get(entry["location"]) or inside(file.parent, entry["location"], says, CheckpointError)
         if any(n < 0 for n in shape):
-            raise CheckpointError(f"{says} has the shape {list(shape)[:8]}")
+            raise CheckpointError(f"{says} has the invalid shape {list(shape)[:8]}")
         needed = -(-math.prod(shape) * _BITS[dtype] // 8)
         offset, length = _place(entry, "offset", 0, says), _place(entry, "length", needed, says)
         status = check_regular(data, CheckpointError)
         size = status.st_size
         if length != needed or offset + length > size:
             raise CheckpointError(
-                f"{says} takes {needed} bytes, and the file gives it {length} at {offset} of {data}, which has {size}"
+                f"{says} needs {needed} bytes, but is given {length} at {offset} of {data}, which has {size}"
             )
         found[tensor.name] = StoredTensor(tensor.name, data, offset, length, dtype, shape, identity=identity(status))
     return join(_as_rows(found), str(file))
 
 
 def _check_officially(file: Path, model: Any) -> None:
-    """Refuse what onnx.checker refuses. Tensors in other files are inputs to it: where they lie is compared here, and it refuses
-    files with several names, as the links of our own artefacts are."""
+    """Refuse what onnx.checker refuses. Tensors with external data are passed to it as inputs: their location is checked here,
+    and it refuses files with several hard links, which edgeformer's own artefacts have."""
     import onnx
 
     bare = onnx.ModelProto()
@@ -91,19 +89,19 @@ def _check_officially(file: Path, model: Any) -> None:
         onnx.checker.check_model(bare)
     except Exception as e:  # ValidationError, and protobuf's own
         why = plain(str(e).strip().split("\n")[0], limit=300)
-        raise CheckpointError(f"{file} is no sound ONNX model, as onnx.checker sees it: {why}") from e
+        raise CheckpointError(f"{file} is not a valid ONNX model according to onnx.checker: {why}") from e
 
 
 def _place(entry: Mapping[str, str], key: str, default: int, says: str) -> int:
     """A number of an external tensor's entry, which ONNX stores as text."""
     text = entry.get(key, str(default))
     if not text.isdecimal() or len(text) > 18:
-        raise CheckpointError(f"{says}: {key} of its external data is {text[:40]!r}, no whole number")
+        raise CheckpointError(f"{says}: {key} of its external data is {text[:40]!r}, not an integer")
     return int(text)
 
 
 def _as_rows(found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
-    """Codes as rows of bytes, however the graph declares them; signed ones (DequantizeLinear's) as a `GroupTensor` at once."""
+    """Codes as rows of bytes, however the graph declares them; signed ones (DequantizeLinear's) become a `GroupTensor` here."""
     out = dict(found)
     for name, scales in found.items():
         if not name.endswith(SCALES) or (codes := found.get(base := name.removesuffix(SCALES))) is None:
@@ -123,18 +121,18 @@ _TENSORS = {"model": {7: "graph", 20: "training", 25: "function"}, "training": {
             "graph": {1: "node", 5: "tensor", 15: "sparse"}, "function": {7: "node", 11: "attribute"}, "node": {5: "attribute"},
             "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
             "sparse": {1: "tensor", 2: "tensor"}, "tensor": {13: "entry"}}  # fmt: skip
-"""Message -> field number -> message, of onnx.proto: every way from a model to the external data of a tensor."""
+"""Message -> field number -> message, of onnx.proto: every path from a model to the external data of a tensor."""
 _NESTED = 200
 
 
 def locations(file: Path) -> set[str]:
-    """Every file that an ONNX model keeps data in, as the model names it, wherever in it the tensor stands.
+    """Every external data file that an ONNX model names, wherever in the model the tensor is.
 
     Read from the encoded bytes (https://protobuf.dev/programming-guides/encoding): no tensor's own bytes are read, and nothing is
-    imported, so that a runtime's memory stays its own.
+    imported, so that a runtime's measured memory is its own.
 
     Raises:
-        ArtefactError: it is no ONNX file, or cut short.
+        ArtefactError: it is not an ONNX file, or truncated.
     """
     if check_regular(file, ArtefactError).st_size == 0:
         raise ArtefactError(f"{file} is empty")
@@ -148,10 +146,10 @@ def locations(file: Path) -> set[str]:
 
 
 def check_locations(file: Path, linked: Mapping[str, Path]) -> None:
-    """Refuse an ONNX file that keeps data outside of its folder, other than in files that were linked on purpose.
+    """Refuse an ONNX file with external data outside its folder, except in files that were linked on purpose.
 
     Raises:
-        ArtefactError: naming the location.
+        ArtefactError: there is such data; the message names the location.
     """
     for location in locations(file):
         if location not in linked:
@@ -160,7 +158,7 @@ def check_locations(file: Path, linked: Mapping[str, Path]) -> None:
 
 def _entries(data: mmap.mmap, at: int, end: int, message: str, depth: int) -> Iterator[str]:
     if depth > _NESTED:
-        raise ValueError(f"its graphs are nested deeper than {_NESTED}")
+        raise ValueError(f"its graphs are nested deeper than {_NESTED} levels")
     fields = _TENSORS[message]
     while at < end:
         tag, at = _varint(data, at)
@@ -168,7 +166,7 @@ def _entries(data: mmap.mmap, at: int, end: int, message: str, depth: int) -> It
         if kind == 2:
             length, at = _varint(data, at)
             if at + length > end:
-                raise ValueError("a field reaches beyond its message")
+                raise ValueError("a field extends beyond its message")
             if (below := fields.get(number)) == "entry":
                 if (location := _location(data, at, at + length)) is not None:
                     yield location
@@ -180,9 +178,9 @@ def _entries(data: mmap.mmap, at: int, end: int, message: str, depth: int) -> It
         elif kind in (1, 5):
             at += 8 if kind == 1 else 4
         else:
-            raise ValueError(f"a field of wire type {kind}")
+            raise ValueError(f"a field has the invalid wire type {kind}")
     if at != end:
-        raise ValueError("a field reaches beyond its message")
+        raise ValueError("a field extends beyond its message")
 
 
 def _location(data: mmap.mmap, at: int, end: int) -> str | None:
@@ -191,10 +189,10 @@ def _location(data: mmap.mmap, at: int, end: int) -> str | None:
     while at < end:
         tag, at = _varint(data, at)
         if tag & 7 != 2:
-            raise ValueError("an entry of external data that is no text")
+            raise ValueError("an entry of external data is not a string")
         length, at = _varint(data, at)
         if at + length > end:
-            raise ValueError("a field reaches beyond its message")
+            raise ValueError("a field extends beyond its message")
         found[tag >> 3] = data[at : at + length]
         at += length
     return found[2].decode("utf-8") if found[1] == b"location" else None
@@ -209,7 +207,7 @@ def _varint(data: mmap.mmap, at: int) -> tuple[int, int]:
         if byte < 128:
             return value, at
         if shift > 63:
-            raise ValueError("a number of more than 64 bits")
+            raise ValueError("a number has more than 64 bits")
 
 
 __all__ = ["check_locations", "locations", "read_initializers"]

@@ -1,7 +1,7 @@
 """How a stored tensor holds a canonical one: whole, as a slice, as rows of a fused projection, per head, or one of several.
 
-What is fused is storage, not architecture: GPT-NeoX, Falcon, Phi-3 and ChatGLM keep q, k and v in one matrix, each in an order of
-its own, and a spec has q, k and v. Each class takes the canonical tensor out of a stored one and puts it back.
+Fusion is a property of storage, not architecture: GPT-NeoX, Falcon, Phi-3 and ChatGLM store q, k and v in one matrix, each in an
+order of its own, while a spec has q, k and v. Each class takes the canonical tensor out of a stored one and puts it back.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ class Part:
 
     @property
     def whole_rows(self) -> bool:
-        """Whether rows stay what they are, so that numbers kept per row (scales) can be taken the same way."""
+        """Whether rows stay intact, so that values stored per row (scales) can be taken the same way."""
         return self.axis == 0 and not self.transposed
 
     @property
     def share(self) -> float:
-        """How much of the stored tensor it is."""
+        """The fraction of the stored tensor that it takes."""
         return 1 / self.of
 
     def take(self, x: Any) -> Any:
@@ -56,7 +56,7 @@ class Part:
         whole[self._cut(whole.ndim, whole.shape[self.axis] // self.of)] = x.T if self.transposed else x
 
     def shape(self, stored: Shape) -> Shape:
-        """The shape `take` gives for a stored shape; one that fits nothing where it can't be cut so."""
+        """The shape that `take` returns for a stored shape; (-1,), which fits nothing, where it can't be cut."""
         shape = list(stored)
         if self.axis >= len(shape) or shape[self.axis] % self.of:
             return (-1,)
@@ -93,7 +93,7 @@ class Rows:
 
     @property
     def share(self) -> float:
-        """How much of the stored tensor it is."""
+        """The fraction of the stored tensor that it takes."""
         return (self.stop - self.start) / self.per
 
     def take(self, x: Any) -> Any:
@@ -108,7 +108,7 @@ class Rows:
         blocks[:, self.start : self.stop] = x.reshape(-1, self.stop - self.start, *rest)
 
     def shape(self, stored: Shape) -> Shape:
-        """The shape `take` gives for a stored shape; one that fits nothing where it can't be cut so."""
+        """The shape that `take` returns for a stored shape; (-1,), which fits nothing, where it can't be cut."""
         blocks, left = divmod(stored[0], self.per) if stored else (0, 1)
         return (-1,) if left else (blocks * (self.stop - self.start), *stored[1:])
 
@@ -121,14 +121,14 @@ class Rows:
 class PerHead(Rows):
     """The same rows as one map per block, `[blocks, rows, inputs]`, or `[blocks, inputs, rows]` if `transposed`.
 
-    DeepSeek-V2's kv_b_proj holds each head's key and value maps so; the absorbed form uses the key's the other way round.
+    DeepSeek-V2's kv_b_proj stores each head's key and value maps this way; the absorbed form uses the key's transposed.
     """
 
     transposed: bool = False
 
     @property
     def whole_rows(self) -> bool:  # type: ignore[override]
-        """Whether rows stay what they are."""
+        """Whether rows stay intact."""
         return not self.transposed
 
     def take(self, x: Any) -> Any:
@@ -153,7 +153,7 @@ class PerHead(Rows):
 class Reordered:
     """Rows of every block of `len(order)` rows in another order: row i of the canonical block is the stored row `order[i]`.
 
-    `of` says which rows of the stored tensor are meant, where it holds more than these.
+    `of` selects the rows of the stored tensor, where it holds more than these.
     """
 
     name: str
@@ -165,7 +165,7 @@ class Reordered:
 
     @property
     def share(self) -> float:
-        """How much of the stored tensor it is."""
+        """The fraction of the stored tensor that it takes."""
         return 1.0 if self.of is None else self.of.share
 
     def take(self, x: Any) -> Any:
@@ -182,7 +182,7 @@ class Reordered:
             self.of.put(whole, y)
 
     def shape(self, stored: Shape) -> Shape:
-        """The shape `take` gives for a stored shape; one that fits nothing where it can't be cut so."""
+        """The shape that `take` returns for a stored shape; (-1,), which fits nothing, where it can't be cut."""
         shape = stored if self.of is None else self.of.shape(stored)
         return (-1,) if shape[0] % len(self.order) else shape
 
@@ -191,7 +191,7 @@ class Reordered:
         return shape if self.of is None else self.of.whole(shape)
 
     def _index(self, order: np.ndarray, x: Any) -> Any:
-        """Row numbers, as the array's own package wants them."""
+        """Row indices, in the type that the array's own package needs."""
         blocks = np.arange(0, x.shape[0], len(order))
         index = (blocks[:, None] + order).reshape(-1)
         if isinstance(x, np.ndarray):
@@ -221,7 +221,7 @@ class Flat:
         whole[...] = x.reshape(whole.shape)
 
     def shape(self, stored: Shape) -> Shape:
-        """The shape `take` gives for a stored shape; one that fits nothing where it has another number of rows."""
+        """The shape that `take` returns for a stored shape; (-1,), which fits nothing, for another number of rows."""
         return (stored[0] * stored[1],) if len(stored) == 2 and stored[0] == self.rows else (-1,)
 
     def whole(self, shape: Shape) -> Shape:
@@ -233,7 +233,7 @@ class Flat:
 class Stack:
     """Several stored tensors as one: `name` holds `{e}`, 0 up to `count`; along a new first axis, or end to end if `flat`.
 
-    Experts that are stored apart; StableLM's norms of each head.
+    Used for experts that are stored separately, and for StableLM's norms of each head.
     """
 
     name: str
@@ -256,18 +256,18 @@ class Stack:
 
 
 Cut = Part | Rows | Reordered | Flat
-"""What takes a canonical tensor out of one stored tensor."""
+"""Takes a canonical tensor out of one stored tensor."""
 
 
 @dataclass(frozen=True)
 class StackedTensor(StoredTensor):
-    """Several stored tensors in the place of one. `file` and `offset` are those of the first."""
+    """Several stored tensors in place of one. `file` and `offset` are those of the first."""
 
     members: tuple[StoredTensor, ...]
 
     @property
     def raw(self) -> bool:
-        """Its bytes do not lie in one piece."""
+        """False: its bytes are not contiguous."""
         return False
 
     def parts(self) -> tuple[StoredTensor, ...]:
@@ -280,7 +280,7 @@ class StackedTensor(StoredTensor):
 
 
 def stacked(members: Sequence[StoredTensor], flat: bool) -> StackedTensor:
-    """Tensors of one shape as one, along a new axis or end to end; of type float32 where theirs differ or are codes."""
+    """Tensors of one shape as one, along a new axis or end to end; float32 where their types differ or are codes."""
     first = members[0]
     shape = (len(members) * first.shape[0], *first.shape[1:]) if flat else (len(members), *first.shape)
     kinds = {m.dtype if m.raw else "F32" for m in members}

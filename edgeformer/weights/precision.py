@@ -1,6 +1,6 @@
 """The floating-point types of weights and arithmetic, under the names that formats and libraries give them.
 
-This is the one list: what exports, runtimes and the command line offer is made from it. Our group formats are in `formats`.
+This is the only list: exports, runtimes and the command line derive their choices from it. Group formats are in `formats`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ if TYPE_CHECKING:  # the command line reads this list before it needs numpy
 
 @dataclass(frozen=True)
 class FloatType:
-    """A type of `itemsize` bytes. `safetensors` is its code there and in GGUF, `library` its name in numpy, torch, MLX and
-    configs of transformers, `gguf_file_type` llama.cpp's number of a file of it."""
+    """A type of `itemsize` bytes. `safetensors` is its name there and in GGUF, `library` its name in numpy, torch, MLX and
+    transformers' configs, `gguf_file_type` llama.cpp's number for a file of this type."""
 
     name: str
     itemsize: int
@@ -25,8 +25,8 @@ class FloatType:
 
     @property
     def numpy(self) -> np.dtype[Any]:
-        """numpy's type."""
-        import ml_dtypes  # noqa: F401 - which gives numpy bfloat16
+        """The numpy dtype."""
+        import ml_dtypes  # noqa: F401 - registers bfloat16 with numpy
         import numpy as np
 
         return np.dtype(self.library)
@@ -40,4 +40,4 @@ FLOAT_TYPES = {
         FloatType("bf16", 2, "BF16", "bfloat16", 32),
     )
 }
-"""By name."""
+"""The types by name."""

@@ -1,4 +1,4 @@
-"""Weights quantized as they are read: what an exporter sees of a checkpoint that is to be rounded on the way out."""
+"""Weights quantized as they are read, for an exporter that rounds a checkpoint on the way out."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from edgeformer.weights.formats import QUANTIZED, Format, QuantizedTensor, check
 from edgeformer.weights.safetensors_file import StoredTensor
 
 GROUP_PRECISIONS = (*QUANTIZED, "mixed")
-"""What a model in our groups is called."""
+"""The precisions of a model in the group formats."""
 
 
 @dataclass(frozen=True)
 class Rounded(QuantizedTensor):
-    """A source rounded to nearest when it is asked for. Nothing is kept."""
+    """A source that is rounded to nearest on each read. Nothing is cached."""
 
     source: Source
 
@@ -35,7 +35,7 @@ class Rounded(QuantizedTensor):
 def quantizable(spec: Model) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of what `q4` and `q8` quantize: weights of linear maps, and the table of token embeddings.
 
-    Position and segment tables, norms and biases are small and stay as they are; so do stacked maps (experts).
+    Position and segment tables, norms and biases are small and stay unquantized; so do stacked maps (experts).
     """
     found = {}
     for path, leaf in leaves(spec):
@@ -50,15 +50,13 @@ def chosen(spec: Model, keep: Sequence[str] = ()) -> list[str]:
     """The names of `quantizable` that no pattern of `keep` (shell style, `head.weight`, `*.ffn.*`) matches.
 
     Raises:
-        InputError: a pattern that matches nothing.
-        CheckpointError: a weight that can't be cut into groups.
+        InputError: a pattern matches nothing, or nothing is left to quantize.
+        CheckpointError: a weight can't be divided into groups.
     """
     every = quantizable(spec)
     for pattern in keep:
         if not fnmatch.filter(every, pattern):
-            raise InputError(
-                f"--keep {pattern!r} matches no quantizable tensor; they are called {', '.join(_some(every))}"
-            )
+            raise InputError(f"--keep {pattern!r} matches no quantizable tensor; these are {', '.join(_some(every))}")
     names = [n for n in every if not any(fnmatch.fnmatchcase(n, p) for p in keep)]
     if not names:
         raise InputError("--keep leaves nothing to quantize; export the model as it is")
@@ -75,15 +73,15 @@ def _some(names: dict[str, tuple[int, ...]]) -> Iterator[str]:
 
 
 def rounded(spec: Model, weights: Weights, precision: str, keep: Sequence[str] = ()) -> Weights:
-    """The weights with what `chosen` names as `Rounded` tensors, each read and rounded when an exporter asks for it.
+    """The weights with those that `chosen` names as `Rounded` tensors, each read and rounded on demand.
 
     Raises:
-        CheckpointError: they are quantized already, or can't be.
+        CheckpointError: they are already quantized, or can't be quantized.
     """
     format = QUANTIZED[precision]
     if has := stored_format(weights):
         raise CheckpointError(
-            f"the checkpoint is quantized already ({has}): rounding it again to {precision} would lose more. Quantize the"
+            f"the checkpoint is already quantized ({has}); rounding it again to {precision} would lose more. Quantize the"
             " original, or export this one as it is"
         )
     sources = dict(weights.sources)
@@ -100,37 +98,37 @@ def _rounded(name: str, source: Source, format: Format) -> Rounded:
 
 
 def in_groups(spec: Model, weights: Weights, precision: str, keep: Sequence[str] = ()) -> Weights:
-    """The weights as an export in q4, q8 or mixed reads them: those of a quantized checkpoint as they are, plain ones rounded.
+    """The weights for an export in q4, q8 or mixed: those of a quantized checkpoint unchanged, plain ones rounded.
 
     Raises:
-        CheckpointError: a checkpoint of another format, which would be rounded twice; a weight that can't be held in groups.
-        InputError: `mixed` of a plain checkpoint; `keep` of one whose tensors were chosen already.
+        CheckpointError: the checkpoint has another format and would be rounded twice, or a weight can't be stored in groups.
+        InputError: `mixed` for a plain checkpoint, or `keep` for one that is already quantized.
     """
     has = group_format(weights)
     if has is None:
         if precision not in QUANTIZED:
             raise InputError(
-                f"{precision} is what a checkpoint of `edgeformer quantize --budget` is in; this one isn't quantized"
+                f"{precision} is the format of checkpoints by `edgeformer quantize --budget`; this one isn't quantized"
             )
         return rounded(spec, weights, precision, keep)
     if has != precision:
         raise CheckpointError(
-            f"the checkpoint is quantized already, to {has}; to {precision} it would be rounded twice. Export it as {has}, or"
+            f"the checkpoint is already quantized to {has}; as {precision} it would be rounded twice. Export it as {has}, or"
             " quantize the original"
         )
     if keep:
-        raise InputError("--keep chooses what is rounded, and this checkpoint is quantized already")
+        raise InputError("--keep chooses which tensors are quantized, but this checkpoint is already quantized")
     return weights
 
 
 def group_format(weights: Weights) -> str | None:
-    """`q4`, `q8` or `mixed` if the weights are stored so; None for plain weights and MLX's own codes."""
+    """`q4`, `q8` or `mixed` if that is how the weights are stored; None for plain weights and MLX's own codes."""
     has = stored_format(weights)
     return has if has in GROUP_PRECISIONS else None
 
 
 def stored_format(weights: Weights) -> str | None:
-    """`q4`, `q8` or `mixed` if the weights are stored so; MLX's own name (`AFFINE4G64`) if in that; None if in neither."""
+    """`q4`, `q8` or `mixed` for the group formats; `AFFINE4G64` and the like for MLX's affine format; None for plain ones."""
     found = {s.stored.format.name for s in weights.sources.values() if isinstance(s.stored, QuantizedTensor)}
     affine = sorted(d for d in weights.dtypes() if d.startswith("AFFINE"))
     if affine:
@@ -139,7 +137,7 @@ def stored_format(weights: Weights) -> str | None:
 
 
 def stored_precision(weights: Weights) -> str:
-    """fp32, bf16 or fp16: the widest type that is stored; fp32 for quantized weights, which only it holds exactly."""
+    """fp32, bf16 or fp16: the widest type that is stored; fp32 for quantized weights, which only fp32 holds exactly."""
     types = weights.dtypes()
     if types - {"F32", "F16", "BF16"} or "F32" in types or {"F16", "BF16"} <= types:
         return "fp32"
@@ -147,7 +145,7 @@ def stored_precision(weights: Weights) -> str:
 
 
 def bits_per_weight(weights: Weights, plain: Mapping[str, int] | None = None) -> float:
-    """Of all weights together: codes and scales, and the others in their stored types, or `plain` bits each by canonical name."""
+    """Average over all weights: codes and scales, and the others in their stored types, or `plain` bits by canonical name."""
     bits = count = 0.0
     for name, source in weights.sources.items():
         stored, number = source.stored, math.prod(source.shape)

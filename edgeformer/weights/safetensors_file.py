@@ -1,8 +1,8 @@
-"""Safetensors files, read lazily: the header tells where each tensor lies, and no tensor is read before it is needed.
+"""Read safetensors files lazily: the header locates each tensor, and no tensor is read before it is needed.
 
-Whether a file is a safetensors file is for the official package to say: it opens every file first, and what it refuses (overlaps,
-holes, trailing bytes, numbers that are no integers) is refused. The offsets are what it does not give, and what lets an ONNX file
-point into a checkpoint. Format: eight bytes of little-endian header length, a JSON header, then the data
+The official package decides whether a file is a safetensors file: it opens every file, and what it refuses (overlaps, holes,
+trailing bytes, numbers that are not integers) is refused. It does not expose the offsets, which let an ONNX file point into a
+checkpoint. Format: eight bytes of little-endian header length, a JSON header, then the data
 (https://huggingface.co/docs/safetensors).
 """
 
@@ -31,10 +31,11 @@ DTYPES: dict[str, np.dtype] = {
 """The storage types that weights may have, by their safetensors name."""
 
 MAX_HEADER = 25_000_000
-"""Bytes of a header, some 200,000 tensors. The format allows 100 MB, which take gigabytes to read; known ones have up to 14."""
+"""Limit of a header in bytes, about 200,000 tensors. The format allows 100 MB, which take gigabytes to read; known ones have up
+to 14 MB."""
 
 Identity = tuple[int, int, int, int]
-"""What tells one state of a file from another: device, inode, size, and time of modification in ns."""
+"""Distinguishes one state of a file from another: device, inode, size, and modification time in ns."""
 
 
 def identity(status: os.stat_result) -> Identity:
@@ -44,7 +45,7 @@ def identity(status: os.stat_result) -> Identity:
 
 @dataclass(frozen=True)
 class StoredTensor:
-    """Where a tensor lies: `nbytes` bytes at `offset` of `file`, row-major, of safetensors type `dtype`."""
+    """The location of a tensor: `nbytes` bytes at `offset` of `file`, row-major, of safetensors type `dtype`."""
 
     name: str
     file: Path
@@ -55,22 +56,22 @@ class StoredTensor:
     identity: Identity | None = field(default=None, kw_only=True)
     """The state of `file` that offset and shape were read from; None where nothing is read from it."""
     allow_nonfinite: bool = field(default=False, kw_only=True)
-    """Whether NaN and infinities are read like other numbers; else they are refused when they are read."""
+    """Whether NaN and infinities are accepted; otherwise they are refused when they are read."""
 
     @property
     def raw(self) -> bool:
-        """Whether its bytes in the file are its values, row by row: what may be copied or pointed at without reading it."""
+        """Whether its bytes in the file are its values, row by row, so that they can be copied or linked without being read."""
         return self.dtype in DTYPES
 
     def parts(self) -> tuple[StoredTensor, ...]:
-        """The tensors of the file that make this one up: itself, unless it is quantized."""
+        """The stored tensors that make up this one: itself, unless it is quantized."""
         return (self,)
 
     def open(self) -> BinaryIO:
-        """Its file, in the state that its header was read from.
+        """Open its file, which must be in the state in which its header was read.
 
         Raises:
-            CheckpointError: it was replaced or written to since, or can't be read.
+            CheckpointError: the file was replaced or written to since, or can't be read.
         """
         try:
             f = self.file.open("rb")
@@ -79,7 +80,8 @@ class StoredTensor:
         if self.identity not in (None, identity(os.fstat(f.fileno()))):
             f.close()
             raise CheckpointError(
-                f"{self.file} changed while it was read: tensor {self.name} would be another file's. Run the command again"
+                f"{self.file} changed while it was read: tensor {self.name} would come from another version. Run the command"
+                " again"
             )
         return f
 
@@ -92,12 +94,12 @@ class StoredTensor:
         """The tensor, in its stored type.
 
         Raises:
-            CheckpointError: a type that is no weight's (integers of a quantized checkpoint), or a file cut short.
+            CheckpointError: the type is not a weight's (integers of a quantized checkpoint), or the file is truncated.
         """
         if self.dtype not in DTYPES:
             raise CheckpointError(
                 f"{self.file}: tensor {self.name} has type {self.dtype}; weights must be {', '.join(DTYPES)}."
-                " A quantized checkpoint has to be dequantized first"
+                " A quantized checkpoint must be dequantized first"
             )
         return read_raw(self, DTYPES[self.dtype], self.shape)
 
@@ -106,12 +108,12 @@ def read_raw(tensor: StoredTensor, dtype: np.dtype, shape: tuple[int, ...]) -> n
     """A tensor's bytes as an array of a type and shape.
 
     Raises:
-        CheckpointError: a file cut short.
+        CheckpointError: the file is truncated.
     """
     with tensor.open() as f:
         data = np.fromfile(f, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
     if data.nbytes != tensor.nbytes:
-        raise CheckpointError(f"{tensor.file}: cut short while reading tensor {tensor.name}; get the file again")
+        raise CheckpointError(f"{tensor.file} is truncated in tensor {tensor.name}; get the file again")
     found = data.view(dtype)
     check_finite(tensor, found)
     return found.reshape(shape)
@@ -125,15 +127,15 @@ _PIECE = 1 << 18
 def check_finite(tensor: StoredTensor, values: np.ndarray, start: int = 0) -> None:
     """Refuse NaN and infinities in (a part of) a tensor, unless it allows them.
 
-    Compares exponents as integers, in pieces that stay in the processor's cache: some gigabytes a second.
+    Compares exponents as integers, in pieces that stay in the processor's cache: some gigabytes per second.
 
     Args:
         tensor: the tensor, for its name and whether it allows them.
-        values: of it, flat; of a type without infinities, nothing is checked.
-        start: the number of the first.
+        values: its values, flat; types without infinities are not checked.
+        start: the index of the first.
 
     Raises:
-        CheckpointError: naming the tensor, and the first such value.
+        CheckpointError: there is one; the message names the tensor and the first such value.
     """
     mask = _EXPONENTS.get(values.dtype)
     if mask is None or tensor.allow_nonfinite:
@@ -144,13 +146,13 @@ def check_finite(tensor: StoredTensor, values: np.ndarray, start: int = 0) -> No
         if piece.max() == mask:
             where = at + int((piece == mask).argmax())
             raise CheckpointError(
-                f"{tensor.file}: tensor {tensor.name} holds {float(values[where])} (value {start + where:,}); weights are finite"
-                " numbers: training went wrong, or the file is damaged. --allow-nonfinite goes on with it"
+                f"{tensor.file}: tensor {tensor.name} holds {float(values[where])} (value {start + where:,}); weights must be"
+                " finite: training diverged, or the file is damaged. --allow-nonfinite accepts such values"
             )
 
 
 def read_metadata(file: Path) -> dict[str, str]:
-    """What a file says about itself (`__metadata__`), such as `{"format": "mlx"}`; empty where there is nothing.
+    """The `__metadata__` of a file, such as `{"format": "mlx"}`; empty where there is none.
 
     Raises:
         CheckpointError: as `read_header`.
@@ -162,8 +164,8 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file, by name.
 
     Raises:
-        CheckpointError: the file is truncated or no safetensors file, as the official package sees it, or its header has more
-            than 25 MB or names a tensor twice.
+        CheckpointError: the file is truncated or, according to the official package, not a safetensors file, or its header has
+            more than 25 MB or names a tensor twice.
     """
     return _read(file)[0]
 
@@ -178,18 +180,18 @@ def _read(file: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else -1
             if not 0 <= length <= state[2] - 8:
                 raise CheckpointError(
-                    f"{file} ({state[2]} bytes) is truncated or no safetensors file: its first 8 bytes announce a header"
+                    f"{file} ({state[2]} bytes) is truncated or not a safetensors file: its first 8 bytes declare a header"
                     f" of {max(length, 0)} bytes. Get the file again"
                 )
             if length > MAX_HEADER:
-                raise CheckpointError(f"{file} has a header of {length:,} bytes; at most {MAX_HEADER:,} are read")
+                raise CheckpointError(f"{file} has a header of {length:,} bytes; at most {MAX_HEADER:,} are supported")
             text = f.read(length)
     except OSError as e:
         raise CheckpointError(f"can't read {file}: {e.strerror}") from e
     try:
         header = json.loads(text, object_pairs_hook=_once)
         if not isinstance(header, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         metadata = header.pop("__metadata__", None) or {}
         tensors = {name: _entry(file, name, entry, 8 + length, state) for name, entry in header.items()}
     except (ValueError, KeyError, TypeError, RecursionError) as e:
@@ -214,28 +216,28 @@ def _check_officially(file: Path) -> None:
     except Exception as e:  # SafetensorError and OSError
         reason = str(e).removeprefix("Error while deserializing header: ")[:200]
         raise CheckpointError(
-            f"{file} is corrupt, as the package safetensors reads it: {reason}. Get the file again"
+            f"{file} is corrupt according to the package safetensors: {reason}. Get the file again"
         ) from e
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object whose keys are all different: of a name that stands twice, readers take the first or the last."""
+    """An object without duplicate keys: of a name that occurs twice, some readers take the first, others the last."""
     found = dict(pairs)
     if len(found) != len(pairs):
         names = [k for k, _ in pairs]
-        raise ValueError(f"{next(k for k in found if names.count(k) > 1)!r} stands twice")
+        raise ValueError(f"{next(k for k in found if names.count(k) > 1)!r} occurs twice")
     return found
 
 
 def _entry(file: Path, name: str, entry: dict, data: int, state: Identity) -> StoredTensor:
     if not isinstance(entry, dict) or not isinstance(entry["dtype"], str):
-        raise TypeError(f"tensor {name!r} is no object with a dtype, a shape and data_offsets")
+        raise TypeError(f"tensor {name!r} is not an object with dtype, shape and data_offsets")
     begin, end = entry["data_offsets"]
     if type(begin) is not int or type(end) is not int:
-        raise ValueError(f"tensor {name} has offsets {begin!r}..{end!r}")
+        raise ValueError(f"tensor {name} has invalid offsets {begin!r}..{end!r}")
     shape, dtype = tuple(entry["shape"]), entry["dtype"]
     if not 0 <= begin <= end or any(type(n) is not int or n < 0 for n in shape):
-        raise ValueError(f"tensor {name} has offsets {begin}..{end} and shape {shape}")
+        raise ValueError(f"tensor {name} has invalid offsets {begin}..{end} or shape {shape}")
     if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise ValueError(f"tensor {name} of shape {shape} and type {dtype} can't take {end - begin} bytes")
     return StoredTensor(name, file, data + begin, end - begin, dtype, shape, identity=state)
@@ -248,7 +250,7 @@ def checkpoint_files(folder: Path) -> list[Path]:
         CheckpointError: no weights, only `.bin` weights (the message says how to convert), or missing shards.
     """
     index, single = folder / "model.safetensors.index.json", folder / "model.safetensors"
-    if single.exists():  # it wins over an index, as in transformers
+    if single.exists():  # it takes precedence over an index, as in transformers
         return [single]
     if index.exists():
         return shards(index)
@@ -266,12 +268,12 @@ def shards(index: Path) -> list[Path]:
     """The files that the index of a sharded checkpoint names, each in its folder.
 
     Raises:
-        CheckpointError: it is no index, names files outside of its folder, or files are missing.
+        CheckpointError: it is not an index, names files outside its folder, or files are missing.
     """
     data = read_json_file(index, CheckpointError, limit=MAX_LISTING_BYTES)
     names = data.get("weight_map") if isinstance(data, dict) else None
     if not isinstance(names, dict) or not all(isinstance(n, str) for n in names.values()):
-        raise CheckpointError(f"{index} is no index of shards: it has no weight_map of file names")
+        raise CheckpointError(f"{index} is not a shard index: it has no weight_map of file names")
     files = [inside(index.parent, n, str(index), CheckpointError) for n in sorted(set(names.values()))]
     if missing := [f.name for f in files if not f.exists()]:
         listed = ", ".join(missing[:8]) + (" ..." if len(missing) > 8 else "")
@@ -285,6 +287,6 @@ def read_checkpoint(folder: Path) -> dict[str, StoredTensor]:
     for file in checkpoint_files(folder):
         found = read_header(file)
         if twice := tensors.keys() & found.keys():
-            raise CheckpointError(f"{folder}: {file.name} holds {min(twice)} again, as another file does")
+            raise CheckpointError(f"{folder}: {file.name} holds {min(twice)}, which another file holds, too")
         tensors |= found
     return tensors

@@ -1,4 +1,4 @@
-"""Writing safetensors files tensor by tensor: shapes first, then one tensor in memory at a time, in shards."""
+"""Write safetensors files in shards: shapes first, then one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ import numpy as np
 from edgeformer.weights.safetensors_file import DTYPES
 
 SHARD_BYTES = 5 << 30
-"""As Hugging Face's and mlx-lm's writers."""
+"""The limit of Hugging Face's and mlx-lm's writers."""
 _OTHERS = {"F64": np.float64, "I64": np.int64, "I32": np.int32, "I16": np.int16, "I8": np.int8, "U8": np.uint8, "U32": np.uint32,
            "BOOL": np.bool_}  # fmt: skip
 NAMES = {dtype: name for name, dtype in DTYPES.items()} | {np.dtype(dtype): name for name, dtype in _OTHERS.items()}
-"""The types that can be written, by safetensors' names."""
+"""Dtypes that can be written -> their safetensors names."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors made together: names -> (dtype, shape), and what makes them, in that order."""
+    """Tensors made together: name -> (dtype, shape), and the function that makes them, in that order."""
 
     tensors: dict[str, tuple[np.dtype, tuple[int, ...]]]
     make: Callable[[], Sequence[np.ndarray]]
 
     def nbytes(self) -> int:
-        """Bytes of all of them."""
+        """Total bytes of the tensors."""
         return sum(int(np.prod(shape)) * dtype.itemsize for dtype, shape in self.tensors.values())
 
 
@@ -37,10 +37,10 @@ def write_shards(folder: Path, groups: Sequence[Group], metadata: dict[str, str]
     """Write `model.safetensors`, or shards and `model.safetensors.index.json`.
 
     Args:
-        folder: where to.
+        folder: the output folder.
         groups: the tensors.
         metadata: the files' `__metadata__`.
-        progress: called with (bytes done, bytes in all).
+        progress: called with (bytes done, total bytes).
     """
     shards: list[list[Group]] = [[]]
     for group in groups:
@@ -55,7 +55,7 @@ def write_shards(folder: Path, groups: Sequence[Group], metadata: dict[str, str]
             for group in shard:
                 for (tensor, (dtype, shape)), array in zip(group.tensors.items(), group.make(), strict=True):
                     if array.dtype != dtype or array.shape != shape:
-                        raise ValueError(f"{tensor} is {array.dtype} {array.shape}, announced as {dtype} {shape}")
+                        raise ValueError(f"{tensor} is {array.dtype} {array.shape}, declared as {dtype} {shape}")
                     f.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
                     where[tensor] = name
                 done += group.nbytes()

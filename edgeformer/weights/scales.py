@@ -1,4 +1,4 @@
-"""Finding a group's scale: the fp16 number whose rounded codes leave the smallest weighted squared error."""
+"""Find a group's scale: the fp16 number whose rounded codes have the smallest weighted squared error."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ import numpy as np
 from edgeformer.weights.formats import GROUP, Format, Rounding, nearest
 
 _STEPS = {4: np.linspace(0.8, 1.1, 7), 8: np.linspace(0.99, 1.01, 3)}
-"""Candidates as multiples of the scale that makes a group's largest element the last code. Clipping it is often better."""
+"""Candidates as multiples of the scale that maps a group's largest element to the last code. Clipping it is often better."""
 
 
 def searched(groups: np.ndarray, format: Format, weights: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Codes and fp16-exact scales of groups float32 `[n, 32]`.
 
-    Both signs of the scale are tried (codes reach one step further below zero than above), rounding is to the scale *as
+    Both signs of the scale are tried (codes reach one step further below zero than above), rounding uses the scale *as
     stored*, and the best candidate is refitted by least squares.
 
     Args:
@@ -32,7 +32,7 @@ def searched(groups: np.ndarray, format: Format, weights: np.ndarray | None = No
 
 
 def by_channel(importance: np.ndarray) -> Rounding:
-    """`searched` with one importance per input, such as the mean square of what that input is on real text."""
+    """`searched` with one importance per input, such as the mean square of that input on real text."""
     shared = np.maximum(np.asarray(importance, np.float32), 1e-12).reshape(-1, GROUP)
     shared = shared / shared.mean()
 
@@ -43,7 +43,7 @@ def by_channel(importance: np.ndarray) -> Rounding:
 
 
 class _Best:
-    """The best codes (less the zero, as floats) and scales so far, by weighted squared error; rounding to nearest at first."""
+    """The best codes (less the zero, as floats) and scales so far, by weighted squared error; at first rounded to nearest."""
 
     def __init__(self, groups: np.ndarray, importance: np.ndarray | None, format: Format):
         self.groups, self.importance, self.format = groups, importance, format
@@ -61,7 +61,7 @@ class _Best:
         return np.einsum("ng,ng,ng->n", difference, difference, self.importance)
 
     def offer(self, scales: np.ndarray) -> None:
-        """Take a scale per group where it is better."""
+        """Keep a scale per group where it is better."""
         scales = _stored(scales)
         with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
             inverse = np.where(scales == 0, 0, 1 / scales).astype(np.float32)
@@ -82,7 +82,7 @@ class _Best:
 
 
 def _stored(scales: np.ndarray) -> np.ndarray:
-    """As fp16 holds them (out of range: left, to be refused by name later)."""
+    """Scales rounded to fp16; those out of range are left unchanged, and refused later with the tensor's name."""
     with np.errstate(over="ignore"):
         held = scales.astype(np.float16).astype(np.float32)
     return np.where(np.isfinite(held), held, scales).astype(np.float32)
