@@ -1,4 +1,4 @@
 """Hugging Face families: one file per `model_type`, found by its name. `named/` holds configs of well-known models.
 
-A family file ends with `FAMILY = Family(...)`; `_family.Family` says what it declares.
+A family file ends with `FAMILY = Family(...)`; `_family.Family` documents what it declares.
 """

@@ -1,4 +1,4 @@
-"""The attention that Llama's descendants share, as their configs say it."""
+"""The attention that Llama's descendants share, read from their configs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def rotary_attention(
     kind: type[Rope] = Rope,
     **parts: Any,
 ) -> tuple[GQA, int]:
-    """Grouped heads with rotary positions and one flag for all biases, and the positions they reach.
+    """Grouped-query attention with RoPE and one flag for all biases, and the positions that it reaches.
 
-    `heads` (None: the config must say it), `kv_heads` (None: as many as heads), `context` and `theta` are what a config without
-    these keys means, `kind` is how positions pair channels, `parts` what a family adds. `head_dim` is the family's, where its
-    configs don't say it or have a default of their own; None reads it, or divides the width.
+    `heads` (None: the config must have it), `kv_heads` (None: as many as heads), `context` and `theta` are the defaults of these
+    keys, `kind` is how RoPE pairs channels, `parts` are fields that a family adds. `head_dim` is the family's, where its configs
+    lack the key or have their own default; None reads it, or divides the width by the heads.
 
     Raises:
-        ConfigError: a value that a key can't have.
+        ConfigError: a key has an invalid value.
     """
     count = config.size("num_attention_heads") if heads is None else config.size("num_attention_heads", heads)
     head_dim = head_dim or config.optional_size("head_dim") or config.size("hidden_size") // count

@@ -1,4 +1,4 @@
-"""A strict reader of Hugging Face `config.json` files: a key that nobody reads is an error."""
+"""A strict reader of Hugging Face `config.json` files: an unread key is an error."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ HARMLESS: dict[str, tuple[str, ...]] = {
     "how it was trained": ("gradient_checkpointing", "output_past", "max_sequence_length"),
     "limits of the tokenizer": ("model_max_length", "tokenizer_class", "tokenizer_model_max_length", "tokenizer_padding_side"),
 }  # fmt: skip
-"""Keys that don't change the network, by why; of every family."""
+"""Keys that don't change the network in any family, by reason."""
 _METADATA = frozenset(key for keys in HARMLESS.values() for key in keys)
 # Base-class switches that would change the network: accepted only where they are off.
 _MUST_BE = {
@@ -78,9 +78,9 @@ ACTIVATIONS = {
     "swish": "silu",
     "tanh": "tanh",
 }
-"""Hugging Face's activation names -> ours."""
+"""Hugging Face's activation names -> edgeformer's."""
 HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "identity": "linear"}
-"""Ours -> Hugging Face's, where they differ."""
+"""edgeformer's names -> Hugging Face's, where they differ."""
 
 
 class HfConfig:
@@ -92,13 +92,13 @@ class HfConfig:
         self.data, self.where = data, where
         self.stored = stored  # the names of the checkpoint's tensors, None without a checkpoint
         self.read: set[str] = set(_METADATA)
-        self.ignored: set[str] = set()  # those of the family's own that don't change the network
+        self.ignored: set[str] = set()  # the family's own keys that don't change the network
 
     @property
     def model_type(self) -> str:
         """The family's name."""
         if not isinstance(self.data.get("model_type"), str):
-            raise ConfigError(f"{self.where} has no model_type, so no family file can be chosen")
+            raise ConfigError(f"{self.where} has no model_type, which selects the family file")
         return self.data["model_type"]
 
     def take(self, key: str, default: Any = _REQUIRED) -> Any:
@@ -107,7 +107,7 @@ class HfConfig:
         if key in self.data:
             return self.data[key]
         if default is _REQUIRED:
-            raise ConfigError(f"{self.where} lacks the key {key!r}, which {self.model_type} needs")
+            raise ConfigError(f"{self.where} lacks the key {key!r}, which {self.model_type} requires")
         return default
 
     def size(self, key: str, default: Any = _REQUIRED, *, limit: int = MAX_SIZE) -> int:
@@ -120,7 +120,7 @@ class HfConfig:
         return value
 
     def layers(self, key: str, default: Any = _REQUIRED) -> int:
-        """How many blocks a stack has: a positive int."""
+        """The number of blocks in a stack: a positive int."""
         return self.size(key, default, limit=MAX_LAYERS)
 
     def optional_size(self, key: str, default: int | None = None) -> int | None:
@@ -128,7 +128,7 @@ class HfConfig:
         return None if self.take(key, default) is None else self.size(key, default)
 
     def number(self, key: str, default: float) -> float:
-        """A finite number; null is the default."""
+        """A finite number; null means the default."""
         value = self.take(key, default)
         if value is None:
             return default
@@ -137,7 +137,7 @@ class HfConfig:
         return float(value)
 
     def positive(self, key: str, default: float) -> float:
-        """A finite number above 0; null is the default."""
+        """A finite number above 0; null means the default."""
         value = self.number(key, default)
         if value <= 0:
             raise ConfigError(f"{self.where}: {key} must be positive, got {value:g}")
@@ -148,7 +148,7 @@ class HfConfig:
         return None if self.take(key, default) is None else self.number(key, default or 0.0)
 
     def flag(self, key: str, default: bool) -> bool:
-        """A boolean; null is the default."""
+        """A boolean; null means the default."""
         value = self.take(key, default)
         if value is None:
             return default
@@ -157,33 +157,33 @@ class HfConfig:
         return value
 
     def activation(self, key: str, default: str) -> str:
-        """The activation named under `key`, as we call it."""
+        """The activation named under `key`, by edgeformer's name."""
         name = self.take(key, default)
         if not isinstance(name, str) or name not in ACTIVATIONS:
             raise ConfigError(f"{self.where}: {key} = {shown(name)} is not known; known are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[name]
 
     def expect(self, **values: Any) -> None:
-        """Refuse a key whose value is not the one modelled here (absent is fine)."""
+        """Refuse a key whose value is not the supported one (it may be absent)."""
         for key, value in values.items():
             self.read.add(key)
             found = self.data.get(key, value)
-            if found != value and not (found is None and not value):  # null where nothing, or off, is meant
+            if found != value and not (found is None and not value):  # null may stand for nothing or off
                 raise ConfigError(
                     f"{self.where}: {key} = {shown(self.data[key])} is not supported for {self.model_type};"
                     f" only {value!r} is"
                 )
 
     def ignore(self, *keys: str) -> None:
-        """Name keys that don't change the network."""
+        """Mark keys that don't change the network as read."""
         self.read.update(keys)
         self.ignored.update(keys)
 
     def done(self, allow_unread: bool = False) -> list[str]:
-        """Check that every key was read; the unread ones when they are allowed.
+        """Check that every key was read; returns the unread ones if they are allowed.
 
         Raises:
-            ConfigError: listing the keys that nobody read.
+            ConfigError: keys were not read; the message lists them.
         """
         if (scheme := self.take("quantization_config", None)) is not None:
             raise ConfigError(
@@ -195,14 +195,14 @@ class HfConfig:
         if unread and not allow_unread:
             raise ConfigError(
                 f"{self.where} has keys that models/{self.model_type}.py neither reads nor ignores:"
-                f" {listed(unread)}. They may change the network. Teach the family file to read them, or pass"
-                " --allow-unread-config to go on without them"
+                f" {listed(unread)}. They may change the network. Extend the family file to read them, or pass"
+                " --allow-unread-config to ignore them"
             )
         return unread
 
 
 def _scheme(said: Any) -> str:
-    """How a `quantization_config` says that weights are quantized."""
+    """The quantization scheme that a `quantization_config` describes."""
     if not isinstance(said, dict):
         return shown(said)
     name = str(
@@ -216,6 +216,6 @@ def read_json(file: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        ConfigError: not there, not readable, too large, nested too deep, or not JSON.
+        ConfigError: it is missing, unreadable, too large, nested too deep, or not JSON.
     """
     return read_json_file(file, ConfigError)

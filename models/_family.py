@@ -1,4 +1,4 @@
-"""What a family file declares: how a Hugging Face config becomes a spec, and where its tensors lie."""
+"""What a family file declares: how a Hugging Face config becomes a spec, and how its tensors are stored."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from edgeformer.weights.binding import NameMap
 class Family:
     """One `model_type`. A family file ends with `FAMILY = Family(spec, NAMES, ...)`.
 
-    spec: reads every key that it understands and names those it ignores.
+    spec: reads every key that it supports, and names those that it ignores.
     names: canonical tensor name -> stored name (`{i}` is the layer), or a `Part` where the stored tensor differs; a function of
         the spec where the cuts depend on sizes.
-    config: the inverse of `spec`, for `export --to hf`; raises `Unmapped` for what the family can't say.
-    prefixes: what stored names may begin with, the one that transformers writes first.
+    config: the inverse of `spec`, for `export --to hf`; raises `Unmapped` for what the family can't express.
+    prefixes: what stored names may begin with, transformers' own prefix first.
     unprefixed: beginnings of stored names that never have a prefix.
-    ignored: regular expression -> why such stored tensors are left aside; "" where nobody needs to know.
-    tied: stored name -> the canonical tensor that it must equal to be left aside.
-    renamed: regular expression -> today's spelling of old stored names.
+    ignored: regular expression -> why such stored tensors are ignored; "" to ignore them without a note.
+    tied: stored name -> the canonical tensor that it must equal to be ignored.
+    renamed: regular expression -> current spelling of old stored names.
     spellings: further name maps, of other writers, for a spec.
     mlx_names: the map of mlx-lm's folders, where it isn't `names`.
     """
@@ -54,9 +54,9 @@ _GLOBALS = ("config", "prefixes", "ignored", "tied", "renamed", "spellings", "ml
 
 
 def family_of(module: ModuleType) -> Family | None:
-    """What a family file declares; None of a module that is no family.
+    """What a family file declares; None for a module that is not a family.
 
-    A module with globals `spec`, `NAMES`, `PREFIXES`, ... instead of `FAMILY`, as plug-ins were written before, is read with a
+    A module with globals `spec`, `NAMES`, `PREFIXES`, ... instead of `FAMILY`, the older form of plug-ins, is read with a
     warning.
     """
     found = getattr(module, "FAMILY", None)

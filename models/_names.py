@@ -1,4 +1,4 @@
-"""Writing name maps: canonical names on the left, a checkpoint's own on the right, `{i}` the layer's number."""
+"""Helpers for name maps: canonical names on the left, a checkpoint's own on the right, `{i}` for the layer's number."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ Names = dict[str, "str | Cut | Stack"]
 
 
 def named(pairs: Mapping[str, str], ours: str = "", theirs: str = "") -> Names:
-    """Weight and bias of each pair, below `ours` and `theirs`."""
+    """Weight and bias of each pair, under the prefixes `ours` and `theirs`."""
     return {f"{ours}{a}.{kind}": f"{theirs}{b}.{kind}" for a, b in pairs.items() for kind in KINDS}
 
 
 def side_by_side(ours: str, stored: str, sizes: Mapping[str, int]) -> Names:
-    """Maps whose rows lie one after the other in one stored matrix: Phi-3's qkv_proj and gate_up_proj."""
+    """Linear maps whose rows are concatenated in one stored matrix: Phi-3's qkv_proj and gate_up_proj."""
     out: Names = {}
     total, start = sum(sizes.values()), 0
     for name, size in sizes.items():
@@ -35,9 +35,9 @@ def by_group(ours: str, stored: str, groups: int, head_dim: int) -> Names:
 
 
 def experts(spec: Model, stored: str, theirs: Mapping[str, str]) -> Names:
-    """Experts that are stored apart. `stored` is a pattern with `{i}`, `{e}` and, where the map's name comes, `{map}`.
+    """Experts that are stored separately. `stored` is a pattern with `{i}`, `{e}` and, for the map's name, `{map}`.
 
-    Layer by layer: dense layers of the same model have maps of the same names.
+    Named layer by layer, since dense layers of the same model have maps of the same names.
     """
     out: Names = {}
     for path, layer, _ in layers(spec):
@@ -51,14 +51,14 @@ def experts(spec: Model, stored: str, theirs: Mapping[str, str]) -> Names:
 
 
 def stacked_experts(spec: Model, usual: Names, at: str, fused_at: str) -> list[Names]:
-    """How other writers store the experts of a family: transformers 5 as one tensor for all first maps and one for all last ones
-    (what a plain `state_dict` of it holds), mlx-lm one for each map.
+    """How other writers store a family's experts: transformers 5 (in a plain `state_dict`) as one tensor for all gate and up maps
+    and one for all down maps, mlx-lm as one tensor for each map.
 
     Args:
         spec: the model.
         usual: the family's map.
-        at: the mixture's stored name below a layer, as mlx-lm has it.
-        fused_at: as transformers 5 has it.
+        at: the mixture's stored name below a layer in mlx-lm.
+        fused_at: the same in transformers 5.
     """
     fused, switch = dict(usual), dict(usual)
     for path, layer, _ in layers(spec):
@@ -77,7 +77,7 @@ def stacked_experts(spec: Model, usual: Names, at: str, fused_at: str) -> list[N
 
 
 def with_own_bias(spec: Model, shared: Mapping[str, str | Cut | Stack], stored: str) -> Names:
-    """The map of an encoder. An output map that isn't the table brings its own bias, `stored`; the shared one is not used."""
+    """The name map of an encoder. An untied output map has its own bias, `stored`; the shared one is not used."""
     own = isinstance(spec, Encoder) and spec.mlm is not None and not spec.mlm.tied
     return {**shared, "mlm_bias": stored} if own else dict(shared)
 
@@ -86,7 +86,7 @@ PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}
 
 
 def halves(ours: str, stored: str, first: str = "gate", second: str = "up") -> Names:
-    """Two maps of one size in one stored matrix, one after the other."""
+    """Two linear maps of one size, concatenated in one stored matrix."""
     return {
         f"{ours}.{name}.{kind}": Part(f"{stored}.{kind}", index, 2)
         for index, name in enumerate((first, second))

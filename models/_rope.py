@@ -29,7 +29,7 @@ def rope(
     partial: float | None = None,
     kind: type[Rope] = Rope,
 ) -> tuple[Rope, int]:
-    """The position scheme of a config, and the positions it reaches. `context` is the config's max_position_embeddings.
+    """The RoPE of a config, and the positions that it reaches. `context` is the config's max_position_embeddings.
 
     A YaRN or dynamic scaling whose original length *is* max_position_embeddings reaches `factor` times that.
 
@@ -46,7 +46,9 @@ def rope(
     outside = config.take("partial_rotary_factor", None)
     share = float(data.pop("partial_rotary_factor", (partial or 1.0) if outside is None else outside))
     if partial is None and share != 1.0:
-        raise ConfigError(f"{config.where}: {config.model_type} rotates whole heads; partial_rotary_factor is {share}")
+        raise ConfigError(
+            f"{config.where}: {config.model_type} rotates whole heads; partial_rotary_factor must be 1, got {share}"
+        )
     outer = config.take("original_max_position_embeddings", None)
     scaling = read_scaling(config, data, context, outer)
     if isinstance(scaling, (YarnScaling, DynamicScaling)) and scaling.original_context == context:
@@ -55,7 +57,7 @@ def rope(
 
 
 def read_scaling(config: HfConfig, data: dict[str, Any], context: int, outer: int | None = None) -> RopeScaling | None:
-    """The scaling that rope parameters (without theta) describe; `outer` is the original length by the config's own key.
+    """The scaling that RoPE parameters (without theta) describe; `outer` is the original length from the config's own key.
 
     Raises:
         ConfigError: an unknown rope_type, or a parameter that its type doesn't have.
@@ -67,8 +69,7 @@ def read_scaling(config: HfConfig, data: dict[str, Any], context: int, outer: in
     scaling = _scaling(kind, data, context, outer or original, config)
     if data:
         raise ConfigError(
-            f"{config.where}: rope parameters of type {kind!r} have keys that are not understood:"
-            f" {', '.join(sorted(data))}"
+            f"{config.where}: rope parameters of type {kind!r} have unsupported keys: {', '.join(sorted(data))}"
         )
     return scaling
 
@@ -139,7 +140,7 @@ def rope_config(rope: Rope) -> dict[str, Any]:
     """The inverse of `rope`: `rope_theta` and, where there is a scaling, `rope_scaling` in transformers' spelling.
 
     Raises:
-        Unmapped: a scaling that no config says.
+        Unmapped: a scaling that no config can express.
     """
     out: dict[str, Any] = {"rope_theta": rope.theta}
     match rope.scaling:
@@ -176,5 +177,5 @@ def rope_config(rope: Rope) -> dict[str, Any]:
                 "original_max_position_embeddings": s.original_context,
             }
         case other:
-            raise Unmapped(f"transformers has no rope scaling of the kind {other.kind}")
+            raise Unmapped(f"transformers has no RoPE scaling of kind {other.kind}")
     return out | {"rope_scaling": scaling}

@@ -1,4 +1,4 @@
-"""Recognising a spec: what a Llama-shaped decoder's config says, or why it is no such decoder."""
+"""Recognise a Llama-shaped decoder: the config that describes a spec, or why it doesn't fit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from edgeformer.spec import Model, Node
 
 
 class Unmapped(Exception):
-    """The spec says something that a config of this type can't be told."""
+    """The spec has a property that a config of this type can't express."""
 
 
 def need(rule: bool, reason: str) -> None:
@@ -26,7 +26,7 @@ def need(rule: bool, reason: str) -> None:
 
 
 def only(node: Node, *fields: str) -> None:
-    """Raise `Unmapped` if the node says something besides these fields: a part that whoever maps it doesn't know."""
+    """Raise `Unmapped` if the node sets a field besides these: the caller doesn't know how to map it."""
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)
         if field.name not in fields and value != field.default:
@@ -51,7 +51,7 @@ def llama_shaped(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
     Raises:
         Unmapped: the spec isn't Llama-shaped.
     """
-    need(isinstance(spec, Decoder), f"it is a {spec.kind}, no decoder")
+    need(isinstance(spec, Decoder), f"it is of kind {spec.kind}, not a decoder")
     assert isinstance(spec, Decoder)
     need(spec.positions is None, "positions are added at the embedding")
     only(spec, "vocab", "width", "context", "init", "blocks", "norm", "tied", "dropout")
@@ -83,7 +83,7 @@ def llama_shaped(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
         )
         need(a.mask.causal, "attention is not causal")
         only(a.mask, "causal", "window")
-    need(type(first.position) is Rope, "positions are not rotary, with halves of a head turned against each other")
+    need(type(first.position) is Rope, "positions are not half-split RoPE")
     config = {
         "hidden_size": spec.width,
         "num_hidden_layers": len(blocks),

@@ -1,4 +1,4 @@
-"""Which layers have sliding windows, as newer configs list it."""
+"""Which layers have sliding windows, as newer configs list them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def layer_types(config: HfConfig, count: int, default: list[str]) -> list[str]:
     """`layer_types`, or the family's default.
 
     Raises:
-        ConfigError: another kind of layer, or not one for each.
+        ConfigError: the list has another kind of layer, or not one per layer.
     """
     types = config.take("layer_types", None)
     if types is None:
@@ -30,5 +30,5 @@ def windows_by_type(config: HfConfig, count: int, window: int | None, default: l
     """
     types = layer_types(config, count, default)
     if SLIDING in types and window is None:
-        raise ConfigError(f"{config.where}: layer_types has {SLIDING}, and sliding_window is null")
+        raise ConfigError(f"{config.where}: layer_types has {SLIDING}, but sliding_window is null")
     return [window if t == SLIDING else None for t in types]

@@ -69,9 +69,7 @@ def spec(config: HfConfig) -> Encoder:
     ffn = MLP(hidden=config.size("intermediate_size", 16_384), act=act)
     attention_dropout = config.number("attention_probs_dropout_prob", 0.0)
     block = encoder_block(width, heads, ffn, norm, attention_dropout=attention_dropout, dropout=dropout)
-    mlm = MlmHead(
-        width=narrow, norm=LayerNorm(eps=1e-5), act=act, tied=tied
-    )  # transformers' head has an epsilon of its own
+    mlm = MlmHead(width=narrow, norm=LayerNorm(eps=1e-5), act=act, tied=tied)  # transformers' head has its own epsilon
     return Encoder(
         vocab=config.size("vocab_size", 30_000),
         width=width,

@@ -1,4 +1,4 @@
-"""BART (Lewis et al. 2019, arXiv 1910.13461): learned positions, norms after, a norm after the embedding."""
+"""BART (Lewis et al. 2019, arXiv 1910.13461): learned positions, post-norm blocks, a norm after the embedding."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def spec(config: HfConfig) -> EncoderDecoder:
 
 
 def bart_like(config: HfConfig, positions: Layer, embed_norm: LayerNorm | None, context: int) -> EncoderDecoder:
-    """What BART and Marian have in common."""
+    """The encoder–decoder shared by BART and Marian."""
     config.expect(is_encoder_decoder=True, tie_word_embeddings=True, encoder_layerdrop=0.0, decoder_layerdrop=0.0)
     config.expect(do_blenderbot_90_layernorm=False)
     config.ignore(

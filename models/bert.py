@@ -1,4 +1,4 @@
-"""BERT encoders (Devlin et al. 2019, arXiv 1810.04805), and sentence-transformers models made of them."""
+"""BERT encoders (Devlin et al. 2019, arXiv 1810.04805), and sentence-transformers models built on them."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ PREFIXES = ("bert.", "")
 IGNORED = {
     r"embeddings\.position_ids$": "",  # 0 .. n-1, a buffer of old checkpoints
     r"^cls\.predictions\.bias$": "",  # see `names`
-    r"^cls\.seq_relationship\.": "the next-sentence head of pre-training; edgeformer builds the one for masked tokens",
+    r"^cls\.seq_relationship\.": "the next-sentence head of pre-training; edgeformer builds the masked-token head",
     r"^classifier\.": "a classification head; edgeformer builds the encoder",
     r"^qa_outputs\.": "a question-answering head; edgeformer builds the encoder",
 }
 TIED = {"cls.predictions.decoder.weight": "embed.weight", "cls.predictions.decoder.bias": "mlm_bias"}
 UNPREFIXED = "cls."
-RENAMED = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}  # saves from before 2019
+RENAMED = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}  # files from before 2019
 
 
 def names(spec: Model) -> Names:
@@ -74,7 +74,7 @@ def spec(config: HfConfig) -> Encoder:
 
 
 def bert_like(config: HfConfig, mlm: bool, padding: int | None = None) -> Encoder:
-    """BERT's architecture; `padding` is the padding token's id where positions are counted from it (RoBERTa)."""
+    """BERT's architecture; `padding` is the padding token's id if positions are counted from it (RoBERTa)."""
     width = config.size("hidden_size", 768)
     context, dropout = config.size("max_position_embeddings", 512), config.number("hidden_dropout_prob", 0.1)
     norm, offset = LayerNorm(eps=config.number("layer_norm_eps", 1e-12)), 0 if padding is None else padding + 1
@@ -107,7 +107,7 @@ def bert_like(config: HfConfig, mlm: bool, padding: int | None = None) -> Encode
 def encoder_block(
     width: int, heads: int, ffn: MLP, norm: LayerNorm, *, attention_dropout: float, dropout: float
 ) -> PostNormBlock:
-    """The block of BERT and its descendants: attention to both sides and the network, each normalised after it is added."""
+    """The block of BERT and its descendants: post-norm, with bidirectional attention and an FFN."""
     attention = GQA(
         heads=heads,
         kv_heads=heads,
@@ -121,8 +121,8 @@ def encoder_block(
 
 
 def has_mlm(config: HfConfig, weight: str) -> bool:
-    """Whether the checkpoint stores a head for masked tokens, one of whose weights is called so; for a lone config, whether its
-    class has one."""
+    """Whether the checkpoint stores a masked-token head, which has a weight of this name; for a config alone, whether its class
+    has one."""
     if config.stored is not None:
         return any(name == weight or name.endswith("." + weight) for name in config.stored)
     architecture = (config.data.get("architectures") or [""])[0]
@@ -130,7 +130,7 @@ def has_mlm(config: HfConfig, weight: str) -> bool:
 
 
 def has_pooler(config: HfConfig) -> bool:
-    """Whether the checkpoint stores a pooler; for a lone config, whether its class has one."""
+    """Whether the checkpoint stores a pooler; for a config alone, whether its class has one."""
     if config.stored is not None:
         return any(".pooler." in f".{name}" for name in config.stored)
     architecture = (config.data.get("architectures") or ["BertModel"])[0]
@@ -141,9 +141,9 @@ def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: it is none of this family.
+        Unmapped: the spec doesn't fit this family.
     """
-    need(isinstance(spec, Encoder), f"it is a {spec.kind}, no encoder")
+    need(isinstance(spec, Encoder), f"it is of kind {spec.kind}, not an encoder")
     assert isinstance(spec, Encoder)
     block = spec.blocks[0]
     need(
@@ -152,7 +152,7 @@ def config(spec: Model) -> dict[str, Any]:
     assert isinstance(block, PostNormBlock)
     only(block, "attention", "ffn", "norm", "dropout")
     a, ffn, norm = block.attention, block.ffn, block.norm
-    need(isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm), "the parts are not BERT's")
+    need(isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm), "its parts are not BERT's")
     assert isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm)
     return {
         "model_type": "bert",

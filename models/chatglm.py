@@ -1,8 +1,8 @@
 """ChatGLM-6B, ChatGLM2, ChatGLM3 and GLM-4-9B as first published (Du et al. 2022, arXiv 2103.10360; GLM Team 2024, 2406.12793).
 
-transformers has no class for them: the published code's formula is the reference. From the second generation on half of each
-head is rotated, by neighbouring channels; q, k and v are one matrix, gate and up another. The first is a prefix language model
-with rotation by two counts; its blocks normalise, then add to alpha times the normalised: DeepNorm, its norms counted one later.
+transformers has no class for them: the published code's formula is the reference. From the second generation on, half of each
+head is rotated, by adjacent channels; q, k and v are one matrix, gate and up another. The first is a prefix language model with
+2D RoPE; its blocks normalise, then add to alpha times the normalised input: DeepNorm, with its norms shifted by one.
 """
 
 from __future__ import annotations
@@ -99,11 +99,11 @@ def _first_generation(config: HfConfig) -> Decoder:
 
 
 def _first_names(spec: Decoder) -> Names:
-    """A block's first norm is the one after the block before."""
+    """A block's stored first norm is the norm that ends the block before it."""
     attention: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
     count, dim = len(spec.blocks), attention.head_dim
     out: Names = named({"embed": "word_embeddings", "embed_norm": "layers.0.input_layernorm", "head": "lm_head"})
-    # stored: each half's pairs side by side; ours: first members of all pairs, then second ones
+    # stored: each half's pairs side by side; canonical: first members of all pairs, then second ones
     order = tuple(start + i for start in (0, dim // 2, dim // 4, 3 * dim // 4) for i in range(dim // 4))
     block = {
         "attention_norm": "post_attention_layernorm",

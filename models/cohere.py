@@ -1,4 +1,4 @@
-"""Command R (Cohere 2024): attention and FFN side by side after one norm without bias, neighbouring channels rotated."""
+"""Command R (Cohere 2024): attention and FFN in parallel after one norm without bias, RoPE on adjacent channels."""
 
 from __future__ import annotations
 

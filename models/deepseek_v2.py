@@ -55,14 +55,14 @@ def spec(config: HfConfig) -> Decoder:
 
 
 def latent_attention(config: HfConfig, kind: type[Rope], inner_eps: float) -> tuple[MLA, int]:
-    """The attention of DeepSeek-V2 and MiniCPM3, and the positions it reaches."""
-    config.ignore("num_key_value_heads", "qk_head_dim", "head_dim")  # follow from the others
+    """The attention of DeepSeek-V2 and MiniCPM3, and the positions that it reaches."""
+    config.ignore("num_key_value_heads", "qk_head_dim", "head_dim")  # these follow from the others
     nope, turned = config.size("qk_nope_head_dim", 128), config.size("qk_rope_head_dim", 64)
     position, context = rope(config, turned, config.size("max_position_embeddings", 2048), kind=kind)
     config.expect(attention_dropout=0.0)
     scaling: dict[str, Any] = config.data.get("rope_parameters") or config.data.get("rope_scaling") or {}
     scale = (nope + turned) ** -0.5
-    if (heat := scaling.get("mscale_all_dim")) and position.scaling is not None:  # scores are cooled again
+    if (heat := scaling.get("mscale_all_dim")) and position.scaling is not None:  # YaRN scales scores, too
         scale *= (0.1 * heat * math.log(scaling["factor"]) + 1.0) ** 2 if scaling["factor"] > 1 else 1.0
     bias, norm = config.flag("attention_bias", False), RMSNorm(eps=inner_eps)
     return MLA(
@@ -101,7 +101,7 @@ def names(spec: Model) -> Names:
 
 
 def spellings(spec: Model) -> list[Names]:
-    """As transformers 5 and mlx-lm name the experts."""
+    """The expert names of transformers 5 and mlx-lm."""
     return stacked_experts(spec, names(spec), "mlp", "mlp")
 
 

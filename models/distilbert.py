@@ -44,8 +44,8 @@ IGNORED = {r"^(pre_)?classifier\.|^qa_outputs\.": "a head of another task; edgef
 
 def spec(config: HfConfig) -> Encoder:
     """A DistilBERT encoder."""
-    config.expect(tie_weights_=True)  # of the first code; today tie_word_embeddings decides
-    config.ignore("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds")  # the latter is how the table began
+    config.expect(tie_weights_=True)  # from the first code; today tie_word_embeddings decides
+    config.ignore("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds")  # the latter is the table's init
     width, heads, norm = config.size("dim", 768), config.size("n_heads", 12), LayerNorm(eps=1e-12)
     context, dropout = config.size("max_position_embeddings", 512), config.number("dropout", 0.1)
     act = config.activation("activation", "gelu")

@@ -1,4 +1,4 @@
-"""Falcon (Almazrouei et al. 2023, arXiv 2311.16867): the 7B, 40B and sequential shapes, with rotation.
+"""Falcon (Almazrouei et al. 2023, arXiv 2311.16867): the 7B, 40B and sequential shapes, with RoPE.
 
 Falcon-RW's ALiBi is refused: its biases are rounded to bfloat16 in the published code, which no other runtime does.
 """
@@ -29,7 +29,7 @@ def spec(config: HfConfig) -> Decoder:
     config.expect(alibi=False, num_ln_in_mlp=None)
     config.ignore("apply_residual_connection_post_layernorm")
     heads, width = config.size("num_attention_heads", 71), config.size("hidden_size", 4544)
-    config.expect(n_head=heads, n_layer=config.layers("num_hidden_layers", 32))  # older names of both
+    config.expect(n_head=heads, n_layer=config.layers("num_hidden_layers", 32))  # older names of these keys
     new, side = config.flag("new_decoder_architecture", False), config.flag("parallel_attn", True)
     single, bias = config.flag("multi_query", True), config.flag("bias", False)
     groups = config.optional_size("num_kv_heads") or heads

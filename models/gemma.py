@@ -1,4 +1,4 @@
-"""Gemma (Gemma Team 2024, arXiv 2403.08295): Llama with norms around 1 + w, GeGLU and scaled embeddings."""
+"""Gemma (Gemma Team 2024, arXiv 2403.08295): Llama with norms that scale by 1 + w, GeGLU and scaled embeddings."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def spec(config: HfConfig) -> Decoder:
 
 
 def _feed_forward(config: HfConfig) -> GLU:
-    """The network. Gemma's first configs say "gelu" and mean its tanh approximation, as transformers reads them; later ones say
-    it once more as hidden_activation."""
+    """The FFN. Gemma's first configs have "gelu" and mean its tanh approximation, as transformers reads them; later ones repeat
+    it as hidden_activation."""
     ffn = gated(config, "gelu_pytorch_tanh")
     ffn = replace(ffn, act="gelu_tanh") if ffn.act == "gelu" else ffn
     if config.take("hidden_activation", None) is not None and config.activation("hidden_activation", "") != ffn.act:
         raise ConfigError(
             f"{config.where}: hidden_act = {config.data.get('hidden_act')!r} and hidden_activation ="
-            f" {config.data['hidden_activation']!r} are two activations"
+            f" {config.data['hidden_activation']!r} are two activations; they must agree"
         )
     return ffn
 

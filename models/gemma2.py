@@ -1,4 +1,4 @@
-"""Gemma 2 (Gemma Team 2024, arXiv 2408.00118): norms before and after, soft caps, windows in every second layer."""
+"""Gemma 2 (Gemma Team 2024, arXiv 2408.00118): norms before and after, soft caps, sliding windows in every second layer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ NAMES = llama.NAMES | named(
 def spec(config: HfConfig) -> Decoder:
     """A Gemma 2 decoder."""
     config.expect(use_bidirectional_attention=None)
-    config.expect(sliding_window_size=config.size("sliding_window", 4096))  # the same, said twice
+    config.expect(sliding_window_size=config.size("sliding_window", 4096))  # the same value under two keys
     config.ignore("cache_implementation", "hidden_act")  # transformers reads hidden_activation
     head_dim = config.size("head_dim", 256)
     position, context = rope(config, head_dim, config.size("max_position_embeddings", 8192))
@@ -45,7 +45,7 @@ def spec(config: HfConfig) -> Decoder:
 def gemma_attention(
     config: HfConfig, head_dim: int, default_heads: tuple[int, int], softcap: float | None = 50.0
 ) -> dict:
-    """What attention in Gemma 2 and 3 has in common."""
+    """The attention fields that Gemma 2 and 3 share."""
     bias, heads = config.flag("attention_bias", False), config.size("num_attention_heads", default_heads[0])
     return dict(
         heads=heads,
@@ -60,7 +60,7 @@ def gemma_attention(
 
 
 def gemma_decoder(config: HfConfig, attentions: list[GQA], context: int, softcap: float | None) -> Decoder:
-    """The decoder of Gemma 2 and 3; `softcap` is the default of the logits'."""
+    """The decoder of Gemma 2 and 3; `softcap` is the default for the logits."""
     norm = OffsetRMSNorm(eps=config.number("rms_norm_eps", 1e-6))
     act = config.activation("hidden_activation", "gelu_pytorch_tanh")
     ffn = GLU(hidden=config.size("intermediate_size", 9216), act=act)

@@ -1,4 +1,4 @@
-"""Gemma 3, text (Gemma Team 2025, arXiv 2503.19786): five windowed layers for each full one, and a theta for each kind."""
+"""Gemma 3, text (Gemma Team 2025, arXiv 2503.19786): five sliding-window layers per full one, and a RoPE theta for each kind."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def spec(config: HfConfig) -> Decoder:
     if config.flag("use_bidirectional_attention", False):
         raise ConfigError(f"{config.where}: use_bidirectional_attention = true is not supported; only false is")
     config.ignore("cache_implementation", "hidden_act")
-    config.expect(attn_logit_softcapping=None)  # transformers has the key and doesn't apply it
+    config.expect(attn_logit_softcapping=None)  # transformers has the key but doesn't apply it
     count, head_dim = config.layers("num_hidden_layers", 26), config.size("head_dim", 256)
     context, window = config.size("max_position_embeddings", 131_072), config.size("sliding_window", 4096)
     pattern = config.size("sliding_window_pattern", config.size("_sliding_window_pattern", 6))
@@ -39,14 +39,12 @@ def spec(config: HfConfig) -> Decoder:
 
 
 def _ropes(config: HfConfig, head_dim: int, context: int) -> dict[str, Rope]:
-    """The rotation of each kind of layer. rope_scaling is of full layers only."""
+    """The RoPE of each kind of layer. rope_scaling applies to full layers only."""
     named = config.take("rope_parameters", None) or {}
     thetas = {FULL: config.number("rope_theta", 1e6), SLIDING: config.number("rope_local_base_freq", 1e4)}
     given = {FULL: dict(config.take("rope_scaling", None) or {}), SLIDING: {}}
     if unknown := sorted(named.keys() - {FULL, SLIDING}):
-        raise ConfigError(
-            f"{config.where}: rope_parameters of kinds of layers that are not known: {', '.join(unknown)}"
-        )
+        raise ConfigError(f"{config.where}: rope_parameters has unknown kinds of layers: {', '.join(unknown)}")
     ropes = {}
     for kind, theta in thetas.items():
         data = {**given[kind], **(named.get(kind) or {})}

@@ -1,4 +1,4 @@
-"""GLM-4-0414 (Zhipu AI 2025): norms before and after, half of each head rotated by neighbouring channels, gate and up fused."""
+"""GLM-4-0414 (Zhipu AI 2025): norms before and after, RoPE on half of each head by adjacent channels, gate and up fused."""
 
 from __future__ import annotations
 

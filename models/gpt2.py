@@ -20,7 +20,7 @@ from edgeformer.weights.parts import Part
 
 
 def _conv1d(ours: str, theirs: str, index: int = 0, of: int = 1) -> dict[str, Part]:
-    """transformers' Conv1D keeps its weight as [inputs, outputs]."""
+    """transformers' Conv1D stores its weight as [inputs, outputs]."""
     return {
         f"layers.{{i}}.{ours}.weight": Part(f"h.{{i}}.{theirs}.weight", index, of, axis=1, transposed=True),
         f"layers.{{i}}.{ours}.bias": Part(f"h.{{i}}.{theirs}.bias", index, of),
@@ -81,7 +81,7 @@ def spec(config: HfConfig) -> Decoder:
 
 
 def gpt2_decoder(config: HfConfig, block: Block) -> Decoder:
-    """The decoder of GPT-2 and GPT-BigCode, of one block repeated."""
+    """The decoder of GPT-2 and GPT-BigCode: one block, repeated."""
     context = config.size("n_positions", 1024)
     return Decoder(
         vocab=config.size("vocab_size", 50_257),
@@ -100,9 +100,9 @@ def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: it is none of this family.
+        Unmapped: the spec doesn't fit this family.
     """
-    need(isinstance(spec, Decoder), f"it is a {spec.kind}, no decoder")
+    need(isinstance(spec, Decoder), f"it is of kind {spec.kind}, not a decoder")
     assert isinstance(spec, Decoder)
     only(spec, "vocab", "width", "context", "init", "blocks", "norm", "positions", "tied", "dropout")
     block = spec.blocks[0]
@@ -115,7 +115,7 @@ def config(spec: Model) -> dict[str, Any]:
         isinstance(norm, LayerNorm) and norm.bias and norm.weight and block.norm == norm,
         "norms are not one LayerNorm with bias",
     )
-    need(isinstance(a, GQA) and isinstance(ffn, MLP), "attention or feed-forward network are of another kind")
+    need(isinstance(a, GQA) and isinstance(ffn, MLP), "the attention or the feed-forward network is of another kind")
     assert (
         isinstance(a, GQA)
         and isinstance(ffn, MLP)
@@ -126,9 +126,9 @@ def config(spec: Model) -> dict[str, Any]:
         heads=a.heads, kv_heads=a.heads, head_dim=spec.width // a.heads, mask=Mask(), bias=True, output_bias=True,
         dropout=a.dropout,
     )  # fmt: skip
-    need(a == plain, "attention is not GPT-2's: as many key heads as query heads, biases, no window, no rotation")
+    need(a == plain, "attention is not GPT-2's: as many key heads as query heads, biases, no sliding window, no RoPE")
     need(ffn.bias and block.cross is None, "the feed-forward network has no biases, or there is cross-attention")
-    need(spec.positions.count == spec.context, "there are more positions than the context is long")
+    need(spec.positions.count == spec.context, "the number of positions is not the context length")
     return {
         "model_type": "gpt2",
         "architectures": ["GPT2LMHeadModel"],

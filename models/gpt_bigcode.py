@@ -1,4 +1,4 @@
-"""GPT-BigCode: SantaCoder and StarCoder (Li et al. 2023, arXiv 2305.06161): GPT-2 with one key head."""
+"""GPT-BigCode: SantaCoder and StarCoder (Li et al. 2023, arXiv 2305.06161): GPT-2 with multi-query attention."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def spec(config: HfConfig) -> Decoder:
     config.ignore("attention_softmax_in_fp32", "scale_attention_softmax_in_fp32", "inference_runner", "pad_key_length")
     config.ignore("max_batch_size", "max_sequence_length", "pre_allocate_kv_cache", "validate_runner_input")
     config.ignore("runner_max_sequence_length")
-    config.ignore("num_key_value_heads")  # written by transformers, which reads multi_query
+    config.ignore("num_key_value_heads")  # transformers writes it, but reads multi_query
     width, heads = config.size("n_embd", 768), config.size("n_head", 12)
     norm = LayerNorm(eps=config.number("layer_norm_epsilon", 1e-5))
     attention = GQA(

@@ -1,4 +1,4 @@
-"""GPT-Neo (Black et al. 2021): GPT-2 with unscaled scores and windows in every second layer."""
+"""GPT-Neo (Black et al. 2021): GPT-2 with unscaled scores and sliding windows in every second layer."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def spec(config: HfConfig) -> Decoder:
 
 
 def _kinds(config: HfConfig, count: int) -> list[str]:
-    """`global` or `local` for each layer: attention_types says `[[kinds, times], ...]`, attention_layers the same written out."""
+    """`global` or `local` for each layer: attention_types is `[[kinds, times], ...]`, attention_layers the same expanded."""
     types = config.take("attention_types", [[["global", "local"], count // 2]])
     kinds = [kind for pattern, times in types for _ in range(times) for kind in pattern]
     if (

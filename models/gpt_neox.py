@@ -31,10 +31,10 @@ UNPREFIXED = "embed_out."
 def spec(config: HfConfig) -> Decoder:
     """A GPT-NeoX decoder."""
     config.ignore("attention_probs_dropout_prob", "hidden_dropout_prob", "num_steps")  # under other names today
-    config.ignore("classifier_dropout", "num_key_value_heads")  # transformers has the latter and doesn't read it
+    config.ignore("classifier_dropout", "num_key_value_heads")  # transformers has the latter but doesn't read it
     heads, width = config.size("num_attention_heads", 64), config.size("hidden_size", 6144)
     theta, share = config.number("rotary_emb_base", 10_000.0), config.number("rotary_pct", 0.25)
-    # transformers 4.45 and later write it beside rotary_pct, which is what they read
+    # transformers 4.45 and later write it beside rotary_pct, but read the latter
     if config.take("partial_rotary_factor", None) not in (None, share):
         config.expect(partial_rotary_factor=share)
     position, context = rope(config, width // heads, config.size("max_position_embeddings", 2048), theta, partial=share)

@@ -55,7 +55,7 @@ def spec(config: HfConfig) -> Decoder:
 
 
 def gated(config: HfConfig, act: str = "silu", bias: bool = False) -> GLU:
-    """The feed-forward network of Llama's descendants."""
+    """The gated feed-forward network of Llama's descendants."""
     return GLU(hidden=config.size("intermediate_size"), act=config.activation("hidden_act", act), bias=bias)
 
 
@@ -68,7 +68,7 @@ def llama_like(config: HfConfig, attentions: list[GQA], context: int, *, ffn_bia
 def decoder(
     config: HfConfig, blocks: Sequence[Layer], norm: Norm | None, context: int, *, tied: bool = False, **fields: Any
 ) -> Decoder:
-    """A decoder of these blocks, with what all of Llama's descendants say of it; `tied` is the family's default."""
+    """A decoder of these blocks, with the fields that all of Llama's descendants share; `tied` is the family's default."""
     return Decoder(
         vocab=config.size("vocab_size"),
         width=config.size("hidden_size"),
@@ -95,7 +95,7 @@ def layer_windows(config: HfConfig) -> list[int | None]:
     if not isinstance(types, list) or len(types) != count or not known.issuperset(types):
         raise ConfigError(f"{config.where}: layer_types must name one of {sorted(known)} for each of {count} layers")
     if "sliding_attention" in types and window is None:
-        raise ConfigError(f"{config.where}: layer_types has sliding_attention but use_sliding_window is off")
+        raise ConfigError(f"{config.where}: layer_types has sliding_attention, but use_sliding_window is off")
     return [window if t == "sliding_attention" else None for t in types]
 
 
@@ -109,7 +109,7 @@ def windows_config(attentions: list[GQA]) -> dict[str, Any]:
     sizes = set(windows) - {None}
     if not sizes:
         return {}
-    need(len(sizes) == 1, "there are sliding windows of several sizes")
+    need(len(sizes) == 1, "sliding windows have several sizes")
     kinds = ["full_attention" if w is None else "sliding_attention" for w in windows]
     return {"use_sliding_window": True, "sliding_window": sizes.pop(), "layer_types": kinds}
 
@@ -128,7 +128,7 @@ def shared_config(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
     data, attentions, ffn = llama_shaped(spec)
     position = attentions[0].position
     assert isinstance(position, Rope)  # `llama_shaped` takes no other
-    need(position.dim == attentions[0].head_dim, "heads are rotated in part")
+    need(position.dim == attentions[0].head_dim, "only a part of each head is rotated")
     data |= {"hidden_act": hf_activation(ffn.act), **rope_config(position)}
     scaling = position.scaling
     if isinstance(scaling, DynamicScaling):  # transformers takes the original length from max_position_embeddings
@@ -140,12 +140,12 @@ def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: it is none of this family.
+        Unmapped: the spec doesn't fit this family.
     """
     data, attentions, ffn = shared_config(spec)
     first = attentions[0]
     need(first.qk_norm is None, "queries and keys are normalised")
-    need(all(a.mask.window is None for a in attentions), "there are sliding windows")
+    need(all(a.mask.window is None for a in attentions), "it has sliding windows")
     need(first.bias == first.output_bias, "q, k, v have biases and o has none, or the reverse")
     bias = {"attention_bias": first.bias, "mlp_bias": ffn.bias}
     return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **bias, **data}

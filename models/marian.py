@@ -18,7 +18,7 @@ def spec(config: HfConfig) -> EncoderDecoder:
     config.expect(share_encoder_decoder_embeddings=True, normalize_before=False, add_final_layer_norm=False)
     config.expect(normalize_embedding=False, static_position_embeddings=True, add_bias_logits=False)
     config.expect(decoder_vocab_size=config.size("vocab_size", 58_101))
-    config.ignore("num_hidden_layers", "extra_pos_embeddings")  # the latter is of the table that is recomputed
+    config.ignore("num_hidden_layers", "extra_pos_embeddings")  # the latter concerns the table, which is recomputed
     context = config.size("max_position_embeddings", 1024)
     return bart_like(config, Sinusoidal(count=context, interleaved=False), None, context)
 

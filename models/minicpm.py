@@ -20,7 +20,7 @@ __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
 def spec(config: HfConfig) -> Decoder:
     """A MiniCPM decoder."""
     norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
-    head_dim = config.size("hidden_size") // config.size("num_attention_heads", 32)  # configs have no key for it
+    head_dim = config.size("hidden_size") // config.size("num_attention_heads", 32)  # the configs have no key for it
     attention, context = rotary_attention(config, 32, 2048, head_dim=head_dim)
     scales = multipliers(config)
     count = config.layers("num_hidden_layers", 32)
@@ -32,8 +32,8 @@ def spec(config: HfConfig) -> Decoder:
 def multipliers(
     config: HfConfig, *, embed: float = 1.0, depth: float | None = None, base: int | None = None
 ) -> dict[str, float]:
-    """The multipliers of MiniCPM's papers: scale_emb, scale_depth / √layers and dim_model_base / width. `embed`, `depth` and
-    `base` are the family's defaults of these keys; a depth or base of None multiplies by 1."""
+    """MiniCPM's multipliers: scale_emb, scale_depth / √layers and dim_model_base / width. `embed`, `depth` and `base` are the
+    family's defaults of these keys; None for depth or base means a multiplier of 1."""
     width, count = config.size("hidden_size"), config.layers("num_hidden_layers", 32)
     scale_depth = config.optional_number("scale_depth", depth)
     return {

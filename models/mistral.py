@@ -38,13 +38,13 @@ def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: it is none of this family.
+        Unmapped: the spec doesn't fit this family.
     """
     data, attentions, ffn = shared_config(spec)
     first, windows = attentions[0], {a.mask.window for a in attentions}
     need(first.qk_norm is None, "queries and keys are normalised")
-    need(not (first.bias or first.output_bias or ffn.bias), "there are biases")
-    need(len(windows) == 1, "windows differ from layer to layer")
+    need(not (first.bias or first.output_bias or ffn.bias), "it has biases")
+    need(len(windows) == 1, "sliding windows differ from layer to layer")
     shape = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": windows.pop()}
     return {**shape, **data}
 

@@ -21,7 +21,7 @@ __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec", "spellings"]
 
 def spec(config: HfConfig) -> Decoder:
     """A Mixtral decoder."""
-    config.ignore("router_aux_loss_coef", "router_jitter_noise", "output_router_logits")  # of training
+    config.ignore("router_aux_loss_coef", "router_jitter_noise", "output_router_logits")  # for training only
     heads = config.size("num_attention_heads", 32)
     head_dim = config.optional_size("head_dim") or config.size("hidden_size") // heads
     position, context = rope(config, head_dim, config.size("max_position_embeddings", 131_072), theta=1e6)
@@ -52,7 +52,7 @@ def names(spec: Model) -> Names:
 
 
 def spellings(spec: Model) -> list[Names]:
-    """As transformers 5 and mlx-lm name the experts."""
+    """The expert names of transformers 5 and mlx-lm."""
     return stacked_experts(spec, names(spec), "block_sparse_moe", "mlp")
 
 

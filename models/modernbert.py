@@ -1,4 +1,4 @@
-"""ModernBERT (Warner et al. 2024, arXiv 2412.13663): rotation, gated FFNs, norms before, full attention in every third layer."""
+"""ModernBERT (Warner et al. 2024, arXiv 2412.13663): RoPE, gated FFNs, pre-norm blocks, full attention in every third layer."""
 
 from __future__ import annotations
 
@@ -33,9 +33,7 @@ def spec(config: HfConfig) -> Encoder:
     width, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
     count, context = config.layers("num_hidden_layers", 22), config.size("max_position_embeddings", 8192)
     eps = config.number("norm_eps", 1e-5)
-    config.expect(
-        layer_norm_eps=eps, is_causal=False, causal_mask=False
-    )  # the first is said twice, and norm_eps counts
+    config.expect(layer_norm_eps=eps, is_causal=False, causal_mask=False)  # the first duplicates norm_eps
     norm = LayerNorm(eps=eps, bias=config.flag("norm_bias", False))
     every = config.size("global_attn_every_n_layers", 3)
     types = layer_types(config, count, [SLIDING if i % every else FULL for i in range(count)])
@@ -60,7 +58,7 @@ def spec(config: HfConfig) -> Encoder:
         )
         for kind in types
     ]
-    blocks = [  # the first block's input is normalised after the embedding already
+    blocks = [  # the first block's input was already normalised after the embedding
         Block(attention=a, ffn=ffn, norm=norm, attention_norm=None if i else IdentityNorm(), dropout=dropout)
         for i, a in enumerate(attentions)
     ]
@@ -86,7 +84,7 @@ def spec(config: HfConfig) -> Encoder:
 
 
 def _ropes(config: HfConfig, head_dim: int, context: int) -> dict[str, Rope]:
-    """The rotation of each kind of layer."""
+    """The RoPE of each kind of layer."""
     named_ropes = config.take("rope_parameters", None) or {}
     usual = {FULL: config.number("global_rope_theta", 160_000.0)}
     usual[SLIDING] = config.optional_number("local_rope_theta", 10_000.0) or usual[FULL]

@@ -1,4 +1,4 @@
-"""MPT (MosaicML 2023): ALiBi, norms and linear maps without biases, queries, keys and values clipped."""
+"""MPT (MosaicML 2023): ALiBi, norms and linear maps without biases, clipped queries, keys and values."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ TIED = {"lm_head.weight": "embed.weight"}
 
 
 def spec(config: HfConfig) -> Decoder:
-    """An MPT decoder. Its attention is described by an object of its own, attn_config."""
+    """An MPT decoder. Its attention has a config object of its own, attn_config."""
     config.expect(logit_scale=None, no_bias=True, expansion_ratio=4, fc_type="torch")
     config.ignore(
         "embedding_fraction", "init_device", "init_config", "learned_pos_emb", "norm_type", "verbose", "emb_pdrop"
     )
-    config.ignore("tokenizer_name", "use_pad_tok_in_ffn")  # of the original code
+    config.ignore("tokenizer_name", "use_pad_tok_in_ffn")  # from the original code
     inner = HfConfig({"model_type": "mpt", **(config.take("attn_config", None) or {})}, f"{config.where} (attn_config)")
     inner.expect(attn_type="multihead_attention", prefix_lm=False, qk_ln=False, alibi=True, attn_uses_sequence_id=False)
-    inner.expect(alibi_bias_max=8)  # transformers has the key and doesn't read it
+    inner.expect(alibi_bias_max=8)  # transformers has the key but doesn't read it
     inner.ignore("attn_impl")
     width, heads = config.size("d_model", 2048), config.size("n_heads", 16)
     dropout = inner.number("attn_pdrop", 0.0)

@@ -1,4 +1,4 @@
-"""mT5 (Xue et al. 2020, arXiv 2010.11934): T5 1.1's network, gated, with a head of its own; configs may leave that out."""
+"""mT5 (Xue et al. 2020, arXiv 2010.11934): T5 1.1's gated FFN with an untied head, even if the config leaves these keys out."""
 
 from __future__ import annotations
 

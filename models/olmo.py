@@ -1,4 +1,4 @@
-"""OLMo (Groeneveld et al. 2024, arXiv 2402.00838): Llama with norms that have no parameters, and clipped projections."""
+"""OLMo (Groeneveld et al. 2024, arXiv 2402.00838): Llama with norms without parameters, and clipped projections."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OLMo 2 (OLMo Team 2024, arXiv 2501.00656): norms on what attention and FFN give, queries and keys normalised whole."""
+"""OLMo 2 (OLMo Team 2024, arXiv 2501.00656): output norms on attention and FFN, queries and keys normalised over all heads."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""OLMoE (Muennighoff et al. 2024, arXiv 2409.02060): a mixture of many small experts, queries and keys normalised whole."""
+"""OLMoE (Muennighoff et al. 2024, arXiv 2409.02060): a mixture of many small experts, QK norm over all heads."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ TIED = {"lm_head.weight": "embed.weight"}
 def spec(config: HfConfig) -> Decoder:
     """An OpenELM decoder."""
     config.expect(normalization_layer_name="rms_norm", ffn_with_glu=True)
-    config.ignore("rope_max_length", "qkv_multipliers", "num_gqa_groups")  # the lists of heads say it
+    config.ignore("rope_max_length", "qkv_multipliers", "num_gqa_groups")  # the lists of heads imply it
     count, width, head_dim = config.layers("num_transformer_layers"), config.size("model_dim"), config.size("head_dim")
     norm = RMSNorm(eps=1e-6)
     position = Rope(dim=head_dim, theta=config.number("rope_freq_constant", 10_000.0))
@@ -58,13 +58,13 @@ def _per_layer(config: HfConfig, key: str, count: int) -> list[Any]:
 
 
 def _divisible(value: float, divisor: int) -> int:
-    """The nearest multiple of `divisor`, but no less than 90 % of the value (Sandler et al. 2018, MobileNetV2's code)."""
+    """The nearest multiple of `divisor`, but not less than 90 % of the value (Sandler et al. 2018, MobileNetV2's code)."""
     nearest = max(divisor, int(value + divisor / 2) // divisor * divisor)
     return nearest + divisor if nearest < 0.9 * value else nearest
 
 
 def names(spec: Model) -> Names:
-    """Canonical name -> stored name. Cuts differ from layer to layer."""
+    """Canonical name -> stored name. Sizes differ from layer to layer."""
     out: Names = named({"embed": "token_embeddings", "norm": "norm", "head": "lm_head"})
     for i, block in enumerate(spec.blocks):  # type: ignore[attr-defined]
         a, ours, theirs = block.attention, f"layers.{i}.", f"layers.{i}."

@@ -1,4 +1,4 @@
-"""OPT (Zhang et al. 2022, arXiv 2205.01068) and Galactica: learned positions, ReLU; the 350M model has norms after its parts."""
+"""OPT (Zhang et al. 2022, arXiv 2205.01068) and Galactica: learned positions, ReLU; the 350M model has post-norm blocks."""
 
 from __future__ import annotations
 

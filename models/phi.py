@@ -1,4 +1,4 @@
-"""Phi 1, 1.5 and 2 (Li et al. 2023, arXiv 2309.05463): attention and FFN side by side, part of each head rotated."""
+"""Phi 1, 1.5 and 2 (Li et al. 2023, arXiv 2309.05463): attention and FFN in parallel, RoPE on part of each head."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ def spec(config: HfConfig) -> Decoder:
     position, context = rope(config, head_dim, config.size("max_position_embeddings", 4096), partial=1.0)
     if isinstance(
         position.scaling, LongRopeScaling
-    ):  # its generate makes the cache anew at the switch, other families' don't
+    ):  # its generate rebuilds the cache at the switch, other families' don't
         position = replace(position, scaling=replace(position.scaling, restarts=True))
     config.expect(attention_bias=False, mlp_bias=False)
     attention = GQA(

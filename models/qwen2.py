@@ -1,4 +1,4 @@
-"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv 2407.10671): Llama with biases on q, k and v, and windows per layer."""
+"""Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv 2407.10671): Llama with biases on q, k and v, and sliding windows per layer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 def spec(config: HfConfig) -> Decoder:
     """A Qwen2 decoder."""
     config.expect(use_mrope=False)
-    config.ignore("dual_chunk_attention_config")  # another attention beyond 262,144 tokens, which transformers hasn't
+    config.ignore("dual_chunk_attention_config")  # another attention beyond 262,144 tokens, which transformers lacks
     heads = config.size("num_attention_heads")
     head_dim = config.optional_size("head_dim") or config.size("hidden_size") // heads
     position, context = rope(config, head_dim, config.size("max_position_embeddings", 32_768))
@@ -48,12 +48,12 @@ def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: it is none of this family.
+        Unmapped: the spec doesn't fit this family.
     """
     data, attentions, ffn = shared_config(spec)
     first = attentions[0]
     need(first.qk_norm is None, "queries and keys are normalised")
-    need(first.bias and not first.output_bias and not ffn.bias, "biases are not on q, k and v alone")
+    need(first.bias and not first.output_bias and not ffn.bias, "biases are not on exactly q, k and v")
     return {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], **data, **windows_config(attentions)}
 
 

@@ -1,4 +1,4 @@
-"""Qwen3 (Yang et al. 2025, arXiv 2505.09388): Llama with RMSNorm on each query and key head, and windows per layer."""
+"""Qwen3 (Yang et al. 2025, arXiv 2505.09388): Llama with RMSNorm on each query and key head, and sliding windows per layer."""
 
 from __future__ import annotations
 
@@ -37,12 +37,17 @@ def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: it is none of this family.
+        Unmapped: the spec doesn't fit this family.
     """
     data, attentions, ffn = shared_config(spec)
     first = attentions[0]
-    need(first.qk_norm == RMSNorm(eps=data["rms_norm_eps"]), "queries and keys have no RMSNorm of the blocks' epsilon")
-    need(first.bias == first.output_bias and not ffn.bias, "biases are not on all of q, k, v and o, or on the FFN")
+    need(
+        first.qk_norm == RMSNorm(eps=data["rms_norm_eps"]), "queries and keys have no RMSNorm with the blocks' epsilon"
+    )
+    need(
+        first.bias == first.output_bias and not ffn.bias,
+        "biases are on some but not all of q, k, v and o, or on the FFN",
+    )
     shape = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "attention_bias": first.bias}
     return {**shape, **data, **windows_config(attentions)}
 

@@ -26,7 +26,7 @@ def spec(config: HfConfig) -> Decoder:
     norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
     window = config.optional_size("sliding_window", 4096) if config.flag("use_sliding_window", False) else None
     config.ignore("sliding_window")
-    config.expect(qkv_bias=False, use_qk_norm=True, shared_expert_intermediate_size=0)  # of the first code
+    config.expect(qkv_bias=False, use_qk_norm=True, shared_expert_intermediate_size=0)  # from the first code
     attention, context = rotary_attention(config, 32, 32_768, kv_heads=4, qk_norm=norm, mask=Mask(window=window))
     ffns = feed_forward(
         config, step=config.size("decoder_sparse_step", 1), dense=config.take("mlp_only_layers", None) or []
@@ -35,7 +35,7 @@ def spec(config: HfConfig) -> Decoder:
 
 
 def feed_forward(config: HfConfig, step: int, dense: list[int]) -> list[Any]:
-    """Each layer's network: every `step`-th is a mixture, but those that are listed as dense."""
+    """Each layer's FFN: a mixture in every `step`-th layer, except those listed as dense."""
     mixture = MoE(
         experts=config.size("num_experts", config.take("num_local_experts", 128)),
         chosen=config.size("num_experts_per_tok", 8),
@@ -55,7 +55,7 @@ def names(spec: Model) -> Names:
 
 
 def spellings(spec: Model) -> list[Names]:
-    """As transformers 5 and mlx-lm name the experts."""
+    """The expert names of transformers 5 and mlx-lm."""
     return stacked_experts(spec, names(spec), "mlp", "mlp")
 
 

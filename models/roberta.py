@@ -1,4 +1,4 @@
-"""RoBERTa (Liu et al. 2019, arXiv 1907.11692): BERT whose positions count real tokens, from after the padding token's id."""
+"""RoBERTa (Liu et al. 2019, arXiv 1907.11692): BERT with positions that count real tokens, from after the padding id."""
 
 from __future__ import annotations
 

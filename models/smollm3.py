@@ -1,4 +1,4 @@
-"""SmolLM3 (Hugging Face 2025): Llama without rotation in every fourth layer (Yang et al. 2025, arXiv 2501.18795, "RNoPE")."""
+"""SmolLM3 (Hugging Face 2025): Llama without RoPE in every fourth layer (Yang et al. 2025, arXiv 2501.18795, "RNoPE")."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def spec(config: HfConfig) -> Decoder:
     count = config.layers("num_hidden_layers", 36)
     attention, context = rotary_attention(config, 16, 32_768, kv_heads=4, theta=2e6)
     every = config.size("no_rope_layer_interval", 4)
-    rotated = config.take("no_rope_layers", None)  # the name says the opposite: 1 is a layer with rotation
+    rotated = config.take("no_rope_layers", None)  # despite the name, 1 is a layer with RoPE
     if rotated is None:
         rotated = [int((i + 1) % every != 0) for i in range(count)]
     if not isinstance(rotated, list) or len(rotated) != count or not {0, 1}.issuperset(rotated):
-        raise ConfigError(f"{config.where}: no_rope_layers must give 0 or 1 for each of {count} layers")
+        raise ConfigError(f"{config.where}: no_rope_layers must list 0 or 1 for each of {count} layers")
     windowed = config.flag("use_sliding_window", False)
     window = config.optional_size("sliding_window")
     window = window if windowed else None

@@ -1,4 +1,4 @@
-"""StableLM 2 and 3B (Bellagente et al. 2024, arXiv 2402.17834): LayerNorm with a gated FFN, a quarter of each head rotated."""
+"""StableLM 2 and 3B (Bellagente et al. 2024, arXiv 2402.17834): LayerNorm with a gated FFN, RoPE on a quarter of each head."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""StarCoder2 (Lozhkov et al. 2024, arXiv 2402.19173): LayerNorm, biases, a plain FFN, rotation and grouped queries."""
+"""StarCoder2 (Lozhkov et al. 2024, arXiv 2402.19173): LayerNorm, biases, a plain FFN, RoPE and grouped-query attention."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ IGNORED = {r"^decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_b
 
 
 def names(spec: EncoderDecoder) -> Names:
-    """Canonical name -> stored name. The plain network's first map and the gated one's second have one name here."""
+    """Canonical name -> stored name. The plain FFN's first map and the gated FFN's second share the name `up`."""
     gated = isinstance(spec.encoder.blocks[0].ffn, GLU)  # type: ignore[attr-defined]
     up = "wi_1" if gated else "wi"
     return NAMES | {
@@ -55,7 +55,7 @@ def names(spec: EncoderDecoder) -> Names:
 
 
 LONGEST = 16_384
-"""Tokens of a text. T5's positions are distances, all large ones alike: n_positions is what it was trained on, and no limit."""
+"""Context in tokens. T5's positions are distances, all large ones alike: n_positions is the training length, not a limit."""
 
 
 def spec(config: HfConfig) -> EncoderDecoder:
@@ -64,7 +64,7 @@ def spec(config: HfConfig) -> EncoderDecoder:
 
 
 def t5_like(config: HfConfig, *, feed_forward: str, tied: bool) -> EncoderDecoder:
-    """T5 or mT5; `feed_forward` and `tied` are what a config without these keys means."""
+    """T5 or mT5; `feed_forward` and `tied` are the defaults of these keys."""
     config.expect(is_encoder_decoder=True)
     config.ignore("classifier_dropout", "initializer_factor", "is_gated_act", "dense_act_fn", "num_hidden_layers")
     width, inner = config.size("d_model", 512), config.size("d_kv", 64)
@@ -104,12 +104,12 @@ def t5_like(config: HfConfig, *, feed_forward: str, tied: bool) -> EncoderDecode
 
 
 def _feed_forward(config: HfConfig, usual: str) -> Layer:
-    """feed_forward_proj is an activation, or `gated-` and one; gated-gelu has always meant GELU's tanh approximation."""
+    """The FFN of feed_forward_proj, an activation or `gated-` and one; gated-gelu always means GELU's tanh approximation."""
     said, hidden = config.take("feed_forward_proj", usual), config.size("d_ff", 2048)
     kind, _, act = str(said).rpartition("-")
     if kind not in ("", "gated") or act not in ACTIVATIONS:
         raise ConfigError(
-            f"{config.where}: feed_forward_proj = {said!r} is not known; it is one of {', '.join(ACTIVATIONS)}, or"
+            f"{config.where}: feed_forward_proj = {said!r} is not known; it must be one of {', '.join(ACTIVATIONS)}, or"
             " `gated-` and one of them"
         )
     if kind:

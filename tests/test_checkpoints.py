@@ -59,7 +59,7 @@ def test_unread_keys_are_listed(folder):
         ({"hidden_act": "mish"}, "'mish' is not known"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope_type 'spiral' is not known"),
         ({"rope_parameters": {"rope_type": "linear"}}, "'linear' needs 'factor'"),
-        ({"rope_parameters": {"rope_type": "default", "twist": 2}}, "keys that are not understood: twist"),
+        ({"rope_parameters": {"rope_type": "default", "twist": 2}}, "have unsupported keys: twist"),
         ({"partial_rotary_factor": 0.5}, "rotates whole heads"),
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer"),
         ({"num_hidden_layers": "six"}, "num_hidden_layers must be a positive integer"),

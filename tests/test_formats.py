@@ -297,7 +297,13 @@ def test_refusals(checkpoints, tmp_path):
 
 def test_a_group_that_does_not_divide(tmp_path):
     loaded, _ = saved(small_spec(), tmp_path / "m")  # its FFN has 24 channels
-    refused("24 inputs, which is not a multiple of the group size 32", quantize, loaded, tmp_path / "q", kind=CheckpointError)
+    refused(
+        "24 inputs, which is not a multiple of the group size 32",
+        quantize,
+        loaded,
+        tmp_path / "q",
+        kind=CheckpointError,
+    )
     refused("--keep", export, loaded, tmp_path / "q", precision="q4", kind=CheckpointError)
     quantize(loaded, tmp_path / "q", keep=["*.ffn.down.weight"])
     export(load(tmp_path / "q"), tmp_path / "o")

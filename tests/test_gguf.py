@@ -288,7 +288,7 @@ def test_specs_without_an_architecture_are_refused(tmp_path):
         ({"softcap": 30.0}, "gqa has softcap"),
         ({"mask": Mask(window=8)}, "sliding windows (8)"),
         ({"scale": 0.5}, "scores are scaled"),
-        ({"position": None}, "positions are not rotary"),
+        ({"position": None}, "positions are not half-split RoPE"),
     ):
         loaded, _ = saved(small_spec(**change), tmp_path / "m")
         refused("doesn't write this architecture as GGUF", exported, loaded, tmp_path / "g", kind=ExportError)

@@ -353,7 +353,7 @@ def test_why_a_spec_is_not_stock():
     for change, reason in (
         ({"softcap": 5.0}, "softcap"),
         ({"scale": 0.5}, "scaled by 0.5"),
-        ({"position": None}, "not rotary"),
+        ({"position": None}, "not half-split RoPE"),
         ({"output_bias": True}, "q, k, v have biases and o has none"),
     ):
         config, why = stock_config(small_spec(**change))
