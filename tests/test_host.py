@@ -76,10 +76,13 @@ def test_what_goes_wrong_there(host):
     _, _, environment = host
     for arguments, message in (
         (["--host", "user@gone"], "ssh to user@gone failed"),
-        (["--host", "user@mac", "--host-command", "no-such-program"], "there is no no-such-program on user@mac"),
-        (["--host", "-oProxyCommand=x"], "is no host"),
-        (["--host", "user@mac", "--report", "-"], "it can't go to stdout"),
-        (["--host", "user@mac", "--runtimes", "abacus"], "user@mac measured nothing; the lines above say why"),
+        (["--host", "user@mac", "--host-command", "no-such-program"], "no-such-program was not found on user@mac"),
+        (["--host", "-oProxyCommand=x"], "is not a host name"),
+        (["--host", "user@mac", "--report", "-"], "an HTML report can't go to stdout"),
+        (
+            ["--host", "user@mac", "--runtimes", "abacus"],
+            "user@mac returned no records; its messages above give the reason",
+        ),
     ):
         done = run(environment, "bench", STDLIB, *SMALL, *arguments)
         assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr, done.stderr

@@ -299,7 +299,7 @@ def test_a_corrupt_calibration_text(tmp_path):
 
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\x00broken")
     (tmp_path / "empty.txt").write_text("")
-    for name, message in (("bad.txt", "is not UTF-8 text"), ("empty.txt", "holds no text")):
+    for name, message in (("bad.txt", "is not UTF-8 text"), ("empty.txt", "empty.txt is empty")):
         arguments = ["quantize", str(STDLIB), "-o", str(tmp_path / "q"), "--calibration", str(tmp_path / name)]
         result = CliRunner().invoke(cli, arguments)
         assert isinstance(result.exception, InputError) and message in str(result.exception)

@@ -1,4 +1,4 @@
-"""The command line. Each file here is a command, found by its name and imported when it is asked for."""
+"""The command line. Each module here is one command, found by its file name and imported on demand."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Commands(click.Group):
     """Finds commands by file name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """All commands, by name."""
+        """Sorted names of all commands."""
         return [name.replace("_", "-") for name in discover.names("edgeformer.cli")]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The `command` of the module called so."""
+        """The `command` of the module with this name; None if there is none."""
         name = cmd_name.replace("-", "_")
         try:
             module = None if name.startswith("_") else discover.find("edgeformer.cli", name)
@@ -34,12 +34,12 @@ class Commands(click.Group):
             return _broken(cmd_name, e if isinstance(e, PluginError) else discover.fault_of("edgeformer.cli", name, e))
         if found is None or isinstance(found, click.Command):
             return found
-        wrong = TypeError("its `command` is no command of click")
+        wrong = TypeError("its `command` is not a click.Command")
         return _broken(cmd_name, discover.fault_of("edgeformer.cli", name, wrong))
 
 
 def _broken(name: str, fault: PluginError) -> click.Command:
-    """A command that says why it can't be run, so that the others can."""
+    """A stand-in for a broken plug-in: running it raises the fault, and the other commands stay usable."""
 
     def refuse(**_: Any) -> NoReturn:
         raise fault
@@ -56,7 +56,7 @@ def _broken(name: str, fault: PluginError) -> click.Command:
 )
 @click.version_option(__version__, prog_name="edgeformer")
 def cli() -> None:
-    """One transformer spec: export it to ONNX, check that it says the same, measure it on every runtime.
+    """One transformer spec: export it to ONNX, verify its outputs, measure it on every runtime.
 
     \b
     Examples:
@@ -67,10 +67,10 @@ def cli() -> None:
 
 
 def main() -> Any:
-    """Run the command line; the exit code of an `EdgeformerError` is its class's."""
+    """Run the command line; an `EdgeformerError` exits with its class's exit code."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")  # a terminal that can't show ± must not end a measurement
+            stream.reconfigure(errors="replace")  # a terminal that can't encode ± must not abort a measurement
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # clean up as for Ctrl-C
     try:
         return cli(standalone_mode=False)
@@ -85,19 +85,19 @@ def main() -> Any:
     except (click.Abort, KeyboardInterrupt):
         click.echo("interrupted", err=True)
         sys.exit(130)
-    except BrokenPipeError:  # the reader of our output went away (`| head`)
+    except BrokenPipeError:  # the reader closed the pipe (`| head`)
         sys.stderr.close()
         sys.exit(0)
     except MemoryError as e:
-        _fail(f"there is not enough memory for this{f': {e}' if str(e) else ''}", 2)
+        _fail(f"out of memory{f': {e}' if str(e) else ''}", 2)
     except OSError as e:
         at = f" ({e.filename})" if e.filename is not None else ""
         _fail(f"{e.strerror or e}{at}", 2)
     except SystemExit:
         raise
-    except BaseException as e:  # panics of Rust's libraries are no Exceptions
+    except BaseException as e:  # panics in Rust extensions are not Exceptions
         _fail(
-            f"{type(e).__name__}: {e}. This is a fault of edgeformer; please report it with {crash.write(e)}",
+            f"{type(e).__name__}: {e}. This is a bug in edgeformer; please report it with {crash.write(e)}",
             crash.EXIT_CODE,
         )
 

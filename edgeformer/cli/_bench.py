@@ -1,4 +1,4 @@
-"""What `bench` and `compare` share: the options of a measurement, and how its rows are shown."""
+"""What `bench` and `compare` share: benchmark options, and the output of the measured rows."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ from edgeformer.files.limits import MAX_BATCH, MAX_SIZE
 from edgeformer.files.quoting import plain, shown
 
 MOST_SHAPES = 100
-"""Numbers in one of these lists: each is rows of its own."""
+"""Longest accepted list of sizes: every entry adds its own rows."""
 
 
 class Sizes(click.ParamType):
-    """Integers separated by commas, none below `least` or above `most`."""
+    """Comma-separated integers from `least` to `most`."""
 
     name = "n[,n...]"
 
@@ -46,9 +46,9 @@ class Sizes(click.ParamType):
         except ValueError:
             sizes = ()
         if sizes and (max(sizes) > self.most or len(sizes) > MOST_SHAPES):
-            self.fail(f"at most {MOST_SHAPES} numbers of at most {self.most:,} are taken", param, ctx)
+            self.fail(f"a list takes at most {MOST_SHAPES} numbers, each at most {self.most:,}", param, ctx)
         if not sizes or min(sizes) < self.least:
-            kind = "positive integers" if self.least else "integers, zero or more,"
+            kind = "positive integers" if self.least else "non-negative integers"
             self.fail(f"{shown(value)} is not a list of {kind} such as {self.least} or {self.least},8", param, ctx)
         return tuple(dict.fromkeys(sizes))
 
@@ -58,7 +58,7 @@ def _sizes(name: str, key: str, default: str, help: str, least: int = 1, most: i
 
 
 def bench_options(function: Callable) -> Callable:
-    """The options of a measurement."""
+    """Add the benchmark options to a command."""
     for option in reversed(
         [
             click.option(
@@ -66,36 +66,48 @@ def bench_options(function: Callable) -> Callable:
                 "--runtime",
                 "runtimes",
                 default=None,
-                help="Names, separated by commas; name:variant; the URL of a server. [default: all that fit]",
+                help="Comma-separated: name, name:variant, or a server's URL. [default: all that can run the model]",
             ),
-            _sizes("--prompt", "prompts", "128", "Tokens of prefill; 32,128: a row each."),
-            _sizes("--gen", "gens", "64", "Tokens of decode; 64,256: a row each."),
-            _sizes("--depth", "depths", "0", "Tokens in the cache before the prompt; 0,1024: a row each.", 0),
-            _sizes("--batch", "batches", "1", "Sequences at once; 1,8: a row each.", most=MAX_BATCH),
-            _sizes("--concurrency", "concurrency", "1", "Servers: clients at once; 1,4: a row each.", most=MAX_BATCH),
+            _sizes("--prompt", "prompts", "128", "Prompt tokens (prefill); 32,128: a row each."),
+            _sizes("--gen", "gens", "64", "Tokens to decode; 64,256: a row each."),
+            _sizes("--depth", "depths", "0", "Tokens in the KV cache before the prompt; 0,1024: a row each.", 0),
+            _sizes("--batch", "batches", "1", "Sequences per batch; 1,8: a row each.", most=MAX_BATCH),
+            _sizes(
+                "--concurrency",
+                "concurrency",
+                "1",
+                "Servers only: concurrent clients; 1,4: a row each.",
+                most=MAX_BATCH,
+            ),
             click.option("--rounds", type=ROUNDS, default=5, show_default=True, help="Measured rounds."),
             click.option(
                 "--limit",
                 type=click.FloatRange(min=0, max=1e6, min_open=True),
                 default=900.0,
                 show_default=True,
-                help="Seconds that a row of one shape may take.",
+                help="Time limit in seconds for one row of one shape.",
             ),
-            click.option("--seed", type=SEED, default=0, show_default=True, help="Of the token ids."),
+            click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random token ids."),
             click.option(
                 "--text",
                 type=click.Path(exists=True, dir_okay=False),
                 default=None,
-                help="Take prompts from this text, not random ids: what quantization costs is then told for it.",
+                help="Take prompts from this text instead of random ids, and measure the quality loss of quantized builds on it.",
             ),
-            click.option("--profile", is_flag=True, help="Also say where the time goes: attention, FFN, norms, head."),
-            click.option("--no-twin", is_flag=True, help="Don't run a row twice: no noise interval, no ties."),
-            click.option("--no-roofline", is_flag=True, help="Don't measure what this machine can do at most."),
-            click.option("--resume", is_flag=True, help="Go on with the same measurement where it was interrupted."),
             click.option(
-                "--json", "json_file", default=None, metavar="FILE", help="Append JSONL records; - for stdout."
+                "--profile", is_flag=True, help="Also profile where the time goes: attention, FFN, norms, head."
             ),
-            click.option("--report", "report_file", default=None, metavar="FILE", help="Write an HTML report of them."),
+            click.option("--no-twin", is_flag=True, help="Don't repeat a row: no noise interval and no ties."),
+            click.option(
+                "--no-roofline", is_flag=True, help="Don't measure this machine's peak bandwidth and compute rates."
+            ),
+            click.option("--resume", is_flag=True, help="Resume the same measurement where it was interrupted."),
+            click.option(
+                "--json", "json_file", default=None, metavar="FILE", help="Append JSONL records to FILE; - for stdout."
+            ),
+            click.option(
+                "--report", "report_file", default=None, metavar="FILE", help="Write an HTML report of the records."
+            ),
             click.option("--markdown", is_flag=True, help="Print a Markdown table."),
             threads_option,
             allow_unread,
@@ -105,13 +117,13 @@ def bench_options(function: Callable) -> Callable:
                 "--host",
                 default=None,
                 metavar="USER@HOST",
-                help="Run there over ssh, where edgeformer is installed, and bring the records back.",
+                help="Run over ssh on this host, where edgeformer is installed, and fetch the records.",
             ),
             click.option(
                 "--host-command",
                 default="edgeformer",
                 show_default=True,
-                help="How edgeformer is called there.",
+                help="The edgeformer command on that host.",
             ),
         ]
     ):
@@ -120,10 +132,10 @@ def bench_options(function: Callable) -> Callable:
 
 
 def check_outputs(options: dict[str, Any]) -> None:
-    """Refuse what could not be written in the end, before anything is measured.
+    """Check that every output file can be written, before anything is measured.
 
     Raises:
-        InputError: a file can't be written, or a number makes no sense.
+        InputError: an output file can't be written, or --limit is not finite.
         RuntimeUnavailable: the report needs packages that aren't installed.
     """
     from edgeformer.errors import InputError
@@ -134,25 +146,25 @@ def check_outputs(options: dict[str, Any]) -> None:
             continue
         folder = Path(file).absolute().parent
         if not folder.is_dir():
-            raise InputError(f"can't write records to {file}: there is no folder {folder}")
+            raise InputError(f"can't write records to {file}: the folder {folder} does not exist")
         if Path(file).is_dir() or not os.access(Path(file) if Path(file).exists() else folder, os.W_OK):
             raise InputError(
                 f"can't write records to {file}: it is {'a folder' if Path(file).is_dir() else 'read-only'}"
             )
     if options["report_file"] == "-":
-        raise InputError("--report needs a file's name; it can't go to stdout")
+        raise InputError("--report needs a file name; an HTML report can't go to stdout")
     if options["report_file"] is not None:
         from edgeformer.report.page import require_packages
 
         require_packages()
     if not math.isfinite(options["limit"]):
-        raise InputError("--limit must be a number of seconds")
+        raise InputError("--limit must be a finite number of seconds")
 
 
 def settings_of(options: dict[str, Any], model: str) -> Any:
-    """The settings that the options ask for; also checks that records can be written.
+    """The `Settings` for these options; runs `check_outputs` first.
 
-    model: whose tokenizer reads the text.
+    model: the MODEL whose tokenizer encodes --text.
 
     Raises:
         InputError: see `check_outputs`; or the text can't be read.
@@ -186,26 +198,27 @@ def settings_of(options: dict[str, Any], model: str) -> Any:
 
 
 def chosen_runtimes(options: dict[str, Any]) -> list[str] | None:
-    """The names asked for, or None for all."""
+    """The names given by --runtimes, or None for all."""
     from edgeformer.errors import InputError
 
     if (names := options["runtimes"]) is None:
         return None
     chosen = [r.strip() for r in names.split(",") if r.strip()]
     if not chosen:
-        raise InputError("--runtimes names none; leave it out for all, or give names separated by commas")
+        raise InputError("--runtimes is empty; leave it out for all, or give comma-separated names")
     return chosen
 
 
 def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[str, Any]) -> None:
     """Run the rows, print the table, write the records.
 
-    Exit code 1 if a row failed or says something else, 130 if Ctrl-C ended it: what was measured is shown and written.
+    Exit code 1 if a row failed or its outputs differ from the original's, 130 after Ctrl-C: rows measured by then are still
+    shown and written.
 
     Args:
-        measure: `edgeformer.bench` or `edgeformer.compare` with all but the arguments below.
-        model: the MODEL that the rows are of.
-        options: of the command line.
+        measure: `edgeformer.bench` or `edgeformer.compare` with its own arguments bound.
+        model: the MODEL that the rows measure.
+        options: the options of the command line.
     """
     from edgeformer.errors import InputError
     from edgeformer.measure import machine
@@ -219,7 +232,7 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
     problems: list[str] = []
 
     def keep(spec: Any, run: Any, *, last: bool = False) -> bool:
-        """Records of what was measured so far, in the file unless they could not be taken back; whether that went well."""
+        """Build the records so far and write them to the file (to a stream only when `last`); returns whether that worked."""
         made[:] = records(run, spec, machine=facts, name=Path(model).resolve().name, settings=settings, rates=rates)
         problems.clear()
         if file not in (None, "-") and (last or not is_stream(file)):
@@ -239,7 +252,7 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
             measured=keep,
         )
         if not options["no_roofline"] and not run.interrupted and any(row.rounds for row in run.rows):
-            report("what this machine can do at most")
+            report("measuring this machine's peak rates")
             rates |= _rates(settings, made)
     keep(spec, run, last=True)
     if (page := options["report_file"]) is not None:
@@ -256,14 +269,14 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
     if problems:
         raise InputError(problems[0])
     if run.interrupted:
-        echo("interrupted: these are the rounds measured before; --resume goes on", err=True)
+        echo("interrupted: these are the rounds measured so far; --resume continues", err=True)
         sys.exit(130)
     if any(row.status != "ok" or (row.plan.ranked and row.verdict == parity.FAIL) for row in run.rows):
         sys.exit(1)
 
 
 def _rates(settings: Any, made: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the machine can do, measured by a process of its own; nothing if that fails."""
+    """The machine's peak rates, measured in a separate process; empty if that fails."""
     from edgeformer.files.scratch import temporary_folder
     from edgeformer.measure.process import WorkerFailed, WorkerProcess
 
@@ -274,7 +287,7 @@ def _rates(settings: Any, made: list[dict[str, Any]]) -> dict[str, Any]:
             return worker.ask("rates", 120, 120, threads=settings.threads, sizes=sizes)
         except WorkerFailed as e:
             notes([f"no roofline: {e}"])
-        except KeyboardInterrupt:  # what was measured before is whole: it is shown, and written
+        except KeyboardInterrupt:  # the rows measured before are complete: they are still shown and written
             worker.close(kill=True)
             notes(["no roofline: interrupted"])
         finally:

@@ -1,4 +1,4 @@
-"""What several commands share: options, output, progress."""
+"""Options, output and progress bars that several commands share."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from edgeformer.files.limits import MAX_ROUNDS, MAX_SIZE, MAX_THREADS
 from edgeformer.files.quoting import MAX_MESSAGE, plain
 
 SIZE, ROUNDS, SEED = click.IntRange(1, MAX_SIZE), click.IntRange(1, MAX_ROUNDS), click.IntRange(0, 2**63 - 1)
-"""Types of options: a number of tokens or channels, of rounds, of a generator of random numbers."""
+"""Option types: a count of tokens or channels, a count of rounds, a random seed."""
 
 allow_unread = click.option(
     "--allow-unread-config",
     is_flag=True,
-    help="Go on when config.json has keys that nobody understands; they are named.",
+    help="Load the model even if config.json has keys that edgeformer does not know; they are listed.",
 )
 
 
 allow_nonfinite = click.option(
     "--allow-nonfinite",
     is_flag=True,
-    help="Read NaN and infinities among the weights, which are refused otherwise.",
+    help="Accept NaN and infinite weights, which are refused by default.",
 )
 
 
@@ -45,12 +45,12 @@ trust_code = click.option(
     metavar="FILE",
     expose_value=False,
     callback=_trust,
-    help="Let this file of a model's folder run as code, which no file does otherwise; repeatable.",
+    help="Allow this file of a model's folder to run as code; by default none may. Repeatable.",
 )
 
 
 class OutputFolder(click.Path):
-    """A folder to write; `-` is refused, since a folder can't go to standard output."""
+    """An output folder; `-` is refused, since a folder can't be written to standard output."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         if value == "-":
@@ -72,14 +72,14 @@ def threads_option(function: Callable) -> Callable:
 
 
 def default_threads(threads: int | None) -> int:
-    """The number asked for, or one per physical core."""
+    """`threads`, or one per physical core if it is None."""
     from edgeformer.inference.threads import physical_cores
 
     return threads or physical_cores()
 
 
 def load_model(model: str, allow: bool = False, nonfinite: bool = False) -> Any:
-    """`edgeformer.load`, with its notes on stderr."""
+    """Call `edgeformer.load` and print its notes on stderr."""
     from edgeformer.checkpoint.loading import load
 
     loaded = load(model, allow_unread_config=allow, allow_nonfinite=nonfinite)
@@ -88,10 +88,10 @@ def load_model(model: str, allow: bool = False, nonfinite: bool = False) -> Any:
 
 
 def read_ids(loaded: Any, text: str, limit: int | None = None) -> Any:
-    """The token ids int64 [T] of a text file, by the model's own tokenizer; at most `limit`.
+    """Encode a text file with the model's own tokenizer: token ids int64 [T], T at most `limit`.
 
     Raises:
-        InputError: it is no UTF-8 text, or an empty one.
+        InputError: the file is not UTF-8 or has no text.
     """
     from pathlib import Path
 
@@ -106,23 +106,23 @@ def read_ids(loaded: Any, text: str, limit: int | None = None) -> Any:
         raise InputError(f"{text} is not UTF-8 text: {e.reason} at byte {e.start}") from e
     ids = load_tokenizer(loaded.around).encode(content)
     if not ids:
-        raise InputError(f"{text} holds no text")
+        raise InputError(f"{text} is empty")
     return np.array(ids[:limit], np.int64)
 
 
 def notes(lines: list[str]) -> None:
-    """Remarks for the user, on stderr."""
+    """Print notes for the user on stderr."""
     for line in lines:
         click.echo(plain(f"note: {line}", limit=MAX_MESSAGE), err=True)
 
 
 def echo(text: str = "", *, nl: bool = True, err: bool = False) -> None:
-    """A text for people: names from files can't move the cursor, or set a title."""
+    """Print text without control characters: names from files can't move the cursor or set the terminal's title."""
     click.echo(plain(text), nl=nl, err=err)
 
 
 def text_table(*columns: str, **options: Any) -> Any:
-    """A table of rich whose cells are texts, not its markup: names from files may hold brackets and escape sequences."""
+    """A rich table whose cells are plain text, not markup: names from files may hold brackets and escape sequences."""
     from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
@@ -140,12 +140,12 @@ def text_table(*columns: str, **options: Any) -> Any:
 
 
 def print_json(data: Any) -> None:
-    """Indented JSON on stdout."""
+    """Print indented JSON on stdout."""
     click.echo(json.dumps(data, indent=1))
 
 
 def size(count: float) -> str:
-    """Bytes for people, in decimal units."""
+    """A byte count in readable decimal units."""
     from rich.filesize import decimal
 
     return decimal(int(count))
@@ -153,7 +153,7 @@ def size(count: float) -> str:
 
 @contextlib.contextmanager
 def byte_progress(text: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr for callbacks (done, total); None where stderr is no terminal."""
+    """A progress bar on stderr for callbacks (done, total) in bytes; None where stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -168,7 +168,7 @@ def byte_progress(text: str) -> Iterator[Callable[[int, int], None] | None]:
 
 @contextlib.contextmanager
 def count_progress(text: str) -> Iterator[Callable[[int, int], None] | None]:
-    """A progress bar on stderr for callbacks (done, total) that count things; None where stderr is no terminal."""
+    """A progress bar on stderr for callbacks (done, total) that count items; None where stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield None
         return
@@ -182,7 +182,7 @@ def count_progress(text: str) -> Iterator[Callable[[int, int], None] | None]:
 
 @contextlib.contextmanager
 def status(text: str) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is happening; plain lines where stderr is no terminal."""
+    """A status line on stderr; plain lines where stderr is not a terminal."""
     if not sys.stderr.isatty():
         yield lambda line: echo(line, err=True)
         return

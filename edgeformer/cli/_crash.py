@@ -1,4 +1,4 @@
-"""What is kept of a fault of edgeformer's own, for a report: one file, and no traceback on the terminal."""
+"""Crash reports: an internal error is written to one file, with no traceback on the terminal."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pathlib import Path
 from edgeformer import __version__
 
 EXIT_CODE = 70
-"""Of a fault of the program itself, as sysexits.h has it (EX_SOFTWARE)."""
+"""Exit code of an internal error: EX_SOFTWARE in sysexits.h."""
 
 
 def write(error: BaseException) -> str:
-    """Keep what happened; where, for the message."""
+    """Write a crash report; returns its path for the message, or the report itself if no file could be written."""
     from edgeformer.files.cache import cache_folder, lock_of
     from edgeformer.files.locks import Held
 
@@ -31,7 +31,7 @@ def write(error: BaseException) -> str:
         file = folder / name
         try:
             if folder == ours:
-                lock_of(file, timeout=1.0).release()  # marks it as an entry that `cache --clean` may delete
+                lock_of(file, timeout=1.0).release()  # marks the file as an entry that `cache --clean` may delete
             file.write_text(text, encoding="utf-8", errors="backslashreplace")
         except (OSError, Held):
             continue

@@ -1,7 +1,7 @@
-"""`--host`: the same command on another machine over ssh; its records come back and are shown and kept as if made here.
+"""`--host`: run the same command on another machine over ssh; its records are fetched, then shown and written as if made here.
 
-What lies in local folders is sent there once, into that machine's cache, under a name made of its content. ssh's own
-configuration applies: keys, ports, jump hosts.
+Local files and folders are sent once, into that machine's cache, under a hash of their content. ssh's own configuration
+applies: keys, ports, jump hosts.
 """
 
 from __future__ import annotations
@@ -33,19 +33,21 @@ _FLAGS = {
 
 
 def run_there(command: str, sources: list[str], named: dict[str, str | None], options: dict[str, Any]) -> None:
-    """Send what is needed, run, and bring the records back. Exits with the command's own code.
+    """Send the inputs, run the command on the host, and fetch its records. Exits with the remote command's exit code.
 
     Raises:
-        InputError: ssh fails, or edgeformer isn't there.
+        InputError: ssh fails, or edgeformer is not installed on the host.
     """
     from edgeformer.measure.record import write_jsonl
 
     host = options["host"]
     if host.startswith("-"):
-        raise InputError(f"{host!r} is no host; give one such as user@mac")
+        raise InputError(f"{host!r} is not a host name; give one such as user@mac")
     check_outputs(options)
     if options.get("output") is not None:
-        raise InputError("-o keeps artefacts on this machine, and --host makes them on another; leave one of them out")
+        raise InputError(
+            "-o and --host exclude each other: --host builds the artefacts on the other machine; leave one out"
+        )
     home = _cache_there(host, options["host_command"])
     there = [_sent(source, host, home) for source in sources]
     line = [command, *there]
@@ -66,9 +68,9 @@ def run_there(command: str, sources: list[str], named: dict[str, str | None], op
     try:
         records = [json.loads(row) for row in done.stdout.splitlines() if row.strip()]
     except ValueError as e:
-        raise InputError(f"{host} answered with something other than records: {done.stdout[:200]!r}") from e
+        raise InputError(f"{host} returned something other than JSONL records: {done.stdout[:200]!r}") from e
     if not records:
-        raise InputError(f"{host} measured nothing; the lines above say why")
+        raise InputError(f"{host} returned no records; its messages above give the reason")
     for record in records:
         record["machine_host"] = host.rpartition("@")[2]
     _keep(records, options, write_jsonl)
@@ -89,22 +91,22 @@ def _keep(records: list[dict[str, Any]], options: dict[str, Any], write_jsonl: A
 
 
 def _cache_there(host: str, program: str) -> str:
-    """The folder for models in the other machine's cache; also shows that edgeformer is there."""
+    """The folder for models in the host's cache; asking for it also checks that edgeformer is installed there."""
     done = _ssh(host, f"{program} cache --json")
     if done.returncode == 127:
         raise InputError(
-            f"there is no {program} on {host}; install it there, or say where it is: --host-command '~/venv/bin/edgeformer'"
+            f"{program} was not found on {host}; install it there, or give its path: --host-command '~/venv/bin/edgeformer'"
         )
     try:
         return f"{json.loads(done.stdout)['folder']}/models"
     except (ValueError, KeyError) as e:
         raise InputError(
-            f"`{program} cache --json` on {host} answered {done.stdout[:200]!r} {done.stderr[:200]}"
+            f"`{program} cache --json` on {host} returned {done.stdout[:200]!r} {done.stderr[:200]}"
         ) from e
 
 
 def _sent(source: str, host: str, home: str) -> str:
-    """What a source is called there: a local file or folder is sent, unless its content is there already."""
+    """A source's name on the host; a local file or folder is sent first unless its content is already there."""
     path = Path(source)
     if not path.exists():
         return source  # a named spec, a hub id, or a path on that machine
@@ -135,12 +137,12 @@ def _sent(source: str, host: str, home: str) -> str:
     except BrokenPipeError:
         pass
     if process.wait() != 0:
-        raise InputError(f"sending {source} to {host} failed; try `ssh {host} true`, and whether there is room")
+        raise InputError(f"sending {source} to {host} failed; check `ssh {host} true` and the free disk space there")
     return there
 
 
 def _ssh(host: str, command: str, *, quiet: bool = True) -> subprocess.CompletedProcess:
-    """Run a command there; unless it is quiet, what it says on stderr is shown as it comes."""
+    """Run a command on the host; unless `quiet`, its stderr is passed through."""
     try:
         done = subprocess.run(
             ["ssh", host, command],

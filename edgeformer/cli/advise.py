@@ -14,7 +14,7 @@ from edgeformer.cli._common import allow_unread, as_json, echo, load_model, prin
 @allow_unread
 @as_json
 def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
-    """What MODEL's sizes cost on each target, and which would be better: before it is trained."""
+    """Report what MODEL's sizes cost on each target, and which sizes would be better: before it is trained."""
     from edgeformer.advise.advice import advise
 
     found = advise(load_model(model, allow_unread_config).spec)
@@ -27,4 +27,4 @@ def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
             if remark.target == target:
                 echo(f"  - {remark.text}")
     if not found:
-        echo("nothing to remark: every target has fast kernels for these sizes")
+        echo("no remarks: every target has fast kernels for these sizes")

@@ -17,7 +17,7 @@ from edgeformer.cli._bench import bench_options, chosen_runtimes, execute
     "  ·  edgeformer bench MODEL --runtimes http://localhost:8080/v1 --concurrency 1,4",
 )
 @click.argument("sources", metavar="MODEL|ARTEFACT...", nargs=-1, required=True)
-@click.option("--against", default=None, help="The MODEL to check artefacts against. Without one, rows stay unchecked.")
+@click.option("--against", default=None, help="The MODEL to check artefacts against. Without it, rows are unchecked.")
 @bench_options
 def command(sources: tuple[str, ...], against: str | None, **options: Any) -> None:
     """Measure latency: one fresh process per row, rounds interleaved. Rows are ranked only if their output was checked."""

@@ -13,17 +13,21 @@ from edgeformer.cli._common import as_json, echo, print_json, size
     name="cache",
     epilog="Examples:  edgeformer cache  ·  edgeformer cache --clean --older-than 30 --dry-run  ·  edgeformer cache --json",
 )
-@click.option("--clean", is_flag=True, help="Delete it; unfinished runs only with --part runs.")
-@click.option("--dry-run", is_flag=True, help="With --clean: show what would be deleted, and delete nothing.")
+@click.option("--clean", is_flag=True, help="Delete the entries; unfinished runs only with --part runs.")
+@click.option("--dry-run", is_flag=True, help="With --clean: show what would be deleted without deleting it.")
 @click.option(
-    "--older-than", type=click.FloatRange(0, 1e6), default=0.0, metavar="DAYS", help="Only what lay unused for so long."
+    "--older-than",
+    type=click.FloatRange(0, 1e6),
+    default=0.0,
+    metavar="DAYS",
+    help="Only entries unused for this long.",
 )
 @click.option("--part", "parts", multiple=True, help="Only this part: artefacts, kernels, runs, models, web, crashes.")
 @as_json
 def command(clean: bool, dry_run: bool, older_than: float, parts: tuple[str, ...], as_json: bool) -> None:
-    """Show what comparisons have left in the cache folder, or delete it.
+    """List the entries of the cache folder, or delete them.
 
-    EDGEFORMER_CACHE puts the cache elsewhere.
+    EDGEFORMER_CACHE moves the cache to another folder.
     """
     import time
 
@@ -32,12 +36,12 @@ def command(clean: bool, dry_run: bool, older_than: float, parts: tuple[str, ...
 
     if unknown := sorted(set(parts) - cache.PARTS.keys()):
         raise InputError(f"the cache has no part {', '.join(unknown)}; its parts are {', '.join(cache.PARTS)}")
-    # unfinished runs are all that can't be made again: they go only when they are named
+    # unfinished runs are the only entries that can't be recreated: they are deleted only when named
     wanted = parts or tuple(p for p in cache.PARTS if not (clean and p == "runs"))
     limit = time.time() - older_than * 86400
     found = [e for e in cache.entries() if e.part in wanted and e.used <= limit]
     if dry_run and not clean:
-        raise InputError("--dry-run goes with --clean")
+        raise InputError("--dry-run needs --clean")
     if clean and not dry_run:
         try:
             found = cache.clean(parts=wanted, older_than_days=older_than)

@@ -22,7 +22,7 @@ from edgeformer.cli._common import OutputFolder, byte_progress, load_model
     "--precisions",
     default="fp32",
     show_default=True,
-    help="Of the exports, separated by commas: fp32, bf16, fp16; q4, q8; for MLX also 4bit, 8bit.",
+    help="Precisions of the exports, comma-separated: fp32, bf16, fp16; q4, q8; for MLX also 4bit, 8bit.",
 )
 @click.option(
     "-o", "--output", type=OutputFolder(), default=None, help="Keep the artefacts in this folder. [default: the cache]"
@@ -36,9 +36,9 @@ from edgeformer.cli._common import OutputFolder, byte_progress, load_model
 )
 @bench_options
 def command(model: str, precisions: str, output: str | None, weights: str, **options: Any) -> None:
-    """Export MODEL, check every build against the original, measure all of them: one table.
+    """Export MODEL, check every build against the original, and measure all of them in one table.
 
-    Artefacts are made once and kept in the cache (`edgeformer cache`).
+    Artefacts are built once and kept in the cache (`edgeformer cache`).
     """
     from edgeformer.errors import InputError
     from edgeformer.measure.comparison import compare
@@ -50,7 +50,7 @@ def command(model: str, precisions: str, output: str | None, weights: str, **opt
         return
     wanted = tuple(dict.fromkeys(p.strip() for p in precisions.split(",") if p.strip()))
     if not wanted:
-        raise InputError("--precisions names none; give fp32, bf16, fp16 or several")
+        raise InputError("--precisions is empty; give one or more of fp32, bf16, fp16, q4, q8")
     load_model(model, options["allow_unread_config"]).require_weights()
     measure = partial(
         compare,

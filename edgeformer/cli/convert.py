@@ -14,13 +14,15 @@ from edgeformer.cli._common import OutputFolder, as_json, byte_progress, echo, p
     epilog="Examples:  edgeformer convert old-model -o old-model-safetensors  ·  edgeformer convert pytorch_model.bin -o DIR",
 )
 @click.argument("model", type=click.Path())
-@click.option("-o", "--output", required=True, type=OutputFolder(), help="Folder to write; it appears when complete.")
-@click.option("--force", is_flag=True, help="Replace OUTPUT even if it is no artefact.")
+@click.option(
+    "-o", "--output", required=True, type=OutputFolder(), help="Folder to write; it appears only when complete."
+)
+@click.option("--force", is_flag=True, help="Replace OUTPUT even if it is not an artefact.")
 @as_json
 def command(model: str, output: str, force: bool, as_json: bool) -> None:
-    """Write a folder whose weights are pickles (pytorch_model.bin) as safetensors, with its other files.
+    """Convert a folder with pickled weights (pytorch_model.bin) to safetensors, with its other files.
 
-    Pickles can run code; torch's weights-only loader reads tensors and nothing else. Tensors keep their names and bits.
+    Pickles can run code; torch's weights-only loader reads only tensors. Tensors keep their names and bits.
     """
     from edgeformer.checkpoint.convert import convert
 

@@ -35,20 +35,22 @@ from edgeformer.weights.precision import FLOAT_TYPES
     'edgeformer generate MODEL --chat -p "What is a monad?"',
 )
 @click.argument("model")
-@click.option("-p", "--prompt", "prompts", multiple=True, help="Text to continue; repeatable, one after the other.")
-@click.option("--ids", default=None, help="Token ids to continue, separated by commas; for models without a tokenizer.")
-@click.option("--chat", is_flag=True, help="The prompt is a user's message: put it into the model's chat template.")
-@click.option("--system", default=None, help="With --chat: the system's message.")
+@click.option(
+    "-p", "--prompt", "prompts", multiple=True, help="Text to continue; repeatable, prompts run one after the other."
+)
+@click.option("--ids", default=None, help="Comma-separated token ids to continue; for models without a tokenizer.")
+@click.option("--chat", is_flag=True, help="Treat the prompt as a user message and apply the model's chat template.")
+@click.option("--system", default=None, help="With --chat: the system message.")
 @click.option("-n", "--gen", type=SIZE, default=64, show_default=True, help="Tokens to generate.")
 @click.option(
-    "--runtime", default=None, help="What runs the model. [default: onnxruntime, or the first that opens the artefact]"
+    "--runtime", default=None, help="Runtime to use. [default: onnxruntime, or the first that opens the artefact]"
 )
 @click.option(
     "--precision",
     type=click.Choice(tuple(FLOAT_TYPES)),
     default="fp32",
     show_default=True,
-    help="Of weights (mlx: and arithmetic) where a runtime opens a checkpoint.",
+    help="Of weights (mlx: and arithmetic), for runtimes that open a checkpoint.",
 )
 @click.option(
     "--temperature", type=float, default=None, help="0 is greedy. [default: the model's generation_config.json, or 0]"
@@ -56,7 +58,7 @@ from edgeformer.weights.precision import FLOAT_TYPES
 @click.option("--top-k", type=int, default=None, help="0 keeps all tokens. [default: the model's, or 0]")
 @click.option("--top-p", type=float, default=None, help="[default: the model's, or 1]")
 @click.option("--min-p", type=float, default=None, help="[default: the model's, or 0]")
-@click.option("--seed", type=SEED, default=None, help="Of the sampling.")
+@click.option("--seed", type=SEED, default=None, help="Seed for sampling.")
 @threads_option
 @allow_unread
 @allow_nonfinite
@@ -79,8 +81,8 @@ def command(
 ) -> None:
     """Continue a prompt with MODEL (a checkpoint or an artefact), streaming the text.
 
-    Tokens are chosen as the model's generation_config.json says: sampled or greedy, with its penalties and forbidden words. An
-    encoder–decoder model reads the prompt and writes its answer.
+    Tokens are chosen according to the model's generation_config.json: sampled or greedy, with its penalties and forbidden
+    words. An encoder–decoder model encodes the prompt and decodes its answer.
     """
     from edgeformer.checkpoint.companions.generation import generation_defaults
     from edgeformer.checkpoint.companions.tokenizer import load_tokenizer
@@ -89,7 +91,7 @@ def command(
     if bool(prompts) == (ids is not None):
         raise InputError("give a prompt with -p, or token ids with --ids")
     if (chat and ids is not None) or (system is not None and not chat):
-        raise InputError("--chat takes a prompt with -p, and --system goes with --chat")
+        raise InputError("--chat needs a prompt with -p, and --system needs --chat")
     opened = _Opened(model, runtime, default_threads(threads), precision, allow_unread_config, allow_nonfinite)
     defaults = generation_defaults(opened.around)
     notes([*special_notes(opened.around), *defaults.notes])
@@ -116,13 +118,13 @@ def command(
 
 
 def _chat_text(opened: _Opened, tokenizer: Any, prompt: str, system: str | None) -> str:
-    """A user's message in the model's chat template."""
+    """A user message rendered with the model's chat template."""
     from edgeformer.checkpoint.companions.chat import DEFAULT, chat_templates, render
     from edgeformer.errors import InputError
 
     template = chat_templates(opened.around).get(DEFAULT)
     if template is None:
-        raise InputError(f"{opened.model} has no chat template; leave --chat out, and give the whole prompt with -p")
+        raise InputError(f"{opened.model} has no chat template; leave out --chat and give the whole prompt with -p")
     messages = [{"role": "system", "content": system}] if system is not None else []
     return render(template, [*messages, {"role": "user", "content": prompt}], tokenizer.named)
 
@@ -138,7 +140,7 @@ def _generate(
     quiet: bool,
     chat: bool,
 ) -> dict[str, Any]:
-    """One prompt's continuation: streamed to stdout unless `quiet`."""
+    """Continue one prompt, streaming to stdout unless `quiet`."""
     import numpy as np
 
     from edgeformer.checkpoint.companions.special import decoder_start, special_ids
@@ -146,7 +148,7 @@ def _generate(
 
     begin = start
     reads = session.spec.task == Task.TEXT2TEXT_GENERATION
-    if reads:  # the prompt is what is read; writing begins with a token of its own
+    if reads:  # the prompt goes to the encoder; decoding begins with the decoder start token
         session.source(np.array([start], np.int64))
         begin = [decoder_start(opened.around)]
     stream = stream_ids(session, begin, gen, sampling, frozenset(special_ids(opened.around).eos))
@@ -156,7 +158,7 @@ def _generate(
     if tokenizer is None:
         click.echo(",".join(map(str, stream)))
         return {}
-    # a terminal does what control characters say; a file gets the text as it is
+    # control characters act on a terminal; a file gets the text unchanged
     shown = plain if sys.stdout.isatty() else str
     click.echo(shown("" if reads or chat else prompt), nl=False)
     for piece in stream_text(tokenizer, stream, [] if reads or chat else begin):
@@ -171,18 +173,18 @@ def _parse(ids: str) -> list[int]:
     try:
         return [int(i) for i in ids.split(",")]
     except ValueError:
-        raise InputError(f"--ids takes integers separated by commas, not {ids!r}") from None
+        raise InputError(f"--ids takes comma-separated integers, not {ids!r}") from None
 
 
 def special_notes(around: Any) -> list[str]:
-    """Where the sources of special ids differ."""
+    """Notes on special token ids that the model's files disagree about."""
     from edgeformer.checkpoint.companions.special import special_ids
 
     return special_ids(around).notes
 
 
 class _Opened:
-    """A MODEL or artefact with the runtime that is to run it; its session is opened when its length is known."""
+    """A MODEL or artefact with its runtime; the session is opened once the sequence length is known."""
 
     def __init__(self, model: str, runtime: str | None, threads: int, precision: str, allow: bool, nonfinite: bool):
         from edgeformer.checkpoint.bundle import MANIFEST, read_manifest, read_spec
@@ -195,13 +197,13 @@ class _Opened:
         name = runtime or ("onnxruntime" if self.kind == "checkpoint" else first_that_opens(self.kind))
         self.runtime, self.variant = require(name)
         self.direct = self.kind != "checkpoint" and self.runtime.takes(self.kind)
-        # an artefact for another runtime is a MODEL, too
+        # an artefact that this runtime can't open itself is loaded as a MODEL
         self.loaded = None if self.direct else load_model(model, allow, nonfinite)
         self.around = companions_of(Path(model), read_spec(model).vocab) if self.loaded is None else self.loaded.around
 
     @contextlib.contextmanager
     def session(self, capacity: int) -> Iterator[Any]:
-        """A session for so many tokens: a cache of a 128k model's whole context would take gigabytes."""
+        """A session whose KV cache holds `capacity` tokens: a 128k model's whole context would take gigabytes."""
         from edgeformer import api
         from edgeformer.files.scratch import temporary_folder
         from edgeformer.inference.runtime import Options

@@ -14,12 +14,15 @@ from edgeformer.cli._common import SIZE, allow_unread, as_json, echo, load_model
 @click.argument("model")
 @click.option("--context", type=SIZE, default=None, help="Tokens in the KV cache. [default: the model's]")
 @click.option(
-    "--memory", type=click.FloatRange(min=0, max=1e6, min_open=True), default=None, help="Memory in GB: will it fit?"
+    "--memory",
+    type=click.FloatRange(min=0, max=1e6, min_open=True),
+    default=None,
+    help="Check whether the model fits in this many GB.",
 )
 @allow_unread
 @as_json
 def command(model: str, context: int | None, memory: float | None, allow_unread_config: bool, as_json: bool) -> None:
-    """Show a model's tree, parameters, bytes, KV cache and FLOPs. A config or spec alone is enough."""
+    """Show a model's layer tree, parameters, bytes, KV cache and FLOPs. A config or spec alone is enough."""
     from edgeformer.errors import InputError
     from edgeformer.spec.inspection import tree
     from edgeformer.spec.serialization import digest

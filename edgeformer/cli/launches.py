@@ -14,21 +14,23 @@ from edgeformer.cli._common import allow_unread, as_json, echo, load_model, note
     epilog="Examples:  edgeformer launches smollm2-135m  ·  edgeformer launches MODEL --bits 4 --json",
 )
 @click.argument("model")
-@click.option("--bits", type=click.Choice(["4", "8"]), default=None, help="Count with quantized weights.")
+@click.option(
+    "--bits", type=click.Choice(["4", "8"]), default=None, help="Count for weights quantized to this many bits."
+)
 @allow_unread
 @as_json
 def command(model: str, bits: str | None, allow_unread_config: bool, as_json: bool) -> None:
     """Count the kernels that one decode step of MODEL launches in MLX: ours, ours with Metal kernels, and mlx-lm's.
 
-    A count from MLX's record of the step, on any machine: each mx.fast call, custom kernel and product once, a chain of
-    elementwise operations once, views not at all. No trace of a GPU.
+    Counted from MLX's graph of the step, on any machine: each mx.fast call, custom kernel and matrix product once, a chain of
+    elementwise operations once, views not at all. This is not a GPU trace.
     """
     from importlib.util import find_spec
 
     from edgeformer.exporters.mlx.exporter import stock_config
     from edgeformer.inference.lookup import require
 
-    require("mlx")  # before what imports it
+    require("mlx")  # before the import that needs it
     from edgeformer.backends.mlx import launches, metal
 
     spec = load_model(model, allow_unread_config).spec
@@ -66,8 +68,8 @@ def _show(counts: dict[str, Any], depth: int) -> None:
 
     from edgeformer.backends.mlx import launches
 
-    table = text_table("launch", *counts, title="launches of one decode step (a count, not a GPU trace)")
-    for part, title in (("per_layer", "per layer"), ("rest", "besides")):
+    table = text_table("launch", *counts, title="kernel launches of one decode step (a count, not a GPU trace)")
+    for part, title in (("per_layer", "per layer"), ("rest", "outside layers")):
         for name in dict.fromkeys(n for c in counts.values() for n in getattr(c, part)):
             table.add_row(f"{title}: {name}", *(str(getattr(c, part).get(name, 0) or "-") for c in counts.values()))
         table.add_section()
@@ -75,4 +77,6 @@ def _show(counts: dict[str, Any], depth: int) -> None:
     table.add_row(f"per step, {depth} layers", *(str(c.step(depth)) for c in counts.values()))
     Console().print(table)
     if any(launches.OFFSETS in c.per_layer for c in counts.values()):
-        echo(f"not counted: by MLX's source, {launches.OFFSETS} launches a second, tiny kernel for its offset")
+        echo(
+            f"not counted: {launches.OFFSETS} launches a second, tiny kernel for its offset, according to MLX's source"
+        )

@@ -18,31 +18,36 @@ from edgeformer.cli._common import ROUNDS, allow_unread, as_json, echo, load_mod
 )
 @click.argument("model")
 @click.option(
-    "-o", "--output", type=click.Path(), default="mac-check.json", show_default=True, help="The record; - is stdout."
+    "-o",
+    "--output",
+    type=click.Path(),
+    default="mac-check.json",
+    show_default=True,
+    help="File for the record; - for stdout.",
 )
 @click.option(
     "--parts",
     default=None,
-    help="Separated by commas: kernels, fused_attention, tune, parity, generation, bench. [default: all]",
+    help="Comma-separated: kernels, fused_attention, tune, parity, generation, bench. [default: all]",
 )
-@click.option("--rounds", type=ROUNDS, default=5, show_default=True, help="Of each measurement.")
+@click.option("--rounds", type=ROUNDS, default=5, show_default=True, help="Rounds of each measurement.")
 @click.option(
-    "--anywhere", is_flag=True, help="Run on a machine without an Apple GPU too: the parts that don't need one."
+    "--anywhere", is_flag=True, help="Also run on a machine without an Apple GPU: the parts that don't need one."
 )
 @allow_unread
 @as_json
 def command(
     model: str, output: str, parts: str | None, rounds: int, anywhere: bool, allow_unread_config: bool, as_json: bool
 ) -> None:
-    """Check and measure everything on a Mac, in one run: the Metal kernels against float64, which of them are worth it, parity
-    of all builds, generation beside mlx-lm, latency rows. Writes one file to share. Exit code 1 if anything is wrong."""
+    """Check and measure everything on a Mac in one run: the Metal kernels against float64, which of them pay off, parity of all
+    builds, generation compared with mlx-lm, latency rows. Writes one file to share. Exit code 1 if any part fails."""
     from edgeformer.errors import InputError
     from edgeformer.files.atomic import write_output
     from edgeformer.measure.mac import PARTS, failed, mac_check
 
     chosen = PARTS if parts is None else tuple(dict.fromkeys(p.strip() for p in parts.split(",") if p.strip()))
     if not chosen:
-        raise InputError(f"--parts names none; parts are {', '.join(PARTS)}")
+        raise InputError(f"--parts is empty; parts are {', '.join(PARTS)}")
     if unknown := [p for p in chosen if p not in PARTS]:
         raise InputError(f"--parts has {', '.join(unknown)}; parts are {', '.join(PARTS)}")
     loaded = load_model(model, allow_unread_config)
@@ -57,7 +62,7 @@ def command(
             report=report,
             keep=lambda r: (
                 None if file is None else write_output(file, _text(r), folders=True)
-            ),  # after every part: a run may be cut off
+            ),  # after every part: a run may be interrupted
         )
     if as_json or file is None:
         echo(_text(record), nl=False)

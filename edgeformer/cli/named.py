@@ -11,7 +11,7 @@ from edgeformer.cli._common import as_json, echo, print_json
 @click.argument("contains", default="")
 @as_json
 def command(contains: str, as_json: bool) -> None:
-    """List the specs that are MODELs by name, without a download. CONTAINS keeps those whose name has it."""
+    """List the named specs, which serve as MODEL without a download. CONTAINS keeps names that contain it."""
     from edgeformer.checkpoint.loading import load, named_specs
     from edgeformer.weights.costs import costs
 

@@ -21,23 +21,23 @@ from edgeformer.files.limits import MAX_LAYERS
     "--layers",
     type=click.IntRange(1, MAX_LAYERS),
     default=None,
-    help="Blocks; more than there are go on with their pattern.",
+    help="Number of blocks; additional ones continue the pattern.",
 )
-@click.option("--width", type=SIZE, default=None, help="Hidden size; heads and FFN follow unless given.")
+@click.option("--width", type=SIZE, default=None, help="Hidden size; heads and FFN scale with it unless given.")
 @click.option("--heads", type=SIZE, default=None, help="Query heads.")
 @click.option("--kv-heads", type=SIZE, default=None, help="Key and value heads.")
 @click.option("--head-dim", type=SIZE, default=None, help="Width of a head.")
 @click.option("--ffn", type=SIZE, default=None, help="Hidden width of the feed-forward networks.")
 @click.option("--vocab", type=SIZE, default=None, help="Size of the vocabulary.")
-@click.option("--context", type=SIZE, default=None, help="Positions.")
-@click.option("--tied/--untied", default=None, help="Whether the head is the embedding's table.")
+@click.option("--context", type=SIZE, default=None, help="Maximum sequence length.")
+@click.option("--tied/--untied", default=None, help="Whether head and embedding share one table.")
 @click.option(
-    "--rope-theta", type=click.FloatRange(0, 1e30, min_open=True), default=None, help="Base of the rotary frequencies."
+    "--rope-theta", type=click.FloatRange(0, 1e30, min_open=True), default=None, help="Base of the RoPE frequencies."
 )
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@click.option("--force", is_flag=True, help="Replace an existing file.")
 @as_json
 def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) -> None:
-    """Write the spec NAME.json: an architecture like another, with other sizes; and what each target will make of it."""
+    """Write the spec NAME.json: the architecture of another MODEL with other sizes. Prints remarks for each target."""
     import json
 
     from edgeformer.advise.advice import advise
@@ -50,13 +50,13 @@ def command(name: Path, like: str, force: bool, as_json: bool, **sizes: object) 
     from edgeformer.weights.costs import costs
 
     if str(name) == "-":
-        raise InputError("NAME is a file's name; `edgeformer spec MODEL` prints a spec on standard output")
+        raise InputError("NAME must be a file name; `edgeformer spec MODEL` prints a spec on standard output")
     file = name if name.suffix == ".json" else name.with_name(name.name + ".json")
     if file.exists() and not force:
-        raise InputError(f"{file} is there already; give another name, or --force to replace it")
+        raise InputError(f"{file} already exists; give another name, or --force to replace it")
     spec = derive(load_model(like, False).spec, Sizes(**sizes))  # type: ignore[arg-type]
     check(spec)
-    from_json(to_json(spec))  # within the limits of a spec file
+    from_json(to_json(spec))  # checks the limits of a spec file
     found, count = advise(spec), costs(spec)
     write_output(file, json.dumps(to_json(spec), indent=1) + "\n", folders=True)
     if as_json:

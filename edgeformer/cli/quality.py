@@ -30,14 +30,25 @@ from edgeformer.files.limits import MAX_SIZE
 @click.argument("sources", nargs=-1, required=True, type=click.Path(exists=True))
 @click.option("--against", required=True, help="The original MODEL, run in float32.")
 @click.option(
-    "--text", required=True, type=click.Path(exists=True, dir_okay=False), help="UTF-8; not what was calibrated on."
+    "--text", required=True, type=click.Path(exists=True, dir_okay=False), help="UTF-8 text; not the calibration text."
 )
-@click.option("--runtime", "runtimes", multiple=True, help="Repeatable. [default: the first installed that fits each]")
 @click.option(
-    "--tokens", type=click.IntRange(2, MAX_SIZE), default=8192, show_default=True, help="Of the text, at most."
+    "--runtime",
+    "runtimes",
+    multiple=True,
+    help="Repeatable. [default: the first installed one that opens the source]",
 )
-@click.option("--window", type=click.IntRange(2, MAX_SIZE), default=256, show_default=True, help="Tokens of context.")
-@click.option("--cached", is_flag=True, help="Token by token through the cache, as in generation (slow).")
+@click.option(
+    "--tokens",
+    type=click.IntRange(2, MAX_SIZE),
+    default=8192,
+    show_default=True,
+    help="Most tokens of the text to use.",
+)
+@click.option(
+    "--window", type=click.IntRange(2, MAX_SIZE), default=256, show_default=True, help="Tokens of context per window."
+)
+@click.option("--cached", is_flag=True, help="Feed token by token through the KV cache, as in generation (slow).")
 @threads_option
 @allow_unread
 @allow_nonfinite
@@ -56,8 +67,8 @@ def command(
     allow_nonfinite: bool,
     as_json: bool,
 ) -> None:
-    """What quantization costs: perplexity, KL divergence and flipped tokens of SOURCES (artefacts, quantized checkpoints), each
-    in its runtime, against the original in float32; and how much of that is the runtime's own doing."""
+    """Measure the quality loss of quantization: perplexity, KL divergence and flipped tokens of SOURCES (artefacts, quantized
+    checkpoints), each in its runtime, against the original in float32; and how much of that is the runtime's own error."""
     from edgeformer.verification.quality import Settings, measure
 
     loaded = load_model(against, allow_unread_config, allow_nonfinite)

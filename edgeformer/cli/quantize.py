@@ -33,37 +33,39 @@ from edgeformer.files.limits import MAX_SIZE
     "  edgeformer quantize MODEL -o DIR --budget 5.5 --calibration text.txt",
 )
 @click.argument("model")
-@click.option("-o", "--output", required=True, type=OutputFolder(), help="Folder to write; it appears when complete.")
+@click.option(
+    "-o", "--output", required=True, type=OutputFolder(), help="Folder to write; it appears only when complete."
+)
 @click.option(
     "--format",
     "format_",
     default=None,
     type=click.Choice(["q4", "q8"]),
-    help="Of linear maps and embeddings. [default: q4]",
+    help="Of linear layers and embeddings. [default: q4]",
 )
 @click.option(
     "--method",
     default=None,
-    help="rtn: round to nearest, the bits of llama.cpp's own Q4_0 and Q8_0. search: the scales that leave the least error."
+    help="rtn: round to nearest, bit-identical to llama.cpp's own Q4_0 and Q8_0. search: scales with the least error."
     " gptq, awq: calibrated on text; they run the model in torch. [default: search; with --calibration gptq]",
 )
 @click.option(
     "--calibration",
     multiple=True,
     type=click.Path(exists=True, dir_okay=False),
-    help="UTF-8 text like what the model will read; repeatable. Not the text that quality is measured on.",
+    help="UTF-8 text like the model's future input; repeatable. Not the text that quality is measured on.",
 )
-@click.option("--samples", type=SIZE, default=128, show_default=True, help="Windows of that text.")
-@click.option("--window", type=click.IntRange(8, MAX_SIZE), default=512, show_default=True, help="Tokens in each.")
+@click.option("--samples", type=SIZE, default=128, show_default=True, help="Windows of the calibration text.")
+@click.option("--window", type=click.IntRange(8, MAX_SIZE), default=512, show_default=True, help="Tokens per window.")
 @click.option(
     "--budget",
     type=float,
     default=None,
-    help="Mix q4 and q8: this many bits per weight, scales included; what suffers most gets q8. Needs --calibration.",
+    help="Mix q4 and q8: this many bits per weight, scales included; the most sensitive parts get q8. Needs --calibration.",
 )
-@click.option("--powers-of-two", is_flag=True, help="awq: fold scales that change nothing, bit for bit.")
-@click.option("--keep", multiple=True, metavar="PATTERN", help="Tensors to leave as they are, such as 'head.*'.")
-@click.option("--force", is_flag=True, help="Replace OUTPUT even if it is no artefact.")
+@click.option("--powers-of-two", is_flag=True, help="awq: use scales that fold exactly, bit for bit.")
+@click.option("--keep", multiple=True, metavar="PATTERN", help="Tensors to leave unquantized, such as 'head.*'.")
+@click.option("--force", is_flag=True, help="Replace OUTPUT even if it is not an artefact.")
 @allow_unread
 @as_json
 def command(
@@ -81,8 +83,8 @@ def command(
     allow_unread_config: bool,
     as_json: bool,
 ) -> None:
-    """Quantize MODEL to q4 or q8: groups of 32 that ONNX Runtime, MLX, llama.cpp and PyTorch hold bit for bit. What is written is
-    a MODEL, too: export it, verify against it, compare it. Stopped in the middle, the same command goes on."""
+    """Quantize MODEL to q4 or q8: groups of 32 that ONNX Runtime, MLX, llama.cpp and PyTorch hold bit for bit. The output is a
+    MODEL, too: export it, verify against it, compare it. After an interruption, the same command resumes."""
     from edgeformer.errors import InputError
     from edgeformer.quantization.run import quantize
 
@@ -92,12 +94,12 @@ def command(
         ids, about = _calibration(loaded, calibration, samples, window)
     method = method or ("gptq" if calibration else "search")
     if powers_of_two and method != "awq":
-        raise InputError("--powers-of-two is for --method awq")
+        raise InputError("--powers-of-two needs --method awq")
     formats: dict[str, Any] | None = None
     if budget is not None:
         if format_ is not None or ids is None:
             raise InputError(
-                "--budget chooses q4 or q8 itself, from how --calibration text suffers: give that, and no --format"
+                "--budget chooses q4 or q8 itself, by the loss on --calibration text: give --calibration and no --format"
             )
         formats, about["units"] = _mixed(loaded, ids, budget, keep, as_json)
         about["budget"] = budget
@@ -124,7 +126,7 @@ def command(
 
 
 def _calibration(loaded: Any, files: tuple[str, ...], samples: int, window: int) -> tuple[Any, dict[str, Any]]:
-    """The windows of calibration text, and what the manifest says of it."""
+    """The windows of the calibration text, and their entry in the manifest."""
     import numpy as np
 
     from edgeformer.quantization.calibration import calibration_windows
@@ -135,14 +137,14 @@ def _calibration(loaded: Any, files: tuple[str, ...], samples: int, window: int)
 
 
 def _mixed(loaded: Any, ids: Any, budget: float, keep: tuple[str, ...], quiet: bool) -> tuple[dict[str, Any], list]:
-    """The formats within a budget; the choice is printed."""
+    """The formats within a budget; prints the choice unless `quiet`."""
     from dataclasses import asdict
 
     from rich.console import Console
 
     from edgeformer.quantization.sensitivity import mixed
 
-    with count_progress("measuring what q4 does to each part") as progress:
+    with count_progress("measuring each part's sensitivity to q4") as progress:
         formats, units = mixed(loaded, ids, budget, keep=keep, progress=progress)
     if not quiet:
         table = text_table("tensors", "weights", "KL if q4", "format", title=f"{budget} bits per weight")

@@ -15,18 +15,19 @@ _FORMATS = ("html", "markdown", "csv", "jsonl", "llama-bench")
     "  ·  edgeformer report rows.jsonl -o for-llama.jsonl --format llama-bench",
 )
 @click.argument("sources", metavar="FILE...", nargs=-1, required=True, type=click.Path())
-@click.option("-o", "--output", default=None, type=click.Path(), help="Where it goes; - is stdout. [default: stdout]")
+@click.option("-o", "--output", default=None, type=click.Path(), help="Output file; - for stdout. [default: stdout]")
 @click.option(
     "--format",
     "form",
     type=click.Choice(_FORMATS),
     default=None,
-    help="[default: by the name; markdown on stdout]",
+    help="[default: by the file's suffix; markdown on stdout]",
 )
 def command(sources: tuple[str, ...], output: str | None, form: str | None) -> None:
-    """Make a report of records: one HTML file that works offline, Markdown, CSV, or JSONL.
+    """Make a report from records: one HTML file that works offline, Markdown, CSV, or JSONL.
 
-    FILEs are what `bench --json` and `compare --json` wrote on any machine, and llama-bench's JSON, JSONL or CSV of any version.
+    FILEs are outputs of `bench --json` and `compare --json` from any machine, and llama-bench's JSON, JSONL or CSV of any
+    version.
     """
     from edgeformer.measure.reading import read_records
     from edgeformer.report.formats import format_of, text_of, write_report

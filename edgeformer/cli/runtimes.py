@@ -10,7 +10,7 @@ from edgeformer.cli._common import as_json, echo, print_json, text_table
 @click.command(name="runtimes", epilog="Example:  edgeformer runtimes --json")
 @as_json
 def command(as_json: bool) -> None:
-    """List runtimes: installed with their versions, or missing with the exact line that installs them."""
+    """List runtimes: installed ones with their versions, missing ones with the exact line that installs them."""
     from edgeformer.exporters.onnx import kernels
     from edgeformer.inference import lookup
 
@@ -46,6 +46,6 @@ def command(as_json: bool) -> None:
         )
     Console().print(table)
     for row in rows:
-        if not row["installed"]:  # not in the table, which would cut the line that installs it
+        if not row["installed"]:  # not in the table, which would truncate the install line
             echo(f"{row['runtime']}: {row['missing']}")
     echo(f"native kernels: {library}")

@@ -12,7 +12,7 @@ from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
 @allow_unread
 @as_json
 def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
-    """Print a model's spec as JSON: a file that every other command takes as MODEL. (--json changes nothing here.)"""
+    """Print a model's spec as JSON: a file that every other command takes as MODEL. (--json has no effect here.)"""
     from edgeformer.spec.serialization import to_json
 
     print_json(to_json(load_model(model, allow_unread_config).spec))

@@ -16,8 +16,8 @@ from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
 @allow_unread
 @as_json
 def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
-    """Which formats and runtimes can take MODEL, at which precision, and why not: from its architecture, before any work.
-    `checkpoint` is what runtimes open that build the spec themselves."""
+    """Show which formats and runtimes support MODEL, at which precision, and why others don't: from its architecture, before any
+    work. `checkpoint` stands for the runtimes that build the spec themselves."""
     from edgeformer.advise.compatibility import answers
 
     found = answers(load_model(model, allow_unread_config))
@@ -26,7 +26,7 @@ def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
         return
     from rich.console import Console
 
-    table = text_table("format", "precisions", "runtimes (not installed)", "why not, and what to know", show_lines=True)
+    table = text_table("format", "precisions", "runtimes (not installed)", "reasons and notes", show_lines=True)
     for answer in found:
         runtimes = ", ".join(name if there else f"({name})" for name, there in answer.runtimes.items())
         reasons = [f"{precision}: {why}" if precision else why for precision, why in answer.refused.items()]

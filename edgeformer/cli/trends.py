@@ -10,10 +10,10 @@ from edgeformer.cli._common import as_json, echo, print_json
 
 
 @click.command(name="trends", epilog="Examples:  edgeformer trends  ·  edgeformer trends -o trends.html")
-@click.option("-o", "--output", default=None, type=click.Path(path_type=Path), help="Write an HTML page; - is stdout.")
+@click.option("-o", "--output", default=None, type=click.Path(path_type=Path), help="Write an HTML page; - for stdout.")
 @as_json
 def command(output: Path | None, as_json: bool) -> None:
-    """What small language models are made of, by half-year: the survey's table with its errors marked, and our named specs."""
+    """Show what small language models are made of, by half-year: a survey's table with its errors marked, and the named specs."""
     from edgeformer.files.atomic import write_output
     from edgeformer.report.trends import TRAITS, counts, page, survey
 
@@ -35,7 +35,7 @@ def command(output: Path | None, as_json: bool) -> None:
         for half, counter in found.items():
             echo(f"{half:<10}" + "".join(f"{counter.get(value, 0) or '-':>11}" for value in values))
         echo()
-    echo("known errors of the survey's table, and what was left out:")
+    echo("known errors in the survey's table, and omissions:")
     for row in rows:
         if row["error"]:
             echo(f"  {row['model']}: {row['error']}")

@@ -20,7 +20,7 @@ from edgeformer.weights.precision import FLOAT_TYPES
     "--precision",
     type=click.Choice(tuple(FLOAT_TYPES)),
     default=None,
-    help="Of activations and plain weights; quantized weights stay as they are. The choice holds for this precision."
+    help="Of activations and unquantized weights; quantized weights are unchanged. The choice holds for this precision."
     " [default: an exported folder's own, else bf16]",
 )
 @click.option("--rounds", type=ROUNDS, default=5, show_default=True, help="Interleaved rounds.")
@@ -30,16 +30,16 @@ from edgeformer.weights.precision import FLOAT_TYPES
 def command(
     model: str, precision: str | None, rounds: int, steps: int, allow_unread_config: bool, as_json: bool
 ) -> None:
-    """Measure which Metal kernels make MODEL's decode steps faster on this machine, and remember it.
+    """Measure which Metal kernels make MODEL's decode steps faster on this machine, and store the choice.
 
-    The runtime `mlx` uses what was chosen for this chip, MLX version, architecture and precision; `mlx:kernels` uses all,
+    The runtime `mlx` uses the kernels chosen for this chip, MLX version, architecture and precision; `mlx:kernels` uses all,
     `mlx:ops` none.
     """
     from edgeformer.checkpoint.bundle import MANIFEST, read_manifest
     from edgeformer.inference.lookup import require
     from edgeformer.runtimes.mlx import tune_here
 
-    require("mlx")  # before what imports it
+    require("mlx")  # before the import that needs it
     from edgeformer.backends.mlx.metal import _choice
 
     loaded = load_model(model, allow_unread_config)
@@ -53,13 +53,13 @@ def command(
         print_json({"machine": _choice.machine(), "precision": precision, **made.as_dict()})
         return
     _show(made)
-    echo(f"kept in {_choice.file()}: the runtime mlx will use it for this model in {precision} on {_choice.machine()}")
+    echo(f"saved in {_choice.file()}: the runtime mlx will use it for this model in {precision} on {_choice.machine()}")
 
 
 def _show(made: Any) -> None:
     from rich.console import Console
 
-    title = f"step without / with, {made.step_s * 1e3:.2f} ms per step without kernels"
+    title = f"step time without / with each kernel, {made.step_s * 1e3:.2f} ms per step without kernels"
     table = text_table("kernel", "median", "range", "logits differ by", "", title=title)
     for name in {**made.errors}:
         if name in made.wrong:

@@ -27,18 +27,20 @@ from edgeformer.files.limits import MAX_SIZE
 
 @click.command(name="verify", epilog="Example:  edgeformer verify build/m --against models/stdlib-5m --text some.txt")
 @click.argument("artefact", type=click.Path())
-@click.option("--against", required=True, help="The MODEL it was made from.")
+@click.option("--against", required=True, help="The MODEL that ARTEFACT was made from.")
+@click.option("--runtime", default=None, help="Runtime to use. [default: the first installed one that opens it]")
 @click.option(
-    "--runtime", default=None, help="What runs the artefact. [default: the first installed one that opens it]"
+    "--length",
+    type=click.IntRange(4, MAX_SIZE),
+    default=160,
+    show_default=True,
+    help="Positions whose logits are compared.",
 )
-@click.option(
-    "--length", type=click.IntRange(4, MAX_SIZE), default=160, show_default=True, help="Tokens compared one by one."
-)
-@click.option("--gen", type=SIZE, default=64, show_default=True, help="Greedy tokens compared.")
+@click.option("--gen", type=SIZE, default=64, show_default=True, help="Greedy tokens to generate and compare.")
 @click.option(
     "--text", type=click.Path(exists=True, dir_okay=False), help="Compare on this text instead of random ids."
 )
-@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the random ids.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random ids.")
 @threads_option
 @allow_unread
 @allow_nonfinite
@@ -57,7 +59,7 @@ def command(
     allow_nonfinite: bool,
     as_json: bool,
 ) -> None:
-    """Check that ARTEFACT says what the original says; the verdict goes into its manifest. Exit code 1 if it doesn't."""
+    """Check that ARTEFACT's outputs match the original's; the verdict goes into its manifest. Exit code 1 if they don't."""
     from edgeformer.errors import VerificationFailed
     from edgeformer.verification.parity import verify
     from edgeformer.verification.verdict import FAIL
@@ -78,7 +80,7 @@ def command(
     else:
         _show(made)
     if made.verdict == FAIL:
-        raise VerificationFailed(f"{artefact} does not say what {against} says")
+        raise VerificationFailed(f"the outputs of {artefact} do not match those of {against}")
 
 
 def _show(made: Any) -> None:
