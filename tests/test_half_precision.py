@@ -127,9 +127,9 @@ def test_ranges_of_an_encoders_inputs(tmp_path):
         "token type 2 is outside": {"token_type_ids": zeros + 2},
         "token type -1 is outside": {"token_type_ids": zeros - 1},
         "token id 31 is outside": {"input_ids": ids * 0 + 31},
-        r"token_type_ids have shape \[2, 3\]": {"token_type_ids": zeros[:, :3]},
+        r"token_type_ids has shape \[2, 3\]": {"token_type_ids": zeros[:, :3]},
         r"the mask has shape \[2, 4\]": {"attention_mask": ones[:, :4]},
-        "other values than 0": {"attention_mask": ones * 2},
+        "values other than 0": {"attention_mask": ones * 2},
     }
     first = None
     for session in opened:

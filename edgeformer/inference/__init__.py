@@ -1,1 +1,1 @@
-"""What a runtime is: its protocol, how one is found, what it may be given, and generation on top of it."""
+"""The runtime protocol, lookup of runtimes, checks of their inputs, and text generation on top of them."""

@@ -1,4 +1,4 @@
-"""Where other people's code begins: what a runtime's library, or a plug-in, raises becomes one error that names the runtime."""
+"""The boundary to third-party code: what a runtime's library or a plug-in raises becomes one error that names the runtime."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from edgeformer.errors import RuntimeFault, is_fault
 from edgeformer.files.quoting import plain
 
 Answer = Callable[[str], Any]
-"""What a method answers instead, given what went wrong."""
+"""A method's return value in place of a fault, given the fault's message."""
 
 
 def guard(cls: type, methods: dict[str, Answer | None]) -> None:
-    """Wrap those of these methods that a class defines itself.
+    """Wrap those of `methods` that a class defines itself.
 
-    methods: name -> None where a fault is an error of the runtime (`RuntimeFault`), or what is answered instead.
+    methods: name -> None to turn a fault into `RuntimeFault`, or the `Answer` to return instead.
     """
     for name, answer in methods.items():
         function = vars(cls).get(name)
@@ -25,7 +25,7 @@ def guard(cls: type, methods: dict[str, Answer | None]) -> None:
 
 
 def fault(owner: object, error: BaseException) -> str:
-    """What went wrong, for people."""
+    """The message for a fault: the runtime's name and the exception."""
     name = type(owner).__module__.rsplit(".", 1)[-1]
     said = plain(f"{type(error).__name__}: {error}", limit=1000)
     return f"the runtime {name} failed: {said}"

@@ -16,16 +16,17 @@ from edgeformer.ops.sampling import Sampling
 def stream_ids(
     session: Session, prompt: list[int], count: int, sampling: Sampling, stop: frozenset[int] = frozenset()
 ) -> Iterator[int]:
-    """Generated ids, one by one, until `count` or a stop id (which is not given out).
+    """Generated ids, one by one, until `count` or a stop id (which is not yielded).
 
     Raises:
-        InputError: an empty prompt, ids outside the vocabulary, or more tokens than the session holds; at once.
+        InputError: an empty prompt, ids outside the vocabulary, or more tokens than the session holds; raised by the call
+            itself, not by the iterator.
     """
     if not prompt:
         raise InputError("the prompt has no tokens")
     if len(prompt) + count > session.capacity:
         raise InputError(
-            f"a prompt of {len(prompt)} tokens and {count} new ones exceed the {session.capacity} positions there are"
+            f"a prompt of {len(prompt)} tokens and {count} new tokens exceed the {session.capacity} positions of the session"
         )
     check_ids(np.array(prompt), session.spec.vocab)
     return _stream(session, prompt, count, sampling, stop)
@@ -39,9 +40,9 @@ def _stream(session: Session, prompt: list[int], count: int, sampling: Sampling,
 
 
 def stream_text(tokenizer: Tokenizer, ids: Iterator[int], prompt: Sequence[int] = ()) -> Iterator[str]:
-    """Text after the prompt's as it becomes complete: a character whose bytes are still arriving is held back.
+    """The generated text, in pieces: a character whose bytes are still incomplete is held back.
 
-    The prompt's ids are decoded with the new ones: where they meet, some tokenizers put a space.
+    The prompt's ids are decoded together with the new ones, because some tokenizers put a space where they meet.
     """
     seen = list(prompt)
     shown = tokenizer.decode(seen) if seen else ""

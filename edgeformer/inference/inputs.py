@@ -1,4 +1,4 @@
-"""What a session is given, checked before anything runs: runtimes read beyond a table, wrap around, or answer with NaN."""
+"""Checks of a session's inputs, before anything runs: given bad ids, runtimes read out of bounds, wrap around or return NaN."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from edgeformer.spec import Model
 
 
 def check_ids(ids: np.ndarray, vocab: int) -> None:
-    """Refuse ids outside the vocabulary.
+    """Check that all ids are inside the vocabulary.
 
     Raises:
         InputError: naming the id.
     """
     if ids.size == 0:
         raise InputError("there are no token ids")
-    if ids.size == 1:  # the decode step, for which two reductions are dear
+    if ids.size == 1:  # the decode step, where two reductions are expensive
         low = high = int(ids.item())
     else:
         low, high = int(ids.min()), int(ids.max())
@@ -28,30 +28,31 @@ def check_ids(ids: np.ndarray, vocab: int) -> None:
 
 
 def check_valid(valid: np.ndarray, shape: tuple[int, ...]) -> None:
-    """Refuse a mask of another shape than the ids, or with other values than 0 and 1.
+    """Check that a mask has the ids' shape and only the values 0 and 1.
 
     Raises:
-        InputError: saying which.
+        InputError: naming the rule that it breaks.
     """
     if valid.shape != shape:
-        raise InputError(f"the mask has shape {list(valid.shape)}, the ids {list(shape)}")
+        raise InputError(f"the mask has shape {list(valid.shape)}; it must have the ids' shape {list(shape)}")
     if valid.dtype != bool and not np.isin(valid, (0, 1)).all():
-        raise InputError("the mask holds other values than 0 (padding) and 1 (a token)")
+        raise InputError("the mask has values other than 0 (padding) and 1 (a token)")
 
 
 def checked_encoder_inputs(spec: Model, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """An encoder's inputs, int64 [B, T]: `input_ids`; `attention_mask`, ones where it isn't given; and for a model with token
-    types `token_type_ids`, zeros where they aren't given (as transformers takes them).
+    """An encoder's inputs, int64 [B, T], checked and completed: `input_ids`; `attention_mask`, by default ones; and for a model
+    with token types `token_type_ids`, by default zeros (as in transformers).
 
     Raises:
-        InputError: an id, a type or a mask's value that can't be, other shapes, or more tokens than the model has positions.
+        InputError: an id, token type or mask value out of range, shapes that differ, or more tokens than the model has
+            positions.
     """
     ids = inputs["input_ids"]
     if ids.ndim != 2:
-        raise InputError(f"input_ids must be of shape [batch, tokens], these are {list(ids.shape)}")
+        raise InputError(f"input_ids must have shape [batch, tokens], got {list(ids.shape)}")
     check_ids(ids, spec.vocab)
     if ids.shape[1] > spec.context:
-        raise InputError(f"{ids.shape[1]} tokens are more than the model's {spec.context} positions")
+        raise InputError(f"{ids.shape[1]} tokens exceed the model's {spec.context} positions")
     mask = inputs.get("attention_mask")
     made = {"input_ids": ids, "attention_mask": np.ones_like(ids) if mask is None else mask}
     check_valid(made["attention_mask"], ids.shape)
@@ -59,10 +60,10 @@ def checked_encoder_inputs(spec: Model, inputs: Mapping[str, np.ndarray]) -> dic
     types = inputs.get("token_type_ids")
     if types is not None and count:
         if types.shape != ids.shape:
-            raise InputError(f"token_type_ids have shape {list(types.shape)}, the ids {list(ids.shape)}")
+            raise InputError(f"token_type_ids has shape {list(types.shape)}; input_ids has {list(ids.shape)}")
         if types.min() < 0 or types.max() >= count:
             wrong = int(types.min() if types.min() < 0 else types.max())
-            raise InputError(f"token type {wrong} is outside the model's {count} (0..{count - 1})")
+            raise InputError(f"token type {wrong} is outside the model's {count} types (0..{count - 1})")
     if count > 1:
         made["token_type_ids"] = np.zeros_like(ids) if types is None else types
     return made
@@ -83,6 +84,6 @@ def check_no_hole(mask: np.ndarray) -> None:
 
 
 def last_real(logits: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """Of [B, T, V], each row's last position that isn't padded; the last of all where a row is finished."""
+    """Of logits [B, T, V], each row's last position that isn't padding: [B, V]; position T - 1 for a row that is all padding."""
     last = valid.shape[1] - 1 - np.argmax(valid[:, ::-1] != 0, axis=1)
     return logits[np.arange(len(logits)), last]

@@ -1,4 +1,4 @@
-"""Finding runtimes by name: the files here, and the plug-ins of others, of which a broken one doesn't stop the rest."""
+"""Lookup of runtimes by name: edgeformer's own files and plug-ins; a broken plug-in doesn't affect the others."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def get(name: str) -> tuple[Runtime, str]:
 
 
 class Broken(Runtime):
-    """A plug-in that can't be used: it opens nothing, and says why it is not available."""
+    """Stands in for a plug-in that can't be used: it opens nothing, and `unavailable` returns the reason."""
 
     opens, ranked = "", False
 
@@ -58,14 +58,18 @@ class Broken(Runtime):
 
 
 def _made(module: ModuleType, name: str) -> Runtime:
-    """A module's runtime, or what says why there is none."""
+    """A module's runtime, or `Broken` with the reason why there is none."""
     if not discover.is_plugin(PACKAGE, name):
         return module.Runtime()
     try:
         made = module.Runtime()
-        wrong = None if isinstance(made, Runtime) else "its Runtime is no edgeformer.inference.runtime.Runtime"
+        wrong = (
+            None
+            if isinstance(made, Runtime)
+            else "its Runtime is not a subclass of edgeformer.inference.runtime.Runtime"
+        )
         if wrong is None and not (isinstance(made.opens, str) and all(isinstance(v, str) for v in made.variants)):
-            wrong = "what it opens, or its variants, are no texts"
+            wrong = "`opens` and `variants` must be strings"
     except BaseException as e:
         if not is_fault(e):
             raise
@@ -73,22 +77,22 @@ def _made(module: ModuleType, name: str) -> Runtime:
     return (
         made
         if made is not None and wrong is None
-        else Broken(f"the plug-in {name!r} is broken: {wrong}; mend it or uninstall it")
+        else Broken(f"the plug-in {name!r} is broken: {wrong}; fix it or uninstall it")
     )
 
 
 def first_that_opens(kind: str) -> str:
-    """The first installed runtime, by name, whose rows count and which opens this format by itself (a server has its own model);
-    those made for it first.
+    """The first installed runtime, by name, that is ranked and opens this format itself (a server has its own model); runtimes
+    made for the format come first.
 
     Raises:
-        RuntimeUnavailable: there is none; the message has the install line.
+        RuntimeUnavailable: there is none; the message has the install lines.
     """
     found = [(name, get(name)[0]) for name in names()]
     fitting = [
         (name, runtime) for name, runtime in found if runtime.takes(kind) and runtime.ranked and not runtime.served
     ]
-    fitting.sort(key=lambda entry: entry[1].opens != kind)  # those made for it first
+    fitting.sort(key=lambda entry: entry[1].opens != kind)  # runtimes made for the format first
     for name, runtime in fitting:
         if runtime.unavailable() is None:
             return name
@@ -97,7 +101,7 @@ def first_that_opens(kind: str) -> str:
 
 
 def require(name: str) -> tuple[Runtime, str]:
-    """Like `get`, and the runtime is installed.
+    """Like `get`, but the runtime must also be installed.
 
     Raises:
         RuntimeUnavailable: it isn't; the message has the install line.

@@ -1,7 +1,7 @@
-"""Where the time of a forward pass goes: operations, each in a block (attention, ffn, norm, head, other).
+"""Profiles of a forward pass: time per operation, each in a block (attention, ffn, norm, head, other).
 
-Our own back ends all enter layers by `ops.enter` and compute by methods of `ops`, so one clock around those profiles every one
-of them: `layer_clock`. It waits for every result, so a back end that is lazy or works ahead runs less well under it.
+edgeformer's own back ends all enter layers through `ops.enter` and compute through methods of `ops`, so one clock around those
+profiles all of them: `layer_clock`. It waits for every result, so a lazy or asynchronous back end runs slower under it.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from edgeformer.ops.handle import LayerHandle
 
 BLOCKS = ("attention", "ffn", "norm", "head", "other")
 GLUE = "linear maps and glue"
-"""The name of what a layer does outside the vocabulary's ops."""
+"""The operation name for a layer's work outside the vocabulary's ops."""
 VOCABULARY = tuple(
     n for n, f in inspect.getmembers(Ops, inspect.isfunction) if n[0] != "_" and n not in ("enter", "part")
 )
-"""The ops that are clocked."""
+"""Names of the ops that are timed."""
 
 
 @dataclass
 class Operation:
-    """Nanoseconds of an operation in a block, and how often it ran."""
+    """Total nanoseconds of an operation in a block, and its number of calls."""
 
     block: str
     name: str
@@ -52,7 +52,7 @@ def block_of(path: str) -> str:
 
 
 class _Clock:
-    """Charges every span of time to the innermost thing that is running."""
+    """Charges elapsed time to the innermost running operation."""
 
     def __init__(self, wait: Callable[[Any], None]):
         self.wait, self.found, self.stack = wait, {}, []
@@ -80,13 +80,13 @@ class _Clock:
 
 @contextlib.contextmanager
 def layer_clock(ops: Ops, wait: Callable[[Any], None]) -> Iterator[dict[Any, Operation]]:
-    """Clock every layer and op of a model whose handles share `ops` while the block runs; the operations are those seen so far.
+    """Time every layer and op of a model whose handles share `ops`, inside the `with` block; yields the operations seen so far.
 
-    wait: makes sure that a value (arrays, or tuples, lists and dicts of them) is computed.
+    wait: blocks until a value (arrays, or tuples, lists and dicts of them) is computed.
     """
     clock, plain = _Clock(wait), type(ops)
     methods = {name: _clocked_op(clock, getattr(plain, name), name) for name in VOCABULARY}
-    # handles, stores and steps all hold this object, so it is what has to change
+    # handles, stores and steps all hold this object, so its class is swapped in place
     ops.__class__ = type(f"Clocked{plain.__name__}", (plain,), methods | {"enter": _enter(clock), "part": _part(clock)})
     try:
         yield clock.found
@@ -111,7 +111,7 @@ def _part(clock: _Clock) -> Any:
 def _clocked_op(clock: _Clock, original: Any, name: str) -> Any:
     def call(self: Any, *arguments: Any, **options: Any) -> Any:
         top = clock.stack[-1] if clock.stack else None
-        if top is None or top.name != GLUE:  # an op in an op is part of it
+        if top is None or top.name != GLUE:  # an op inside another op is charged to the outer one
             return original(self, *arguments, **options)
         return clock.run(top.block, name, lambda: original(self, *arguments, **options), arguments)
 

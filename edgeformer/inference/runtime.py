@@ -1,7 +1,7 @@
-"""What a runtime is: `Runtime.open(...)` gives a session with one verb.
+"""The runtime protocol: `Runtime.open(...)` returns a session with one verb, `forward`.
 
 `forward` covers prefill (T > 1) and decode (T = 1). The checks that every runtime needs (ids within the vocabulary, length
-within the cache) live here, so adapters hold nothing but their runtime's calls.
+within the cache) live here, so adapters contain only their runtime's calls.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ FORMATS = {
     "mlx": "an MLX artefact",
     "gguf": "a GGUF artefact",
 }
-"""What runtimes open, in words."""
+"""Format that runtimes open -> its name in messages."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class Options:
 
 @dataclass
 class Served:
-    """A server's answer: its text, and by `time.perf_counter_ns` when it was asked for and when each token arrived."""
+    """A server's answer: its text, and the `time.perf_counter_ns` of the request and of each token's arrival."""
 
     text: str
     asked_ns: int
@@ -65,22 +65,22 @@ class Served:
 
 
 class Session:
-    """An opened model. Decoders implement `_step` and `_reset`, encoders `_encode`, models of both `_source` besides."""
+    """An opened model. Decoders implement `_step` and `_reset`, encoders `_encode`, encoder–decoders also `_source`."""
 
     all_positions: ClassVar[bool] = True
-    """Whether `forward` can give logits of every new position, not only the last."""
+    """Whether `forward` can return logits of every new position, not only the last."""
 
     compute: str | None = None
-    """What it computes in where that is not what the artefact says: fp32, fp16 or bf16."""
+    """The compute precision where it differs from the artefact's manifest: fp32, fp16 or bf16."""
 
     took_ns: int | None = None
-    """How long the last `forward` or `encode` took by the clock of whoever did the work, where that is another process."""
+    """Duration of the last `forward` or `encode` by the clock of the process that did the work, where that is another one."""
 
     served: ClassVar[bool] = False
     """Whether this is a server's client: it has `serve` and no `forward`."""
 
     prefix_length: int | None = None
-    """How many first tokens all tokens see, in a prefix language model; by default all of the first `forward`."""
+    """Number of prefix tokens that every token attends to, in a prefix LM; by default all tokens of the first `forward`."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -94,24 +94,24 @@ class Session:
         self._mask = np.zeros((options.batch, self.capacity), np.int64)
         self.prefix: np.ndarray | None = None
         self._restart = cache_restart(spec)
-        self._seen: list[np.ndarray] = []  # the ids so far, of models whose cache may have to be made anew
+        self._seen: list[np.ndarray] = []  # the ids so far, for models whose cache may have to be rebuilt
 
     def reset(self) -> None:
-        """Forget the sequence."""
+        """Clear the sequence and its cache."""
         self.length = 0
         self._seen.clear()
         self._reset()
 
     def forward(self, ids: np.ndarray, valid: np.ndarray | None = None, *, all_positions: bool = False) -> np.ndarray:
-        """Take new tokens into the sequence.
+        """Append new tokens to the sequence and compute their logits.
 
         Args:
             ids: int64 [B, T].
-            valid: int64 [B, T], 0 where padded; None when nothing is.
-            all_positions: logits of all T positions instead of the last.
+            valid: int64 [B, T], 0 where padded; None if nothing is padded.
+            all_positions: return logits of all T positions instead of the last.
 
         Returns:
-            float32 [B, V], each row's last real token's (of a row that is all padding: nothing to rely on), or [B, T, V]
+            float32 [B, V], the logits of each row's last real token (undefined for a row that is all padding), or [B, T, V]
             with `all_positions`.
 
         Raises:
@@ -120,7 +120,7 @@ class Session:
         end = self.length + ids.shape[1]
         check_ids(ids, self.spec.vocab)
         if self.spec.task == Task.TEXT2TEXT_GENERATION and not self._read:
-            raise InputError("an encoder–decoder model has to be given the text that it reads first: Session.source")
+            raise InputError("an encoder–decoder model needs its source text first: call Session.source before forward")
         if end > self.capacity:
             raise InputError(
                 f"{self.length} + {ids.shape[1]} tokens do not fit: the cache holds {self.capacity} and the model has"
@@ -135,7 +135,7 @@ class Session:
             given = self._mask[:, :end].sum(1)
             if self.prefix_length is not None and self.prefix_length > given.min():
                 raise InputError(
-                    f"the first tokens given have to hold the whole prefix of {self.prefix_length}, these are {given.min()}"
+                    f"the first forward must hold the whole prefix of {self.prefix_length} tokens, got {given.min()}"
                 )
             self.prefix = given if self.prefix_length is None else np.full(len(ids), self.prefix_length)
         trailing = valid is not None and not all_positions and not np.all(valid[:, -1])
@@ -144,7 +144,7 @@ class Session:
         return last_real(logits, np.asarray(valid)) if trailing else logits
 
     def _taken(self, ids: np.ndarray, end: int, all_positions: bool) -> np.ndarray:
-        """`_step`; where the sequence outgrows the length at which all angles change, all of it from an empty cache."""
+        """Run `_step`; where the sequence outgrows the length at which all RoPE angles change, redo it from an empty cache."""
         if self._restart is None:
             return self._step(ids, self._mask[:, :end], all_positions)
         self._seen.append(ids)
@@ -157,17 +157,17 @@ class Session:
         return whole[:, -ids.shape[1] :] if all_positions else whole
 
     def source(self, ids: np.ndarray, valid: np.ndarray | None = None) -> None:
-        """Let an encoder–decoder model read a text; `forward` then writes, from the start.
+        """Run an encoder–decoder model's encoder on a text; `forward` then decodes, from the start.
 
         ids: int64 [B, M]; valid: int64 [B, M], 0 where padded, None when nothing is.
 
         Raises:
-            InputError: an id outside the vocabulary, another batch, or more tokens than the model has positions.
+            InputError: an id outside the vocabulary, another batch size, or more tokens than the model has positions.
         """
         check_ids(ids, self.spec.vocab)
         if ids.shape[1] > self.spec.context or ids.shape[0] != self._mask.shape[0]:
             raise InputError(
-                f"a text of shape {list(ids.shape)} can't be read: the session was opened for batches of"
+                f"source ids of shape {list(ids.shape)} do not fit: the session was opened for batches of"
                 f" {self._mask.shape[0]}, and the model has {self.spec.context} positions"
             )
         self._source(ids, np.ones_like(ids) if valid is None else valid)
@@ -183,10 +183,10 @@ class Session:
         return self._encode(checked_encoder_inputs(self.spec, inputs))
 
     def tokens(self, prompt: list[int], count: int, sampling: Sampling) -> Iterator[int]:
-        """`count` tokens after a prompt, one by one. The session is reset before and afterwards.
+        """Generate `count` tokens after a prompt, one by one. The session is reset before and afterwards.
 
         Raises:
-            InputError: another generation of this session began meanwhile.
+            InputError: another generation of this session started meanwhile.
         """
         self._turn += 1
         turn = self._turn
@@ -197,13 +197,15 @@ class Session:
             for token in _faultless(self, chosen):
                 yield token
                 if turn != self._turn:
-                    raise InputError("this session has begun another generation; open a second session for two at once")
+                    raise InputError(
+                        "this session has started another generation; open a second session to run two at once"
+                    )
         finally:
             if turn == self._turn:
                 self.reset()
 
     def _tokens(self, prompt: list[int], count: int, sampling: Sampling) -> Iterator[int]:
-        """A runtime that can choose tokens where its logits are, and work ahead of the reader, overrides this."""
+        """Choose tokens from `forward`'s logits. A runtime that can sample on its device, ahead of the reader, overrides this."""
         rng = np.random.default_rng(sampling.seed)
         logits = self.forward(np.array([prompt], np.int64))[0]
         for i in range(count):
@@ -213,7 +215,7 @@ class Session:
                 logits = self.forward(np.array([[token]], np.int64))[0]
 
     def _by_rules(self, prompt: list[int], count: int, sampling: Sampling) -> Iterator[int]:
-        """Tokens where rules change the logits, or the cache may have to be made anew: no runtime's own loop does that."""
+        """Choose tokens where rules change the logits or the cache may have to be rebuilt: no runtime's own loop does that."""
         rng, ids, rules = np.random.default_rng(sampling.seed), list(prompt), sampling.rules or Rules()
         logits = self.forward(np.array([prompt], np.int64))[0]
         for i in range(count):
@@ -225,11 +227,11 @@ class Session:
                 logits = self.forward(np.array([[token]], np.int64))[0]
 
     def text_of_tool(self) -> ToolText:
-        """How the runtime itself reads the text around the model; nothing where it takes token ids only."""
+        """The runtime's own tokenizer, chat template and stop ids; none of them where it takes token ids only."""
         return ToolText("edgeformer")
 
     def excuses(self, text: str) -> bool:
-        """Whether the runtime is known to give a text other ids, which the export has said."""
+        """Whether the runtime is known to encode a text to different ids, of which the export has warned."""
         return False
 
     def serve(self, prompt: list[int], gen: int) -> Served:
@@ -237,7 +239,7 @@ class Session:
         raise NotImplementedError
 
     def text(self, prompt: list[int], tokens: list[int]) -> str:
-        """What a server's text would be if it generated these tokens after the prompt."""
+        """The text that a server would return if it generated these tokens after the prompt."""
         raise NotImplementedError
 
     def _step(self, ids: np.ndarray, mask: np.ndarray, all_positions: bool) -> np.ndarray:
@@ -247,34 +249,34 @@ class Session:
         raise NotImplementedError
 
     def _reset(self) -> None:
-        """Nothing to forget by default."""
+        """Clear the cache; by default there is none."""
 
     def _encode(self, inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         raise NotImplementedError
 
     def profile(self, call: Callable[[], None], before: Callable[[], None] | None = None) -> list[Operation] | None:
-        """Where the time of a call that uses this session goes, operation by operation; None if it can't be told here.
+        """Time per operation of a call that uses this session; None if this session can't be profiled.
 
-        before: what brings the session into the state that the call starts from; it is not counted.
-        Measuring disturbs: shares of the sum mean something, absolute times less.
+        before: prepares the state that the call starts from; not counted.
+        Profiling has overhead: shares of the total are meaningful, absolute times less so.
         """
         return None
 
     def peak_memory(self) -> dict[str, Any] | None:
-        """Peak memory where another process does the work, with the source; None if this process does."""
+        """Peak memory where another process does the work, and which counter it is from; None if this process does the work."""
         return None
 
     def peak_gpu_bytes(self) -> int | None:
-        """Peak bytes on an accelerator by the runtime's own counter, or None where there is none."""
+        """Peak bytes on an accelerator by the runtime's own counter; None if there is none."""
         return None
 
     def facts(self) -> dict[str, Any]:
-        """What a benchmark row should say about this session (provider, nodes claimed, kernels)."""
+        """Facts about this session for its benchmark row (provider, nodes claimed, kernels)."""
         return {}
 
 
 def _faultless(session: Session, tokens: Iterator[int]) -> Iterator[int]:
-    """What a runtime's own loop gives; its faults by the runtime's name."""
+    """Tokens of a runtime's own loop; a fault in it is raised as `RuntimeFault`, with the runtime's name."""
     try:
         yield from tokens
     except BaseException as e:
@@ -298,23 +300,23 @@ class Runtime(ABC):
         guard(cls, {"open": None, **reasons, **answers})
 
     opens: ClassVar[str]
-    """What it opens, one of `FORMATS`: a `checkpoint` (spec and weights) or an artefact."""
+    """The format it opens, one of `FORMATS`: a `checkpoint` (spec and weights) or an artefact."""
     also_opens: ClassVar[tuple[str, ...]] = ()
-    """Artefacts that it opens besides, being checkpoints too."""
+    """Artefact formats that it also opens, since they are checkpoints, too."""
     tasks: ClassVar[tuple[Task, ...]] = (Task.TEXT_GENERATION, Task.FEATURE_EXTRACTION)
-    """What kinds of model it runs; `EVERY_TASK` is all there are."""
+    """Tasks of the models it runs; `EVERY_TASK` for all."""
     prefixes: ClassVar[bool] = False
-    """Whether it runs prefix language models."""
+    """Whether it runs prefix LMs."""
     packages: ClassVar[tuple[str, ...]] = ()
-    """Distributions it needs, the first being the runtime itself."""
+    """Distributions it needs; the first is the runtime itself."""
     extra: ClassVar[str] = ""
     """The extra of edgeformer that installs them."""
     variants: tuple[str, ...] = ()
     """Other ways to run it, chosen as `name:variant`."""
     served: ClassVar[bool] = False
-    """Whether its sessions are a server's clients."""
+    """Whether its sessions are clients of a server."""
     slow: bool = False
-    """Whether it takes seconds per token for a model of real size, and is left out there unless it is asked for."""
+    """Whether it takes seconds per token on a model of real size; such models then skip it unless it is asked for."""
     ranked: ClassVar[bool] = True
     """Whether its rows are results (the null runtime's are not)."""
 
@@ -323,15 +325,15 @@ class Runtime(ABC):
         return kind == self.opens or kind in self.also_opens
 
     def has(self, variant: str) -> bool:
-        """Whether `name:variant` means something."""
+        """Whether `name:variant` is valid."""
         return variant in self.variants
 
     def target(self, variant: str) -> str:
-        """The target of `edgeformer export` that is made for it, of ONNX artefacts."""
+        """The ONNX target of `edgeformer export` that is made for this variant."""
         return "cpu"
 
     def declines(self, manifest: Manifest, variant: str) -> str | None:
-        """None, or why it can't open an artefact although it is of a format that it opens."""
+        """None, or why it can't open an artefact of a format that it opens in general."""
         return None
 
     def unavailable(self) -> str | None:
@@ -353,15 +355,15 @@ class Runtime(ABC):
         return {package: version(package) for package in self.packages}
 
     def refuses(self, spec: Model, options: Options) -> str | None:
-        """None, or why this runtime can't run this spec this way."""
+        """None, or why this runtime can't run this spec with these options."""
         if spec.task not in self.tasks:
             return f"it does not run {spec.task} models"
         if spec.prefixed and not self.prefixes:
-            return "it can't be told how many first tokens all tokens see, as a prefix language model needs"
+            return "it has no `prefix_length` input, which prefix LMs need"
         return None
 
     def declines_checkpoint(self, loaded: LoadedModel) -> str | None:
-        """None, or why it can't open this MODEL although it opens checkpoints."""
+        """None, or why it can't open this MODEL although it opens checkpoints in general."""
         return None
 
     @abstractmethod

@@ -1,4 +1,4 @@
-"""What a tool itself makes of the text around a model: token ids, rendered chats, the ids that end an answer."""
+"""A tool's own text processing around a model: token ids, rendered chats, and stop ids."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ Messages = Sequence[dict[str, str]]
 
 @dataclass(frozen=True)
 class ToolText:
-    """A tool's own reading of an artefact's companions. What a tool hasn't is None.
+    """A tool's own reading of an artefact's companion files. A field is None if the tool lacks that function.
 
-    encode: text -> ids, without the tokens that are put around every text, special tokens inside the text recognised. surround:
-    text -> ids with them. render: messages -> the text that an answer follows. stops: ids at which the tool stops by itself.
+    encode: text -> ids without the special tokens added around every text; special tokens inside the text are recognised.
+    surround: text -> ids with them. render: messages -> the prompt for the answer. stops: ids at which the tool itself stops.
     """
 
     name: str
@@ -25,7 +25,7 @@ class ToolText:
 
 
 def transformers_text(folder: Any) -> ToolText:
-    """transformers on a folder: AutoTokenizer and GenerationConfig."""
+    """The `ToolText` of transformers for a folder, by its AutoTokenizer and GenerationConfig."""
     import transformers
 
     tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)

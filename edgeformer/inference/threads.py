@@ -1,4 +1,4 @@
-"""How many compute threads there are by default: one per physical core that this process may use."""
+"""The default number of compute threads: one per physical core that this process may use."""
 
 from __future__ import annotations
 
