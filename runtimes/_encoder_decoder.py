@@ -13,12 +13,12 @@ from edgeformer.ops.step import GrowingStore, begin
 
 
 class EncoderDecoderSession(Session):
-    """Keys and values of what is written are joined at each step; those of what was read are made once.
+    """Self-attention K/V are concatenated at each step; cross-attention K/V of the source are computed once.
 
     Args:
         spec: the model.
-        options: how it was opened.
-        ops: the back end's vocabulary.
+        options: the session's options.
+        ops: the back end's ops.
         root: the handle of the model's parameters.
         array: numpy array -> the back end's.
         plain: the back end's -> float32 numpy array.

@@ -1,4 +1,4 @@
-"""An encoder–decoder artefact in ONNX Runtime: one session for each of its two programs."""
+"""An encoder–decoder artefact in ONNX Runtime: one session each for its encoder and decoder graphs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OnnxEncoderDecoderSession(Session):
-    """Caches are inputs and outputs, joined at each step; what the encoder made is fed again."""
+    """Caches are inputs and outputs that grow at each step; the encoder's outputs are fed again at every step."""
 
     def __init__(self, folder: Path, manifest: Manifest, options: Options, open_file: Any):
         super().__init__(bundle.read_spec(folder), options)

@@ -1,7 +1,7 @@
-"""ONNX Runtime's execution providers: those of the installed build, and plugins (distributions named `onnxruntime-ep-...`).
+"""ONNX Runtime's execution providers: those of the installed build, and plug-ins (distributions named `onnxruntime-ep-...`).
 
-What a provider claimed of a graph, in nodes and in FLOPs, and a profile's operations by block: both need to know which
-exported node an inlined one came from. ONNX Runtime names the nodes of function bodies after the function and a counter.
+The share of a graph that a provider claimed, in nodes and FLOPs, and a profile's operations by block: both need the exported
+node that an inlined node came from. ONNX Runtime names the nodes of function bodies after the function and a counter.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from edgeformer.weights.costs import attention_flops
 
 CPU = "CPUExecutionProvider"
 TARGETS = {"cuda": "cuda", "coreml": "coreml", "webgpu": "webgpu", "openvino": "portable"}
-"""The export target that is made for a provider; the CPU's otherwise."""
+"""Provider -> the export target made for it; all others use `cpu`."""
 KNOWN = ("cuda", "coreml", "webgpu", "mlx", "openvino", "tensorrt", "dml", "rocm", "qnn", "xnnpack")
 CONTEXT = 512
 """Cached tokens at which attention's FLOPs are counted."""
@@ -30,7 +30,7 @@ _ATTENTION = frozenset(("GroupQueryAttention", "MultiHeadAttention", "Attention"
 
 
 def built_in() -> dict[str, str]:
-    """Short name -> provider, of this build of onnxruntime; the CPU's and Azure's are no variants."""
+    """Short name -> execution provider of this onnxruntime build, without those of the CPU and Azure, which are no variants."""
     import onnxruntime
 
     names = [n for n in onnxruntime.get_available_providers() if n not in (CPU, "AzureExecutionProvider")]
@@ -38,7 +38,7 @@ def built_in() -> dict[str, str]:
 
 
 def plugins() -> dict[str, str]:
-    """Short name -> module, of installed plugins."""
+    """Short name -> module of installed plug-ins."""
     found = {}
     for distribution in distributions():
         name = (distribution.metadata["Name"] or "").lower().replace("_", "-")
@@ -51,18 +51,18 @@ def missing(variant: str) -> str | None:
     """None, or why this provider can't be used here."""
     if variant in built_in() or variant in plugins():
         return None
-    have = ", ".join(sorted({*built_in(), *plugins()})) or "none besides the CPU's"
+    have = ", ".join(sorted({*built_in(), *plugins()})) or "only the CPU provider"
     lines = {"cuda": "onnxruntime-gpu", "openvino": "onnxruntime-openvino", "dml": "onnxruntime-directml"}
     package = lines.get(variant, f"onnxruntime-ep-{variant}")
-    hint = "it is in macOS's builds" if variant == "coreml" else f"pip install {package}"
+    hint = "it is part of the macOS builds" if variant == "coreml" else f"pip install {package}"
     return f"this onnxruntime has no {variant} provider ({hint}); it has {have}"
 
 
 def use(variant: str, settings: Any) -> list[str]:
-    """Prepare session settings for a provider; the list of providers for the session, empty if the settings hold it.
+    """Prepare session settings for a provider; returns the session's list of providers, empty if the settings name the provider.
 
     Raises:
-        RuntimeUnavailable: there is no such provider or no device for it.
+        RuntimeUnavailable: the provider is not installed, or finds no device.
     """
     import onnxruntime
 
@@ -77,7 +77,7 @@ def use(variant: str, settings: Any) -> list[str]:
             onnxruntime.register_execution_provider_library(name, plugin.get_library_path())
         devices = [device for device in onnxruntime.get_ep_devices() if device.ep_name == name][:1]
         if not devices:
-            raise RuntimeUnavailable(f"the plugin of the {variant} provider is installed and finds no device here")
+            raise RuntimeUnavailable(f"the plug-in of the {variant} provider is installed but finds no device here")
         settings.add_provider_for_devices(devices, {})
         return []
     return [built_in()[variant], CPU]
@@ -86,8 +86,8 @@ def use(variant: str, settings: Any) -> list[str]:
 def owners(model: Any) -> dict[str, Any]:
     """Name of a node after inlining -> the node of the exported graph that it came from.
 
-    model: the file's ModelProto. ONNX Runtime 1.31's scheme: `_inlfunc_<function>_<node>`, and from a function's second use on
-    with `_token_<n>`, n counting all of them.
+    model: the file's ModelProto. ONNX Runtime 1.31's scheme: `_inlfunc_<function>_<node>`; from a function's second use on with
+    `_token_<n>`, where n counts these uses across all functions.
     """
     functions = {(f.domain, f.name, f.overload): f for f in model.functions}
     found: dict[str, Any] = {node.name: node for node in model.graph.node}
@@ -106,17 +106,17 @@ def owners(model: Any) -> dict[str, Any]:
 
 
 def owner(name: str, table: dict[str, Any]) -> Any:
-    """The exported node of an event or an assigned node; None for what ONNX Runtime added."""
+    """The exported node behind a profile event or an assigned node; None for nodes that ONNX Runtime added."""
     while name not in table and "/" in name:  # "<node>/QuickGeluFusion/"
         name = name.rstrip("/").rpartition("/")[0]
     return table.get(name)
 
 
 def claims(file: Path, session: Any, spec: Model) -> dict[str, Any]:
-    """What the session's provider claimed: nodes, and the share of the FLOPs of a decode step; {} where that isn't told.
+    """What the session's provider claimed: nodes, and the share of a decode step's FLOPs; {} if onnxruntime doesn't report it.
 
-    FLOPs are of the weights that a node multiplies with, and of attention over 512 tokens. The session must have been opened
-    with `session.record_ep_graph_assignment_info`.
+    FLOPs are those of weight products, and of attention over 512 tokens. The session must have been opened with
+    `session.record_ep_graph_assignment_info`.
     """
     import onnx
 
@@ -149,7 +149,7 @@ def claims(file: Path, session: Any, spec: Model) -> dict[str, Any]:
 
 
 def operations(profile: Path, file: Path, skip_runs: int) -> list[Operation]:
-    """A profile's kernel times, of the runs after the first `skip_runs`."""
+    """Kernel times of a profile by operation, from the runs after the first `skip_runs`."""
     import onnx
 
     events = json.loads(profile.read_text())

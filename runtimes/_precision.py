@@ -1,4 +1,4 @@
-"""Weights as a precision stores them, so that a reference has the same bits as the artefact it judges."""
+"""Weights rounded to a storage precision, so that a reference uses the same bits as the artefact that it is compared with."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgeformer.weights.precision import FLOAT_TYPES
 
 
 class rounded(Mapping[str, Any]):
-    """canonical name -> float32 array holding the values that `precision` can store. Lazy, like its source."""
+    """Canonical name -> float32 array, rounded to the values that `precision` can store. Lazy, like its source."""
 
     def __init__(self, weights: Mapping[str, Any], precision: str):
         self.weights, self.dtype = weights, FLOAT_TYPES[precision].numpy

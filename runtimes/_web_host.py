@@ -1,6 +1,6 @@
-"""Where ONNX Runtime Web runs: a Node process, or a page in headless Chromium. Both take a command and give an answer.
+"""Hosts of ONNX Runtime Web: a Node process, or a page in headless Chromium. Both take commands and return answers.
 
-A command is JSON; an answer is JSON and float32 values. Time is taken inside, by `performance.now()`.
+A command is JSON; an answer is JSON and float32 values. Time is measured inside the host, by `performance.now()`.
 """
 
 from __future__ import annotations
@@ -40,24 +40,24 @@ class Host(Protocol):
         ...
 
     def address(self, file: Path) -> str:
-        """How a file of the artefact is named in a command."""
+        """The name of an artefact's file in a command."""
         ...
 
 
 def distribution() -> Path:
-    """The folder `dist` of onnxruntime-web."""
+    """The `dist` folder of onnxruntime-web. EDGEFORMER_NODE_MODULES names another `node_modules`."""
     base = os.environ.get("EDGEFORMER_NODE_MODULES")
     modules = Path(base) if base else cache_folder("web") / "node_modules"
     return modules / "onnxruntime-web" / "dist"
 
 
 def install_line() -> str:
-    """What installs onnxruntime-web where this looks for it."""
+    """The command that installs onnxruntime-web where `distribution` looks for it."""
     return f"npm install --prefix {cache_folder('web')} onnxruntime-web@{VERSION}"
 
 
 def installed_version() -> str | None:
-    """Of onnxruntime-web, None if it isn't there."""
+    """The installed version of onnxruntime-web, or None."""
     file = distribution().parent / "package.json"
     return json.loads(file.read_text())["version"] if file.exists() else None
 
@@ -81,7 +81,7 @@ class Node:
     def __init__(self) -> None:
         node = shutil.which("node")
         if node is None:
-            raise RuntimeUnavailable("there is no Node here; install it, or use the runtime web in a browser")
+            raise RuntimeUnavailable("Node is not installed; install it, or use the runtime web in a browser")
         self._process = subprocess.Popen(
             [node, str(ASSETS / "node.mjs"), str(distribution())], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
@@ -108,12 +108,12 @@ class Node:
 
 
 class Browser:
-    """A page in headless Chromium. It is served with the headers that give it threads (cross-origin isolation)."""
+    """A page in headless Chromium, served with the headers that enable threads (cross-origin isolation)."""
 
     def __init__(self, folder: Path, *, gpu: bool = False) -> None:
         program = browser()
         if program is None:
-            raise RuntimeUnavailable("there is no Chromium here; install it, or use web:node")
+            raise RuntimeUnavailable("Chromium is not installed; install it, or use web:node")
         self._commands: queue.Queue[bytes] = queue.Queue()
         self._answers: queue.Queue[tuple[dict[str, Any], bytes]] = queue.Queue()
         roots = {"assets": ASSETS, "dist": distribution(), "model": folder}

@@ -1,9 +1,9 @@
-"""A server that speaks OpenAI's completions protocol, asked through its URL: `--runtimes http://localhost:8080/v1`.
+"""A server with OpenAI's completions API, chosen by its URL: `--runtimes http://localhost:8080/v1`.
 
-It is measured as its clients see it: time to the first streamed token, time between tokens, and with `--concurrency` several
-clients at once. Prompts are token ids (llama.cpp's server, vLLM, text-generation-inference take them); of servers that only
-take text (mlx-lm's), the prompt's text, whose number of tokens has to come out right. Generation is greedy. Its text is
-compared with the text of the reference's tokens: a server gives no logits.
+It is measured as a client sees it: time to first token (TTFT), time between tokens (ITL), and with `--concurrency` several
+clients at once. Prompts are sent as token ids (llama.cpp's server, vLLM, text-generation-inference take them); to servers that
+take only text (mlx-lm's), as text that must encode to the same number of tokens. Generation is greedy. The server's text is
+compared with the text of the reference's tokens, since a server returns no logits.
 
 `http:https://host/v1` reaches servers behind TLS. An API key is read from EDGEFORMER_API_KEY.
 """
@@ -31,25 +31,25 @@ TIMEOUT_S, MAX_LINE = 600, 1_000_000
 
 
 def parsed(variant: str) -> tuple[str, SplitResult]:
-    """A server's URL, as it is written and in its parts.
+    """A server's URL, as written and split into its parts.
 
     Raises:
-        InputError: it is none.
+        InputError: `variant` is not a URL with a host.
     """
     url = variant if "://" in variant else f"http:{variant}"
     parts = None
     try:
         parts = urlsplit(url.rstrip("/"))
         sound = bool(parts.hostname) and (parts.port or 80) > 0 and bool(parts.hostname.encode("idna"))  # type: ignore[union-attr]
-    except ValueError:  # a port that is no number, brackets that don't close, a name that is too long
+    except ValueError:  # a port that isn't a number, unclosed brackets, a host name that is too long
         sound = False
     if parts is None or not sound:
-        raise InputError(f"{shown(url)} is no server's URL; give one such as http://localhost:8080/v1")
+        raise InputError(f"{shown(url)} is not a server URL; give one such as http://localhost:8080/v1")
     return url, parts
 
 
 class ServerSession(Session):
-    """A client; every request has a connection of its own, as different clients have."""
+    """A client of a server; every request opens its own connection, as separate clients would."""
 
     served = True
 
@@ -57,9 +57,7 @@ class ServerSession(Session):
         super().__init__(loaded.spec, options)
         url, self.url = parsed(options.variant)
         if not has_tokenizer(loaded.around):
-            raise InputError(
-                f"{loaded.name} has no tokenizer: a server answers in text, which is compared by means of it"
-            )
+            raise InputError(f"{loaded.name} has no tokenizer, which is needed to compare a server's text")
         self.tokenizer = load_tokenizer(loaded.around)
         listed = self._get("/models").get("data") or []
         first = listed[0] if isinstance(listed, list) and listed else None
@@ -99,25 +97,27 @@ class ServerSession(Session):
             connection.close()
 
     def _json(self, response: http.client.HTTPResponse, path: str) -> dict[str, Any]:
-        """The object that an answer holds.
+        """The JSON object of an answer.
 
         Raises:
-            InputError: it is no JSON object of at most 8 MB, or the connection broke.
+            InputError: the answer is not a JSON object of at most 8 MB, or the connection broke.
         """
         where = f"{self.url.geturl()}{path}"
         try:
             data = response.read(MAX_BYTES + 1)
         except (OSError, http.client.HTTPException) as e:
-            raise InputError(f"{where} broke off its answer: {e}") from e
+            raise InputError(f"{where} closed the connection before its answer was complete: {e}") from e
         if len(data) > MAX_BYTES:
-            raise InputError(f"{where} answered with more than {MAX_BYTES:,} bytes: it is no OpenAI-compatible server")
+            raise InputError(
+                f"{where} answered with more than {MAX_BYTES:,} bytes: it is not an OpenAI-compatible server"
+            )
         answer = parse_json(data, f"the answer of {where}", InputError)
         if not isinstance(answer, dict):
-            raise InputError(f"{where} did not answer with a JSON object: it is no OpenAI-compatible server")
+            raise InputError(f"{where} did not answer with a JSON object: it is not an OpenAI-compatible server")
         return answer
 
     def _body(self, prompt: Any, gen: int) -> dict[str, Any]:
-        # cache_prompt, ignore_eos: of llama.cpp's server and vLLM; others ignore what they don't know
+        # cache_prompt, ignore_eos: options of llama.cpp's server and vLLM; others ignore unknown ones
         return {
             "model": self.model,
             "prompt": prompt,
@@ -129,7 +129,7 @@ class ServerSession(Session):
         }
 
     def _takes_ids(self) -> bool:
-        """Whether prompts may be token ids, tried with one that can only be answered that way."""
+        """Whether the server takes prompts as token ids: tried with one, whose token count must come back as its length."""
         try:
             connection, response = self._ask("POST", "/completions", {**self._body([5, 6, 7], 1), "stream": False})
         except InputError:
@@ -147,8 +147,8 @@ class ServerSession(Session):
         again = self.tokenizer.encode(text, special=False)
         if len(again) != len(ids):
             raise InputError(
-                f"{self.url.geturl()} takes prompts as text only, and the text of these {len(ids)} tokens has {len(again)}:"
-                " counts would differ between rows. Use a server that takes token ids"
+                f"{self.url.geturl()} takes prompts as text only, and the text of these {len(ids)} tokens encodes to"
+                f" {len(again)}: token counts would differ between rows. Use a server that takes token ids"
             )
         return text
 
@@ -161,7 +161,7 @@ class ServerSession(Session):
             while line := response.readline(MAX_LINE + 1):
                 if len(line) > MAX_LINE or len(arrivals) > 2 * gen + 16:
                     raise InputError(
-                        f"{self.url.geturl()} streams more than was asked for: lines without end, or more than {gen} tokens"
+                        f"{self.url.geturl()} streams more than was requested: an overlong line, or more than {gen} tokens"
                     )
                 if not line.startswith(b"data:") or line.strip() == b"data: [DONE]":
                     continue
@@ -169,22 +169,22 @@ class ServerSession(Session):
                 text = choice.get("text") or ""
                 if not isinstance(text, str):
                     raise InputError(f"{self.url.geturl()} answered with {shown(text)} as text")
-                if not choice or (choice.get("finish_reason") and not text):  # the end, without a token
+                if not choice or (choice.get("finish_reason") and not text):  # the final event, without a token
                     continue
                 arrivals.append(time.perf_counter_ns())
                 parts.append(text)
         except (OSError, http.client.HTTPException) as e:
-            raise InputError(f"{self.url.geturl()} broke off its answer: {e}") from e
+            raise InputError(f"{self.url.geturl()} closed the connection before its answer was complete: {e}") from e
         finally:
             connection.close()
         if len(arrivals) < max(gen - 1, 1):
             raise InputError(
-                f"{self.url.geturl()} streamed {len(arrivals)} tokens of {gen} (or several at once): their times can't be told"
+                f"{self.url.geturl()} streamed {len(arrivals)} of {gen} tokens (or several in one event): ITL can't be measured"
             )
         return Served("".join(parts), start, arrivals)
 
     def _choice(self, data: bytes) -> dict[str, Any]:
-        """The first choice of a streamed event; empty of one without choices."""
+        """The first choice of a streamed event; empty if the event has none."""
         where = self.url.geturl()
         event = parse_json(data, f"a line that {where} streamed", InputError)
         if not isinstance(event, dict) or "error" in event:
@@ -195,12 +195,12 @@ class ServerSession(Session):
         return choices[0] if choices else {}
 
     def text(self, prompt, tokens):
-        """Detokenized after the prompt, whose last characters may depend on what follows."""
+        """Tokens are decoded together with the prompt, whose last characters may depend on what follows."""
         before = self.tokenizer.decode(prompt, special=True)
         return self.tokenizer.decode(prompt + tokens, special=True)[len(before) :]
 
     def peak_memory(self):
-        """Not known: the server's."""
+        """Unknown: it is the server's memory."""
         return {"peak_rss_bytes": None, "rss_source": None, "peak_footprint_bytes": None}
 
     def facts(self):
@@ -224,7 +224,7 @@ class Runtime(base.Runtime):
 
     def refuses(self, spec, options):
         if not options.variant:
-            return "a server is chosen by its URL: --runtimes http://localhost:8080/v1"
+            return "the server's URL is missing; a server is chosen by its URL: --runtimes http://localhost:8080/v1"
         parsed(options.variant)
         return super().refuses(spec, options)
 

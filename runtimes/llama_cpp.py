@@ -1,6 +1,6 @@
-"""llama.cpp on an exported GGUF file, through the C interface of llama-cpp-python. Its keys and values are float32 here, as
-those of other float32 rows; variant `kv-f16` keeps them in fp16, llama.cpp's own default. Variant `gpu` leaves all layers, the
-cache's type and flash attention to its GPU back end (Metal, CUDA, Vulkan); never run by this project."""
+"""llama.cpp on an exported GGUF file, through the C interface of llama-cpp-python. Its KV cache is float32 here, as in other
+float32 rows; variant `kv-f16` keeps it in fp16, llama.cpp's own default. Variant `gpu` leaves all layers, the cache's type and
+flash attention to its GPU back end (Metal, CUDA, Vulkan); it has never been run by this project."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ _errors: list[str] = []
 
 
 def _keep_log(llama: Any) -> None:
-    """llama.cpp logs hundreds of lines: only errors are kept, for messages. The callback lives as long as the module."""
+    """Keep only the errors of llama.cpp's log (hundreds of lines), for messages. The callback lives as long as the module."""
     global _log
 
     def keep(level: int, text: bytes, data: Any) -> None:
@@ -57,7 +57,7 @@ class LlamaSession(Session):
         self.gpu = options.variant == "gpu"
         if self.gpu and not llama_cpp.llama_supports_gpu_offload():
             raise RuntimeUnavailable(
-                "this build of llama.cpp has no GPU back end; leave out :gpu, or build it with one"
+                "this build of llama.cpp has no GPU back end; leave out :gpu, or install a build with one"
             )
         settings.n_gpu_layers = self.spec.depth() + 1 if self.gpu else 0
         self.model = llama_cpp.llama_model_load_from_file(str(folder / MODEL_FILE).encode(), settings)
@@ -83,7 +83,9 @@ class LlamaSession(Session):
 
     def _step(self, ids, mask, all_positions):
         if not mask.all():
-            raise InputError("this adapter runs llama.cpp without padding; pad in the onnxruntime runtime instead")
+            raise InputError(
+                "this adapter runs llama.cpp without padding; use the runtime onnxruntime for padded batches"
+            )
         parts = []
         for start in range(0, ids.shape[1], self.chunk):
             part = ids[0, start : start + self.chunk]
@@ -106,7 +108,7 @@ class LlamaSession(Session):
             return []
         logits = self.llama.llama_get_logits(self.context)
         place = ctypes.addressof(logits.contents), wanted
-        if place != self.place:  # making a view costs more than a small model's step leaves unnoticed
+        if place != self.place:  # making a view takes a noticeable share of a small model's step
             self.place, self.view = place, np.ctypeslib.as_array(logits, (wanted, self.spec.vocab))
         return [self.view.copy()]
 
@@ -141,7 +143,7 @@ class LlamaSession(Session):
         return (data.get("composes") and not composed) or (data.get("wordpiece") and not text.isascii())
 
     def tokenize(self, text: str, *, special: bool = True, parse: bool = False) -> list[int]:
-        """llama.cpp's own ids of a text, with the model's special tokens around it; `parse`: those inside it are recognised."""
+        """llama.cpp's own ids of a text. `special`: add special tokens around it; `parse`: recognise those inside it."""
         data = text.encode()
         vocab = self.llama.llama_model_get_vocab(self.model)
         ids = (self.llama.llama_token * (len(data) + 16))()
@@ -164,7 +166,7 @@ class LlamaSession(Session):
 
 
 class Runtime(base.Runtime):
-    """llama.cpp on the CPU, or by `gpu` on what it was built for."""
+    """llama.cpp on the CPU, or with variant `gpu` on the GPU it was built for."""
 
     opens = "gguf"
     tasks = (Task.TEXT_GENERATION,)

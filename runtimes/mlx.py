@@ -1,5 +1,5 @@
-"""MLX: the spec built natively, packed, decoded by one compiled step. Variants switch the custom Metal kernels on or off, and the
-cache to 8 bits."""
+"""MLX: the spec built natively, packed, decoded by one compiled step. Variants switch the custom Metal kernels on or off, and
+the KV cache to int8."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from edgeformer.spec.task import Task
 
 
 def build_mlx(loaded: LoadedModel, *, precision: str = "fp32") -> Any:
-    """The model as an `edgeformer.backends.mlx.MlxModel` with its weights, to train, quantize or run.
+    """Build the model as an `edgeformer.backends.mlx.MlxModel` with its weights, to train, quantize or run.
 
     precision: fp32, fp16 or bf16, of weights and activations.
     """
@@ -37,7 +37,7 @@ def build_mlx(loaded: LoadedModel, *, precision: str = "fp32") -> Any:
 
 
 def back_end_missing() -> str | None:
-    """None, or what is missing: on Linux the package `mlx` alone can't compute."""
+    """None, or what is missing: on Linux the package `mlx` alone has no back end."""
     try:
         import mlx.core  # noqa: F401
     except ImportError as e:
@@ -46,7 +46,7 @@ def back_end_missing() -> str | None:
 
 
 def has_gpu() -> bool:
-    """Whether a build of MLX with GPU kernels is installed; nothing is imported for that."""
+    """Whether a build of MLX with GPU kernels is installed; imports nothing."""
     return any(_installed(f"mlx-{name}") for name in ("metal", "cuda-12", "cuda-13"))
 
 
@@ -57,12 +57,12 @@ def _installed(package: str) -> bool:
         return False
 
 
-# fp32 means fp32: on GPUs that have it, MLX would multiply float32 in TF32, three decimal digits, unless told otherwise
+# fp32 means fp32: by default MLX multiplies float32 in TF32 (three decimal digits) on GPUs that support it
 os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 
 class MlxSession(Session):
-    """Weights and activations in the precision asked for. MLX takes no number of threads: its CPU work has its own."""
+    """Weights and activations in the requested precision. MLX has no option for the number of CPU threads."""
 
     def __init__(self, loaded: LoadedModel, options: Options):
         import mlx.core as mx
@@ -86,7 +86,7 @@ class MlxSession(Session):
         self.decoder = None
         if loaded.spec.task == Task.TEXT_GENERATION:
             compiled = options.variant == "compile" or (options.variant != "eager" and mx.default_device() == mx.gpu)
-            compiled = compiled and not loaded.spec.prefixed  # a prefix would be compiled in
+            compiled = compiled and not loaded.spec.prefixed  # the prefix length would be compiled in
             store = Int8Store if options.variant == "kv-int8" else MlxStore
             self.decoder = DecodeSession(self.model, options.batch, self.capacity, compiled=compiled, store=store)
 
@@ -118,7 +118,7 @@ class MlxSession(Session):
         return {k: np.array(v.astype(mx.float32)) for k, v in outputs.items()}
 
     def profile(self, call, before=None):
-        """None when compiled: then it is one function of everything."""
+        """None when compiled: the step is then one function, without layers to time."""
         if self.decoder is not None and self.decoder.compiled:
             return None
         if before is not None:
@@ -153,14 +153,14 @@ class MlxSession(Session):
 
 
 def tune_here(loaded: LoadedModel, precision: str, **options: Any) -> Any:
-    """Measure the Metal kernels on this model and machine, and remember which are worth it.
+    """Measure the Metal kernels on this model and machine, and store which of them are faster.
 
     Returns:
         An `edgeformer.backends.mlx.metal._tune.Tuning`. `options` are those of its `tune`.
 
     Raises:
-        RuntimeUnavailable: there is no Metal.
-        InputError: an encoder.
+        RuntimeUnavailable: Metal is not available.
+        InputError: the model is an encoder.
     """
     import mlx.core as mx
 
@@ -172,7 +172,9 @@ def tune_here(loaded: LoadedModel, precision: str, **options: Any) -> Any:
 
     require_decoder(loaded.spec)
     if not mx.metal.is_available():
-        raise RuntimeUnavailable("tuning measures Metal kernels, and there is no Metal here: it needs an Apple GPU")
+        raise RuntimeUnavailable(
+            "tuning measures Metal kernels: it needs an Apple GPU, and Metal is not available here"
+        )
     _choice.prepare()
     weights = loaded.require_weights()
     model = load_model(loaded.spec, weights, precision)
@@ -209,16 +211,18 @@ class Runtime(base.Runtime):
 
     @property
     def slow(self) -> bool:  # type: ignore[override]
-        """MLX without a GPU is a correctness oracle: on Linux its matrix products are a reference library's."""
+        """MLX without a GPU is only a correctness oracle: on Linux its matrix products come from a reference library."""
         return not has_gpu()
 
     def unavailable(self) -> str | None:
         return super().unavailable() or back_end_missing()
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
-        if isinstance(source, Path):  # an exported folder: a checkpoint, too
-            manifest = bundle.opened(source, {CODE_NAME: MODEL_FILE})  # which it doesn't run
-            precision = manifest["compute"] if has_gpu() else "fp32"  # on CPU, MLX's half precision also sums in it
+        if isinstance(source, Path):  # an exported folder is a checkpoint, too
+            manifest = bundle.opened(source, {CODE_NAME: MODEL_FILE})  # code that this runtime doesn't run
+            precision = (
+                manifest["compute"] if has_gpu() else "fp32"
+            )  # on CPU, MLX also sums half precision in half precision
             session = MlxSession(load(source), replace(options, precision=precision))
             session.compute = session.compute or precision
             return session

@@ -1,4 +1,4 @@
-"""mlx-lm on a folder that edgeformer exported for it: its own model code, caches and generation loop."""
+"""mlx-lm on a folder that edgeformer exported for it, with mlx-lm's own model code, caches and generation loop."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from edgeformer.spec.task import Task
 
 
 class MlxLmSession(Session):
-    """The model as `mlx_lm.load` builds it. MLX takes no number of threads.
+    """The model as `mlx_lm.load` builds it. MLX has no option for the number of CPU threads.
 
-    Without a GPU the same bits are computed with in float32: MLX's half precision on CPU also sums in half precision.
+    Without a GPU the same weights are used in float32 arithmetic: on CPU, MLX also sums half precision in half precision.
     """
 
     def __init__(self, folder: Path, options: Options):
@@ -38,7 +38,7 @@ class MlxLmSession(Session):
         options = replace(options, capacity=min(options.capacity or manifest["context"], manifest["context"]))
         super().__init__(bundle.read_spec(folder), options)
         self.folder = folder
-        # what model_file names was checked: it is our own code, or what the user trusts
+        # the code that model_file names was checked: it is edgeformer's own, or trusted by the user
         brings_code = "model_file" in read_object(folder / "config.json")
         self.model: Any = load_model(folder, trust_remote_code=brings_code)[0]
         if mx.default_device() != mx.gpu:
@@ -52,9 +52,9 @@ class MlxLmSession(Session):
 
     def _step(self, ids, mask, all_positions):
         if not mask.all():
-            raise InputError("this adapter runs mlx-lm without padding; pad in the mlx runtime instead")
+            raise InputError("this adapter runs mlx-lm without padding; use the runtime mlx for padded batches")
         mx, tokens = self.mx, self.mx.array(ids.astype(np.int32))
-        # as its generate_step does: the head sees the last token alone
+        # as in its generate_step: only the last token goes through the head
         if not all_positions and ids.shape[1] > 1 and not length_dependent(self.spec):
             self.model(tokens[:, :-1], cache=self.cache)
             mx.eval([c.state for c in self.cache])
@@ -73,7 +73,7 @@ class MlxLmSession(Session):
             self.mx.array(prompt), self.model, max_tokens=count, sampler=sampler, prompt_cache=self.cache
         )
         for i, (token, probabilities) in enumerate(steps):
-            if i % 16 == 0:  # not each: its loop should not wait for us
+            if i % 16 == 0:  # not every step: the check would stall its loop
                 check_logits(np.array(probabilities.astype(self.mx.float32)))
             yield int(token)
 
@@ -114,7 +114,7 @@ class Runtime(base.Runtime):
 
     @property
     def slow(self) -> bool:  # type: ignore[override]
-        """As the runtime mlx."""
+        """Same as the runtime mlx."""
         return not has_gpu()
 
     def unavailable(self) -> str | None:

@@ -1,4 +1,4 @@
-"""Does nothing, to measure the harness itself: the same made-up logits at every step."""
+"""A runtime that computes nothing, to measure the harness itself: every step returns the same zero logits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeformer.inference.runtime import Options, Session
 
 
 class NullSession(Session):
-    """Answers at once."""
+    """Returns zeros at once."""
 
     def __init__(self, loaded: LoadedModel, options: Options):
         super().__init__(loaded.spec, options)

@@ -1,4 +1,4 @@
-"""The reference back end as a runtime: slow, needs nothing that edgeformer doesn't already need."""
+"""The reference back end as a runtime: slow, without any further dependency."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ from edgeformer.runtimes._precision import rounded
 
 
 class NumpySession(Session):
-    """float32 arithmetic on weights rounded to the precision asked for."""
+    """float32 arithmetic on weights rounded to the requested precision."""
 
     def __init__(self, loaded: LoadedModel, options: Options):
         super().__init__(loaded.spec, options)
-        self._threads = threadpool_limits(options.threads)  # of the BLAS library; holds as long as the session
+        self._threads = threadpool_limits(
+            options.threads
+        )  # of the BLAS library; the limit lasts as long as the session
         self.model, self.past = NumpyModel(loaded.spec, rounded(loaded.require_weights(), options.precision)), {}
 
     def _step(self, ids, mask, all_positions):

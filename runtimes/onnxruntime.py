@@ -1,8 +1,8 @@
-"""ONNX Runtime on an exported artefact. Variants name another execution provider;
+"""ONNX Runtime on an exported artefact. A variant names another execution provider;
 `kernels` loads edgeformer's native kernel library.
 
 Decoders whose attention appends in place (manifest: `"cache": "shared"`) run through one IOBinding with a single
-max-length buffer per key and per value, bound as past and present. Others feed each step's outputs to the next.
+full-length buffer per key and per value, bound as past and present. Others feed each step's outputs to the next.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(i
 
 
 def open_onnx(folder: Path, manifest: Manifest, options: Options, profile: Path | None = None) -> Any:
-    """An `onnxruntime.InferenceSession` on an artefact, with explicit threads; profiling into `profile` if it is given."""
+    """Open an `onnxruntime.InferenceSession` on an artefact, with explicit threads; it profiles to `profile` if given."""
     import onnxruntime
 
     file, settings = bundle.model_files(folder, manifest)[0], onnxruntime.SessionOptions()
@@ -42,7 +42,7 @@ def open_onnx(folder: Path, manifest: Manifest, options: Options, profile: Path 
     if options.variant == "kernels":
         if manifest["compute"] != "fp32":
             raise ArtefactError(
-                f"the native kernels compute in fp32, {folder} in {manifest['compute']}; leave out :kernels"
+                f"the native kernels compute in fp32, but {folder} in {manifest['compute']}; leave out :kernels"
             )
         from edgeformer.exporters.onnx.kernels import library_path
 
@@ -66,18 +66,18 @@ class OnnxSession(Session):
         self.folder, self.manifest, self.runs = folder, manifest, 0
         self.onnxruntime, self.session = onnxruntime, open_onnx(folder, manifest, options)
         provider = self.session.get_providers()[0]
-        # an accelerator's cache is held there where we know how to; else it is copied to and fro at every step
+        # only CUDA's cache is kept on the device; other accelerators' caches are copied both ways at every step
         self.device = "cuda" if provider == "CUDAExecutionProvider" else "cpu"
         self.inputs = {i.name: i for i in self.session.get_inputs()}
         self.outputs = [o.name for o in self.session.get_outputs()]
         self.past = [n for n in self.inputs if n.startswith("past_key_values.")]
-        # others take the buffers over to their device, where past and present are two
+        # other providers copy the buffers to their device, where past and present are separate
         self.shared = manifest.get("cache") == "shared" and provider in (CPU, "CUDAExecutionProvider")
         self.value = onnxruntime.OrtValue.ortvalue_from_numpy
         if self.past:
             self.keep = {n: self.value(np.array([n], np.int64)) for n in (0, 1)}
             # One position's logits and one token's ids always have these shapes: one buffer each, and a view to copy
-            # through: after a step that swept the caches, every call into the runtime's bindings costs.
+            # through, because a step evicts the CPU caches and every call into the runtime's bindings then costs time.
             self.logits = self.value(np.zeros((options.batch, 1, self.spec.vocab), np.float32))
             self.token = self.value(np.zeros((options.batch, 1), np.int64))
             self.logits_view, self.token_view = self.logits.numpy(), self.token.numpy()
@@ -102,7 +102,7 @@ class OnnxSession(Session):
             check_no_hole(mask)
         new = ids.shape[1]
         if self.shared and self.length and new > 1 and ids.shape[0] > 1:
-            # GroupQueryAttention continues a batch one token at a time
+            # GroupQueryAttention can continue a batch only one token at a time
             parts = [self._run(ids[:, i : i + 1], mask[:, : self.length + i + 1], True) for i in range(new)]
             logits = np.concatenate(parts, 1)
             return logits if all_positions else logits[:, -1]
@@ -163,7 +163,7 @@ class OnnxSession(Session):
         return bundle.model_files(self.folder, self.manifest)[0]
 
     def profile(self, call, before=None):
-        """By ONNX Runtime's own profiler, in a second session."""
+        """Profiled by ONNX Runtime's own profiler, in a second session."""
         plain = self.session
         with temporary_folder() as scratch:
             self.session = open_onnx(self.folder, self.manifest, self.options, scratch / "profile")
@@ -205,7 +205,7 @@ class Runtime(base.Runtime):
 
     @property
     def variants(self) -> tuple[str, ...]:  # type: ignore[override]
-        """Our native kernels, and the providers that are installed."""
+        """The native kernels, and the installed execution providers."""
         return ("kernels", *sorted({*built_in(), *plugins()}))
 
     def has(self, variant):

@@ -1,8 +1,8 @@
-"""OpenVINO on an ONNX artefact of the target `portable`. Its caches are inputs and outputs; devices other than the CPU are
+"""OpenVINO on an ONNX artefact of the target `portable`. Its KV caches are inputs and outputs; devices other than the CPU are
 variants (`openvino:gpu`, `openvino:npu`).
 
-Activations are not rounded to int8 here (OpenVINO's default for group-quantized weights), nor is the cache: other rows keep
-both in float32. Variant `default` leaves all that to OpenVINO.
+Neither activations (OpenVINO's default for group-quantized weights) nor the KV cache are rounded to int8 here: other rows keep
+both in float32. Variant `default` leaves OpenVINO's defaults.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class OpenVinoSession(Session):
         self.where = options.variant.upper() if options.variant in ("gpu", "npu") else "CPU"
         if self.where not in {device.split(".")[0] for device in self.core.available_devices}:
             have = ", ".join(self.core.available_devices)
-            raise RuntimeUnavailable(f"OpenVINO finds no {self.where} here; it has {have}")
+            raise RuntimeUnavailable(f"OpenVINO finds no {self.where} here; available devices: {have}")
         self.exact = options.variant != "default"
         self.compiled = self._compile()
         self.inputs = {i.any_name: i for i in self.compiled.inputs}
@@ -94,7 +94,7 @@ class OpenVinoSession(Session):
         return {name: self.request.get_tensor(name).data.astype(np.float32) for name in self.outputs}
 
     def profile(self, call, before=None):
-        """By OpenVINO's own counters of the last run of the call."""
+        """Profiled by OpenVINO's own counters, for the last run of the call."""
         plain, request = self.compiled, self.request
         self.compiled = self._compile(PERF_COUNT="YES")
         self.request = self.compiled.create_infer_request()
@@ -123,7 +123,7 @@ class OpenVinoSession(Session):
 
 
 def _block(name: str) -> str:
-    """As exported nodes are named; what OpenVINO fused into an output has the output's name."""
+    """The block by the exported node's name; an operation that OpenVINO fused into an output has the output's name."""
     return "head" if name.startswith("logits") else "attention" if name.startswith("present.") else block_of(name)
 
 
@@ -140,7 +140,7 @@ class Runtime(base.Runtime):
 
     def declines(self, manifest, variant):
         if manifest["target"] not in TARGETS:
-            return f"it reads the target portable, this is {manifest['target']}; export with --target portable"
+            return f"it reads only the target portable, not {manifest['target']}; export with --target portable"
         return None
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:

@@ -1,4 +1,4 @@
-"""ONNX Runtime GenAI on the artefact that edgeformer exported: its own generation loop over the same file."""
+"""ONNX Runtime GenAI on an exported artefact: its own generation loop over the same file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from edgeformer.spec.task import Task
 
 
 class GenaiSession(Session):
-    """GenAI's `Generator`. Where the token to be taken in is its own greedy choice, its own loop takes it; any other is appended,
-    so that every runtime can be made to decode the same ids."""
+    """GenAI's `Generator`. If the next token is its own greedy choice, its own loop takes it; any other token is appended, so
+    that every runtime can be made to decode the same ids."""
 
     all_positions = False
 
@@ -40,18 +40,18 @@ class GenaiSession(Session):
         if not (folder / "genai_config.json").exists():
             raise ArtefactError(
                 f"{folder} has no genai_config.json: it is a folder for transformers.js, or an architecture that"
-                " GenAI's decoder type can't hold"
+                " GenAI's decoder type does not support"
             )
         manifest = bundle.read_manifest(folder) if (folder / bundle.MANIFEST).exists() else {}
         self.kv = "int8" if manifest.get("kv") == "int8" else manifest.get("compute")
-        check_code(folder)  # folders of others have no manifest, and come here as well
+        check_code(folder)  # folders from elsewhere have no manifest, and are checked here as well
         told = _settings(folder)
         search, ends = told.get("search", {}), told["model"].get("eos_token_id", [])
         self.ends = set(ends if isinstance(ends, list) else [ends])
         self.shared = bool(search.get("past_present_share_buffer"))
         self.genai: Any = onnxruntime_genai  # its names come from a compiled module
         config = self.genai.Config(str(folder))
-        # GenAI's default is half the machine's threads: comparing with that would measure threads
+        # GenAI's default is half the machine's threads, which would distort a comparison
         threads = {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}
         config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
         self.model = self.genai.Model(config)
@@ -69,22 +69,22 @@ class GenaiSession(Session):
 
     def _step(self, ids, mask, all_positions):
         if all_positions:
-            raise InputError("GenAI gives the last position's logits only")
+            raise InputError("GenAI returns only the last position's logits")
         if not mask.all():
-            raise InputError("this adapter runs GenAI without padding; pad in the onnxruntime runtime instead")
+            raise InputError("this adapter runs GenAI without padding; use the runtime onnxruntime for padded batches")
         if ids.size == 1 and int(ids[0, 0]) == self.greedy:
-            self.generator.generate_next_token()  # its own loop: what it chooses is what was asked for
+            self.generator.generate_next_token()  # its own loop chooses the requested token
         else:
             self.generator.append_tokens(np.ascontiguousarray(ids, np.int32))
         logits = np.asarray(self.generator.get_logits(), np.float32).reshape(ids.shape[0], -1, self.spec.vocab)[:, -1]
         best = int(logits[0].argmax())
-        self.greedy = None if best in self.ends else best  # after an end its loop would stop
+        self.greedy = None if best in self.ends else best  # after an EOS id its loop would stop
         return logits
 
     def text_of_tool(self):
         try:
             tokenizer = self.genai.Tokenizer(self.model)
-        except RuntimeError:  # the folder has no tokenizer, or one that it can't read
+        except RuntimeError:  # the folder has no tokenizer, or one that GenAI can't read
             return ToolText("ONNX Runtime GenAI", stops=frozenset(self.ends))
 
         def render(messages):
@@ -113,20 +113,20 @@ _SESSION = frozenset((
     "enable_cpu_mem_arena", "enable_mem_pattern", "disable_cpu_ep_fallback", "disable_quant_qdq", "use_env_allocators",
     "graph_optimization_level", "custom_ops_library",
 ))  # fmt: skip
-"""Session options of GenAI that load no code (of which the library is checked for itself) and write no files."""
+"""GenAI's session options that load no code and write no files (custom_ops_library is checked separately)."""
 
 
 def _settings(folder: Path) -> dict[str, Any]:
     """A folder's genai_config.json.
 
     Raises:
-        ArtefactError: it lacks the model's settings, names files outside of the folder, or has session or provider options that
-            load libraries, write files, or are unknown.
+        ArtefactError: the model's settings are missing, a file is outside the folder, or session or provider options load
+            libraries, write files, or are unknown.
     """
     file = folder / "genai_config.json"
     told = read_object(file)
     if not isinstance(told.get("model"), dict) or not isinstance(told.get("search", {}), dict):
-        raise ArtefactError(f"{file} lacks the object model, or search is no object")
+        raise ArtefactError(f"{file}: `model` is missing or no JSON object, or `search` is no JSON object")
     for key, value in walk(told):
         if key == "filename" or key.endswith("_filename"):
             inside(folder, value, f"{key} in {file}", ArtefactError)
@@ -137,12 +137,12 @@ def _settings(folder: Path) -> dict[str, Any]:
                     f"{file} has session options that may write files or load code: {', '.join(unknown)[:200]}; remove them"
                 )
         if key == "provider_options" and not _plain_providers(value):
-            raise ArtefactError(f"{file} has provider options that aren't names with plain values: {str(value)[:200]}")
+            raise ArtefactError(f"{file} has provider options other than names with plain values: {str(value)[:200]}")
     return told
 
 
 def _plain_providers(value: Any) -> bool:
-    """Whether these are providers with numbers, switches and words: a path could name a library."""
+    """Whether all provider options are numbers, booleans or words: a path could name a library."""
     options = [o for entry in value for o in entry.values()] if _all(value, list, dict) else None
     if options is None or not all(isinstance(o, dict) for o in options):
         return False
@@ -166,7 +166,7 @@ class Runtime(base.Runtime):
 
     def refuses(self, spec, options):
         if options.batch > 1:
-            return "GenAI takes tokens into a batch once; after that it only continues with its own"
+            return "GenAI appends given tokens to a batch only once; after that it continues only with its own choices"
         return super().refuses(spec, options)
 
     def declines(self, manifest, variant):

@@ -1,4 +1,4 @@
-"""PyTorch, eager or through `torch.compile` (variant `compile`), on the CPU, CUDA or an Apple GPU (variants `cuda`, `mps`)."""
+"""PyTorch, eager or with `torch.compile` (variant `compile`), on the CPU, CUDA or an Apple GPU (variants `cuda`, `mps`)."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from edgeformer.spec.task import Task
 
 
 def build_torch(loaded: LoadedModel, *, precision: str = "fp32", device: str = "cpu") -> Any:
-    """The model as an `edgeformer.backends.torch.module.TorchModel` in float32, with its weights, in eval mode.
+    """Build the model as an `edgeformer.backends.torch.module.TorchModel` in float32, with its weights, in eval mode.
 
-    precision: fp32, fp16 or bf16, what the weights are rounded to first.
+    precision: fp32, fp16 or bf16, to which the weights are rounded first.
     """
     import torch
 
@@ -38,7 +38,7 @@ def build_torch(loaded: LoadedModel, *, precision: str = "fp32", device: str = "
 
 
 class TorchSession(Session):
-    """float32; keys and values live in one buffer of full capacity per layer."""
+    """float32 arithmetic; each layer's K/V live in one buffer of full capacity."""
 
     def __init__(self, loaded: LoadedModel, options: Options):
         import torch
@@ -48,7 +48,7 @@ class TorchSession(Session):
         super().__init__(loaded.spec, options)
         torch.set_num_threads(options.threads)
         if torch.get_num_interop_threads() != 1:
-            with contextlib.suppress(RuntimeError):  # it can be set once, before anything ran in parallel
+            with contextlib.suppress(RuntimeError):  # torch allows this once, before any parallel work
                 torch.set_num_interop_threads(1)
         device = options.variant if options.variant in ("mps", "cuda") else options.device
         if device == "mps" and not torch.backends.mps.is_available():
@@ -90,7 +90,7 @@ class TorchSession(Session):
         return y if all_positions else y[:, -1]
 
     def profile(self, call, before=None):
-        """None when compiled: there are no layers to clock any more."""
+        """None when compiled: no layers are left to time."""
         if self.call is not self.model:
             return None
         if before is not None:
@@ -106,7 +106,7 @@ class TorchSession(Session):
             self.torch.mps.synchronize()
 
     def peak_gpu_bytes(self):
-        """By torch's own counters; MPS has none of the peak, so what its driver holds now."""
+        """By torch's own counters; MPS has no peak counter, so the memory that its driver holds now."""
         if self.device.type == "cuda":
             return self.torch.cuda.max_memory_allocated()
         return self.torch.mps.driver_allocated_memory() if self.device.type == "mps" else None

@@ -1,6 +1,6 @@
-"""Hugging Face transformers on the checkpoint as it is: what users have today. Eager; variants `compile` and `cuda`, `mps`.
+"""Hugging Face transformers on the unchanged checkpoint, as users run it today. Eager; variants `compile`, `cuda`, `mps`.
 
-Attention is `sdpa`, the cache a `DynamicCache`: transformers' defaults.
+Attention is `sdpa` and the cache a `DynamicCache`, transformers' defaults.
 """
 
 from __future__ import annotations
@@ -24,9 +24,7 @@ from edgeformer.weights.rounding import stored_format
 def unreadable(loaded: LoadedModel) -> str | None:
     """None, or why transformers can't load this MODEL."""
     if loaded.folder is None or loaded.config is None or not (loaded.folder / "config.json").exists():
-        return (
-            f"transformers reads Hugging Face folders, and {loaded.name} is none; `edgeformer export --to hf` makes one"
-        )
+        return f"transformers reads Hugging Face folders, and {loaded.name} is not one; `edgeformer export --to hf` makes one"
     if loaded.weights is not None and stored_format(loaded.weights) is not None:
         return f"{loaded.name} is quantized in a format that transformers doesn't read"
     return None
@@ -44,7 +42,7 @@ class TransformersSession(Session):
             raise InputError(reason)
         torch.set_num_threads(options.threads)
         if torch.get_num_interop_threads() != 1:
-            with contextlib.suppress(RuntimeError):  # it can be set once, before anything ran in parallel
+            with contextlib.suppress(RuntimeError):  # torch allows this once, before any parallel work
                 torch.set_num_interop_threads(1)
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
@@ -96,7 +94,7 @@ class TransformersSession(Session):
             wanted = self.spec.outputs()
             if "pooler_output" in wanted:
                 made["pooler_output"] = outputs.pooler_output
-            if "sentence_embedding" in wanted:  # by our own pooling: transformers' encoders end before it
+            if "sentence_embedding" in wanted:  # by edgeformer's own pooling: transformers' encoders have none
                 from edgeformer.backends.torch.module import TorchOps
 
                 mask = self._tensor(inputs["attention_mask"])
@@ -111,7 +109,7 @@ class TransformersSession(Session):
 
 
 class Runtime(base.Runtime):
-    """transformers, by torch."""
+    """transformers on torch."""
 
     opens = "checkpoint"
     packages = ("transformers", "torch")

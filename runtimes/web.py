@@ -1,7 +1,7 @@
 """ONNX Runtime Web on an artefact of the target `web`: in headless Chromium on WebAssembly, or (variant `node`) under Node.
 
-Variant `webgpu` asks the browser for WebGPU. Time is taken inside the page or process, by its own clock: what is asked and
-answered travels outside of it.
+Variant `webgpu` uses the browser's WebGPU. Time is measured inside the page or process, by its own clock, which leaves out the
+transport of commands and answers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _TYPES = {1: "float32", 7: "int64", 10: "float16"}  # onnx.TensorProto's
 
 
 class WebSession(Session):
-    """Each step's present keys and values are the next one's past, inside the page."""
+    """Each step's present K/V are the next step's past, and stay inside the page."""
 
     def __init__(self, folder: Path, options: Options):
         manifest = bundle.opened(folder)
@@ -78,7 +78,7 @@ class WebSession(Session):
         return head, values
 
     def peak_memory(self):
-        """Node tells its own; what Chromium's many processes share can't be added up."""
+        """Node reports its own; Chromium's processes share memory, so their sizes can't be added up."""
         source = "Node's maxRSS" if self.peak else None
         return {"peak_rss_bytes": self.peak, "rss_source": source, "peak_footprint_bytes": None}
 
@@ -102,7 +102,7 @@ def _inputs(file: Path) -> dict[str, dict[str, Any]]:
     graph = onnx.load(str(file), load_external_data=False).graph
     found, fixed = {}, {initializer.name for initializer in graph.initializer}
     for value in graph.input:
-        if value.name in fixed:  # ONNX Runtime Web doesn't let us override those
+        if value.name in fixed:  # ONNX Runtime Web doesn't allow overriding initializers
             continue
         kind = value.type.tensor_type
         found[value.name] = {"type": _TYPES[kind.elem_type], "shape": [d.dim_value for d in kind.shape.dim]}
@@ -123,10 +123,10 @@ class Runtime(base.Runtime):
 
     def refuses(self, spec, options):
         if options.variant == "node" and shutil.which("node") is None:
-            return "there is no Node here; install it, or use the runtime web in a browser"
+            return "Node is not installed; install it, or use the runtime web in a browser"
         if options.variant != "node" and browser() is None:
             return (
-                "there is no Chromium here (install it, or name one in EDGEFORMER_CHROMIUM); web:node runs under Node"
+                "Chromium is not installed (install it, or name one in EDGEFORMER_CHROMIUM); web:node runs under Node"
             )
         return super().refuses(spec, options)
 
@@ -135,7 +135,7 @@ class Runtime(base.Runtime):
 
     def declines(self, manifest, variant):
         if manifest["target"] != "web":
-            return f"it reads the target web, this is {manifest['target']}; export with --target web"
+            return f"it reads only the target web, not {manifest['target']}; export with --target web"
         return None
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:

@@ -94,8 +94,8 @@ def test_openvino_declines_what_it_cannot_read(loaded, folder):
     from edgeformer.checkpoint import bundle
 
     plans, notes = artefact_plans("x", bundle.read_manifest(folder / "cpu"), loaded.spec, ["openvino"])
-    assert plans == [] and "reads the target portable, this is cpu" in notes[0].reason
-    with pytest.raises(RuntimeUnavailable, match="OpenVINO finds no NPU here; it has CPU"):
+    assert plans == [] and "reads only the target portable, not cpu" in notes[0].reason
+    with pytest.raises(RuntimeUnavailable, match="OpenVINO finds no NPU here; available devices: CPU"):
         require("openvino")[0].open(folder / "portable", Options(variant="npu"))
     session = require("openvino")[0].open(folder / "portable", Options(threads=1))
     assert session.facts()["kv"] == "fp32" and session.facts()["device"] == "cpu"
@@ -128,7 +128,7 @@ def test_what_a_provider_claims(folder):
     session = require("onnxruntime")[0].open(folder / "cpu", Options(threads=1, capacity=64))
     facts = session.facts()
     assert facts["provider_flops"] == 1.0 and facts["provider_nodes"] == facts["nodes"] > 50
-    assert "this onnxruntime has no coreml provider (it is in macOS's builds)" in missing("coreml")
+    assert "this onnxruntime has no coreml provider (it is part of the macOS builds)" in missing("coreml")
 
 
 def test_every_node_of_a_profile_has_an_owner(folder):
@@ -237,7 +237,7 @@ def test_what_the_web_runtime_lacks(folder, monkeypatch, loaded, tmp_path):
         require("web")[0].open(folder / "web", Options(threads=1, capacity=64))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("EDGEFORMER_CHROMIUM", raising=False)
-    assert "there is no Chromium here" in get("web")[0].refuses(loaded.spec, Options())
+    assert "Chromium is not installed" in get("web")[0].refuses(loaded.spec, Options())
 
 
 def test_the_page_is_served_nothing_else(folder):

@@ -342,7 +342,7 @@ def test_a_broken_command(plugin, content, caplog):
 
 @pytest.mark.parametrize("url", ["//localhost:99999999/v1", "//localhost:abc/v1", "//[::1/v1", "//" + "a" * 300, "//"])
 def test_urls_of_servers(url):
-    with pytest.raises(InputError, match="is no server's URL"):
+    with pytest.raises(InputError, match="is not a server URL"):
         lookup.get("http")[0].refuses(load(STDLIB).spec, Options(variant=url))
 
 
