@@ -70,7 +70,7 @@ def test_files_of_other_tools_stand_beside_ours(tmp_path):
     assert [r["shape"] for r in theirs] == ["pp128", "tg64", "pp512", "tg128"] and not any(r["ranked"] for r in theirs)
     text = markdown(records)
     assert "## small on A chip, 2 threads" in text and "## large on Another chip, 2 threads" in text and "1=" in text
-    assert "the same row twice differs by 0.980-1.020 x (95 %)" in text
+    assert "the same row run twice differs by a factor of 0.980-1.020 (95 %)" in text
     lines = table_csv(records).splitlines()
     assert len(lines) == 1 + len([r for r in shown if not r["twin"]]) and lines[0].startswith("model,runtime,precision")
 

@@ -1,6 +1,6 @@
-"""The figures of a report as Vega-Lite, by Altair. Their data is put in by the page, since filters change it.
+"""A report's figures as Vega-Lite, built with Altair. The page inserts their data, since filters change it.
 
-Every mark carries the id of its row, so that a click leads to the records it was drawn from.
+Every mark carries its row's id, so that a click opens the records behind it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ _UNRANKED = 0.35
 
 
 def specs() -> dict[str, dict[str, Any]]:
-    """Name of the figure -> Vega-Lite. Each reads the data set `rows`, some `roofs`, `blocks` or `points`, too.
+    """Figure name -> Vega-Lite. The figures read the data sets `rows`, `roofs`, `blocks` and `points`.
 
     Raises:
         RuntimeUnavailable: Altair isn't installed.
@@ -20,8 +20,8 @@ def specs() -> dict[str, dict[str, Any]]:
     import altair as alt
 
     made = {
-        "decode": _bars(alt, "decode", "tokens per second, decode"),
-        "prefill": _bars(alt, "prefill", "tokens per second, prefill"),
+        "decode": _bars(alt, "decode", "decode tokens per second"),
+        "prefill": _bars(alt, "prefill", "prefill tokens per second"),
         "context": _context(alt),
         "pareto": _pareto(alt),
         "roofline": _roofline(alt),
@@ -62,7 +62,7 @@ def _colour(alt: Any) -> Any:
 
 
 def _names(alt: Any) -> Any:
-    """In the order of the data: the page sorts them."""
+    """The axis of row names, in the order of the data, which the page sorts."""
     return alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=260))
 
 
@@ -84,7 +84,7 @@ def _bars(alt: Any, kind: str, title: str) -> Any:
         x=alt.X(f"{kind}_ts:Q", title=title), color=_colour(alt), opacity=_opacity(alt), tooltip=tooltip
     )
     rule = base.mark_rule(strokeWidth=2).encode(x=f"{kind}_low:Q", x2=f"{kind}_high:Q", tooltip=tooltip)
-    place = "datum.rank ? (datum.tie ? '= ' : '') + 'place ' + datum.rank : datum.verdict"
+    place = "datum.rank ? (datum.tie ? '= ' : '') + 'rank ' + datum.rank : datum.verdict"
     text = (
         base.transform_calculate(place=place)
         .mark_text(align="left", dx=5, fontSize=10)
@@ -98,7 +98,7 @@ def _context(alt: Any) -> Any:
         alt.Chart(_rows(alt), width="container", height=HEIGHT)
         .transform_filter("isValid(datum.itl_ms_p50) && datum.batch == 1")
         .encode(
-            x=alt.X("context:Q", title="tokens before the first generated one"),
+            x=alt.X("context:Q", title="context before the first generated token, tokens"),
             y=alt.Y("itl_ms_p50:Q", title="ms per token, median"),
             color=alt.Color("runtime:N", title=None, legend=alt.Legend(orient="bottom", columns=4)),
             strokeDash=alt.StrokeDash("precision:N", title=None, legend=alt.Legend(orient="bottom", columns=4)),
@@ -106,8 +106,8 @@ def _context(alt: Any) -> Any:
             tooltip=_tooltip(
                 alt,
                 alt.Tooltip("itl_ms_p50:Q", format=".3f", title="median ms"),
-                alt.Tooltip("itl_ms_p90:Q", format=".3f", title="90 % ms"),
-                alt.Tooltip("ttft_ms:Q", format=".1f", title="first token ms"),
+                alt.Tooltip("itl_ms_p90:Q", format=".3f", title="90th percentile ms"),
+                alt.Tooltip("ttft_ms:Q", format=".1f", title="TTFT ms"),
             ),
         )
     )
@@ -119,7 +119,7 @@ def _pareto(alt: Any) -> Any:
         "datum.ranked && isValid(datum.kl) && isValid(datum.decode_ts)"
     )
     x = alt.X("kl:Q", title="KL divergence from the original, nats", scale=alt.Scale(type="symlog", constant=1e-4))
-    y = alt.Y("decode_ts:Q", title="tokens per second, decode")
+    y = alt.Y("decode_ts:Q", title="decode tokens per second")
     points = base.mark_circle(size=90, cursor="pointer").encode(
         x=x,
         y=y,
@@ -127,7 +127,7 @@ def _pareto(alt: Any) -> Any:
         tooltip=_tooltip(
             alt,
             alt.Tooltip("kl:Q", format=".2e"),
-            alt.Tooltip("top1:Q", format=".3f", title="same best token"),
+            alt.Tooltip("top1:Q", format=".3f", title="top-1 agreement"),
             alt.Tooltip("bits_per_weight:Q", format=".2f"),
             alt.Tooltip("decode_ts:Q", format=",.1f"),
         ),
@@ -147,7 +147,7 @@ def _pareto(alt: Any) -> Any:
 
 def _roofline(alt: Any) -> Any:
     x = alt.X("intensity:Q", scale=alt.Scale(type="log"), title="operations per byte")
-    y = alt.Y("gflops:Q", scale=alt.Scale(type="log"), title="billions of operations per second")
+    y = alt.Y("gflops:Q", scale=alt.Scale(type="log"), title="billion operations per second")
     lines = (
         alt.Chart(alt.NamedData(name="roofs"))
         .mark_line(opacity=0.7)
@@ -171,7 +171,7 @@ def _roofline(alt: Any) -> Any:
                 alt,
                 alt.Tooltip("test:N"),
                 alt.Tooltip("gflops:Q", format=",.1f"),
-                alt.Tooltip("fraction:Q", format=".1%", title="of the bound"),
+                alt.Tooltip("fraction:Q", format=".1%", title="fraction of the bound"),
             ),
         )
     )
@@ -190,7 +190,7 @@ def _memory(alt: Any) -> Any:
         alt.Tooltip("artifact_mb:Q", format=",.0f", title="files or weights MB"),
     )
     peak = base.mark_bar(cursor="pointer").encode(
-        x=alt.X("peak_mb:Q", title="peak resident MB; the mark is its files' or weights' size"),
+        x=alt.X("peak_mb:Q", title="peak resident MB; the tick is the size of the files or weights"),
         color=_colour(alt),
         opacity=_opacity(alt),
         tooltip=tooltip,
@@ -206,7 +206,7 @@ def _blocks(alt: Any) -> Any:
         .mark_bar(cursor="pointer")
         .encode(
             y=_names(alt),
-            x=alt.X("share:Q", title="share of the time", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
+            x=alt.X("share:Q", title="share of time", axis=alt.Axis(format="%"), scale=alt.Scale(domain=[0, 1])),
             color=alt.Color("block:N", sort=order, title=None, legend=alt.Legend(orient="bottom")),
             order="order:Q",
             tooltip=_tooltip(alt, alt.Tooltip("block:N"), alt.Tooltip("share:Q", format=".1%")),

@@ -1,4 +1,4 @@
-"""Reports in other forms: Markdown, CSV, all records as JSONL, and JSONL for llama-bench's own script."""
+"""Report formats: HTML, Markdown, CSV, all records as JSONL, and JSONL for llama-bench's own script."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ _SUFFIXES = {".html": "html", ".htm": "html", ".md": "markdown", ".csv": "csv", 
 
 
 def format_of(file: str | os.PathLike) -> str:
-    """The format that a file's name says.
+    """The report format of a file's suffix.
 
     Raises:
-        InputError: it says none.
+        InputError: no format has this suffix.
     """
     suffix = os.path.splitext(os.fspath(file))[1].lower()  # noqa: PTH122
     if suffix not in _SUFFIXES:
         raise InputError(
-            f"{file} doesn't say which format it is to have; end it in {', '.join(_SUFFIXES)}, or give --format"
+            f"the suffix of {file} names no report format; end it in {', '.join(_SUFFIXES)}, or give --format"
         )
     return _SUFFIXES[suffix]
 
 
 def write_report(records: list[dict[str, Any]], file: str | os.PathLike, *, format: str | None = None) -> None:
-    """Write records as a report; the format by the file's name unless it is given.
+    """Write records as a report, in `format` or else in the format of the file's suffix.
 
     Raises:
-        InputError: no such format, or the file can't be written.
+        InputError: the format is unknown, or the file can't be written.
         RuntimeUnavailable: what the format needs isn't installed.
     """
     write_output(file, text_of(records, format or format_of(file)))
@@ -59,7 +59,7 @@ def text_of(records: list[dict[str, Any]], format: str) -> str:
 
 
 def _shown(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows in the order of a table: ranked ones first within their shape."""
+    """Rows in table order: ranked ones first within their shape."""
     found = [row for row in rows(records) if not row["twin"]]
     first = {id(row): n for n, row in enumerate(found)}
     shapes = {key: n for n, key in enumerate(dict.fromkeys((r["model"], r["machine"], r["shape"]) for r in found))}
@@ -84,7 +84,7 @@ def _cell(value: Any) -> str:
 
 
 def markdown(records: list[dict[str, Any]]) -> str:
-    """A table per model and machine; columns that nothing fills are left out."""
+    """A Markdown table per model and machine; empty columns are left out."""
     out = []
     shown = _shown(records)
     for model, machine in dict.fromkeys((r["model"], r["machine"]) for r in shown):
@@ -99,14 +99,14 @@ def markdown(records: list[dict[str, Any]]) -> str:
             row = next(r for r in noise if r["shape"] == shape)
             lines += [
                 "",
-                f"{shape}: the same row twice differs by {row['noise_low']:.3f}-{row['noise_high']:.3f} x (95 %).",
+                f"{shape}: the same row run twice differs by a factor of {row['noise_low']:.3f}-{row['noise_high']:.3f} (95 %).",
             ]
         out.append("\n".join(lines))
     return "\n\n".join(out) + "\n"
 
 
 def table_csv(records: list[dict[str, Any]]) -> str:
-    """One line per row."""
+    """A CSV table with one line per row."""
     stream = io.StringIO()
     columns = [*COLUMNS, "tie", "prefill_low", "prefill_high", "decode_low", "decode_high", "max_abs", "flags", "error"]
     writer = csv.DictWriter(stream, columns, extrasaction="ignore", lineterminator="\n")

@@ -1,4 +1,4 @@
-"""What a report shows: a row per row of the runs, its prefill and its decode test together, and where each number is from."""
+"""The rows of a report: one per measured row, with its prefill and decode tests merged and the records each number is from."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ COLUMNS = (
     "itl_ms_p90", "ttft_ms", "ttft_cold_ms", "load_ms", "peak_mb", "artifact_mb", "bits_per_weight", "kl", "roofline",
     "energy_mj", "verdict",
 )  # fmt: skip
-"""What tables show, in order."""
+"""The columns of tables, in order."""
 
 
 def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per row of a run; `records` in it are the numbers of its records, from 0.
+    """One report row per measured row of a run; its `records` are the indices of its records, from 0.
 
-    Rates are tokens per second of the whole batch, with the range over rounds; None is unknown.
+    Rates are tokens per second of the whole batch, with the range over rounds; None means unknown.
     """
     found: dict[tuple, dict[str, Any]] = {}
     for number, record in enumerate(records):
@@ -35,7 +35,7 @@ def rows(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def machine_of(record: dict[str, Any]) -> str:
-    """A machine's name: its processor, its accelerator, and how many threads computed."""
+    """A machine's name: its processor, its accelerator and the number of compute threads."""
     name = record.get("machine_model") or record.get("cpu_info") or "unknown machine"
     gpu = f" + {record['gpu_info']}" if record.get("gpu_info") else ""
     threads = record.get("n_threads")
@@ -49,9 +49,9 @@ def _key(record: dict[str, Any]) -> tuple:
 
 def _shape(record: dict[str, Any]) -> tuple:
     names = ("prompt", "gen", "depth", "batch", "concurrency")
-    if record.get("schema_read") == 1:  # its prefill tests don't say how much was generated afterwards
+    if record.get("schema_read") == 1:  # its prefill tests don't record how many tokens were generated afterwards
         return (record.get("prompt"), record["batch"])
-    if record["suite"] == "llama-bench":  # its tests are apart
+    if record["suite"] == "llama-bench":  # its prefill and decode tests are separate rows
         others = {k: str(v) for k, v in record.items() if k not in schema()["properties"]}
         listed = ("n_batch", "n_threads", "type_k", "type_v", "n_gpu_layers", "main_gpu", "tensor_split")
         settings = [str(record.get(name)) for name in listed]
@@ -136,7 +136,7 @@ def _add(row: dict[str, Any], record: dict[str, Any]) -> None:
             ordered[len(ordered) // 2] if len(ordered) % 2 else sum(ordered[len(ordered) // 2 - 1 :][:2]) / 2
         )
         row[f"{kind}_low"], row[f"{kind}_high"] = ordered[0], ordered[-1]
-    elif record.get("avg_ts") is not None:  # CSV of llama-bench has no samples
+    elif record.get("avg_ts") is not None:  # llama-bench's CSV has no samples
         spread = record.get("stddev_ts") or 0.0
         row[f"{kind}_ts"] = record["avg_ts"]
         row[f"{kind}_low"], row[f"{kind}_high"] = record["avg_ts"] - spread, record["avg_ts"] + spread
@@ -163,7 +163,7 @@ def _add(row: dict[str, Any], record: dict[str, Any]) -> None:
 
 
 def _rates(record: dict[str, Any], decode: bool) -> list[float]:
-    """Tokens per second of each round, by the median step; of other tools their own samples."""
+    """Tokens per second of each round, by its median step; for other tools, their own samples."""
     if record["suite"] != "edgeformer":
         return list(record["samples_ts"])
     medians = record.get("round_medians_ns") or []
@@ -172,7 +172,7 @@ def _rates(record: dict[str, Any], decode: bool) -> list[float]:
 
 
 def _mark_ties(made: list[dict[str, Any]]) -> None:
-    """Rows of one shape of one run that share a rank."""
+    """Mark the rows of one shape of one run that share a rank."""
     for row in made:
         same = [
             r
@@ -183,8 +183,8 @@ def _mark_ties(made: list[dict[str, Any]]) -> None:
 
 
 def roofs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Points of the lines that rows of their arithmetic can't lie above: by machine and device, bandwidth up to the ridge, then
-    the rate of float32; other arithmetic's rates as levels of their own."""
+    """Points of the roofline's lines, the upper bounds of rows in their arithmetic: per machine and device, bandwidth up to the
+    ridge, then the fp32 rate; the rates of fp16 and int8 have lines of their own."""
     found: dict[tuple[str, str], dict[str, Any]] = {}
     for record in records:
         for device, rates in (record.get("rates") or {}).items():
@@ -213,7 +213,7 @@ def roofs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def finite(value: Any) -> Any:
-    """The same data without infinities and NaN, which JSON has no word for."""
+    """The same data with None for infinities and NaN, which JSON can't represent."""
     if isinstance(value, float) and not math.isfinite(value):
         return None
     if isinstance(value, dict):

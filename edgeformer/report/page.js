@@ -12,7 +12,7 @@ for (const row of data.rows) row.note = [row.error, ...row.flags].filter(Boolean
 
 const values = (key) => [...new Set(rows.map((row) => row[key]))];
 for (const [key] of FILTERS) chosen[key] = new Set(values(key));
-// A figure compares rows that were asked the same; all shapes at once only where there is one per model.
+// A figure compares rows of one shape: where there are several, the first is selected.
 if (values("shape").length > 1) chosen.shape = new Set([rows[0].shape]);
 
 const within = (row, skip) => FILTERS.every(([key]) => key === skip || chosen[key].has(row[key]));
@@ -48,7 +48,7 @@ function drawFilters() {
   nav.hidden = !nav.childElementCount;
 }
 
-// A first click on a chip shows it alone; further ones add and remove; with none left, all come back.
+// The first click on a chip selects it alone; further clicks add and remove; an empty selection selects all again.
 function choose(key, value, all, add) {
   const set = chosen[key];
   const everything = set.size === all.length;
@@ -84,7 +84,7 @@ async function figure(name, datasets) {
   drawn.get(name)?.finalize();
   drawn.delete(name);
   if (!list.length) {
-    place.replaceChildren(element("p", { class: "empty" }, EMPTY[name] || "Nothing to show for this choice."));
+    place.replaceChildren(element("p", { class: "empty" }, EMPTY[name] || "No rows to show for these filters."));
     return;
   }
   const spec = { ...data.charts[name], datasets, autosize: { type: "fit-x", contains: "padding" } };
@@ -94,9 +94,9 @@ async function figure(name, datasets) {
 }
 const EMPTY = {
   pareto: "No row has a KL divergence from the original: compare quantized exports (q8, q4).",
-  roofline: "The machine's rates were not measured.",
+  roofline: "The machine's peak rates were not measured.",
   blocks: "No row was profiled: measure with --profile.",
-  context: "No row generated anything.",
+  context: "No row generated tokens.",
 };
 
 function number(value) {
@@ -145,7 +145,7 @@ function openRecord(id) {
   const row = data.rows[id];
   const dialog = byId("record");
   dialog.querySelector("h2").textContent = `${row.label} · ${row.shape} · ${row.model}`;
-  dialog.querySelector("p").textContent = row.note || "nothing speaks against this row";
+  dialog.querySelector("p").textContent = row.note || "no errors or flags";
   const told = row.records.map((n) => ({ record: n + 1, ...data.records[n] }));
   dialog.querySelector("pre").textContent = JSON.stringify(told, null, 1);
   dialog.showModal();
@@ -159,7 +159,7 @@ function drawRemarks(list) {
   const known = new Map(list.filter((row) => row.noise_low).map((row) => [`${row.run} ${row.shape}`, row]));
   for (const row of known.values()) {
     const shape = known.size > 1 ? `${row.model}, ${row.shape}` : row.shape;
-    parts.push(`${shape}: the same row twice differs by ${row.noise_low.toFixed(3)}–${row.noise_high.toFixed(3)} × (95 %).`);
+    parts.push(`${shape}: the same row run twice differs by a factor of ${row.noise_low.toFixed(3)}–${row.noise_high.toFixed(3)} (95 %).`);
   }
   const flags = new Set(list.flatMap((row) => row.flags).filter((flag) => /^(noisy|busy|throttled|power|not interleaved)/.test(flag)));
   const place = byId("noise");

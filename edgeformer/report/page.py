@@ -1,4 +1,4 @@
-"""The HTML report: one file with its data, its figures and all scripts inside; nothing is loaded from anywhere."""
+"""The HTML report: one self-contained file with its data, figures and scripts; it loads nothing from elsewhere."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from edgeformer.report.frame import COLUMNS, finite, roofs, rows
 
 
 def write_html(records: list[dict[str, Any]], file: str | os.PathLike, *, title: str | None = None) -> None:
-    """Write the report of records in our schema.
+    """Write the HTML report of records in edgeformer's schema.
 
     Raises:
         RuntimeUnavailable: Altair or vl-convert isn't installed.
-        InputError: the file can't be written; what was there is still there.
+        InputError: the file can't be written; an existing file is left unchanged.
     """
     write_output(file, html(records, title=title))
 
 
 def html(records: list[dict[str, Any]], *, title: str | None = None) -> str:
-    """The page."""
+    """The report as an HTML page."""
     from edgeformer.report.charts import specs
 
     bundle = require_packages().javascript_bundle
@@ -50,7 +50,7 @@ def html(records: list[dict[str, Any]], *, title: str | None = None) -> str:
 
 
 def require_packages() -> Any:
-    """vl-convert, with Altair beside it.
+    """The module vl_convert; Altair is checked as well.
 
     Raises:
         RuntimeUnavailable: one of them isn't installed.

@@ -1,6 +1,6 @@
-"""What small language models are made of, year by year.
+"""Architecture trends of small language models, by half-year.
 
-The survey of Lu et al. (2024, arXiv 2409.15790) as data, its known errors marked, and what the named specs say themselves.
+The survey of Lu et al. (2024, arXiv 2409.15790) as data, with its known errors marked, and the traits of the named specs.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NORMS = {"layer_norm": "LayerNorm", "rms_norm": "RMSNorm", "offset_rms_norm": "
 
 
 def survey() -> list[dict[str, Any]]:
-    """A row per model: the survey's columns (`*_survey`), and the `traits` of our spec."""
+    """A row per model: the survey's columns (`*_survey`), and the `traits` of its named spec if there is one."""
     text = (files("edgeformer.models") / "survey.csv").read_text(encoding="utf-8")
     rows = []
     for row in csv.DictReader(io.StringIO(text)):
@@ -46,7 +46,7 @@ def survey() -> list[dict[str, Any]]:
 
 
 def traits(spec: Model) -> dict[str, Any]:
-    """What a spec is made of."""
+    """A spec's attention, FFN, activation, norm, FFN ratio and number of parameters."""
     found = [layer for _, layer, _ in layers(spec)]
     attention = next((a for a in found if isinstance(a, (GQA, MLA))), None)
     ffn: Any = next(layer for layer in found if layer.ffn_width() is not None)
@@ -71,7 +71,7 @@ def _attention(layer: Any) -> str:
 
 
 def _number(text: str) -> float | None:
-    """A ratio; the survey writes 0 where it differs from layer to layer."""
+    """A ratio, or None; the survey writes 0 where it differs from layer to layer."""
     try:
         return float(text) or None
     except ValueError:
@@ -79,7 +79,7 @@ def _number(text: str) -> float | None:
 
 
 def counts(rows: list[dict[str, Any]], trait: str) -> dict[str, Counter]:
-    """Half-year -> how many models have each value of a trait."""
+    """Half-year -> number of models with each value of a trait."""
     found: dict[str, Counter] = {}
     for row in sorted(rows, key=lambda row: row["half"]):
         if trait in row:
@@ -88,7 +88,7 @@ def counts(rows: list[dict[str, Any]], trait: str) -> dict[str, Counter]:
 
 
 def page() -> str:
-    """The page: a figure per trait, the FFN ratios with the survey's own marked where they are wrong, and the list of errors.
+    """The HTML page: a figure per trait, the FFN ratios with the survey's wrong ones marked, and the list of errors.
 
     Raises:
         RuntimeUnavailable: Altair or vl-convert isn't installed.
@@ -145,10 +145,10 @@ _PAGE = """<!doctype html>
 table{{border-collapse:collapse}}td,th{{border-top:1px solid #ccc;padding:.2rem .6rem;text-align:left;vertical-align:top}}
 #figure{{overflow-x:auto}}</style></head><body>
 <h1>What small language models are made of</h1>
-<p>{count} models of the survey of Lu et al. (arXiv 2409.15790), by half-year of release. Bars and circles are what edgeformer's
-named specs say; red crosses are the survey's own FFN ratios where they differ by more than 0.1.</p>
+<p>{count} models of the survey of Lu et al. (arXiv 2409.15790), by half-year of release. Bars and circles are from edgeformer's
+named specs; red crosses are the survey's own FFN ratios where they differ by more than 0.1.</p>
 {figure}
-<h2>Known errors of the survey's table, and what was left out</h2>
-<table><tr><th>model</th><th>release</th><th>what</th></tr>{errors}</table>
+<h2>Known errors in the survey's table, and omissions</h2>
+<table><tr><th>model</th><th>release</th><th>error or omission</th></tr>{errors}</table>
 </body></html>
 """
