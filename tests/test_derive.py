@@ -89,10 +89,10 @@ def test_remarks():
     bad = replace(bad, blocks=tuple(replace(b, ffn=GLU(hidden=50)) for b in bad.blocks) * 30)
     found = {(r.target.split()[0], r.text) for r in advise(bad)}
     for target, words in {
-        "everywhere": ["no multiple of 64", "cache of a full context"],
+        "everywhere": ["not a multiple of 64", "KV cache of a full context"],
         "mlx": ["head_dim 12", "33 query heads", "softcap", "multiples of 512", "60 layers"],
         "onnxruntime": ["divisible by 8"],
-        "q4": ["can't be cut into groups"],
+        "q4": ["can't be split into groups"],
         "llama.cpp": ["doesn't write this architecture"],
     }.items():
         for word in words:
@@ -101,7 +101,7 @@ def test_remarks():
 
 def test_remarks_on_a_vocabulary():
     found = [r.text for r in advise(replace(small_spec(heads=2, kv_heads=2), vocab=8192, tied=False))]
-    for words in ("takes 49% of all", "is not tied", "keys of its own"):
+    for words in ("takes 49% of all", "is not tied", "has its own KV head"):
         assert any(words in text for text in found), (words, found)
 
 

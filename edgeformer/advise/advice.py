@@ -1,6 +1,6 @@
-"""What an architecture's sizes cost on each target: remarks on a spec, before anything is trained. One file per target.
+"""Remarks on what a spec's sizes cost on each target, before anything is trained. One file of rules per target.
 
-A remark says what was found, why it matters there, and what would be better. None is an error.
+A remark states what was found, why it matters there, and what would be better. Remarks are never errors.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which formats and runtimes can hold a spec, at which precision, and why not: from the spec alone, before any work."""
+"""Which formats and runtimes support a spec, at which precision, and why others don't: from the spec alone, before any work."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ _HALF = ("q4f16", "q8f16")
 
 @dataclass
 class Answer:
-    """One way to export or run a model. `precisions`: those that work; `refused`: precision -> why not ("" if for all);
-    `runtimes`: what opens it, and whether that is installed here."""
+    """One way to export or run a model. `precisions`: those supported; `refused`: precision -> reason ("" for all of them);
+    `runtimes`: runtime that opens it -> whether it is installed here."""
 
     name: str
     precisions: list[str] = field(default_factory=list)
@@ -62,7 +62,7 @@ def answers(loaded: LoadedModel) -> list[Answer]:
 
 
 def _runtimes(kind: str, spec: Model, target: str) -> Iterator[tuple[str, bool]]:
-    """The runtimes that open a format; of ONNX, those that take what the target writes."""
+    """The runtimes that open a format; for ONNX, those that open the target's artefacts."""
     promised: Manifest = {
         "schema": SCHEMA,
         "name": "",
@@ -73,7 +73,7 @@ def _runtimes(kind: str, spec: Model, target: str) -> Iterator[tuple[str, bool]]
         "compute": "fp32",
         "target": target,
         "context": spec.context,
-        "files": {} if target == "web" else {"genai_config.json": 0},  # which GenAI wants beside the graph
+        "files": {} if target == "web" else {"genai_config.json": 0},  # which GenAI needs beside the graph
         "linked": {},
     }
     for name in names():
@@ -85,7 +85,7 @@ def _runtimes(kind: str, spec: Model, target: str) -> Iterator[tuple[str, bool]]
 
 
 def _tried(answer: Answer, precisions: Iterator[str] | tuple[str, ...], attempt: Callable[[str], list[str]]) -> Answer:
-    """Each precision in turn; what an attempt notes is noted once."""
+    """Try each precision; a note that several attempts return is kept once."""
     for precision in precisions:
         try:
             for note in attempt(precision):
@@ -104,7 +104,7 @@ def _onnx(spec: Model, target: str) -> Answer:
 
     def attempt(precision: str) -> list[str]:
         if kind.precisions is not None and precision not in kind.precisions:
-            raise EdgeformerError(f"{target} holds {', '.join(kind.precisions)}")
+            raise EdgeformerError(f"the target {target} supports only {', '.join(kind.precisions)}")
         kind.files(precision)
         if kind.needs_config:
             family_config(spec)
@@ -117,7 +117,7 @@ def _onnx(spec: Model, target: str) -> Answer:
 
 
 def _storage(spec: Model, precision: str) -> tuple[dict[str, Storage], Any]:
-    """How each tensor would be held."""
+    """The storage of each tensor, and the compute dtype."""
     if precision in ONNX_PRECISIONS:
         plain, compute = ONNX_PRECISIONS[precision]
         return dict.fromkeys(tensors(spec), plain), compute
@@ -130,14 +130,14 @@ def _storage(spec: Model, precision: str) -> tuple[dict[str, Storage], Any]:
 def _mlx(spec: Model) -> Answer:
     def attempt(precision: str) -> list[str]:
         if spec.task != Task.TEXT_GENERATION:
-            raise EdgeformerError("mlx-lm runs decoders only; the runtime mlx runs the checkpoint as it is")
+            raise EdgeformerError("mlx-lm runs decoders only; the runtime mlx runs the checkpoint without an export")
         if precision in QUANTIZED:
             chosen(spec)
         config, reason = stock_config(spec)
         return (
             []
             if config
-            else [f"not written as a model type of mlx-lm yet, so the folder brings its own code: {reason}"]
+            else [f"edgeformer writes no mlx-lm model type for it yet, so the folder brings its own code: {reason}"]
         )
 
     return _tried(Answer("mlx"), (*FLOAT_TYPES, *QUANTIZED, "4bit", "8bit"), attempt)

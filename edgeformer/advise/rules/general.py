@@ -1,4 +1,4 @@
-"""What holds everywhere: the vocabulary's share, the cache, the shape."""
+"""Rules for every target: the vocabulary's share, the KV cache, the shape."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def remarks(spec: Model) -> Iterator[str]:
     share = table / count.parameters
     if share > LARGE_SHARE:
         yield (
-            f"the vocabulary of {spec.vocab:,} takes {share:.0%} of all parameters in one table: its product is read for every"
-            " token; a smaller vocabulary, or a tied and quantized head, is what helps"
+            f"the vocabulary of {spec.vocab:,} takes {share:.0%} of all parameters in one table, which the head reads for every"
+            " token: use a smaller vocabulary, or a tied and quantized head"
         )
     if "tied" in spec.resizes and not spec.head_is_embedding and table > 0.1 * count.parameters:
         yield f"the head is not tied to the embedding: --tied would save {table / 1e6:.1f} M parameters"
@@ -28,11 +28,11 @@ def remarks(spec: Model) -> Iterator[str]:
         whole = count.kv_bytes_per_token * spec.context
         if whole > count.weight_bytes["fp16"]:
             yield (
-                f"the cache of a full context of {spec.context:,} tokens takes {whole / 1e9:.1f} GB in fp16, more than the"
-                f" weights ({count.weight_bytes['fp16'] / 1e9:.1f} GB): fewer key heads, windows, or a shorter context"
+                f"the KV cache of a full context of {spec.context:,} tokens takes {whole / 1e9:.1f} GB in fp16, more than the"
+                f" weights ({count.weight_bytes['fp16'] / 1e9:.1f} GB): use fewer KV heads, sliding windows, or a shorter context"
             )
     plain = {layer for _, layer, _ in layers(spec) if isinstance(layer, GQA) and layer.mask.causal and layer.heads > 1}
     if plain and all(a.kv_heads == a.heads for a in plain):
-        yield "every query head has keys of its own (multi-head attention): kv_heads = heads / 4 quarters the cache"
+        yield "every query head has its own KV head (multi-head attention): kv_heads = heads / 4 would quarter the KV cache"
     if spec.vocab % 64:
-        yield f"the vocabulary of {spec.vocab:,} is no multiple of 64, which matrix kernels work in: pad it"
+        yield f"the vocabulary of {spec.vocab:,} is not a multiple of 64, the tile size of matrix kernels: pad it"

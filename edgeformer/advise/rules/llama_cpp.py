@@ -1,4 +1,4 @@
-"""llama.cpp: whether it has the architecture, and what its K-quants do to the widths."""
+"""llama.cpp: whether it supports the architecture, and which widths its K-quants can't use."""
 
 from __future__ import annotations
 
@@ -22,6 +22,6 @@ def remarks(spec: Model) -> Iterator[str]:
     odd = sorted({leaf.inputs for _, leaf in leaves(spec) if isinstance(leaf, Linear) and leaf.inputs % K_BLOCK})
     if odd:
         yield (
-            f"widths {', '.join(map(str, odd))} are no multiples of {K_BLOCK}: there llama.cpp's own K-quants fall back to wider"
-            " formats (our q4 and q8 don't)"
+            f"widths {', '.join(map(str, odd))} are not multiples of {K_BLOCK}: llama.cpp's own K-quants fall back to wider"
+            " formats there (edgeformer's q4 and q8 don't)"
         )

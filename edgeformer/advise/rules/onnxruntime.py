@@ -1,4 +1,4 @@
-"""ONNX Runtime: what its fused operators can't take, as the export itself finds it."""
+"""ONNX Runtime: what its fused operators don't support, found by lowering the spec as the export does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TARGET = "onnxruntime (target cpu)"
 
 
 def remarks(spec: Model) -> Iterator[str]:
-    """What lowering the spec says."""
+    """The notes, or the error, of lowering the spec."""
     try:
         built = build(
             spec, dict.fromkeys(tensors(spec), ir.DataType.FLOAT), target="cpu", context=min(spec.context, 64)
