@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib.util
+import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -47,6 +49,46 @@ def test_every_package_is_in_the_wheel():
             inside = ("exporters", *parts[1:]) if parts[0] == "export" else parts
             found.add(".".join(parts if parts[0] == "edgeformer" else ("edgeformer", *inside)))
     assert listed == found
+
+
+def contract() -> list[str]:
+    (rules,) = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    assert rules["exhaustive"] is True and rules["exhaustive_ignores"] == ["__main__"]
+    return rules["layers"]
+
+
+def test_the_contract_places_every_module_and_is_the_one_in_the_docs():
+    rungs = contract()
+    placed = {name for rung in rungs for name in re.split(r" [|:] ", rung)}
+    there = {m.name for m in pkgutil.iter_modules(edgeformer.__path__)} - {"__main__"}
+    assert placed == there and len(rungs) <= 14 and len(there) + 2 <= 22  # with __init__ and __main__
+    shown = (ROOT / "docs" / "architecture.md").read_text()
+    assert "\n".join(["```", *rungs, "```"]) in shown
+    for name in placed:
+        assert f"`{name}/`" in shown or f"`{name}.py`" in shown, name
+
+
+def test_a_module_outside_the_contract_is_found(tmp_path):
+    """Oracle: import-linter itself, on a copy of the package's skeleton with one module more."""
+    importlinter = pytest.importorskip("importlinter.cli")
+    assert importlinter is not None
+    for name in {m.name for m in pkgutil.iter_modules(edgeformer.__path__)} | {"stray"}:
+        (tmp_path / "edgeformer").mkdir(exist_ok=True)
+        (tmp_path / "edgeformer" / f"{name}.py").write_text("")
+    (tmp_path / "edgeformer" / "__init__.py").write_text("")
+    section = (ROOT / "pyproject.toml").read_text().split("[tool.importlinter]")[1]
+    (tmp_path / "pyproject.toml").write_text("[tool.importlinter]" + section)
+    program = "import sys; from importlinter.cli import lint_imports_command; sys.argv = ['lint-imports']; lint_imports_command()"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": str(tmp_path)}
+    )
+    assert done.returncode != 0 and "edgeformer.stray" in done.stdout + done.stderr
+
+
+def test_the_median_file_is_short():
+    lines = sorted(len(f.read_text().splitlines()) for f in sources() if f.suffix == ".py" and "tests" not in f.parts)
+    assert lines[len(lines) // 2] <= 120
 
 
 def loaded_by(code: str) -> set[str]:

@@ -281,3 +281,18 @@ def test_a_precision_is_added_in_one_place():
     for module, option in ((export_command, "dtype"), (generate_command, "precision"), (tune_command, "precision")):
         (choice,) = (p.type for p in module.command.params if p.name == option)
         assert isinstance(choice, Choice) and set(choice.choices) == floats
+
+
+@pytest.mark.parametrize("command", ["bench", "compare"])
+def test_an_option_of_measuring_reaches_the_other_machine(command):
+    """`--host` passes options on by hand-kept tables; a new option has to be in them, or here with its reason."""
+    from edgeformer.cli import cli
+    from edgeformer.cli._host import _FLAGS, _PASSED
+
+    named = {"sources", "model", "against", "precisions", "weights"}  # passed by the command itself
+    here = {"host", "host_command", "json_file", "markdown", "report_file", "output"}  # of this machine's outputs
+    apart = {"text", "trusted"}  # a file that is sent; and code is never trusted on another machine's behalf
+    made = cli.get_command(None, command)  # type: ignore[arg-type]
+    assert made is not None
+    left = {p.name for p in made.params} - set(_PASSED) - set(_FLAGS) - named - here - apart
+    assert not left

@@ -15,9 +15,9 @@ from test_records import LLAMA_BENCH, made
 from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.measure.reading import read_records
 from edgeformer.measure.record import write_jsonl
-from edgeformer.report import write_html, write_report
-from edgeformer.report.formats import markdown, table_csv
+from edgeformer.report.formats import markdown, table_csv, write_report
 from edgeformer.report.frame import roofs, rows
+from edgeformer.report.page import write_html
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -256,7 +256,7 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
             rates |= _rates(settings, made)
     keep(spec, run, last=True)
     if (page := options["report_file"]) is not None:
-        from edgeformer.report import write_html
+        from edgeformer.report.page import write_html
 
         try:
             write_html(made, page)

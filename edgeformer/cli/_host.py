@@ -83,7 +83,7 @@ def _keep(records: list[dict[str, Any]], options: dict[str, Any], write_jsonl: A
     if options["json_file"] is not None:
         write_jsonl(records, None if options["json_file"] == "-" else options["json_file"])
     if options["report_file"] is not None:
-        from edgeformer.report import write_html
+        from edgeformer.report.page import write_html
 
         write_html(records, options["report_file"])
     if options["json_file"] != "-":

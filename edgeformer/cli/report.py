@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-_FORMATS = ("html", "markdown", "csv", "jsonl", "llama-bench")
+from edgeformer.report import FORMATS
 
 
 @click.command(
@@ -19,7 +19,7 @@ _FORMATS = ("html", "markdown", "csv", "jsonl", "llama-bench")
 @click.option(
     "--format",
     "form",
-    type=click.Choice(_FORMATS),
+    type=click.Choice(FORMATS),
     default=None,
     help="[default: by the file's suffix; markdown on stdout]",
 )

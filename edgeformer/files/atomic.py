@@ -85,7 +85,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def _exists(path: Path) -> bool:
-    return os.path.lexists(path)  # noqa: PTH - a dangling link exists, too
+    return os.path.lexists(path)
 
 
 def _exchange(one: Path, other: Path) -> bool:

@@ -1,6 +1,4 @@
 """Reports from records: one HTML file that works offline, Markdown, CSV, JSONL."""
 
-from edgeformer.report.formats import FORMATS, write_report
-from edgeformer.report.page import write_html
-
-__all__ = ["FORMATS", "write_html", "write_report"]
+FORMATS = ("html", "markdown", "csv", "jsonl", "llama-bench")
+"""What a report can be written as."""

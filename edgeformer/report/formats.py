@@ -11,10 +11,10 @@ from typing import Any
 from edgeformer.errors import InputError
 from edgeformer.files.atomic import write_output
 from edgeformer.measure.llama_bench import as_llama_bench
+from edgeformer.report import FORMATS
 from edgeformer.report.frame import COLUMNS, rows
 from edgeformer.report.page import html
 
-FORMATS = ("html", "markdown", "csv", "jsonl", "llama-bench")
 _SUFFIXES = {".html": "html", ".htm": "html", ".md": "markdown", ".csv": "csv", ".jsonl": "jsonl"}
 
 

@@ -107,6 +107,7 @@ def _row(record: dict[str, Any]) -> dict[str, Any]:
         "load_ms": record.get("load_ms"),
         "ttft_cold_ms": record.get("ttft_cold_ms"),
         "flags": [],
+        "run_flags": [],  # those of all rows of a shape
         "blocks": {},
         "noise_low": None,
         "noise_high": None,
@@ -125,7 +126,9 @@ def _scaled(value: float | None, factor: float) -> float | None:
 def _add(row: dict[str, Any], record: dict[str, Any]) -> None:
     decode = bool(record["n_gen"])
     kind = "decode" if decode else "prefill"
-    row["flags"] += [*record["flags"], *(record.get("run_flags") or [])]
+    shared = record.get("run_flags") or []
+    row["flags"] += [*record["flags"], *shared]
+    row["run_flags"] = list(dict.fromkeys([*row["run_flags"], *shared]))
     if record["suite"] == "llama-bench" and record["n_prompt"] and decode:
         row["flags"].append(f"{record['avg_ts']:.1f} tokens per second, prompt and generation together")
         return

@@ -161,7 +161,7 @@ function drawRemarks(list) {
     const shape = known.size > 1 ? `${row.model}, ${row.shape}` : row.shape;
     parts.push(`${shape}: the same row run twice differs by a factor of ${row.noise_low.toFixed(3)}–${row.noise_high.toFixed(3)} (95 %).`);
   }
-  const flags = new Set(list.flatMap((row) => row.flags).filter((flag) => /^(noisy|busy|throttled|power|not interleaved)/.test(flag)));
+  const flags = new Set(list.flatMap((row) => row.run_flags));
   const place = byId("noise");
   place.replaceChildren(...parts.map((part) => element("span", {}, part + " ")), ...[...flags].map((flag) => element("b", {}, flag + ". ")));
 }
