@@ -68,6 +68,13 @@ def test_the_contract_places_every_module_and_is_the_one_in_the_docs():
         assert f"`{name}/`" in shown or f"`{name}.py`" in shown, name
 
 
+def test_the_readme_names_all_families():
+    readme = (ROOT / "README.md").read_text()
+    (listed,) = re.findall(r"^Families: (.*?)\.$", readme, re.M | re.S)
+    families = discover.names("edgeformer.models")
+    assert re.split(r",\s+", listed) == families and f"of {len(families)} families" in readme
+
+
 def test_a_module_outside_the_contract_is_found(tmp_path):
     """Oracle: import-linter itself, on a copy of the package's skeleton with one module more."""
     importlinter = pytest.importorskip("importlinter.cli")
