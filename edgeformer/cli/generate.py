@@ -25,7 +25,6 @@ from edgeformer.cli._common import (
     trust_code,
 )
 from edgeformer.files.quoting import plain
-from edgeformer.spec.task import Task
 from edgeformer.weights.precision import FLOAT_TYPES
 
 
@@ -87,6 +86,7 @@ def command(
     from edgeformer.checkpoint.companions.generation import generation_defaults
     from edgeformer.checkpoint.companions.tokenizer import load_tokenizer
     from edgeformer.errors import InputError
+    from edgeformer.spec.task import Task
 
     if bool(prompts) == (ids is not None):
         raise InputError("give a prompt with -p, or token ids with --ids")
@@ -145,6 +145,7 @@ def _generate(
 
     from edgeformer.checkpoint.companions.special import decoder_start, special_ids
     from edgeformer.inference.generate import stream_ids, stream_text
+    from edgeformer.spec.task import Task
 
     begin = start
     reads = session.spec.task == Task.TEXT2TEXT_GENERATION
