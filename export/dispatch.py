@@ -1,4 +1,4 @@
-"""From a format's name to its exporter."""
+"""Look up an exporter by its format's name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeformer.exporters import formats
 
 
 class Exporter(Protocol):
-    """What `EXPORTER` in a format's `exporter.py` is: it writes a loaded model into a folder, with options of its own."""
+    """The type of `EXPORTER` in a format's `exporter.py`: writes a loaded model into a folder, with format-specific options."""
 
     def __call__(self, loaded: LoadedModel, output: Any, /, *, progress: Any = None, **options: Any) -> Exported: ...
 
@@ -26,15 +26,15 @@ def exporter(name: str) -> Exporter:
         InputError: there is no such format.
     """
     if name not in formats():
-        raise InputError(f"there is no export to {name!r}; formats are: {', '.join(formats())}")
+        raise InputError(f"unknown export format {name!r}; formats are: {', '.join(formats())}")
     return import_module(f"edgeformer.exporters.{name}.exporter").EXPORTER
 
 
 def export_as(loaded: LoadedModel, output: str | os.PathLike, to: str, **options: Any) -> Exported:
-    """Write a loaded model in the format `to`, with that exporter's options.
+    """Export a loaded model to the format `to`, with that exporter's options.
 
     Raises:
-        ExportError: it can't be written as asked; nothing is left behind.
+        ExportError: the model can't be written as requested; nothing is left behind.
         InputError: there is no such format, or it has no such option.
     """
     write = exporter(to)

@@ -187,7 +187,7 @@ def test_more_ends_than_gguf_has_places_for(tmp_path):
         json.dumps(data | {"eos_token_id": [more["<|im_end|>"], more["<|endoftext|>"], 1, more["<tool>"], 50, 51]})
     )
     made = export(load(tmp_path / "m"), tmp_path / "g", to="gguf")
-    assert any("three places" in note and "51" in note for note in made.notes)
+    assert any("only three end-of-text ids" in note and "51" in note for note in made.notes)
 
 
 # ------------------------------------------------------------------------------------------------- other files of a folder

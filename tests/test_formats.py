@@ -281,7 +281,7 @@ def test_refusals(checkpoints, tmp_path):
     refused("rounded twice", export, q4, tmp_path / "a", precision="q8", kind=CheckpointError)
     refused("rounded twice", export, q4, tmp_path / "a", to="mlx", precision="q8", kind=CheckpointError)
     refused("round it twice", export, q4, tmp_path / "a", to="mlx", precision="4bit", kind=ExportError)
-    refused("bf16 can't hold", export, q4, tmp_path / "a", to="mlx", dtype="bf16", kind=ExportError)
+    refused("bf16 can't represent", export, q4, tmp_path / "a", to="mlx", dtype="bf16", kind=ExportError)
     refused("groups of 32", export, q4, tmp_path / "a", to="mlx", group_size=64, kind=ExportError)
     refused(
         "`edgeformer quantize` first", export, plain, tmp_path / "a", precision="q4", weights="link", kind=ExportError

@@ -242,7 +242,7 @@ def test_unigram_that_keeps_spaces_at_the_end_is_refused(tmp_path):
         TEXTS * 3, trainers.UnigramTrainer(vocab_size=300, unk_token="<unk>", special_tokens=["<unk>"])
     )
     loaded = with_tokenizer(unigram, tmp_path / "m")
-    refused("keeps white space at the end", export, loaded, tmp_path / "g", to="gguf", kind=ExportError)
+    refused("keeps trailing whitespace", export, loaded, tmp_path / "g", to="gguf", kind=ExportError)
 
 
 @runs

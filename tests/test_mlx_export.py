@@ -105,7 +105,7 @@ def test_architectures_that_no_tool_knows(block, tmp_path):
     assert mx.allclose(model(step, cache=again), model(step, cache=cache)).item()
     with pytest.raises(ValueError, match="trust_remote_code"):
         mlx_lm.utils.load_model(tmp_path / "mlx")
-    with pytest.raises(ExportError, match=r"doesn't write .* model type of mlx-lm yet: .*llama: "):
+    with pytest.raises(ExportError, match=r"doesn't map .* to an mlx-lm model type yet: .*llama: "):
         export_mlx(loaded, tmp_path / "stock", stock=True)
 
 
@@ -319,7 +319,7 @@ def test_refusals(tmp_path):
         export_mlx(loaded, tmp_path / "x", precision="3bit")
     with pytest.raises(ExportError, match="group size 48"):
         export_mlx(loaded, tmp_path / "x", precision="4bit", group_size=48)
-    with pytest.raises(ExportError, match="--dtype is for"):
+    with pytest.raises(ExportError, match="--dtype applies only to"):
         export_mlx(loaded, tmp_path / "x", precision="fp16", dtype="bf16")
     from edgeformer.api import export
 
@@ -360,7 +360,7 @@ def test_why_a_spec_is_not_stock():
         assert config is None and reason in why
     spec = small_spec()
     spec = replace(spec, blocks=tuple(replace(b, ffn=replace(b.ffn, act="gelu")) for b in spec.blocks))
-    assert "SwiGLU whatever the config says" in stock_config(spec)[1]
+    assert "is always SwiGLU; this spec's activation is" in stock_config(spec)[1]
 
 
 def test_manifest(tmp_path):
@@ -389,6 +389,6 @@ def test_verify_where_rotation_depends_on_the_length(tmp_path):
     assert np.abs(one_pass - steps).max() > 1e-3  # the two do differ
     export_onnx(loaded, tmp_path / "onnx")
     made = export_mlx(loaded, tmp_path / "mlx", precision="fp32")
-    assert any("takes a prompt in pieces" in note for note in made.notes)
+    assert any("prefills in chunks" in note for note in made.notes)
     for folder, runtime in (("onnx", "onnxruntime"), ("mlx", "mlx"), ("mlx", "mlx_lm")):
         assert verify(tmp_path / folder, loaded, runtime=runtime, length=40, generate=8).verdict == "pass", runtime

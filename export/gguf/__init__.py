@@ -1,1 +1,1 @@
-"""GGUF: one file for llama.cpp, tokenizer included."""
+"""GGUF export: a single file for llama.cpp, tokenizer included."""

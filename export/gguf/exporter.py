@@ -1,4 +1,4 @@
-"""`export --to gguf`: a folder with `model.gguf`, for llama.cpp and everything built on it."""
+"""`export --to gguf`: a folder with `model.gguf`, for llama.cpp and the tools built on it."""
 
 from __future__ import annotations
 
@@ -51,16 +51,16 @@ def export_gguf(
 
     Args:
         loaded: the model, from `edgeformer.load`.
-        output: folder to write; it appears when complete.
-        precision: fp32, fp16, bf16; q4 (Q4_0) or q8 (Q8_0), embedding and head too. By default what the checkpoint is stored
-            in. Norms and biases are float32 always.
-        keep: patterns of tensors that q4 and q8 leave as they are.
+        output: folder to write; it appears only when complete.
+        precision: fp32, fp16, bf16; q4 (Q4_0) or q8 (Q8_0), including the embedding and the head. Defaults to the checkpoint's
+            stored precision. Norms and biases are always float32.
+        keep: name patterns of tensors that q4 and q8 leave unquantized.
         no_tokenizer: write no tokenizer.
-        force: replace a folder that is no artefact.
-        progress: called with (bytes done, bytes in all).
+        force: replace an existing folder even if it is not an artefact.
+        progress: called with (bytes done, total bytes).
 
     Raises:
-        ExportError: llama.cpp has no architecture or tokenizer for it (the message says which part), or it can't be written.
+        ExportError: llama.cpp has no matching architecture or tokenizer (the message names the part), or writing failed.
         RuntimeUnavailable: the package gguf is not installed.
     """
     gguf = require_gguf()
@@ -70,7 +70,7 @@ def export_gguf(
     tokenizer, remarks, limits = {}, [], None
     if not no_tokenizer:
         if not has_tokenizer(loaded.around):
-            raise ExportError(f"{loaded.name} has no tokenizer; --no-tokenizer writes the weights alone")
+            raise ExportError(f"{loaded.name} has no tokenizer; use --no-tokenizer to write the weights alone")
         tokenizer, remarks = tokenizer_metadata(loaded.around, spec.vocab)
         limits = tokenizer_limits(loaded.around)
     written = list(_tensors(spec, weights.sources, arch, precision))
@@ -99,18 +99,16 @@ def export_gguf(
         bundle.write_manifest(folder, manifest)
     notes = [*loaded.notes, *remarks]
     if precision in coarse:
-        notes.append(
-            f"llama.cpp's {name} computes its activation from a table of fp16 values: verdicts use fp16's limit"
-        )
+        notes.append(f"llama.cpp's {name} looks its activation up in an fp16 table, so verdicts use the fp16 tolerance")
     if quantized:
         notes.append(
-            "llama.cpp rounds activations to int8 where weights are quantized: its logits differ from the others'"
+            "llama.cpp rounds activations to int8 where weights are quantized, so its logits differ from other runtimes'"
         )
     return Exported(Path(output), manifest, notes)
 
 
 def _sampling(loaded: LoadedModel) -> dict[str, Any]:
-    """How the model's makers sample, as llama.cpp's tools take it for their defaults; empty where they don't say."""
+    """The model's generation defaults as `general.sampling.*` values, llama.cpp's own defaults; empty if it has none."""
     sampling = generation_defaults(loaded.around).sampling
     found: dict[str, Any] = {}
     if sampling.temperature:
@@ -122,10 +120,10 @@ def _sampling(loaded: LoadedModel) -> dict[str, Any]:
 
 
 def architecture(spec: Model) -> tuple[str, dict[str, Any], Architecture]:
-    """llama.cpp's first architecture that holds the spec: name, metadata, and itself.
+    """The first llama.cpp architecture that can represent the spec: its name, its metadata, and the architecture.
 
     Raises:
-        ExportError: there is none; why, one by one.
+        ExportError: there is none; the message gives each architecture's reason.
     """
     reasons = []
     for name, module in discover.each("edgeformer.checkpoint.gguf_archs"):
@@ -142,17 +140,17 @@ def _planned(spec: Model, weights: Weights, precision: str | None, keep: Sequenc
     if precision is None:
         precision = group_format(weights) or stored_precision(weights)
     if precision not in PRECISIONS:
-        raise ExportError(f"precision {precision!r} is not known for GGUF; it is one of {', '.join(PRECISIONS)}")
+        raise ExportError(f"unknown GGUF precision {precision!r}; use one of {', '.join(PRECISIONS)}")
     if precision not in PLAIN:
         return in_groups(spec, weights, precision, keep), precision
     if keep:
-        raise ExportError(f"--keep is for {' and '.join(QUANTIZED)}")
+        raise ExportError(f"--keep applies only to {' and '.join(QUANTIZED)}")
     return weights, precision
 
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor of the file: type and shape are known before it is made."""
+    """A tensor of the file; its type and shape are known before its values are computed."""
 
     name: str
     shape: tuple[int, ...]
@@ -161,13 +159,13 @@ class _Tensor:
 
 
 def _tensors(spec: Model, sources: dict[str, Source], arch: Architecture, precision: str) -> Iterator[_Tensor]:
-    """In the model's order; those that llama.cpp holds as one are joined along their rows."""
+    """The file's tensors, in the model's order; those that llama.cpp stores as one are concatenated along their rows."""
     found: dict[str, list[tuple[int, str]]] = {}
     for name in tensors(spec):
         part = stored_part(arch.names, name)
         if part.name == name:
-            raise ExportError(f"llama.cpp's architecture for this spec has no place for the tensor {name}")
-        assert isinstance(part, Part)  # what these types store is whole, or equal slices
+            raise ExportError(f"llama.cpp's architecture for this spec has no tensor for {name}")
+        assert isinstance(part, Part)  # these architectures store whole tensors or equal slices only
         found.setdefault(part.name, []).append((part.index, name))
     heads = _interleaved_heads(spec, arch)
     if (factors := arch.rope_factors(spec)) is not None:
@@ -179,7 +177,7 @@ def _tensors(spec: Model, sources: dict[str, Source], arch: Architecture, precis
         formats = {s.stored.format if isinstance(s.stored, QuantizedTensor) else None for s in members}
         if len(formats) > 1:
             raise ExportError(
-                f"{full} holds several maps in one, and they are of different formats; quantize them alike"
+                f"{full} joins several weight matrices of different formats; quantize them to the same format"
             )
         format = formats.pop() if precision not in PLAIN else None
         if format is not None:
@@ -191,18 +189,18 @@ def _tensors(spec: Model, sources: dict[str, Source], arch: Architecture, precis
 
 
 def _plain_bits(source: Source, precision: str) -> int:
-    """Bits of a weight that isn't quantized."""
+    """Bits per weight of an unquantized tensor."""
     kind = "F32" if len(source.shape) == 1 else PLAIN.get(precision) or _unquantized([source])
     return 8 * DTYPES[kind].itemsize
 
 
 def _unquantized(members: list[Source]) -> str:
-    """The type of a matrix that stays plain among quantized ones: as stored (F32 of what is only readable so)."""
+    """The dtype of a matrix left unquantized among quantized ones: its stored dtype, or F32 if it can't be copied as it is."""
     return members[0].stored.dtype if members[0].stored.dtype in DTYPES else "F32"
 
 
 def _interleaved_heads(spec: Model, arch: Architecture) -> dict[str, int]:
-    """Canonical tensor name -> how many heads' rows have to be reordered."""
+    """Canonical tensor name -> number of heads whose rows have to be reordered for interleaved RoPE."""
     from edgeformer.layers.gqa import GQA
     from edgeformer.spec import layers
 
@@ -227,12 +225,12 @@ def _made(members: list[Source], heads: list[int], kind: str) -> np.ndarray:
     arrays = [interleaved(s.read(), count) for s, count in zip(members, heads, strict=True)]
     x = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
     if kind == "F16" and np.abs(x.astype(np.float32)).max(initial=0) > 65504:
-        raise ExportError("a weight is larger than fp16 can hold (65504); export with --precision fp32 or bf16")
+        raise ExportError("a weight exceeds fp16's largest value (65504); use --precision fp32 or bf16")
     return x.astype(DTYPES[kind], copy=False)
 
 
 def _say(gguf: Any, writer: Any, metadata: dict[str, Any]) -> None:
-    """Metadata values by their Python types."""
+    """Write metadata, each value with the GGUF type that matches its Python type."""
     kinds = gguf.GGUFValueType
     for key, value in metadata.items():
         match value:
@@ -249,7 +247,7 @@ def _say(gguf: Any, writer: Any, metadata: dict[str, Any]) -> None:
 
 
 def _write(gguf: Any, writer: Any, written: list[_Tensor], progress: Progress | None) -> None:
-    """Header first, then one tensor at a time."""
+    """Write the header, then one tensor at a time."""
     types = gguf.GGMLQuantizationType
     sizes = []
     for t in written:

@@ -1,7 +1,7 @@
-"""A `tokenizer.json` as GGUF metadata, so that llama.cpp makes the same ids of a text.
+"""Convert a `tokenizer.json` to GGUF metadata, so that llama.cpp produces the same token ids.
 
-llama.cpp knows pre-tokenizers by name only. The name is found by what the tokenizer's own rules say; rules that no name stands
-for are refused, because the ids would silently differ. One difference is told instead: llama.cpp never composes characters (NFC).
+llama.cpp identifies pre-tokenizers by name only. The name is looked up from the tokenizer's own rules; rules without a name are
+refused, because token ids would silently differ. One difference is noted instead: llama.cpp does no NFC normalization.
 """
 
 from __future__ import annotations
@@ -26,25 +26,26 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 
 
 def tokenizer_metadata(around: Companions, vocab: int) -> tuple[dict[str, Any], list[str]]:
-    """`tokenizer.*` of a model's tokenizer, its chat templates and special ids, and what the user should know about it.
+    """The `tokenizer.*` metadata of a model's tokenizer, chat templates and special ids, and notes for the user.
 
     Args:
         around: the model's companions, with a tokenizer.
         vocab: rows of the model's embedding; ids without a token become unused tokens.
 
     Raises:
-        ExportError: a tokenizer that llama.cpp has no equal of; the message says which rule.
+        ExportError: llama.cpp has no equivalent tokenizer; the message names the rule.
     """
     where = around.tokenizer_folder or (around.embedded and around.embedded.file)
     tokenizer = load_tokenizer(around)
     try:
         if (text := tokenizer.to_json()) is None:
-            raise ExportError(_refusal("it is known as a slow tokenizer of transformers only, with no tokenizer.json"))
+            raise ExportError(_refusal("it is a slow tokenizer of transformers without a tokenizer.json"))
         found, notes = _metadata(tokenizer, json.loads(text), vocab, special_ids(around))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
         reason = f"{type(e).__name__}: {e}"
         raise ExportError(
-            f"the tokenizer of {where} can't be written as GGUF metadata ({reason}); --no-tokenizer writes the weights alone"
+            f"the tokenizer of {where} can't be converted to GGUF metadata ({reason});"
+            " use --no-tokenizer to write the weights alone"
         ) from e
     templates = chat_templates(around)
     found |= {"chat_template" if name == DEFAULT else f"chat_template.{name}": text for name, text in templates.items()}
@@ -59,12 +60,12 @@ def _metadata(
     kind = data["model"].get("type")
     makers = {"BPE": _bpe, "Unigram": _unigram, "WordPiece": _wordpiece}
     if kind not in makers:
-        raise ExportError(_refusal(f"it is a {kind} model; {', '.join(makers)} are written"))
+        raise ExportError(_refusal(f"its model type is {kind}; supported types are {', '.join(makers)}"))
     tokens, types, more = makers[kind](data, vocab)
     for added in data.get("added_tokens", ()):
         if added["id"] >= vocab:
             raise ExportError(
-                f"the added token {added['content']!r} has id {added['id']}, the model an embedding of {vocab} rows"
+                f"the added token {added['content']!r} has id {added['id']}, but the model's embedding has only {vocab} rows"
             )
         tokens[added["id"]] = added["content"]
         types[added["id"]] = CONTROL if added["special"] else USER_DEFINED
@@ -75,17 +76,17 @@ def _metadata(
     notes = []
     if composes(data):
         notes.append(
-            "the tokenizer composes characters (NFC) and llama.cpp doesn't: text in decomposed form gets other ids there"
+            "the tokenizer applies NFC normalization and llama.cpp doesn't: decomposed text gets different token ids there"
         )
     if kind == "WordPiece":
         notes.append(
-            "llama.cpp takes accents off by rules of its own: Hangul, kana or Arabic text may get other ids there"
+            "llama.cpp strips accents by its own rules: Hangul, kana or Arabic text may get different token ids there"
         )
     stripping = [
         t["content"] for t in data.get("added_tokens", ()) if t.get("lstrip") or t.get("rstrip") or t.get("single_word")
     ]
     if stripping:
-        notes.append(f"{', '.join(stripping[:5])} take spaces beside them with them, which llama.cpp may not do")
+        notes.append(f"{', '.join(stripping[:5])} absorb adjacent spaces, which llama.cpp may not do")
     found = {
         "tokens": tokens,
         "token_type": types,
@@ -101,7 +102,7 @@ def _metadata(
 
 
 def composes(data: dict[str, Any]) -> bool:
-    """Whether a byte-level tokenizer composes characters, which llama.cpp doesn't."""
+    """Whether a byte-level tokenizer applies NFC normalization, which llama.cpp doesn't."""
     return data["model"].get("type") == "BPE" and (data.get("normalizer") or {}).get("type") == "NFC"
 
 
@@ -110,13 +111,13 @@ _ENDS = frozenset((
     "</s>", "<|eom_id|>", "<EOT>", "_<EOT>", "[EOT]", "[EOS]", "< EOT >", "<|end_of_text|>", "<end_of_utterance>", "<eos>",
     "<turn|>", "<|tool_response>", "<\uff5cend\u2581of\u2581sentence\uff5c>", "[e~[",
 ))  # fmt: skip
-"""Texts of tokens that llama.cpp takes as the end of a text whatever the metadata says (src/llama-vocab.cpp)."""
+"""Token texts that llama.cpp treats as end of generation regardless of the metadata (src/llama-vocab.cpp)."""
 
 
 def _ends(
     tokenizer: Tokenizer, tokens: list[str], ids: SpecialIds, last: int | None, notes: list[str]
 ) -> dict[str, int]:
-    """The ids that end a text. llama.cpp has three places for them: the end of a text, of a turn, of a message."""
+    """The ids that end generation. GGUF has three keys for them: end of text (EOS), of turn (EOT) and of message (EOM)."""
     own = tokenizer.id_of(tokenizer.named.get("eos_token", ""))
     ends = list(ids.eos) or ([last] if last is not None else [])
     if not ends:
@@ -126,22 +127,22 @@ def _ends(
     places = {"eos_token_id": first, **dict(zip(("eot_token_id", "eom_token_id"), others, strict=False))}
     if lost := [i for i in others[2:] if tokens[i] not in _ENDS]:
         said = ", ".join(f"{i} ({tokens[i]})" for i in lost)
-        notes.append(f"GGUF has three places for ids that end a text; llama.cpp will not stop at {said}")
+        notes.append(f"GGUF has keys for only three end-of-text ids; llama.cpp will not stop at {said}")
     return places
 
 
 def tokenizer_limits(around: Companions) -> dict[str, bool]:
-    """What llama.cpp is known to do otherwise, as notes say: it composes no characters (NFC), and takes accents off WordPiece's
-    words by rules of its own."""
+    """Known differences of llama.cpp's tokenizer, as the notes describe them: no NFC normalization (`composes`), and its own
+    accent stripping (`wordpiece`)."""
     data = json.loads(load_tokenizer(around).to_json() or "{}")
     return {"composes": composes(data), "wordpiece": data["model"].get("type") == "WordPiece"}
 
 
 def check_in_llama_cpp(around: Companions, file: Path) -> None:
-    """Compare the ids that llama.cpp gives a fixed set of texts with the model's own, where llama-cpp-python is installed.
+    """Compare llama.cpp's token ids for a fixed set of texts with the model's own, if llama-cpp-python is installed.
 
     Raises:
-        ExportError: they differ; the message has the text and both lists.
+        ExportError: they differ; the message has the text and both lists of ids.
     """
     try:
         from llama_cpp import Llama
@@ -155,7 +156,7 @@ def check_in_llama_cpp(around: Companions, file: Path) -> None:
         texts = [t for t in texts if t.isascii()]
     try:
         llama = Llama(str(file), vocab_only=True, verbose=False)
-    except Exception as e:  # of llama.cpp, and of Jinja, which compiles the chat template there
+    except Exception as e:  # from llama.cpp, or from Jinja, which compiles the chat template there
         raise ExportError(
             f"llama.cpp can't load the file with this tokenizer and chat template: {shown(str(e))}"
         ) from e
@@ -164,8 +165,8 @@ def check_in_llama_cpp(around: Companions, file: Path) -> None:
             given = llama.tokenize(text.encode(), add_bos=True, special=True)
             if given != (wanted := source.encode(text)):
                 raise ExportError(
-                    f"llama.cpp gives the text {shown(text)} the ids {shown(given)}, the model's tokenizer {shown(wanted)};"
-                    " --no-tokenizer writes the weights alone"
+                    f"llama.cpp tokenizes {shown(text)} to {shown(given)}, the model's tokenizer to {shown(wanted)};"
+                    " use --no-tokenizer to write the weights alone"
                 )
     finally:
         llama.close()
@@ -173,8 +174,8 @@ def check_in_llama_cpp(around: Companions, file: Path) -> None:
 
 def _refusal(reason: str) -> str:
     return (
-        f"edgeformer can't write this tokenizer as GGUF: {reason}. --no-tokenizer writes the weights alone (token ids then have"
-        " to come from elsewhere)"
+        f"edgeformer can't convert this tokenizer to GGUF: {reason}. Use --no-tokenizer to write the weights alone (llama.cpp"
+        " then takes token ids only)"
     )
 
 
@@ -184,17 +185,19 @@ def _id(data: dict[str, Any], token: str | None) -> int | None:
 
 
 def _template(tokenizer: Tokenizer) -> tuple[int | None, int | None]:
-    """The ids that encoding puts before and after a text."""
+    """The ids that encoding adds before and after a text; None where it adds none."""
     plain, full = tokenizer.encode("a", special=False), tokenizer.encode("a")
     at = next((i for i in range(len(full)) if full[i : i + len(plain)] == plain), None)
     if at is None or at > 1 or len(full) - at - len(plain) > 1:
-        raise ExportError(_refusal(f"it puts several special tokens around a text ({full})"))
+        raise ExportError(_refusal(f"it adds several special tokens before or after a text ({full})"))
     return (full[0] if at else None), (full[-1] if len(full) > at + len(plain) else None)
 
 
 def _listed(vocab: dict[str, int], count: int) -> tuple[list[str], list[int]]:
     if vocab and max(vocab.values()) >= count:
-        raise ExportError(f"the tokenizer has ids up to {max(vocab.values())}, the model an embedding of {count} rows")
+        raise ExportError(
+            f"the tokenizer has ids up to {max(vocab.values())}, but the model's embedding has only {count} rows"
+        )
     tokens, types = [f"[UNUSED{i}]" for i in range(count)], [UNUSED] * count
     for token, i in vocab.items():
         tokens[i], types[i] = token, NORMAL
@@ -209,7 +212,7 @@ def _bpe(data: dict[str, Any], count: int) -> tuple[list[str], list[int], dict[s
         if model.get(rule):
             raise ExportError(_refusal(f"its BPE has {rule} = {model[rule]!r}"))
     if data.get("normalizer") and data["normalizer"].get("type") != "NFC":
-        raise ExportError(_refusal(f"it normalises text ({data['normalizer'].get('type')})"))
+        raise ExportError(_refusal(f"its BPE has an unsupported normalizer ({data['normalizer'].get('type')})"))
     tokens, types = _listed(model["vocab"], count)
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
     return tokens, types, {"model": "gpt2", "pre": pre_tokenizer_name(data), "merges": merges}
@@ -219,7 +222,7 @@ def pre_tokenizer_name(data: dict[str, Any]) -> str:
     """llama.cpp's name for a byte-level BPE's pre-tokenizer.
 
     Raises:
-        ExportError: rules that no name stands for.
+        ExportError: llama.cpp has no name for its rules.
     """
     rules = data.get("pre_tokenizer") or {}
     steps = rules["pretokenizers"] if rules.get("type") == "Sequence" else [rules]
@@ -243,11 +246,11 @@ def pre_tokenizer_name(data: dict[str, Any]) -> str:
         if name is not None and ignores == (name == "llama-bpe"):
             return name
     known = ", ".join(("smollm", *PATTERNS.values()))
-    raise ExportError(_refusal(f"its pre-tokenizer ({json.dumps(rules)[:300]}) is none of the known ones ({known})"))
+    raise ExportError(_refusal(f"its pre-tokenizer ({json.dumps(rules)[:300]}) is not a known one ({known})"))
 
 
 def _sentencepiece(data: dict[str, Any], count: int) -> tuple[list[str], list[int], dict[str, Any]]:
-    """BPE with byte fallback, Llama 2's: llama.cpp joins by the score of the joined token, so scores are the merges' ranks."""
+    """BPE with byte fallback (Llama 2): llama.cpp merges by the merged token's score, so scores are negated merge ranks."""
     prefix = _prefix_space(data)
     tokens, types = _listed(data["model"]["vocab"], count)
     scores = [-1e6] * count
@@ -263,7 +266,7 @@ def _sentencepiece(data: dict[str, Any], count: int) -> tuple[list[str], list[in
 
 
 def _prefix_space(data: dict[str, Any]) -> bool:
-    """Whether Llama 2's rules (spaces become ▁, nothing is split) put one before the text."""
+    """Whether Llama 2's rules (spaces become ▁, no pre-tokenization) prepend a space to the text."""
     normalizer, split = data.get("normalizer") or {}, data.get("pre_tokenizer") or {}
     steps = normalizer.get("normalizers", [normalizer]) if normalizer else []
     kinds = [s["type"] for s in steps]
@@ -274,14 +277,14 @@ def _prefix_space(data: dict[str, Any]) -> bool:
             return True
         if split.get("prepend_scheme") == "never":
             return False
-    raise ExportError(_refusal("its BPE with byte fallback has other rules for spaces than Llama 2's"))
+    raise ExportError(_refusal("its BPE with byte fallback handles spaces differently from Llama 2's"))
 
 
 def _unigram(data: dict[str, Any], count: int) -> tuple[list[str], list[int], dict[str, Any]]:
-    """SentencePiece's unigram model, T5's: llama.cpp needs the same normaliser tables."""
+    """SentencePiece unigram model (T5): llama.cpp needs the same normalizer tables."""
     pieces = data["model"]["vocab"]
     if len(pieces) > count:
-        raise ExportError(f"the tokenizer has {len(pieces)} ids, the model an embedding of {count} rows")
+        raise ExportError(f"the tokenizer has {len(pieces)} ids, but the model's embedding has only {count} rows")
     tokens, types = _listed({piece: i for i, (piece, _) in enumerate(pieces)}, count)
     scores = [score for _, score in pieces] + [-1e6] * (count - len(pieces))
     charsmap, merges, strips = _unigram_normalizer(data)
@@ -289,16 +292,14 @@ def _unigram(data: dict[str, Any], count: int) -> tuple[list[str], list[int], di
     steps = split["pretokenizers"] if split.get("type") == "Sequence" else [split]
     kinds = [s.get("type") for s in steps]
     if kinds not in (["Metaspace"], ["WhitespaceSplit", "Metaspace"]):
-        raise ExportError(_refusal(f"its unigram model splits text by {kinds}"))
+        raise ExportError(_refusal(f"its unigram model has an unsupported pre-tokenizer ({kinds})"))
     metaspace, words = steps[-1], kinds[0] == "WhitespaceSplit"
     prefix = (
         metaspace.get("prepend_scheme", "always" if metaspace.get("add_prefix_space", True) else "never") != "never"
     )
     if merges and not strips and not words:
         raise ExportError(
-            _refusal(
-                "it merges spaces and keeps white space at the end of a text, which llama.cpp strips where it merges"
-            )
+            _refusal("it merges spaces but keeps trailing whitespace, which llama.cpp strips whenever it merges spaces")
         )
     merge_spaces = merges or words
     more = {"model": "t5", "pre": "default", "scores": scores, "add_space_prefix": prefix}
@@ -308,7 +309,7 @@ def _unigram(data: dict[str, Any], count: int) -> tuple[list[str], list[int], di
 
 
 def _unigram_normalizer(data: dict[str, Any]) -> tuple[bytes, bool, bool]:
-    """The table of characters, whether runs of spaces become one, and whether those at the end go."""
+    """The precompiled character map, whether runs of spaces are merged, and whether trailing whitespace is stripped."""
     normalizer = data.get("normalizer")
     steps = [] if not normalizer else normalizer.get("normalizers", [normalizer])
     charsmap, merges, strips = b"", False, False
@@ -321,21 +322,25 @@ def _unigram_normalizer(data: dict[str, Any]) -> tuple[bytes, bool, bool]:
             case {"type": "Strip", "strip_left": False, "strip_right": True}:
                 strips = True
             case _:
-                raise ExportError(_refusal(f"its unigram model normalises text by {json.dumps(step)[:120]}"))
+                raise ExportError(
+                    _refusal(f"its unigram model has an unsupported normalizer ({json.dumps(step)[:120]})")
+                )
     return charsmap, merges, strips
 
 
 def _wordpiece(data: dict[str, Any], count: int) -> tuple[list[str], list[int], dict[str, Any]]:
-    """BERT's: llama.cpp marks the beginning of a word where WordPiece marks its continuation."""
+    """BERT's WordPiece: llama.cpp marks the beginning of a word (▁), WordPiece its continuation (##)."""
     model, normalizer = data["model"], data.get("normalizer") or {}
     if model.get("continuing_subword_prefix") != "##" or normalizer.get("type") != "BertNormalizer":
-        raise ExportError(_refusal("its WordPiece is not BERT's (## and BertNormalizer)"))
+        raise ExportError(_refusal("its WordPiece differs from BERT's (prefix ## and BertNormalizer)"))
     if normalizer.get("strip_accents") is False or not normalizer.get("handle_chinese_chars", True):
         raise ExportError(
-            _refusal("it keeps accents, or doesn't split Chinese characters, as llama.cpp's WordPiece does")
+            _refusal(
+                "it keeps accents or doesn't split Chinese characters; llama.cpp's WordPiece strips and splits them"
+            )
         )
     if not normalizer.get("lowercase"):
-        raise ExportError(_refusal("it keeps upper case, which llama.cpp's WordPiece folds"))
+        raise ExportError(_refusal("it is cased, and llama.cpp's WordPiece lowercases text"))
     tokens, types = _listed(model["vocab"], count)
     special = {added["content"] for added in data.get("added_tokens", ())}
     marked = [

@@ -1,1 +1,1 @@
-"""Hugging Face checkpoints, as transformers reads them."""
+"""Hugging Face export: checkpoint folders that transformers loads."""

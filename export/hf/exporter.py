@@ -1,4 +1,4 @@
-"""`export --to hf`: a folder that transformers loads, for any spec that one of the families can say."""
+"""`export --to hf`: a folder that transformers loads, for any spec that one of the families can represent."""
 
 from __future__ import annotations
 
@@ -37,26 +37,24 @@ def export_hf(
     force: bool = False,
     progress: Progress | None = None,
 ) -> Exported:
-    """Write a Hugging Face folder: `config.json`, `model.safetensors` under transformers' names, the tokenizer.
+    """Write a Hugging Face folder: `config.json`, `model.safetensors` with transformers' tensor names, the tokenizer.
 
     Args:
         loaded: the model, from `edgeformer.load`.
-        output: folder to write; it appears when complete.
-        precision: fp32, fp16 or bf16; by default the widest type that is stored (quantized weights: fp32, which holds them
+        output: folder to write; it appears only when complete.
+        precision: fp32, fp16 or bf16. Defaults to the widest stored dtype (quantized weights: fp32, which represents them
             exactly).
-        force: replace a folder that is no artefact.
-        progress: called with (bytes done, bytes in all).
+        force: replace an existing folder even if it is not an artefact.
+        progress: called with (bytes done, total bytes).
 
     Raises:
-        ExportError: no family of transformers can hold the spec (the message says why for each), or it can't be written.
+        ExportError: no transformers family can represent the spec (the message gives each reason), or writing failed.
     """
     spec, weights = loaded.spec, loaded.require_weights()
     if precision is None:
         precision = stored_precision(weights)
     if precision not in FLOAT_TYPES:
-        raise ExportError(
-            f"precision {precision!r} is not known for transformers; it is one of {', '.join(FLOAT_TYPES)}"
-        )
+        raise ExportError(f"unknown transformers precision {precision!r}; use one of {', '.join(FLOAT_TYPES)}")
     config, family = family_config(spec)
     config |= special_ids(loaded.around).as_config()
     config["dtype"] = FLOAT_TYPES[precision].library
@@ -79,12 +77,12 @@ def export_hf(
 
 
 def family_config(spec: Model) -> tuple[dict[str, Any], Family]:
-    """The config.json of the first family that can say the spec, and the family.
+    """The config.json of the first family that can represent the spec, and the family.
 
-    It is read back before it is believed: the family's own reader has to make the same spec of it.
+    The config is verified by a round trip: the family's own reader has to turn it back into the same spec.
 
     Raises:
-        ExportError: there is none; why, family by family.
+        ExportError: there is none; the message gives each family's reason.
     """
     reasons = []
     for name, module in discover.each("edgeformer.models"):
@@ -100,12 +98,12 @@ def family_config(spec: Model) -> tuple[dict[str, Any], Family]:
             again = family.spec(HfConfig(dict(config), f"the {name} config of this spec"))
             if _comparable(again) == _comparable(spec):
                 return config, family
-            reasons.append(f"{name}: its config would say another architecture")
+            reasons.append(f"{name}: its config would describe a different architecture")
     raise ExportError(f"edgeformer doesn't write this architecture as a transformers folder yet: {'; '.join(reasons)}")
 
 
 def _comparable(spec: Model) -> Any:
-    """The spec's JSON without what changes no answer of a trained model, or isn't transformers' business."""
+    """The spec's JSON without fields that don't affect a trained model's outputs or that transformers doesn't have."""
 
     def stripped(value: Any) -> Any:
         if isinstance(value, dict):
@@ -116,10 +114,10 @@ def _comparable(spec: Model) -> Any:
 
 
 def _groups(spec: Model, sources: dict[str, Source], family: Family, dtype: np.dtype) -> list[Group]:
-    """Tensors under the family's names: those of several parts are put together again."""
+    """Tensors under the family's names; those stored as one are reassembled from their parts."""
     prefix = family.prefixes[0]
     if isinstance(spec, Encoder) and spec.pooler:
-        prefix = ""  # the bare model's own names
+        prefix = ""  # a bare model's names have no prefix
     names, found, groups = family.name_map(spec), {}, []
 
     def full(name: str) -> str:
@@ -145,7 +143,7 @@ def _groups(spec: Model, sources: dict[str, Source], family: Family, dtype: np.d
 def _joined(
     parts: list[tuple[Cut, str]], shape: tuple[int, ...], sources: dict[str, Source], dtype: np.dtype
 ) -> np.ndarray:
-    """A stored tensor put together from what it holds."""
+    """A stored tensor assembled from its parts."""
     whole = np.empty(shape, dtype)
     for part, name in parts:
         part.put(whole, _read(sources, name, dtype))
@@ -155,7 +153,9 @@ def _joined(
 def _read(sources: dict[str, Source], name: str, dtype: np.dtype) -> np.ndarray:
     x = sources[name].read()
     if dtype == np.float16 and np.abs(x.astype(np.float32)).max(initial=0) > 65504:
-        raise ExportError(f"{name} holds a weight larger than fp16 can hold (65504); use --precision fp32 or bf16")
+        raise ExportError(
+            f"{name} has a weight that exceeds fp16's largest value (65504); use --precision fp32 or bf16"
+        )
     return x.astype(dtype, copy=False)
 
 

@@ -1,1 +1,1 @@
-"""MLX: folders that mlx-lm opens; `types/` has one file per model type of mlx-lm that fits without code of ours."""
+"""MLX export: folders that mlx-lm loads; `types/` has one file per mlx-lm model type that needs no code from edgeformer."""

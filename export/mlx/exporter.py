@@ -1,8 +1,8 @@
 """`export --to mlx`: a folder that mlx-lm loads.
 
-Where the spec maps onto a model type that mlx-lm has, the folder has that type and its names, and every tool of the MLX world
-reads it. Any other spec becomes a folder with a `model_file` that builds the model from the spec with edgeformer; mlx-lm runs
-it only with `trust_remote_code`.
+If one of mlx-lm's model types can represent the spec, the folder uses that type and its tensor names, and all MLX tools read
+it. Any other spec becomes a folder with a `model_file` that builds the model from the spec with edgeformer; mlx-lm runs it only
+with `trust_remote_code`.
 """
 
 from __future__ import annotations
@@ -59,38 +59,37 @@ def export_mlx(
 
     Args:
         loaded: the model, from `edgeformer.load`.
-        output: folder to write; it appears when complete.
-        precision: fp32, fp16 or bf16; q4 or q8: the bits that every other runtime has (plain weights are rounded to nearest);
-            4bit or 8bit: linear maps and embeddings affine-quantized as mlx-lm quantizes them. By default what the checkpoint
-            is stored in.
-        group_size: of 4bit and 8bit, weights per scale: 32, 64 or 128; by default 64, or what the checkpoint is stored in.
-        dtype: fp32, fp16 or bf16, with quantized weights: scales, what isn't quantized, and so mlx-lm's arithmetic. By default
-            what the checkpoint is stored in; with q4 and q8 fp16, which holds their scales.
-        keep: patterns of tensors that q4 and q8 leave as they are.
-        stock: refuse a spec that no model type of mlx-lm can hold, instead of writing a `model_file` for it.
-        force: replace a folder that is no artefact.
-        progress: called with (bytes done, bytes in all).
+        output: folder to write; it appears only when complete.
+        precision: fp32, fp16 or bf16; q4 or q8: the same bits as on other runtimes (plain weights are rounded to nearest); 4bit
+            or 8bit: linear layers and embeddings, affine-quantized as mlx-lm does. Defaults to the checkpoint's stored precision.
+        group_size: weights per scale of 4bit and 8bit: 32, 64 or 128. Defaults to the checkpoint's, or 64.
+        dtype: fp32, fp16 or bf16: the dtype of scales and unquantized tensors beside quantized weights, and so of mlx-lm's
+            arithmetic. Defaults to the checkpoint's dtype; for q4 and q8 to fp16, which holds their scales exactly.
+        keep: name patterns of tensors that q4 and q8 leave unquantized.
+        stock: refuse a spec that no mlx-lm model type can represent, instead of writing a `model_file` for it.
+        force: replace an existing folder even if it is not an artefact.
+        progress: called with (bytes done, total bytes).
 
     Raises:
-        ExportError: it can't be written as asked; nothing is left behind.
-        RuntimeUnavailable: quantizing needs MLX.
+        ExportError: the model can't be written as requested; nothing is left behind.
+        RuntimeUnavailable: quantization needs MLX, which is not installed.
     """
     spec, weights = loaded.spec, loaded.require_weights()
     if spec.task != Task.TEXT_GENERATION:
         raise ExportError(
-            f"mlx-lm runs decoders only, this is a {spec.kind}; the runtime mlx runs its checkpoint as it is"
+            f"mlx-lm runs decoders only, and this model is a {spec.kind}; the runtime mlx runs its checkpoint without an export"
         )
     made = plan(spec, weights, precision, group_size, dtype, keep)
     config, reason = stock_config(spec)
     if config is None and stock:
-        raise ExportError(f"edgeformer doesn't write this architecture as a model type of mlx-lm yet: {reason}")
+        raise ExportError(f"edgeformer doesn't map this architecture to an mlx-lm model type yet: {reason}")
     names = _stored_names(spec, config)
     notes = list(loaded.notes)
     if config is None:
         config = {"model_type": CODE_TARGET, "model_file": CODE_NAME, "edgeformer_spec": to_json(spec)}
         notes.append(
-            f"edgeformer doesn't write this architecture as a model type of mlx-lm yet ({reason}), so the folder brings its own"
-            " code: load it with trust_remote_code=True (--trust-remote-code), where edgeformer[mlx] is installed"
+            f"edgeformer doesn't map this architecture to an mlx-lm model type yet ({reason}), so the folder brings its own"
+            " code: load it with trust_remote_code=True (--trust-remote-code) where edgeformer[mlx] is installed"
         )
     tensors_made = make(spec, made, names)
     notes += _remarks(spec, made, tensors_made)
@@ -114,12 +113,12 @@ def export_mlx(
 
 
 def _remarks(spec: Model, plan: WeightPlan, made: Made) -> list[str]:
-    """What the user should know about these weights."""
+    """Notes for the user about these weights."""
     notes = []
     if length_dependent(spec):
         notes.append(
-            "rotation depends on the sequence's length, and mlx-lm takes a prompt in pieces: beyond the original context its"
-            " logits differ from one pass (the runtime mlx takes such prompts whole)"
+            "RoPE depends on the sequence length, and mlx-lm prefills in chunks: beyond the original context its logits differ"
+            " from a single pass (the runtime mlx prefills such prompts in one pass)"
         )
     if made.left:
         share = sum(g.nbytes() for g in made.groups if made.left & g.tensors.keys()) / sum(
@@ -127,18 +126,19 @@ def _remarks(spec: Model, plan: WeightPlan, made: Made) -> list[str]:
         )
         size = GROUP if plan.own is None else plan.own.group_size
         notes.append(
-            f"not quantized: {len(made.left)} maps, {share:.0%} of the bytes ({min(made.left)}, ...): their inputs are no"
-            f" multiple of {size}, or they are position tables or stacked maps (experts), which stay as they are"
+            f"not quantized: {len(made.left)} weight matrices, {share:.0%} of the bytes ({min(made.left)}, ...): their inputs"
+            f" are not a multiple of {size}, or they are position tables or stacked experts, which stay unquantized"
         )
     if plan.own is not None and plan.own.bits == 8 and plan.dtype == "bf16":
         notes.append(
-            "bf16 scales have eight bits, as the codes: weights are off by up to 1.5 steps; --dtype fp16 avoids that"
+            "bf16 scales have only eight significant bits, as the codes do: weights are off by up to 1.5 quantization steps;"
+            " use --dtype fp16 to avoid that"
         )
     return notes
 
 
 def _recorded(loaded: LoadedModel, plan: WeightPlan, made: Made) -> Quantization:
-    """What the manifest says of weights in our groups; MLX stores a bias beside each scale."""
+    """The manifest's `quantization` of weights in edgeformer's groups; MLX stores a bias beside each scale."""
     count = sum(math.prod(source.shape) for source in plan.weights.sources.values())
     recorded = Quantization(**(loaded.quantization or {"method": "rtn"}))
     recorded["bits_per_weight"] = bits_per_weight(plan.weights)
@@ -147,12 +147,12 @@ def _recorded(loaded: LoadedModel, plan: WeightPlan, made: Made) -> Quantization
 
 
 def stored_bits(groups: Sequence[Group], count: int) -> float:
-    """Bits that a file takes for each weight."""
+    """Bits per weight in the file, scales and biases included."""
     return round(8 * sum(g.nbytes() for g in groups) / count, 3)
 
 
 def stock_config(spec: Model) -> tuple[dict[str, Any] | None, str]:
-    """The config of the first model type of mlx-lm that holds the spec; or None, and why each of them doesn't."""
+    """The config of the first mlx-lm model type that can represent the spec; otherwise None, and each type's reason."""
     reasons = []
     for name, module in discover.each("edgeformer.exporters.mlx.types"):
         with discover.sparing("edgeformer.exporters.mlx.types", name):
@@ -164,7 +164,7 @@ def stock_config(spec: Model) -> tuple[dict[str, Any] | None, str]:
 
 
 def _stored_names(spec: Model, config: dict[str, Any] | None) -> dict[str, list[str]]:
-    """Stored name -> the canonical tensors that it holds, one after the other along axis 0."""
+    """Stored name -> the canonical tensors concatenated in it along axis 0."""
     if config is None:
         return {name: [name] for name in tensors(spec)}
     known = family(config["model_type"])
@@ -173,13 +173,13 @@ def _stored_names(spec: Model, config: dict[str, Any] | None) -> dict[str, list[
     for name in tensors(spec):
         part = stored_part(names, name)
         full = part.name if part.name.startswith("lm_head.") else f"model.{part.name}"
-        assert isinstance(part, Part)  # what these types store is whole, or equal slices
+        assert isinstance(part, Part)  # these model types store whole tensors or equal slices only
         parts.setdefault(full, []).append((part.index, name))
     return {full: [name for _, name in sorted(found)] for full, found in parts.items()}
 
 
 def _companions(loaded: LoadedModel, folder: Path, config: dict[str, Any]) -> list[str]:
-    """The config with special ids, what surrounds the weights, and the model's code where it brings its own; notes."""
+    """Write the config with special ids, the model's companions, and its code if it needs any; returns notes."""
     config |= special_ids(loaded.around).as_config()
     (folder / "config.json").write_text(json.dumps(config, indent=1) + "\n")
     if "model_file" in config:

@@ -1,4 +1,4 @@
-"""What an mlx-lm folder's tensors are made of: plain numbers, MLX's own affine quantization, or our groups kept bit for bit."""
+"""The tensors of an mlx-lm folder: plain floats, MLX's own affine quantization, or edgeformer's groups kept bit for bit."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ PRECISIONS = (*PLAIN, "4bit", "8bit", *GROUP_PRECISIONS)
 
 @dataclass(frozen=True)
 class Quantization:
-    """MLX's own: what `mlx.core.quantize` is told, and the type of scales and of what isn't quantized."""
+    """MLX's own quantization: the arguments of `mlx.core.quantize`, and the dtype of scales and unquantized tensors."""
 
     bits: int
     group_size: int
@@ -35,7 +35,7 @@ class Quantization:
 
 @dataclass(frozen=True)
 class WeightPlan:
-    """How every tensor is held. `own`: MLX's quantization; None where weights are plain, or groups of ours (`same_bits`)."""
+    """How every tensor is stored. `own`: MLX's quantization; None for plain weights and edgeformer's groups (`same_bits`)."""
 
     precision: str
     weights: Weights
@@ -44,13 +44,13 @@ class WeightPlan:
     same_bits: bool = False
 
     def label(self) -> str:
-        """The precision as manifests name it."""
+        """The name of this precision in manifests."""
         return self.precision if self.own is None else f"{self.precision}-g{self.own.group_size}"
 
 
 @dataclass
 class Made:
-    """Groups to write, what `quantization` in the config says, and the maps that stay plain though others don't."""
+    """The groups to write, the config's `quantization` settings, and the matrices left unquantized among quantized ones."""
 
     groups: list[Group]
     settings: dict[str, Any]
@@ -65,26 +65,26 @@ def plan(
     dtype: str | None,
     keep: Sequence[str] = (),
 ) -> WeightPlan:
-    """Decide it; see `export_mlx` for the arguments.
+    """Decide how every tensor is stored; see `export_mlx` for the arguments.
 
     Raises:
-        ExportError: an unknown precision, type or group size, or one that these weights can't give.
-        RuntimeUnavailable: quantizing MLX's way needs MLX.
+        ExportError: the precision, dtype or group size is unknown, or impossible for these weights.
+        RuntimeUnavailable: MLX's own quantization needs MLX, which is not installed.
     """
     ours = group_format(weights)
     if dtype is not None and dtype not in PLAIN:
-        raise ExportError(f"dtype {dtype!r} is not known; it is one of {', '.join(PLAIN)}")
+        raise ExportError(f"unknown dtype {dtype!r}; use one of {', '.join(PLAIN)}")
     if (precision or ours) in GROUP_PRECISIONS:
         return _same_bits(spec, weights, precision or str(ours), group_size, dtype, keep)
     if keep:
-        raise ExportError(f"--keep is for {' and '.join(QUANTIZED)}")
+        raise ExportError(f"--keep applies only to {' and '.join(QUANTIZED)}")
     precision, group_size = _defaults(weights.sources, precision, group_size)
     if precision not in PLAIN and dtype is None:
         dtype = _stored_precision(weights.sources)
     own = _quantization(precision, group_size, dtype)
     if own is not None and ours is not None:
         raise ExportError(
-            f"the checkpoint is quantized already ({ours}), so --precision {precision} would round it twice; export it as"
+            f"the checkpoint is already quantized ({ours}), so --precision {precision} would round it twice; export it as"
             f" {ours}, or quantize the original"
         )
     return WeightPlan(precision, weights, cast(Compute, precision if own is None else dtype), own)
@@ -100,11 +100,11 @@ def _same_bits(
 ) -> WeightPlan:
     if group_size not in (None, GROUP):
         raise ExportError(
-            f"{precision} has groups of {GROUP}, so --group-size {group_size} can't be; 4bit and 8bit take it"
+            f"--group-size {group_size} is not possible: {precision} has a fixed group size of {GROUP}; use 4bit or 8bit"
         )
     if dtype == "bf16":
         raise ExportError(
-            f"bf16 can't hold {precision}'s fp16 scales, so the bits would differ; use --dtype fp16 or fp32"
+            f"bf16 can't represent {precision}'s fp16 scales exactly, so weights would differ; use --dtype fp16 or fp32"
         )
     return WeightPlan(
         precision, in_groups(spec, weights, precision, keep), cast(Compute, dtype or "fp16"), None, same_bits=True
@@ -112,7 +112,7 @@ def _same_bits(
 
 
 def _defaults(sources: dict[str, Source], precision: str | None, group_size: int | None) -> tuple[str, int]:
-    """Precision and group size, where not given those of the checkpoint."""
+    """Precision and group size, each defaulting to the checkpoint's."""
     affine = [s.stored for s in sources.values() if isinstance(s.stored, AffineTensor)]
     if precision is None:
         precision = f"{affine[0].bits}bit" if affine else _stored_precision(sources)
@@ -122,7 +122,7 @@ def _defaults(sources: dict[str, Source], precision: str | None, group_size: int
 
 
 def _stored_precision(sources: dict[str, Source]) -> str:
-    """The widest type that is stored."""
+    """The widest stored float dtype."""
     types = {source.stored.dtype for source in sources.values()}
     return next(
         (precision for precision, t in (("fp32", "F32"), ("bf16", "BF16"), ("fp16", "F16")) if t in types), "fp32"
@@ -131,25 +131,27 @@ def _stored_precision(sources: dict[str, Source]) -> str:
 
 def _quantization(precision: str, group_size: int, dtype: str | None) -> Quantization | None:
     if precision not in PRECISIONS:
-        raise ExportError(f"precision {precision!r} is not known for MLX; it is one of {', '.join(PRECISIONS)}")
+        raise ExportError(f"unknown MLX precision {precision!r}; use one of {', '.join(PRECISIONS)}")
     if precision in PLAIN:
         if dtype is not None:
-            raise ExportError(f"--dtype is for 4bit and 8bit; --precision {precision} already says it")
+            raise ExportError(
+                f"--dtype applies only to quantized weights; --precision {precision} already sets the dtype"
+            )
         return None
     assert dtype is not None
     if group_size not in GROUP_SIZES:
-        raise ExportError(f"group size {group_size} is not MLX's; it is one of {', '.join(map(str, GROUP_SIZES))}")
+        raise ExportError(f"MLX doesn't support group size {group_size}; use one of {', '.join(map(str, GROUP_SIZES))}")
     try:
         version("mlx")
     except PackageNotFoundError:
-        raise RuntimeUnavailable('quantizing for MLX needs the package mlx; pip install "edgeformer[mlx]"') from None
+        raise RuntimeUnavailable('MLX quantization needs the package mlx; pip install "edgeformer[mlx]"') from None
     return Quantization(int(precision.removesuffix("bit")), group_size, PLAIN[dtype])
 
 
 def make(spec: Model, plan: WeightPlan, names: dict[str, list[str]]) -> Made:
-    """What to write.
+    """The groups of tensors to write, as planned.
 
-    names: stored name -> the canonical tensors that it holds, one after the other along axis 0.
+    names: stored name -> the canonical tensors concatenated in it along axis 0.
     """
     maps = {f"{path}.weight": leaf for path, leaf in leaves(spec) if isinstance(leaf, (Linear, Table, Stacked))}
     made, kinds = Made([], {}, set()), {}
@@ -178,15 +180,17 @@ def make(spec: Model, plan: WeightPlan, names: dict[str, list[str]]) -> Made:
 
 
 def _format(sources: list[Source], name: str) -> Format | None:
-    """The format of a tensor's parts; None if they are plain."""
+    """The common format of a tensor's parts; None if they are unquantized."""
     found = {s.stored.format if isinstance(s.stored, QuantizedTensor) else None for s in sources}
     if len(found) > 1:
-        raise ExportError(f"{name} holds several maps in one, and they are of different formats; quantize them alike")
+        raise ExportError(
+            f"{name} joins several weight matrices of different formats; quantize them to the same format"
+        )
     return found.pop()
 
 
 def _kept(path: str, sources: list[Source], shape: tuple[int, ...], format: Format, dtype: np.dtype) -> Group:
-    """Our codes as they are; scale · (code − zero) is MLX's scale · code + bias with bias = −zero · scale, exactly."""
+    """Keep edgeformer's codes: scale · (code − zero) is exactly MLX's scale · code + bias with bias = −zero · scale."""
     coded = (np.dtype(np.uint32), (*shape[:-1], shape[-1] * format.bits // 32))
     grouped = (dtype, format.scales_shape(shape))
 
@@ -195,7 +199,7 @@ def _kept(path: str, sources: list[Source], shape: tuple[int, ...], format: Form
         codes, scales = (np.concatenate([part[n] for part in parts]) if len(parts) > 1 else parts[0][n] for n in (0, 1))
         biases = scales.astype(np.float32) * -format.zero
         if dtype == np.float16 and np.abs(biases).max(initial=0) > 65504:
-            raise ExportError(f"{path}: −{format.zero} · scale is larger than fp16 can hold; use --dtype fp32")
+            raise ExportError(f"{path}: the bias −{format.zero} · scale exceeds fp16's range; use --dtype fp32")
         return [np.ascontiguousarray(codes).view("<u4"), scales.astype(dtype), biases.astype(dtype)]
 
     return Group({f"{path}.weight": coded, f"{path}.scales": grouped, f"{path}.biases": grouped}, make)
@@ -204,12 +208,12 @@ def _kept(path: str, sources: list[Source], shape: tuple[int, ...], format: Form
 def _joined(sources: list[Source], dtype: np.dtype) -> np.ndarray:
     x = np.concatenate([s.read() for s in sources]) if len(sources) > 1 else sources[0].read()
     if dtype == np.float16 and max(-float(x.min(initial=0)), float(x.max(initial=0))) > 65504:
-        raise ExportError("a weight is larger than fp16 can hold (65504); export with --precision fp32 or bf16")
+        raise ExportError("a weight exceeds fp16's largest value (65504); use --precision fp32 or bf16")
     return x.astype(dtype, copy=False)
 
 
 def _quantized(path: str, sources: list[Source], shape: tuple[int, ...], q: Quantization) -> Group:
-    """A weight as codes, scales and biases: those it is stored with if they are what is asked for, else MLX's own."""
+    """A weight as codes, scales and biases: the stored ones if bits and group size match, otherwise from `mx.quantize`."""
     stored = sources[0].stored
     kept = len(sources) == 1 and sources[0].part is None and isinstance(stored, AffineTensor)
     kept = kept and (stored.bits, stored.group_size) == (q.bits, q.group_size)  # type: ignore[union-attr]

@@ -1,1 +1,1 @@
-"""Which architectures mlx-lm knows: one file per model type, that writes a spec as the config mlx-lm reads."""
+"""mlx-lm's model types: one file each, which converts a spec to the config that mlx-lm reads."""

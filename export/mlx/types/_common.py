@@ -1,4 +1,4 @@
-"""What mlx-lm's Llama-shaped model types have in common."""
+"""Shared by mlx-lm's Llama-shaped model types."""
 
 from __future__ import annotations
 
@@ -17,29 +17,27 @@ from edgeformer.spec import Model
 
 
 def llama_shaped(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
-    """The config that all Llama-shaped types of mlx-lm share, each block's attention, and the feed-forward network.
+    """The config keys shared by mlx-lm's Llama-shaped types, each block's attention, and the feed-forward network.
 
     Raises:
-        Unmapped: the spec isn't Llama-shaped.
+        Unmapped: the spec is not Llama-shaped.
     """
     config, attentions, ffn = _shape.llama_shaped(spec)
-    need(
-        ffn.act == "silu", f"mlx-lm's feed-forward network is SwiGLU whatever the config says, this one's is {ffn.act}"
-    )
+    need(ffn.act == "silu", f"mlx-lm's feed-forward network is always SwiGLU; this spec's activation is {ffn.act}")
     first = attentions[0]
     rope = _rope(first.position, first.head_dim)  # type: ignore[arg-type]
     return config | {"hidden_act": "silu", **rope}, attentions, ffn
 
 
 def no_windows(attentions: list[GQA], context: int, kind: str) -> None:
-    """Raise `Unmapped` if a window would be ignored; one as wide as the context hides nothing."""
+    """Raise `Unmapped` if a sliding window would be ignored; one as wide as the context has no effect."""
     for window in {a.mask.window for a in attentions}:
-        need(window is None or window >= context, f"there are sliding windows, which mlx-lm's {kind} can't be told")
+        need(window is None or window >= context, f"mlx-lm's {kind} doesn't support sliding windows")
 
 
 def _rope(rope: Rope, head_dim: int) -> dict[str, Any]:
-    """`rope_theta` and `rope_scaling` in the spelling that mlx-lm reads; it ignores transformers 5's for most types."""
-    need(rope.dim == head_dim, f"only {rope.dim} of {head_dim} channels are rotated")
+    """`rope_theta` and `rope_scaling` as mlx-lm reads them; for most types it ignores transformers 5's spelling."""
+    need(rope.dim == head_dim, f"RoPE is partial, on {rope.dim} of {head_dim} channels")
     out: dict[str, Any] = {"rope_theta": rope.theta}
     match rope.scaling:
         case None:
@@ -58,9 +56,9 @@ def _rope(rope: Rope, head_dim: int) -> dict[str, Any]:
             usual = 0.1 * math.log(s.factor) + 1 if s.factor > 1 else 1.0
             need(
                 abs(s.temperature - usual) < 1e-6,
-                "mlx-lm computes YaRN's temperature from the factor, this one differs",
+                "mlx-lm derives YaRN's temperature from its factor; this spec's temperature differs",
             )
-            need(s.truncate, "mlx-lm rounds YaRN's ramp to whole channels (truncate)")
+            need(s.truncate, "mlx-lm rounds YaRN's ramp to whole channels; this spec doesn't (truncate)")
             scaling = {
                 "rope_type": "yarn",
                 "factor": s.factor,
@@ -69,5 +67,5 @@ def _rope(rope: Rope, head_dim: int) -> dict[str, Any]:
                 "original_max_position_embeddings": s.original_context,
             }
         case other:
-            raise Unmapped(f"mlx-lm's {other.kind.removeprefix('rope_')} rope scaling is another than transformers'")
+            raise Unmapped(f"mlx-lm's {other.kind.removeprefix('rope_')} RoPE scaling differs from transformers'")
     return out | {"rope_scaling": scaling}
