@@ -282,12 +282,14 @@ def test_refusals(checkpoints, tmp_path):
     refused("rounded twice", export, q4, tmp_path / "a", to="mlx", precision="q8", kind=CheckpointError)
     refused("round it twice", export, q4, tmp_path / "a", to="mlx", precision="4bit", kind=ExportError)
     refused("bf16 can't represent", export, q4, tmp_path / "a", to="mlx", dtype="bf16", kind=ExportError)
-    refused("groups of 32", export, q4, tmp_path / "a", to="mlx", group_size=64, kind=ExportError)
+    refused("a fixed group size of 32", export, q4, tmp_path / "a", to="mlx", group_size=64, kind=ExportError)
     refused(
         "`edgeformer quantize` first", export, plain, tmp_path / "a", precision="q4", weights="link", kind=ExportError
     )
-    refused("is not known", export, plain, tmp_path / "a", precision="q5", kind=ExportError)
-    refused("--accuracy-level is 0", export, plain, tmp_path / "a", precision="q4", accuracy_level=2, kind=ExportError)
+    refused("unknown precision 'q5'", export, plain, tmp_path / "a", precision="q5", kind=ExportError)
+    refused(
+        "--accuracy-level must be 0", export, plain, tmp_path / "a", precision="q4", accuracy_level=2, kind=ExportError
+    )
     refused("no quantization method", quantize, plain, tmp_path / "a", method="magic", kind=InputError)
     refused("matches no quantizable tensor", quantize, plain, tmp_path / "a", keep=["nothing.*"], kind=InputError)
     refused("is quantized (q4)", build_torch, q4, kind=CheckpointError)

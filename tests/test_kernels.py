@@ -126,7 +126,7 @@ def test_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("EDGEFORMER_CACHE", str(tmp_path))
     monkeypatch.delenv(kernels.ENVIRONMENT, raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert kernels.status() == "models run on their function bodies: cmake is not installed; pip install cmake"
+    assert kernels.status() == "models use their function bodies: cmake is not installed; pip install cmake"
     with pytest.raises(RuntimeUnavailable, match="pip install cmake"):
         kernels.library_path()
 

@@ -109,9 +109,9 @@ def test_mlx(text):
 def test_refusals(tmp_path, text):
     loaded, _ = saved(small_spec(head_dim=12, position=None), tmp_path / "m")
     ids = random_ids(31, 2, 16)
-    with pytest.raises(ExportError, match="an int8 cache needs GroupQueryAttention"):
+    with pytest.raises(ExportError, match="an int8 KV cache needs GroupQueryAttention"):
         export(loaded, tmp_path / "o", cache_scales=cache_scales(loaded, ids))
-    with pytest.raises(ExportError, match="an int8 cache needs GroupQueryAttention"):
+    with pytest.raises(ExportError, match="an int8 KV cache needs GroupQueryAttention"):
         export(
             load(STDLIB), tmp_path / "o", target="portable", cache_scales=cache_scales(load(STDLIB), text[None, :64])
         )

@@ -24,9 +24,13 @@ from edgeformer.verification import parity
 @pytest.mark.parametrize(
     ("attention", "words", "cache"),
     [
-        (dict(head_dim=20, position=Rope(dim=20)), "head_dim divisible by 8, this is 20", "growing"),
-        (dict(head_dim=24, position=Rope(dim=24)), "rotates multiples of 16 channels, this is 24", "shared"),
-        (dict(head_dim=32, position=Rope(dim=8)), "this is 8 of head_dim 32", "shared"),
+        (dict(head_dim=20, position=Rope(dim=20)), "a head_dim divisible by 8, and this one is 20", "growing"),
+        (
+            dict(head_dim=24, position=Rope(dim=24)),
+            "RoPE needs multiples of 16 channels, and this layer has 24",
+            "shared",
+        ),
+        (dict(head_dim=32, position=Rope(dim=8)), "this layer has 8 of head_dim 32", "shared"),
         ({}, None, "shared"),
     ],
 )

@@ -86,7 +86,7 @@ def test_a_spec_without_a_config(tmp_path):
     other, _ = saved(small_spec(softcap=3.0), tmp_path / "n")
     with pytest.raises(ExportError, match="doesn't write this architecture"):
         export(other, tmp_path / "x", target="web")
-    with pytest.raises(ExportError, match="no name for bf16"):
+    with pytest.raises(ExportError, match="doesn't support the precision bf16"):
         export(loaded, tmp_path / "x", target="web", precision="bf16")
     with pytest.raises(ExportError, match="use --weights copy"):
         export(loaded, tmp_path / "x", target="web", weights="link")

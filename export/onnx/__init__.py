@@ -1,1 +1,1 @@
-"""ONNX: the graph, its functions, the storage of weights; one lowering per file in `targets/`, native kernels in `kernels/`."""
+"""ONNX export: graph, functions, weight storage; one lowering per file in `targets/`, native kernels in `kernels/`."""

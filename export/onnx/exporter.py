@@ -1,4 +1,4 @@
-"""`export --to onnx`: a folder with `model.onnx`, its weights, the tokenizer, and configs that other tools read."""
+"""`export --to onnx`: a folder with `model.onnx`, its weights, the tokenizer, and the configs that other tools read."""
 
 from __future__ import annotations
 
@@ -48,42 +48,42 @@ def export_onnx(
 
     Args:
         loaded: the model, from `edgeformer.load`.
-        output: folder to write; it appears when complete. An artefact that is there is replaced.
+        output: folder to write; it appears only when complete. An existing artefact is replaced.
         precision: fp32, fp16 (weights and arithmetic), bf16 (weights; arithmetic in float32); q4 or q8 (weights in groups of
-            32; arithmetic in float32), q4f16 or q8f16 (the rest and the arithmetic in fp16). By default fp32, or what a
-            quantized checkpoint is stored in; weights that aren't quantized yet are rounded to nearest.
-        target: the lowering, a file in `export/onnx/targets`: `cpu`, `cuda`, `webgpu`, `coreml` (ONNX Runtime's providers),
-            `web` (a transformers.js folder), `portable` (plain ai.onnx).
+            32; arithmetic in float32), q4f16 or q8f16 (other tensors and arithmetic in fp16). Defaults to fp32, or to a quantized
+            checkpoint's stored format; weights that aren't quantized yet are rounded to nearest.
+        target: the lowering, a file in `export/onnx/targets`: `cpu`, `cuda`, `webgpu`, `coreml` (ONNX Runtime's execution
+            providers), `web` (a transformers.js folder), `portable` (plain ai.onnx).
         weights: `copy` (self-contained) or `link` (points into the checkpoint's files).
-        context: longest sequence; the model's own by default.
-        inline: fused ops written out instead of as functions, for runtimes without functions.
-        accuracy_level: q4 and q8, 0: products of dequantized weights. 4: ONNX Runtime first rounds activations to int8, which is
-            faster on CPUs and changes the answers. By default 4 for q8 on the target cpu, whose provider has no fast kernel for
-            it at level 0, else 0.
-        keep: patterns of tensors that q4 and q8 leave as they are.
-        cache_scales: of an int8 key/value cache, from `edgeformer.quantization.kv_scales.cache_scales`; by default the cache is
-            kept in the type of the arithmetic.
-        eos: ids that end a text, where no file of the model says it (GenAI insists on one).
-        force: replace a folder that is no artefact.
-        progress: called as bytes are written.
+        context: longest sequence; defaults to the model's.
+        inline: write fused ops as their bodies instead of as functions, for runtimes without function support.
+        accuracy_level: for q4 and q8. 0: matrix products use dequantized weights. 4: ONNX Runtime first rounds activations to
+            int8, which is faster on CPUs and changes the outputs. Defaults to 4 for q8 on the target cpu, whose provider has no
+            fast 8-bit kernel at level 0, else to 0.
+        keep: name patterns of tensors that q4 and q8 leave unquantized.
+        cache_scales: scales of an int8 KV cache, from `edgeformer.quantization.kv_scales.cache_scales`; by default the cache
+            has the dtype of the arithmetic.
+        eos: end-of-text ids, for a model whose files define none (GenAI requires one).
+        force: replace an existing folder even if it is not an artefact.
+        progress: called with (bytes done, total bytes).
 
     Raises:
-        ExportError: it can't be written as asked; nothing is left behind.
+        ExportError: the model can't be written as requested; nothing is left behind.
         CheckpointError: the weights are missing or damaged.
     """
     spec = loaded.spec
     if weights not in ("copy", "link"):
-        raise ExportError(f"--weights is copy or link, not {weights!r}")
+        raise ExportError(f"--weights must be copy or link, not {weights!r}")
     context = _context(loaded, context)
     if accuracy_level not in (None, 0, 4):
-        raise ExportError(f"--accuracy-level is 0 (exact) or 4 (int8 activations), not {accuracy_level}")
+        raise ExportError(f"--accuracy-level must be 0 (exact) or 4 (int8 activations), not {accuracy_level}")
     kind = target_class(target)
     made = plan(spec, loaded.require_weights(), precision, weights == "link", keep)
     if kind.precisions is not None and made.precision not in kind.precisions:
-        raise ExportError(f"the target {target} holds {', '.join(kind.precisions)}, not {made.precision}")
+        raise ExportError(f"the target {target} supports {', '.join(kind.precisions)}, not {made.precision}")
     model_file, data_file = kind.files(made.precision)
     if weights == "link" and "/" in model_file:
-        raise ExportError(f"the target {target} wants weights in a file of its own ({data_file}); use --weights copy")
+        raise ExportError(f"the target {target} needs its weights in a separate file ({data_file}); use --weights copy")
     others = _other_precisions(loaded, Path(output), kind, model_file)
     config = _config(loaded, kind, [made.precision, *(o["precision"] for o in others.values())])
     built = build(
@@ -139,23 +139,23 @@ def export_onnx(
     notes = [*loaded.notes, *surrounded, *(f"{text} ({count} layers)" for text, count in built.notes.items())]
     if level and accuracy_level is None:
         notes.append(
-            "q8: ONNX Runtime rounds activations to int8 (accuracy level 4), since it has no fast kernel for 8-bit weights at"
-            " level 0; --accuracy-level 0 is exact, and decodes some thirty times slower. `edgeformer quality` shows the"
+            "q8: ONNX Runtime rounds activations to int8 (accuracy level 4), because it has no fast kernel for 8-bit weights at"
+            " level 0; --accuracy-level 0 is exact but decodes about thirty times slower. `edgeformer quality` measures the"
             " difference"
         )
     if made.precision == "bf16":
         notes.append(
-            "weights are stored in bf16; arithmetic is float32, since ONNX Runtime's CPU provider has none in bf16"
+            "weights are stored in bf16 and computed in float32, because ONNX Runtime's CPU provider has no bf16 kernels"
         )
     if any(not entry["hard_link"] for entry in linked.values()):
         notes.append(
-            "the checkpoint is on another file system, so it could not be hard-linked: edgeformer finds it by path, other"
-            " tools will not; use --weights copy for those"
+            "the checkpoint is on another file system, so it could not be hard-linked: edgeformer finds it by its path, but other"
+            " tools can't; use --weights copy for them"
         )
     if any(entry["hard_link"] for entry in linked.values()):
         notes.append(
-            "the checkpoint's files are linked: runtimes load them, but the package onnx (onnx.load, onnx.checker; seen in 1.23)"
-            " refuses files that have two names; use --weights copy for it"
+            "the checkpoint's files are hard-linked: runtimes load them, but the package onnx (onnx.load, onnx.checker; seen in"
+            " 1.23) rejects files with several hard links; use --weights copy for it"
         )
     return Exported(Path(output), manifest, notes)
 
@@ -169,19 +169,21 @@ def _reader(
     weights: str,
     model_file: str,
 ) -> BuiltGraph | None:
-    """The encoder's program of an encoder–decoder model; None of any other.
+    """The encoder graph of an encoder–decoder model; None for any other model.
 
     Raises:
-        ExportError: a target with a layout of its own, or weights that are to be linked.
+        ExportError: the target has its own folder layout, or the weights are to be linked.
     """
     if not isinstance(loaded.spec, EncoderDecoder):
         return None
     if "/" in model_file:
         raise ExportError(
-            f"the target {target} has no layout for encoder–decoder models; use cpu, cuda, webgpu or portable"
+            f"the target {target} doesn't support encoder–decoder models; use cpu, cuda, webgpu or portable"
         )
     if weights == "link":
-        raise ExportError("encoder–decoder models are exported as two files that share weights; use --weights copy")
+        raise ExportError(
+            "--weights link doesn't support encoder–decoder models, whose two graphs share weights; use --weights copy"
+        )
     return build(
         loaded.spec,
         made.storage,
@@ -194,14 +196,14 @@ def _reader(
 
 
 def _bits(made: StoragePlan) -> set[int]:
-    """Of the quantized weights."""
+    """The bit widths of the quantized weights."""
     return {held.bits for held in made.storage.values() if isinstance(held, Format)}
 
 
 def _quantization(
     loaded: LoadedModel, made: StoragePlan, codes: Collection[str], accuracy_level: int
 ) -> Quantization | None:
-    """What the manifest says of quantized weights; None if there are none."""
+    """The manifest's `quantization`; None if no weight is quantized."""
     if not codes:
         return None
     plain = {name: held.itemsize * 8 for name, held in made.storage.items() if isinstance(held, ir.DataType)}
@@ -216,15 +218,15 @@ def _context(loaded: LoadedModel, context: int | None) -> int:
     if context is None:
         return longest
     if not 0 < context <= longest:
-        raise ExportError(f"--context {context} is outside 1..{longest}, the positions this model has")
+        raise ExportError(f"--context {context} is outside 1..{longest}, the model's context")
     return context
 
 
 def _other_precisions(
     loaded: LoadedModel, output: Path, kind: type[FunctionOps], model_file: str
 ) -> dict[str, Variant]:
-    """The same model's graphs of other precisions that lie in the folder already, where the target has a name for each: model
-    file -> its precision, arithmetic, quantization and files. They stay there."""
+    """The same model's graphs of other precisions already in the folder, for targets with a file name per precision: model
+    file -> its precision, arithmetic, quantization and files. They are kept."""
     if "/" not in model_file or not (output / bundle.MANIFEST).exists():
         return {}
     try:
@@ -251,10 +253,10 @@ def _other_precisions(
 
 
 def _config(loaded: LoadedModel, kind: type[FunctionOps], precisions: list[str]) -> dict[str, Any] | None:
-    """What config.json says: the model's own, or of a spec without one what a family of transformers says of it.
+    """The content of config.json: the model's own config, or for a spec without one, a transformers family's.
 
     Raises:
-        ExportError: the target needs a config, and no family can say the spec.
+        ExportError: the target needs a config, and no family can represent the spec.
     """
     config = loaded.config
     if config is None and kind.needs_config:
@@ -265,7 +267,7 @@ def _config(loaded: LoadedModel, kind: type[FunctionOps], precisions: list[str])
 def _companions(
     loaded: LoadedModel, folder: Path, config: dict[str, Any] | None, *, named_templates: bool
 ) -> list[str]:
-    """The spec, the config of other tools, and what surrounds the weights; notes."""
+    """Write the spec, the config for other tools, and the model's companions; returns notes."""
     (folder / "spec.json").write_text(json.dumps(to_json(loaded.spec), indent=1) + "\n")
     if config is not None:
         (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")

@@ -1,4 +1,4 @@
-"""Gives an ONNX graph's initializers their data: copied into one file as a stream, or linked where they lie."""
+"""Fill an ONNX graph's initializers with data: streamed into one file, or linked in place."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from edgeformer.weights.binding import Source
 from edgeformer.weights.formats import SCALES, GroupTensor, QuantizedTensor
 
 Progress = Callable[[int, int], None]
-"""Called with (bytes done, bytes in all)."""
+"""Called with (bytes done, total bytes)."""
 
 
 def fill(
     built: BuiltGraph, plan: StoragePlan, folder: Path, data_file: str, linking: bool, progress: Progress | None
 ) -> dict[str, Linked]:
-    """Give every initializer its data; what the manifest says of linked files.
+    """Fill every initializer with its data; returns the manifest's entries of linked files.
 
     Raises:
-        ExportError: a file can't be linked as asked, or a tensor can't be converted.
+        ExportError: a file can't be linked as requested, or a tensor can't be converted.
     """
     sources = plan.weights.sources
     done, total = 0, sum(int(sources[n].stored.nbytes * sources[n].share) for n in built.weights)
@@ -61,8 +61,8 @@ def fill(
                 initializers[name].const_value = writer.source(name, source, dtype, shape)  # type: ignore[arg-type]
             else:
                 raise ExportError(
-                    f"{source.stored.file} is on another file system than {folder.parent}, and {name} is cut out of it, so"
-                    " it can't be linked; use --weights copy, or an output folder beside the checkpoint"
+                    f"{source.stored.file} is on another file system than {folder.parent}, and {name} is only a slice of a stored"
+                    " tensor, so it can't be linked; use --weights copy, or an output folder beside the checkpoint"
                 )
         for name, array in built.constants.items():
             initializers[name].const_value = writer.array(name, array) if beside else ir.tensor(array, name=name)
@@ -74,7 +74,7 @@ def fill(
 
 
 def _as_it_lies(source: Source) -> bool:
-    """Whether the graph can use the stored bytes: no slice, no other order, nothing to be rounded first."""
+    """Whether the graph can use the stored bytes: no slicing, no reordering, no rounding needed."""
     stored = source.stored
     return source.part is None and (stored.grouped if isinstance(stored, QuantizedTensor) else stored.raw)
 
@@ -82,7 +82,7 @@ def _as_it_lies(source: Source) -> bool:
 def _fill_quantized(
     initializers: Any, forms: list[str], name: str, source: Source, folder: Path, here: str | None, writer: DataWriter
 ) -> None:
-    """Codes once, under every shape that the graph declares them in, and scales."""
+    """Fill in a quantized weight: its codes once, declared under every shape that the graph uses, and its scales."""
     first = initializers[forms[0]]
     dtype, shape = first.dtype, tuple(first.shape)
     if here is not None and isinstance(source.stored, GroupTensor):
@@ -98,15 +98,15 @@ def _fill_quantized(
 
 
 def _link_files(files: list[Path], folder: Path) -> dict[str, Linked]:
-    """Hard-link a checkpoint's files beside the ONNX file; runtimes refuse paths that leave the folder.
+    """Hard-link a checkpoint's files beside the ONNX file; runtimes refuse paths outside the folder.
 
-    A hard link is no copy, survives a replaced original, and loads in every tool. Across file systems there is none: the
-    manifest then keeps the paths, all in one folder, which our runtime passes on.
+    A hard link takes no space, survives the original's replacement, and loads in every tool. Across file systems there are no
+    hard links: the manifest then records the paths, all in one folder, which edgeformer's runtime passes to ONNX Runtime.
     """
     linked: dict[str, Linked] = {}
     if len({file.name for file in files}) < len(files):
         raise ExportError(
-            "files of the checkpoint in several folders have one name, so they can't be linked; use --weights copy"
+            "two checkpoint files share a name, so they can't be linked into one folder; use --weights copy"
         )
     for file in files:
         real = file.resolve()
@@ -117,6 +117,6 @@ def _link_files(files: list[Path], folder: Path) -> dict[str, Linked]:
             linked[real.name] = Linked(path=str(real), **fingerprint(real), hard_link=False)
     outside = {Path(entry["path"]).parent for entry in linked.values() if not entry["hard_link"]}
     inside = any(entry["hard_link"] for entry in linked.values())
-    if len(outside) > 1 or (outside and inside):  # a runtime is told of one folder
-        raise ExportError("the checkpoint's shards lie in several folders of another file system; use --weights copy")
+    if len(outside) > 1 or (outside and inside):  # a runtime accepts one folder only
+        raise ExportError("the checkpoint's shards are in several folders on another file system; use --weights copy")
     return linked

@@ -1,6 +1,6 @@
-"""Fused ops as nodes of the domain `edgeformer` that carry their own definition as an ONNX function.
+"""Fused ops as nodes of the domain `edgeformer`, each defined by an ONNX function in the model.
 
-A runtime without our kernels inlines the function; one that has a kernel of the same name runs the kernel (ONNX Runtime:
+A runtime without edgeformer's kernels inlines the function; one with a kernel of the same name runs the kernel (ONNX Runtime:
 docs/decisions/0004-fused-ops-are-functions.md). A registered kernel replaces *every* overload of its name and
 sees only attributes and tensors, so operand formats and arity are part of the op's name, and attributes are also written
 on the node. Function bodies are traced with plain Python values.
@@ -21,28 +21,28 @@ _TYPES = {str: ir.AttributeType.STRING, float: ir.AttributeType.FLOAT, int: ir.A
 
 
 class FunctionOps(GraphOps):
-    """Primitives as nodes, fused ops as function calls. `inline` writes the bodies in place instead."""
+    """Primitives as nodes, fused ops as function calls; with `inline`, fused ops are written as their bodies."""
 
     writes_functions: ClassVar[bool] = True
-    """Whether fused ops are functions. Where its runtimes can't read functions, a target writes their bodies in place."""
+    """Whether fused ops become functions; False inlines their bodies, for targets whose runtimes don't support functions."""
     precisions: ClassVar[tuple[str, ...] | None] = None
-    """What a target can hold; None: every precision."""
+    """The precisions that the target supports; None: all."""
     needs_config: ClassVar[bool] = False
-    """Whether the folder is of no use without a Hugging Face config."""
+    """Whether the folder requires a Hugging Face config."""
 
     @classmethod
     def files(cls, precision: str) -> tuple[str, str]:
-        """The ONNX file's path in the artefact, and the name of its data beside it."""
+        """The ONNX file's path in the artefact, and the name of the data file beside it."""
         return "model.onnx", "model.onnx.data"
 
     @classmethod
     def config(cls, config: dict[str, Any], precisions: list[str]) -> dict[str, Any]:
-        """What config.json has to say."""
+        """The content of config.json for this target."""
         return config
 
     @classmethod
     def estimate(cls, model: ir.Model) -> dict[str, Any] | None:
-        """What can be said beforehand about how much of the graph the runtime takes."""
+        """A static estimate of how much of the graph the execution provider runs; None if there is none."""
         return None
 
     def __init__(self, compute: ir.DataType, *, inline: bool = False, accuracy_level: int | None = None):
@@ -51,21 +51,21 @@ class FunctionOps(GraphOps):
         self.functions: dict[tuple, tuple[ir.Function, list]] = {}
         """Signature -> the function, and the (dtype, dims) of its outputs."""
         self.tables: dict[Any, tuple[GraphTensor, GraphTensor]] = {}
-        """Rotary layer -> cos and sin `[positions, dim/2]`, for targets whose kernels look positions up."""
+        """RoPE layer -> cos and sin `[positions, dim/2]`, for targets whose kernels look up positions."""
         self.notes: dict[str, int] = {}
-        """What the lowering has to tell the user -> how many layers it concerns."""
+        """The lowering's notes for the user -> number of layers affected."""
 
     usual_levels: ClassVar[dict[int, int]] = {}
-    """Bits of a weight -> the accuracy level of its products where the user asks for none; 0 (exact) of bits that aren't here."""
+    """Bits of a weight -> the default accuracy level of its matrix products; 0 (exact) for bits that aren't listed."""
 
     @classmethod
     def level_of(cls, bits: int, compute: ir.DataType, asked: int | None) -> int:
-        """MatMulNBits' accuracy level for weights of so many bits: 0 multiplies dequantized weights, 4 rounds activations to
-        int8 first."""
+        """MatMulNBits' accuracy level for weights of this many bits: 0 multiplies dequantized weights, 4 rounds activations
+        to int8 first."""
         return asked if asked is not None else cls.usual_levels.get(bits, 0) if compute == FLOAT else 0
 
     def note(self, text: str) -> None:
-        """Report a choice of the lowering."""
+        """Record a choice of the lowering, once per layer."""
         self.notes[text] = self.notes.get(text, 0) + 1
 
     def fused(
@@ -73,7 +73,7 @@ class FunctionOps(GraphOps):
     ) -> Any:
         """Call the fused op `name`; `body(ops, *operands, **attributes)` is its definition.
 
-        operands: tensors, handles or None (an optional input that is absent).
+        operands: tensors, handles or None (an absent optional input).
         """
         if self.inline:
             return body(self, *operands, **attributes)
@@ -142,7 +142,7 @@ class FunctionOps(GraphOps):
             "Attention", GraphOps.attention, [q, k, v, mask, bias], groups=groups, scale=float(scale), softcap=softcap
         )
 
-    # what a target may replace by a faster body of the same meaning
+    # bodies that a target may replace with faster equivalents
 
     moe_body = GraphOps.moe
     rms_norm_body = GraphOps.rms_norm

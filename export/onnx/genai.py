@@ -1,4 +1,4 @@
-"""`genai_config.json`: what ONNX Runtime GenAI needs to run a decoder that it doesn't know, as its generic `decoder` type."""
+"""`genai_config.json`: runs any decoder in ONNX Runtime GenAI, as its generic model type `decoder`."""
 
 from __future__ import annotations
 
@@ -20,20 +20,21 @@ from edgeformer.spec.task import Task
 def genai_config(
     loaded: LoadedModel, context: int, inputs: list[str], shared: bool, eos: Sequence[int] = ()
 ) -> tuple[dict[str, Any] | None, list[str]]:
-    """The config, and notes.
+    """The GenAI config, and notes.
 
-    GenAI takes a model without an end-of-text id for one that ends at its padding token, or at token 0: where no file of the
-    model says how a text ends, no config is written unless `eos` says it.
+    Without an end-of-text id, GenAI stops at the padding token or at token 0: if no file of the model defines one, no config is
+    written unless `eos` gives it.
 
     Args:
         loaded: the model.
         context: longest sequence.
-        inputs: the graph's.
-        shared: whether the graph's past and present may be one buffer.
-        eos: the ids that end a text, chosen by the user; by default the model's own.
+        inputs: names of the graph's inputs.
+        shared: whether the graph's past and present may share one buffer.
+        eos: the user's end-of-text ids; defaults to the model's own.
 
     Returns:
-        None for what GenAI's decoder type can't hold: a model that is no decoder, or one with caches of several sizes.
+        The config, or None for models that GenAI's decoder type doesn't support: non-decoders, and KV caches of several sizes.
+        And notes for the user.
     """
     spec = loaded.spec
     attentions = [layer for _, layer, _ in layers(spec) if layer.cache()]
@@ -47,16 +48,16 @@ def genai_config(
     ends = tuple(eos) or ids.eos
     if not ends:
         return None, [
-            "no genai_config.json: no file of this model says which token ends a text, and ONNX Runtime GenAI would take token 0;"
-            " --eos-id ID says it"
+            "no genai_config.json: no file of this model defines an end-of-text token, and ONNX Runtime GenAI would assume token"
+            " 0; set it with --eos-id ID"
         ]
     others = {f"{name}_token_id": i for name in ("bos", "pad") if isinstance(i := getattr(ids, name), int)}
     defaults = generation_defaults(loaded.around)
     notes = list(defaults.notes)
     if has_tokenizer(loaded.around) and (first := _put_before(loaded)) is not None:
         notes.append(
-            f"ONNX Runtime GenAI's tokenizer puts no {first} before a text, as the model's own does: give it with the prompt (a"
-            " chat template may hold it already)"
+            f"ONNX Runtime GenAI's tokenizer doesn't prepend {first}, which the model's own tokenizer does: put it into the"
+            " prompt (a chat template may already contain it)"
         )
     config = _config(spec, context, inputs, (heads, kv_heads, head_dim, len(attentions)))
     config["model"] |= {"eos_token_id": ends[0] if len(ends) == 1 else list(ends), **others}
@@ -65,7 +66,7 @@ def genai_config(
 
 
 def _put_before(loaded: LoadedModel) -> str | None:
-    """The token that the model's tokenizer puts before a text."""
+    """The special token that the model's tokenizer prepends to a text; None if it prepends none."""
     try:
         tokenizer = load_tokenizer(loaded.around)
     except InputError:
@@ -75,7 +76,7 @@ def _put_before(loaded: LoadedModel) -> str | None:
 
 
 def _search(sampling: Sampling, context: int, shared: bool) -> tuple[dict[str, Any], list[str]]:
-    """How GenAI chooses tokens by default, and what of it GenAI can't be told."""
+    """GenAI's default search options from the generation defaults, and a note on those it doesn't support."""
     rules = sampling.rules or Rules()
     search: dict[str, Any] = {
         "do_sample": sampling.temperature > 0,
@@ -93,7 +94,7 @@ def _search(sampling: Sampling, context: int, shared: bool) -> tuple[dict[str, A
     told = replace(rules, repetition_penalty=1.0, min_length=0, eos=())
     lost = [f.name for f in fields(Rules) if getattr(told, f.name) != f.default]
     lost += ["min_p"] if sampling.min_p else []
-    notes = [f"ONNX Runtime GenAI has no place for these of the generation defaults: {', '.join(lost)}"] if lost else []
+    notes = [f"ONNX Runtime GenAI doesn't support these generation defaults: {', '.join(lost)}"] if lost else []
     return search, notes
 
 

@@ -1,8 +1,8 @@
-"""From a spec to an ONNX graph: inputs and outputs by the ecosystem's names, the cache, the passes.
+"""Build an ONNX graph from a spec: inputs and outputs with the ecosystem's names, the KV cache, the passes.
 
 Names follow Hugging Face Optimum and transformers.js: `input_ids attention_mask position_ids past_key_values.N.key|value` ->
 `logits present.N.key|value`. Only `batch_size` and the lengths are symbolic: transformers.js reads any other symbol as 0.
-`num_logits_to_keep` has a default of 0 (all positions), so a tool that doesn't know it need not feed it.
+`num_logits_to_keep` defaults to 0 (all positions), so tools that don't know it need not feed it.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ LOGITS_TO_KEEP = "num_logits_to_keep"
 
 @dataclass
 class BuiltGraph:
-    """An ONNX model whose weights are named but not filled in.
+    """An ONNX model whose weights are declared but not filled in.
 
-    `weights` lists the canonical names in use, `codes` the initializers of each quantized one's codes, `constants` the large
-    build-time arrays, `notes` what the lowering says.
+    `weights`: the canonical names in use; `codes`: the initializers of each quantized weight's codes; `constants`: the large
+    build-time arrays; `notes`: the lowering's notes -> number of layers affected.
     """
 
     model: ir.Model
@@ -50,7 +50,7 @@ class BuiltGraph:
     constants: dict[str, np.ndarray]
     notes: dict[str, int]
     cache: str | None
-    """`shared`: past and present may be one buffer of the longest length; `growing`: they may not; None without a cache."""
+    """`shared`: past and present may share one buffer of full length; `growing`: they may not; None: there is no cache."""
 
 
 def target_class(target: str) -> type[FunctionOps]:
@@ -62,12 +62,12 @@ def target_class(target: str) -> type[FunctionOps]:
     module = discover.find("edgeformer.exporters.onnx.targets", target)
     if module is None:
         known = ", ".join(discover.names("edgeformer.exporters.onnx.targets"))
-        raise ExportError(f"there is no ONNX target {target!r}; targets are {known}")
+        raise ExportError(f"unknown ONNX target {target!r}; targets are {known}")
     return module.Target
 
 
 def cache_names(spec: Model) -> dict[tuple[str, str], str]:
-    """(layer path, tensor) -> `N.key`, `N.value`, ...: how the ecosystem names a cache, numbered in layer order."""
+    """(layer path, tensor) -> `N.key`, `N.value`, ...: the ecosystem's names of cache tensors, numbered in layer order."""
     paths = [(path, list(layer.cache())) for path, layer, _ in layers(spec) if layer.cache()]
     side = "decoder." if isinstance(spec, EncoderDecoder) else ""
     return {
@@ -93,18 +93,18 @@ def build(
 
     Args:
         spec: the model.
-        storage: canonical tensor name -> how it is held.
+        storage: canonical tensor name -> how it is stored.
         target: the lowering, a file in `export/onnx/targets/`.
-        compute: FLOAT or FLOAT16, the type of activations and cache.
-        context: positions that rotary tables cover; the model's own by default.
-        inline: write the definitions of fused ops in place instead of as functions.
-        accuracy_level: of MatMulNBits: 0 multiplies dequantized weights; 4 rounds activations to int8 first; None is the
-            target's choice (`usual_levels`).
-        cache_scales: (layer path, k or v) -> float32 [heads, dim], to keep the cache in int8: value = scale · code.
-        program: of an encoder–decoder model, `encoder` or `decoder`.
+        compute: FLOAT or FLOAT16, the dtype of activations and KV cache.
+        context: positions covered by RoPE tables; defaults to the model's context.
+        inline: write fused ops as their bodies instead of as functions.
+        accuracy_level: MatMulNBits' level: 0 multiplies dequantized weights; 4 rounds activations to int8 first; None is the
+            target's default (`usual_levels`).
+        cache_scales: (layer path, k or v) -> float32 [heads, dim], for an int8 KV cache: value = scale · code.
+        program: which graph of an encoder–decoder model: `encoder` or `decoder`.
 
     Raises:
-        ExportError: a layer, or the target, that can't do it.
+        ExportError: a layer or the target doesn't support the request.
     """
     kind = target_class(target)
     ops = kind(compute, inline=inline or not kind.writes_functions, accuracy_level=accuracy_level)
@@ -148,7 +148,7 @@ def build(
     if store is not None:
         for key, name in names.items():
             if key not in store.present:
-                raise ExportError(f"layer {key[0]} declares the cache {key[1]!r} but never fills it")
+                raise ExportError(f"layer {key[0]} declares the cache tensor {key[1]!r} but never writes it")
             heads, dim = sizes[key]
             shape = ("batch_size", heads, "total_sequence_length", dim)
             values.append(_output(ops, store.present[key], f"present.{name}", shape, store.past[key].dtype))
@@ -167,7 +167,7 @@ def _finished(
     cache: str | None,
     defaults: Sequence[Any] = (),
 ) -> BuiltGraph:
-    """The graph of what was traced. `defaults` are inputs that need not be fed."""
+    """Assemble the model from the traced nodes. `defaults`: inputs with a default value."""
     graph = ir.Graph(
         given,
         values,
@@ -193,7 +193,7 @@ def _finished(
 
 
 def _encoder(ops: FunctionOps, weights: Initializers, spec: EncoderDecoder) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Inputs and outputs of the first of two programs: what each of the decoder's layers keeps of a text."""
+    """Inputs and outputs of an encoder graph: the last hidden state and each decoder layer's cross-attention cache."""
     shape = ("batch_size", "encoder_sequence_length")
     ids, mask = (_input(ops, name, INT64, shape) for name in ("input_ids", "attention_mask"))
     _tables(ops, weights, spec, spec.context)
@@ -215,7 +215,7 @@ def _child(handle: Any, name: str) -> Any:
 
 
 def read_names(spec: Model) -> dict[tuple[str, str], tuple[str, int, int]]:
-    """(layer path, tensor) -> `N.encoder.key`, heads, dim of what an encoder–decoder keeps of the text that it read."""
+    """(layer path, tensor) -> `N.encoder.key`, heads, dim of an encoder–decoder model's cross-attention cache."""
     paths = [(path, layer.once()) for path, layer, _ in layers(spec) if layer.once()]
     return {
         (path, name): (f"{i}.encoder.{CACHE_NAMES.get(name, name)}", *size)
@@ -225,10 +225,10 @@ def read_names(spec: Model) -> dict[tuple[str, str], tuple[str, int, int]]:
 
 
 def _clean(model: ir.Model) -> None:
-    """Drop what isn't used and compute equal things once; leave no import of a domain that nothing uses."""
+    """Remove unused nodes, common subexpressions, unused `position_ids` and imports of unused domains."""
     passes.CommonSubexpressionEliminationPass()(model)
     passes.RemoveUnusedNodesPass()(model)
-    for value in list(model.graph.inputs):  # a lowering may count positions itself
+    for value in list(model.graph.inputs):  # a lowering may compute positions itself
         if value.name == "position_ids" and not value.uses():
             model.graph.inputs.remove(value)
     for function in model.functions.values():
@@ -246,7 +246,7 @@ def _input(ops: FunctionOps, name: str, dtype: ir.DataType, shape: tuple[str | i
 
 
 def _output(ops: FunctionOps, tensor: GraphTensor, name: str, shape: tuple, dtype: ir.DataType = FLOAT) -> ir.Value:
-    """A graph output of a fixed type; logits and hidden states are float32 at every precision."""
+    """A graph output of the given dtype; logits and hidden states are float32 at every precision."""
     tensor = ops.cast_to(tensor, dtype)
     tensor.value.name = name
     tensor.value.type, tensor.value.shape = ir.TensorType(dtype), ir.Shape(shape)
@@ -258,16 +258,16 @@ def _cache_sizes(spec: Model) -> dict[tuple[str, str], tuple[int, int]]:
 
 
 _TABLE = 2**25
-"""Numbers in a rotary table that no model is too small for: 128 MB."""
+"""Elements of a RoPE table that are always allowed, however small the model: 128 MB."""
 
 
 def _tables(ops: FunctionOps, weights: Initializers, spec: Model, context: int) -> None:
-    """cos and sin tables of every rotary scheme whose angles don't depend on the length."""
+    """Add cos and sin tables of every RoPE layer whose angles don't depend on the sequence length."""
     largest = max(2 * sum(math.prod(shape) for shape in tensors(spec).values()), _TABLE)
     for i, rope in enumerate(dict.fromkeys(n for _, n, _ in layers(spec) if isinstance(n, Rope))):
         if context * rope.dim > largest:
             raise ExportError(
-                f"the rotary tables of {context:,} positions would be larger than twice the model; export with --context N"
+                f"RoPE tables for {context:,} positions would exceed twice the model's size; use a smaller --context N"
             )
         if (table := rope.table(context)) is not None:
             dtype = ops.compute.numpy()

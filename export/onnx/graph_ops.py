@@ -1,7 +1,7 @@
 """The op vocabulary as ONNX nodes. Plain ai.onnx operators only: this is the `portable` lowering.
 
-A `GraphTensor` knows its dtype and the static part of its shape, so that a number takes the other operand's type, casts
-that change nothing are not written, and mistakes show when the graph is built, not when a runtime loads it.
+A `GraphTensor` knows its dtype and the static part of its shape, so that Python numbers take the other operand's dtype, no-op
+casts are omitted, and errors surface when the graph is built, not when a runtime loads it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class GraphTensor:
         return len(self.dims)
 
     def size(self, axis: int) -> int:
-        """A size that has to be static."""
+        """The size of an axis that must be static."""
         size = self.dims[axis]
         assert size is not None
         return size
@@ -76,19 +76,19 @@ class GraphTensor:
 
 
 def broadcast(a: Dims, b: Dims) -> Dims:
-    """Numpy's rule on partly static shapes."""
+    """NumPy's broadcasting rule on partly static shapes."""
     n = max(len(a), len(b))
     pairs = zip((1,) * (n - len(a)) + a, (1,) * (n - len(b)) + b, strict=True)
     out = []
     for x, y in pairs:
         if x is not None and y is not None and x != y and 1 not in (x, y):
-            raise ExportError(f"shapes {a} and {b} do not broadcast")
+            raise ExportError(f"shapes {a} and {b} can't be broadcast")
         out.append(y if x == 1 else x if y == 1 or x is not None else y)
     return tuple(out)
 
 
 class GraphOps(Ops[GraphTensor]):
-    """Collects nodes. One instance builds one graph or one function body; `compute` is the float type of activations."""
+    """Collects nodes. One instance builds one graph or one function body; `compute` is the float dtype of activations."""
 
     def __init__(self, compute: ir.DataType = FLOAT, accuracy_level: int | None = None):
         self.compute, self.accuracy_level = compute, accuracy_level
@@ -101,7 +101,7 @@ class GraphOps(Ops[GraphTensor]):
 
     @contextlib.contextmanager
     def scope(self, name: str) -> Iterator[None]:
-        """Nodes made inside are named after the layer: `layers.0/attention/q/MatMul`."""
+        """Prefix the names of nodes made inside: `layers.0/attention/q/MatMul`."""
         self.scopes.append(name)
         try:
             yield
@@ -123,7 +123,7 @@ class GraphOps(Ops[GraphTensor]):
         overload: str = "",
         **attributes: Any,
     ) -> GraphTensor:
-        """Add a node with one output, of the first input's dtype and dims unless given."""
+        """Add a node with one output, with the first input's dtype and dims unless given."""
         first = inputs[0]
         described = (dtype or first.dtype, first.dims if dims is None else dims)
         (out,) = self.nodes_out(op, inputs, [described], domain=domain, overload=overload, **attributes)
@@ -160,7 +160,7 @@ class GraphOps(Ops[GraphTensor]):
         return (x if isinstance(x, GraphTensor) else self.constant(x)).value
 
     def constant(self, x: Any) -> GraphTensor:
-        """A numpy array as a Constant node, written once."""
+        """A NumPy array as a Constant node; equal arrays share one."""
         array = np.asarray(x)
         dtype = ir.DataType.from_numpy(array.dtype)
         key = (dtype, array.shape, array.tobytes())
@@ -177,19 +177,21 @@ class GraphOps(Ops[GraphTensor]):
         return self.constant(np.array(values, np.int64))
 
     def binary(self, op: str, a: Any, b: Any, dtype: ir.DataType | None = None) -> GraphTensor:
-        """An elementwise node; a number takes the tensor's dtype.
+        """An elementwise node of two operands; a number takes the tensor's dtype.
 
         Raises:
-            ExportError: tensors of two types, which ONNX refuses.
+            ExportError: the tensors' dtypes differ, which ONNX doesn't allow.
         """
         like = a if isinstance(a, GraphTensor) else b
         a, b = (x if isinstance(x, GraphTensor) else self.constant(np.asarray(x, like.dtype.numpy())) for x in (a, b))
         if a.dtype != b.dtype:
-            raise ExportError(f"{op} of {a.dtype.name} and {b.dtype.name} in {'/'.join(self.scopes)}")
+            raise ExportError(
+                f"{op} has operands of dtypes {a.dtype.name} and {b.dtype.name} in {'/'.join(self.scopes)}"
+            )
         return self.node(op, [a, b], dims=broadcast(a.dims, b.dims), dtype=dtype)
 
     def unary(self, op: str, x: Any, **attributes: Any) -> GraphTensor:
-        """An elementwise node."""
+        """An elementwise node of one operand."""
         return self.node(op, [x], **attributes)
 
     # ----------------------------------------------------------------------------------------------- primitives
@@ -237,7 +239,7 @@ class GraphOps(Ops[GraphTensor]):
             if count == 0:
                 return x
             count = self.ints(count)
-        start = self.unary("Neg", count)  # -0 is the start: all of them
+        start = self.unary("Neg", count)  # count 0 gives start -0 = 0: all positions
         dims = (x.dims[0], None, *x.dims[2:])
         return self.node("Slice", [x, start, self.ints(np.iinfo(np.int64).max), self.ints(1)], dims=dims)
 
@@ -318,7 +320,7 @@ class GraphOps(Ops[GraphTensor]):
         return self.cast_to(x, like.dtype)
 
     def cast_to(self, x: GraphTensor, dtype: ir.DataType) -> GraphTensor:
-        """`x` in the given type; nothing is written when it has it."""
+        """`x` in the given dtype; no node is added if it already has it."""
         return x if x.dtype == dtype else self.node("Cast", [x], dtype=dtype, to=dtype.value)
 
     def f32(self, x):
@@ -327,7 +329,7 @@ class GraphOps(Ops[GraphTensor]):
     def boolean(self, x):
         return self.cast_to(x, BOOL)
 
-    # ------------------------------------------------------------------- ops that ai.onnx has as one operator
+    # ------------------------------------------------------------------- ops with a single ai.onnx operator
 
     def act_gelu(self, x):
         return self.unary("Gelu", x, approximate="none")
@@ -347,11 +349,11 @@ class GraphOps(Ops[GraphTensor]):
     # ------------------------------------------------------------------------------------------- quantized weights
 
     def codes_form(self, shape: tuple[int, ...], format: Format, *, table: bool) -> tuple[ir.DataType, Dims]:
-        """How codes of a weight are declared: signed here, so that DequantizeLinear needs no zero points."""
+        """The dtype and dims of a weight's codes: signed here, so that DequantizeLinear needs no zero points."""
         return (ir.DataType.INT4 if format.bits == 4 else ir.DataType.INT8), shape
 
     def dequantized(self, codes: GraphTensor, scales: GraphTensor) -> GraphTensor:
-        """The weight, scale · (code − zero). Runtimes fold it when they load, or fuse it into the product."""
+        """The weight, scale · (code − zero). Runtimes fold it at load time or fuse it into the matrix product."""
         return self.node(
             "DequantizeLinear", [codes, scales], dims=codes.dims, dtype=scales.dtype, axis=1, block_size=GROUP
         )
@@ -361,9 +363,9 @@ class GraphOps(Ops[GraphTensor]):
         return self.linear(x, self.dequantized(codes, scales))
 
     def quantized_take(self, codes: GraphTensor, scales: GraphTensor, ids: GraphTensor, format: Format) -> GraphTensor:
-        """Rows by id."""
+        """Look up rows of a quantized table by id."""
         return self.take(self.dequantized(codes, scales), ids)
 
     def linear(self, x: GraphTensor, weight: GraphTensor) -> GraphTensor:
-        """`x @ weight.T` for a stored [outputs, inputs] weight. Runtimes fold the transposition when they load."""
+        """`x @ weight.T` for a stored [outputs, inputs] weight. Runtimes fold the transpose at load time."""
         return x @ self.permute(weight, (1, 0))

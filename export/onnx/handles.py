@@ -1,7 +1,7 @@
-"""What declarations become in an ONNX graph: initializers, and callables that emit nodes.
+"""Parameter declarations as parts of an ONNX graph: initializers, and callables that emit nodes.
 
 A weight's *storage* type may differ from the *compute* type (bf16 weights, float32 arithmetic): then a Cast follows the
-initializer, which runtimes fold when they load the model.
+initializer, which runtimes fold at load time.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from edgeformer.weights.formats import SCALES, Format
 
 
 class LinearHandle:
-    """`x @ weight.T + bias`; as operands of a fused op: the weight `[outputs, inputs]`, then the bias if there is one."""
+    """`x @ weight.T + bias`. Operands in a fused op: the weight `[outputs, inputs]`, then the bias if there is one."""
 
     def __init__(self, ops: GraphOps, tensors: list[Any], path: str):
         self.ops, self.tensors, self.path = ops, tensors, path
@@ -39,7 +39,7 @@ class LinearHandle:
 
 
 class QuantizedHandle(LinearHandle):
-    """A linear map whose weight is codes and scales: as operands of a fused op those two, then the bias."""
+    """A linear map with a quantized weight. Operands in a fused op: codes, scales, then the bias if there is one."""
 
     def __init__(self, ops: GraphOps, tensors: list[Any], path: str, stored: Format):
         super().__init__(ops, tensors, path)
@@ -72,7 +72,7 @@ class StackedHandle:
 
 
 class TableHandle:
-    """Rows by id; `as_linear` multiplies with the transposed table."""
+    """Looks up rows by id; `as_linear` multiplies by the transposed table (a tied head)."""
 
     def __init__(self, ops: GraphOps, weight: GraphTensor):
         self.ops, self.weight = ops, weight
@@ -87,7 +87,7 @@ class TableHandle:
 
 
 class QuantizedTable:
-    """A table of codes and scales."""
+    """An embedding table with a quantized weight."""
 
     def __init__(self, weights: Initializers, name: str, shape: tuple[int, int], stored: Format):
         self.weights, self.name, self.shape, self.stored = weights, name, shape, stored
@@ -104,18 +104,18 @@ class QuantizedTable:
 
 
 BLOCKS = ".blocks"
-"""What the name of a table's codes ends with where they are operands of a product: the same bytes in another shape."""
+"""Name suffix of a table's codes as operands of a matrix product: the same bytes in another shape."""
 
 
 class Initializers:
-    """The graph's weights: makes one initializer per canonical name, and the Cast after it where types differ.
+    """The graph's weights: one initializer per canonical name, followed by a Cast where storage and compute types differ.
 
-    A quantized weight is two, its codes under the canonical name (and, of a table that is also the head, once more under
-    another shape) and its scales.
+    A quantized weight has two: its codes under the canonical name (for a tied embedding declared a second time, in another
+    shape), and its scales.
 
     Args:
         ops: the graph being built.
-        storage: canonical name -> how it is held.
+        storage: canonical name -> how the tensor is stored.
     """
 
     def __init__(self, ops: GraphOps, storage: dict[str, Any]):
@@ -139,11 +139,11 @@ class Initializers:
     def quantized(
         self, name: str, shape: tuple[int, ...], *, table: bool = False, alias: str = ""
     ) -> tuple[GraphTensor, GraphTensor]:
-        """Codes, in the form that the target's products (or its lookups, `table`) take, and scales in the compute type."""
+        """Codes in the form of the target's matrix products (with `table`, of its lookups), and scales in the compute type."""
         stored = self.storage[name]
         dtype, dims = self.ops.codes_form(shape, stored, table=table)
         if alias and self.ops.codes_form(shape, stored, table=True) == (dtype, dims):
-            alias = ""  # lookups take the same form
+            alias = ""  # lookups use the same form
         full = name + alias
         if full not in self.values:
             self.values[full] = ir.Value(name=full, type=ir.TensorType(dtype), shape=ir.Shape(dims))
@@ -165,7 +165,7 @@ class Initializers:
         return self._casts[name]
 
     def constant(self, name: str, array: Any) -> GraphTensor:
-        """A large build-time constant (a rotary table) as an initializer."""
+        """A large build-time constant (a RoPE table) as an initializer."""
         dtype = ir.DataType.from_numpy(array.dtype)
         if name not in self.constants:
             self.constants[name] = array
@@ -215,7 +215,7 @@ class GraphHandle(LayerHandle):
         raise TypeError(declaration)
 
     def _scope(self) -> str:
-        """What nodes inside are named after: `attention`, `layers.0`."""
+        """The name scope of the layer's nodes: `attention`, `layers.0`."""
         parts = self.path.split(".")
         name = ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
         return name or self.layer.kind

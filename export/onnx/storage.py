@@ -1,7 +1,7 @@
-"""Where an ONNX file's weights lie: copied into one data file as a stream, or linked into the user's checkpoint.
+"""Storage of an ONNX file's weights: streamed into one data file, or linked to the user's checkpoint.
 
-External data is the part of ONNX that lets `model.onnx` point at (file, offset, length). Copying never holds more than one
-tensor; tensors kept in their stored type and layout go from file to file in chunks.
+ONNX external data lets `model.onnx` point at (file, offset, length). Copying holds at most one tensor in memory; tensors that
+keep their stored dtype and layout are copied from file to file in chunks.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ PRECISIONS = {
     "fp16": (ir.DataType.FLOAT16, ir.DataType.FLOAT16),
     "bf16": (ir.DataType.BFLOAT16, ir.DataType.FLOAT),
 }
-"""precision -> (storage type, compute type). bf16 is a storage type: ONNX Runtime's CPU provider computes it in float32."""
+"""precision -> (storage type, compute type). bf16 is for storage only: ONNX Runtime's CPU provider computes in float32."""
 
 _CHUNK = 8 << 20
 _ALIGN = 4096  # so that runtimes can map the data
@@ -36,12 +36,12 @@ Progress = Callable[[int], None]
 
 
 Storage = ir.DataType | Format
-"""How an exported tensor is held."""
+"""How an exported tensor is stored: a float dtype or a group format."""
 
 
 @dataclass(frozen=True)
 class StoragePlan:
-    """What an export writes: the weights it reads, canonical name -> how each is held, and the type of activations."""
+    """What an export writes: the weights to read, canonical name -> how each is stored, and the dtype of activations."""
 
     precision: str
     weights: Weights
@@ -50,37 +50,37 @@ class StoragePlan:
 
 
 def plan(spec: Model, weights: Weights, precision: str | None, link: bool, keep: Sequence[str] = ()) -> StoragePlan:
-    """Decide how every tensor is held.
+    """Decide how every tensor is stored.
 
     Args:
         spec: the model.
-        weights: as the checkpoint has them.
-        precision: one of `PRECISIONS`, or a group format (`q4`, `q8`; `mixed` for a checkpoint that mixes them), with `f16`
-            behind it if activations and scales are to be fp16. None: group formats as stored, anything else fp32.
-        link: whether tensors must be used where they lie.
-        keep: patterns of tensors that rounding to q4 or q8 leaves as they are.
+        weights: the checkpoint's weights.
+        precision: one of `PRECISIONS`, or a group format (`q4`, `q8`; `mixed` for a checkpoint that mixes them), with the
+            suffix `f16` for fp16 activations and scales. None: group formats as stored, anything else fp32.
+        link: whether the checkpoint's tensors must be used in place.
+        keep: name patterns of tensors that q4 and q8 leave unquantized.
 
     Raises:
-        ExportError: an unknown precision, or one that these weights or a link can't give.
-        CheckpointError: a weight that can't be held in groups.
+        ExportError: the precision is unknown, or impossible for these weights or with linking.
+        CheckpointError: a weight can't be quantized in groups.
     """
     has = group_format(weights)
     precision = precision or has or "fp32"
     if precision in PRECISIONS:
         if keep:
             raise ExportError(
-                f"--keep is for {' and '.join(QUANTIZED)}; --precision {precision} rounds nothing to groups"
+                f"--keep applies only to {' and '.join(QUANTIZED)}; --precision {precision} quantizes nothing"
             )
         plain, compute = _plain_storage(weights, precision, link)
         return StoragePlan(precision, weights, {**plain}, compute)
     base = precision.removesuffix("f16")
     if base not in QUANTIZED and base != (has or "q4"):
         known = ", ".join((*PRECISIONS, *QUANTIZED, *(f"{q}f16" for q in QUANTIZED)))
-        raise ExportError(f"precision {precision!r} is not known; it is one of {known}")
+        raise ExportError(f"unknown precision {precision!r}; use one of {known}")
     if has is None and link:
         raise ExportError(
-            f"--weights link uses tensors as they are stored, and these are not {base}: `edgeformer quantize` first, and"
-            " export what it writes; or use --weights copy"
+            f"--weights link uses tensors as stored, and these are not {base}: run `edgeformer quantize` first and export its"
+            " output, or use --weights copy"
         )
     weights = in_groups(spec, weights, base, keep)
     compute = ir.DataType.FLOAT16 if precision.endswith("f16") else ir.DataType.FLOAT
@@ -99,32 +99,32 @@ def _plain_storage(weights: Weights, precision: str, link: bool) -> tuple[dict[s
     quantized = {d for d in weights.dtypes() if d.startswith(("AFFINE", "Q"))}
     if unknown := weights.dtypes() - set(DTYPES) - quantized:
         raise ExportError(
-            f"weights of type {', '.join(sorted(unknown))} can't be exported; they must be {', '.join(DTYPES)}"
+            f"weights of dtype {', '.join(sorted(unknown))} can't be exported; supported dtypes are {', '.join(DTYPES)}"
         )
     if not link:
         return dict.fromkeys(weights, storage), compute
     if quantized:
         raise ExportError(
-            f"the checkpoint's weights are quantized ({', '.join(sorted(quantized))}), which this ONNX export dequantizes,"
-            " so it can't point at them; use --weights copy"
+            f"the checkpoint's weights are quantized ({', '.join(sorted(quantized))}) and this export dequantizes them, so they"
+            " can't be linked; use --weights copy"
         )
     stored = {ONNX_DTYPES[d] for d in weights.dtypes()}
     allowed = {"fp32": set(ONNX_DTYPES.values()), "fp16": {storage}, "bf16": {storage}}[precision]
     if not stored <= allowed:
         names = ", ".join(sorted(weights.dtypes()))
         raise ExportError(
-            f"--weights link uses tensors as they are stored ({names}), so it can't give --precision {precision};"
-            " use --weights copy, or --precision fp32 (which reads any stored type and computes in float32)"
+            f"--weights link uses tensors as stored ({names}), so --precision {precision} is not possible;"
+            " use --weights copy, or --precision fp32 (which reads any stored dtype and computes in float32)"
         )
     return {name: ONNX_DTYPES[source.stored.dtype] for name, source in weights.sources.items()}, compute
 
 
 class DataWriter:
-    """Appends tensors to one external data file; gives each an `ExternalTensor`."""
+    """Appends tensors to one external data file; returns an `ExternalTensor` for each."""
 
     def __init__(self, folder: Path, name: str, progress: Progress):
         self.folder, self.name, self.progress, self.end = folder, name, progress, 0
-        self._file = (folder / name).open("xb")  # never over a file that was linked there
+        self._file = (folder / name).open("xb")  # exclusive: a file linked there must not be overwritten
 
     def _start(self, nbytes: int) -> int:
         if nbytes >= _ALIGN:
@@ -150,7 +150,9 @@ class DataWriter:
         stored = source.stored
         same = ONNX_DTYPES.get(stored.dtype) == dtype
         offset = self._start(int(math.prod(stored.shape) * dtype.itemsize))
-        if source.part is not None or not stored.raw:  # cut, transposed, reordered or quantized: it has to be in memory
+        if (
+            source.part is not None or not stored.raw
+        ):  # sliced, transposed, reordered or quantized: it has to be in memory
             self._file.write(_bytes(_convert(source.read(), dtype)))
             self.progress(int(stored.nbytes * source.share))
         else:
@@ -160,7 +162,7 @@ class DataWriter:
                 while left:
                     chunk = f.read(min(_CHUNK, left))
                     if not chunk:
-                        raise ExportError(f"{stored.file} ended while tensor {stored.name} was copied")
+                        raise ExportError(f"{stored.file} ends before the end of tensor {stored.name}")
                     values = np.frombuffer(chunk, DTYPES[stored.dtype])
                     check_finite(stored, values, (stored.nbytes - left) // values.itemsize)
                     left -= len(chunk)
@@ -186,7 +188,7 @@ class DataWriter:
         return first, second
 
     def close(self) -> int:
-        """Flush to disk; the number of bytes written."""
+        """Flush to disk and close; returns the number of bytes written."""
         self._file.flush()
         os.fsync(self._file.fileno())
         self._file.close()
@@ -194,7 +196,7 @@ class DataWriter:
 
 
 def _bytes(x: np.ndarray) -> memoryview:
-    """The array's bytes without a copy; bfloat16 has no buffer format of its own."""
+    """The array's bytes without a copy, viewed as uint8 because bfloat16 has no buffer format."""
     return np.ascontiguousarray(x).reshape(-1).view(np.uint8).data
 
 
@@ -204,25 +206,27 @@ def _convert(x: np.ndarray, dtype: ir.DataType) -> np.ndarray:
     if dtype == ir.DataType.FLOAT16:
         y = x.astype(np.float32)
         if np.abs(y, out=y).max(initial=0.0) > 65504:
-            raise ExportError("a weight is larger than fp16 can hold (65504); export with --precision fp32 or bf16")
+            raise ExportError("a weight exceeds fp16's largest value (65504); use --precision fp32 or bf16")
     return x.astype(dtype.numpy())
 
 
 def link(t: StoredTensor, name: str, folder: Path, location: str) -> ir.ExternalTensor:
-    """An initializer that is a checkpoint's tensor where it lies; `location` is the file's name beside the ONNX file."""
+    """A checkpoint's tensor, in place, as an initializer; `location` is the file's name beside the ONNX file."""
     return external(t, name, folder, location, ONNX_DTYPES[t.dtype], t.shape)
 
 
 def link_quantized(
     t: GroupTensor, name: str, folder: Path, location: str, dtype: ir.DataType, shape: tuple[int, ...]
 ) -> tuple[ir.ExternalTensor, ir.ExternalTensor]:
-    """Codes and scales where they lie.
+    """A quantized weight's codes and scales, in place.
 
     Raises:
-        ExportError: the target wants the codes in another form.
+        ExportError: the target stores codes in another form.
     """
     if dtype != ir.DataType.UINT8:
-        raise ExportError("this target holds codes signed, so it can't point at the checkpoint's; use --weights copy")
+        raise ExportError(
+            "this target needs signed codes, so the checkpoint's unsigned ones can't be linked; use --weights copy"
+        )
     return (
         external(t, name, folder, location, dtype, shape),
         external(t.scales, name + SCALES, folder, location, ir.DataType.FLOAT16, t.scales.shape),
@@ -232,5 +236,5 @@ def link_quantized(
 def external(
     t: StoredTensor, name: str, folder: Path, location: str, dtype: ir.DataType, shape: tuple[int, ...]
 ) -> ir.ExternalTensor:
-    """The bytes of a stored tensor as an initializer of a type and shape."""
+    """The bytes of a stored tensor as an initializer of the given dtype and shape."""
     return ir.ExternalTensor(location, t.offset, t.nbytes, dtype, shape=ir.Shape(shape), name=name, base_dir=folder)

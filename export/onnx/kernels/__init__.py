@@ -1,7 +1,7 @@
-"""The native op library for ONNX Runtime: built on demand from the sources beside this file, and cached.
+"""The native op library for ONNX Runtime: built on demand from the sources in this folder, and cached.
 
-Every fused op also has a function body in the model, so nothing needs this library; where it is loaded, its kernels win
-over the bodies. It needs no ONNX Runtime headers (`ort_abi.h`).
+Every fused op also has a function body in the model, so the library is optional; where it is loaded, its kernels replace the
+bodies. Building it needs no ONNX Runtime headers (`ort_abi.h`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from edgeformer.files.cache import cache_folder, lock_of
 
 SOURCES = Path(__file__).parent
 ENVIRONMENT = "EDGEFORMER_OPS"
-"""Environment variable with the path of a library to use instead of building one."""
+"""Environment variable: the path of a prebuilt library to use instead of building one."""
 
 
 def _source_files() -> list[Path]:
@@ -38,25 +38,25 @@ def _missing_tools() -> str | None:
     if shutil.which("cmake") is None:
         return "cmake is not installed; pip install cmake"
     if not any(shutil.which(c) for c in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++", "cl")):
-        return "there is no C++ compiler; install g++ or clang++ (macOS: xcode-select --install)"
+        return "no C++ compiler was found; install g++ or clang++ (macOS: xcode-select --install)"
     return None
 
 
 def status() -> str:
-    """One line for `edgeformer runtimes`: where the library is, that it can be built, or what is missing."""
+    """One line for `edgeformer runtimes`: the library's path, that it can be built, or the missing tool."""
     if (given := os.environ.get(ENVIRONMENT)) is not None:
         return f"{given} ({ENVIRONMENT})" + ("" if Path(given).exists() else ": no such file")
     if _cached().exists():
         return f"built, {_cached()}"
     missing = _missing_tools()
-    return f"models run on their function bodies: {missing}" if missing else "not built yet; built when first used"
+    return f"models use their function bodies: {missing}" if missing else "not built yet; built on first use"
 
 
 def library_path() -> Path:
-    """The library, built now if it isn't yet (a few seconds).
+    """The path of the library, which is built now if necessary (a few seconds).
 
     Raises:
-        RuntimeUnavailable: no compiler or CMake, or the build failed; models then run on their function bodies.
+        RuntimeUnavailable: no compiler or CMake, or the build failed; models then use their function bodies.
     """
     if (given := os.environ.get(ENVIRONMENT)) is not None:
         if not Path(given).exists():
@@ -65,10 +65,8 @@ def library_path() -> Path:
     library = _cached()
     if not library.exists():
         if (missing := _missing_tools()) is not None:
-            raise RuntimeUnavailable(
-                f"the native kernels can't be built: {missing}. Without them models run all the same"
-            )
-        lock = lock_of(library.parent)  # two processes that need it at once build it once
+            raise RuntimeUnavailable(f"the native kernels can't be built: {missing}. Models also run without them")
+        lock = lock_of(library.parent)  # concurrent processes build it only once
         try:
             if not library.exists():
                 _build(library)
@@ -87,7 +85,7 @@ def _build(library: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeUnavailable(
-                    f"the native kernels can't be built: `{' '.join(command)}` failed:\n{(done.stdout + done.stderr)[-2000:]}"
+                    f"building the native kernels failed: `{' '.join(command)}`:\n{(done.stdout + done.stderr)[-2000:]}"
                 )
         made = next(Path(scratch).rglob("libedgeformer_ops.*"))
         os.replace(made, library)

@@ -1,6 +1,6 @@
 // edgeformer::GluFfn(x [..., D], gate [F, D], up [F, D], down [D, F]; act) -> down · (act(gate · x) ⊙ (up · x))
 //
-// Weights are read as they are stored, [outputs, inputs], and are neither copied nor packed.
+// Weights are read as stored, [outputs, inputs], and are neither copied nor packed.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -29,7 +29,7 @@ inline Activation activation(const std::string& name) {
 struct GluFfn {
   static constexpr const char* kName = "GluFfn";
   static constexpr size_t kInputs = 4;
-  static constexpr int64_t kBlock = 32;  // outputs per task: enough work to pay for handing it to a thread
+  static constexpr int64_t kBlock = 32;  // outputs per task: enough work to outweigh the cost of scheduling it
   Activation act;
 
   ort::Status create(const void* info) {

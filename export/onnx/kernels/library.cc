@@ -1,5 +1,5 @@
-// The op library: registers edgeformer's kernels in the domain `edgeformer`. A kernel here wins over the function body of
-// the same name in a model; ops without a kernel keep their bodies.
+// The op library: registers edgeformer's kernels in the domain `edgeformer`. A kernel here replaces a model's function body
+// of the same name; ops without a kernel keep their bodies.
 #include <exception>
 #include <new>
 
@@ -59,7 +59,7 @@ const ort::CustomOp* custom_op() {
 
 extern "C" ORT_EXPORT ort::Status ORT_CALL RegisterCustomOps(void* session_options, const ort::ApiBase* base) {
   ort::api = base->get_api(ort::kApiVersion);
-  if (ort::api == nullptr) return nullptr;  // older than 1.17; the bodies run
+  if (ort::api == nullptr) return nullptr;  // ONNX Runtime older than 1.17: function bodies are used
   static void* domain = nullptr;
   if (domain == nullptr) {
     if (ort::Status status = ort::call(ort::kCreateCustomOpDomain, "edgeformer", &domain)) return status;

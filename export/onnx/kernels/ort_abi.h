@@ -1,8 +1,7 @@
-// The part of ONNX Runtime's C ABI that a custom-op library needs, declared here so that no ONNX Runtime headers are.
+// The part of ONNX Runtime's C ABI that a custom-op library needs, declared here so that no ONNX Runtime headers are needed.
 //
-// OrtApi is a table of function pointers that only ever grows at its end, so a slot's number is stable; OrtCustomOp is a
-// struct of 26 words as of API version 17. Compiling with -DEDGEFORMER_CHECK_AGAINST_ORT_HEADERS asserts every number
-// against the real headers (see tests/test_kernels.py).
+// OrtApi is a table of function pointers that only grows at its end, so slot numbers are stable; OrtCustomOp is a struct of
+// 26 words as of API version 17. tests/test_kernels.py checks the slot numbers against the real headers.
 #pragma once
 #include <cstddef>
 #include <cstdint>

@@ -1,4 +1,4 @@
-// What a kernel sees of ONNX Runtime: input tensors, an output, attributes, and its thread pool.
+// A kernel's interface to ONNX Runtime: input tensors, an output, attributes, and the thread pool.
 #pragma once
 #include <cstdint>
 #include <functional>

@@ -1,1 +1,1 @@
-"""ONNX targets: each file defines `class Target(OnnxOps)`, a lowering of the vocabulary for one kind of runtime."""
+"""ONNX targets: each file defines `class Target(FunctionOps)`, a lowering of the op vocabulary for one kind of runtime."""

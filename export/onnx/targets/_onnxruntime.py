@@ -1,15 +1,15 @@
-"""What targets for ONNX Runtime share: its contrib operators as bodies.
+"""Base of the ONNX Runtime targets: contrib operators as bodies of fused ops.
 
-Facts that shaped it (ONNX Runtime 1.31, CPU provider; the tests hold them):
+Facts behind the design (ONNX Runtime 1.31, CPU provider; covered by tests):
 
 - `SimplifiedLayerNormalization` inside a function body crashes the loader, so bodies use `RMSNormalization` and
   `SkipSimplifiedLayerNormalization`.
-- Weights stay [outputs, inputs]. q, k and v are one product whose weights are joined in the graph; the runtime folds that when
-  it loads.
-- `GroupQueryAttention` appends to a shared cache in place and takes q|k|v packed. It is causal by cache slot; what
-  attention_mask hides goes in as `attention_bias`. Its rotation takes one start position in a prompt and one position per
-  row afterwards, so rows count slots from their first real token: right for left padding, right padding and none.
-  (Not for a hole *inside* the first prompt, which no tool makes; our runtime refuses it.)
+- Weights stay [outputs, inputs]. q, k and v are one matrix product whose weights are concatenated in the graph; the runtime
+  folds the concatenation at load time.
+- `GroupQueryAttention` appends to a shared KV cache in place and takes q|k|v packed. It is causal by cache slot; masking by
+  attention_mask is passed as `attention_bias`. Its RoPE takes one start position in prefill and one position per row in decode,
+  so each row counts slots from its first real token: correct for left padding, right padding and none.
+  (Not for a gap *inside* the first prompt, which no tool produces; edgeformer's runtime refuses it.)
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ INT32 = ir.DataType.INT32
 
 @dataclass(frozen=True)
 class _Mask:
-    """A mask in both forms: `full` for the default attention, `extra` (no causality) for GroupQueryAttention."""
+    """A mask in two forms: `full` for the default attention, `extra` (without causality) for GroupQueryAttention."""
 
     full: Any
     extra: Any
@@ -41,13 +41,13 @@ class _Mask:
 
 @dataclass(frozen=True, kw_only=True)
 class _WithoutCausality(Mask):
-    """What `GroupQueryAttention` leaves to `attention_bias`: padding, chunks, and a window looking back."""
+    """The mask passed to `GroupQueryAttention` as `attention_bias`: padding, chunks and sliding window."""
 
     causal: bool = False
 
 
 class _PackedProduct:
-    """The joined product of several linear maps; split only when a part is used by itself."""
+    """The packed matrix product of several linear maps; split only when a part is used separately."""
 
     def __init__(self, ops: GraphOps, tensor: GraphTensor, sizes: list[int]):
         self.ops, self.tensor, self.sizes = ops, tensor, sizes
@@ -60,7 +60,7 @@ class _PackedProduct:
 
 
 class _Part(GraphTensor):
-    """One map's share of a packed product."""
+    """One linear map's slice of a packed product."""
 
     def __init__(self, packed: _PackedProduct, index: int):
         self.packed, self.index = packed, index
@@ -74,7 +74,7 @@ class _Part(GraphTensor):
 
 @dataclass(frozen=True)
 class _Cached:
-    """Operands of attention with a cache, in GroupQueryAttention's order; None where one is absent."""
+    """Operands of attention with a KV cache, in GroupQueryAttention's order; absent ones are None."""
 
     q: GraphTensor
     """[B, T, H·K], or q, k and v side by side [B, T, (H + 2G)·K], with `k` and `v` None."""
@@ -90,17 +90,17 @@ class _Cached:
     bias: GraphTensor | None
     sinks: GraphTensor | None
     scales: tuple[GraphTensor, ...] = ()
-    """Of an int8 cache: keys' and values', one per head and channel."""
+    """Of an int8 KV cache: scales of keys and of values, one per head and channel."""
 
 
 class OnnxRuntimeTarget(FunctionOps):
-    """Contrib operators of ONNX Runtime as bodies."""
+    """A lowering with ONNX Runtime's contrib operators as bodies of fused ops."""
 
     attention_types: ClassVar[tuple[ir.DataType, ...]] = (FLOAT, ir.DataType.FLOAT16)
-    """What this provider's GroupQueryAttention computes in."""
+    """The dtypes that this execution provider's GroupQueryAttention supports."""
 
     def codes_form(self, shape, format, *, table):
-        if table:  # GatherBlockQuantized: bytes by row
+        if table:  # GatherBlockQuantized takes rows of bytes
             return ir.DataType.UINT8, format.packed_shape(shape)
         return ir.DataType.UINT8, (shape[0], shape[1] // GROUP, GROUP * format.bits // 8)
 
@@ -155,7 +155,7 @@ class OnnxRuntimeTarget(FunctionOps):
         described = [(x.dtype, x.dims), (FLOAT, ()), (FLOAT, ()), (x.dtype, x.dims)]
         out = self.nodes_out(op, inputs, described, domain=CONTRIB, epsilon=eps)
         for statistic in out[1:3]:
-            statistic.value.name = ""  # an output without a name is not computed
+            statistic.value.name = ""  # an unnamed output is not computed
         return out[3], out[0]
 
     def mask(self, spec, queries, keys, valid, prefix=None):
@@ -165,7 +165,7 @@ class OnnxRuntimeTarget(FunctionOps):
         extra = super().mask(_WithoutCausality(window=spec.window, chunk=spec.chunk), queries, keys, valid)
         if (
             extra is not None and extra.dims[2] == 1
-        ):  # padding alone: the same for every query, but the operator wants rows
+        ):  # padding alone is the same for every query, but the operator needs one row per query
             new, one = self.shape(queries, 1), self.ints(1)
             rows = self.node("Concat", [one, one, new, one], dims=(4,), dtype=INT64, axis=0)
             extra = self.node("Expand", [extra, rows], dims=(extra.dims[0], 1, None, extra.dims[3]))
@@ -183,7 +183,7 @@ class OnnxRuntimeTarget(FunctionOps):
         refusal = None if slot is None else self._refusal(position, mask, shape)
         if slot is None or refusal:
             if refusal:
-                self.note(f"attention runs its reference body: {refusal}")
+                self.note(f"attention uses its reference body, not GroupQueryAttention: {refusal}")
             rest = dict(mask=mask, sinks=sinks, dropout=dropout)
             return super().attend(slot, qkv, shape, norms=norms, position=position, **rest)
         q, k, v = qkv
@@ -198,11 +198,11 @@ class OnnxRuntimeTarget(FunctionOps):
                 reason = "its angles depend on the sequence length"
             elif position.layer.dim % 16 or shape.head_dim % 16:
                 reason = (
-                    "GroupQueryAttention rotates multiples of 16 channels,"
-                    f" this is {position.layer.dim} of head_dim {shape.head_dim}"
+                    "GroupQueryAttention's RoPE needs multiples of 16 channels,"
+                    f" and this layer has {position.layer.dim} of head_dim {shape.head_dim}"
                 )
             if reason or table is None:
-                self.note(f"rotation runs its reference body: {reason}")
+                self.note(f"RoPE uses its reference body: {reason}")
                 q = self._rotate(q, position, shape.heads, shape.head_dim)
                 k = self._rotate(k, position, shape.kv_heads, shape.head_dim)
             else:
@@ -232,7 +232,7 @@ class OnnxRuntimeTarget(FunctionOps):
         return y
 
     def cached_attention_body(self, *operands, heads, kv_heads, scale, softcap, interleaved):
-        """GroupQueryAttention. operands: those of `_Cached`, in order."""
+        """The body as GroupQueryAttention. operands: those of `_Cached`, in order."""
         given = _Cached(*operands[:12], scales=operands[12:])
         q, past_k, past_v = given.q, given.past_k, given.past_v
         attributes: dict[str, Any] = {"num_heads": heads, "kv_num_heads": kv_heads, "scale": scale}
@@ -247,7 +247,7 @@ class OnnxRuntimeTarget(FunctionOps):
         return tuple(self.nodes_out("GroupQueryAttention", operands, described, domain=CONTRIB, **attributes))
 
     def _lengths(self, store: Any) -> tuple[GraphTensor, GraphTensor]:
-        """seqlens_k (the last slot, per row) and the total length, as GroupQueryAttention wants them."""
+        """GroupQueryAttention's seqlens_k (the last slot, per row) and total sequence length."""
 
         def make() -> tuple[GraphTensor, GraphTensor]:
             mask = store.attention_mask
@@ -258,7 +258,7 @@ class OnnxRuntimeTarget(FunctionOps):
         return self._once(store, "lengths", make)
 
     def _positions(self, store: Any) -> GraphTensor:
-        """Slots counted from each row's first real token, holes left out: [B, T]."""
+        """Positions counted from each row's first real token, masked slots skipped: [B, T]."""
 
         def make() -> GraphTensor:
             mask = store.attention_mask
@@ -276,26 +276,26 @@ class OnnxRuntimeTarget(FunctionOps):
         return store.shared[name]
 
     def _refusal(self, position: Any, mask: Any, shape: Heads) -> str | None:
-        """Why GroupQueryAttention can't take this attention."""
+        """Why GroupQueryAttention can't compute this attention; None if it can."""
         if self.compute not in self.attention_types:
             types = ", ".join(t.name for t in self.attention_types)
-            return f"this provider's GroupQueryAttention computes in {types}, not in {self.compute.name}"
+            return f"this provider's GroupQueryAttention supports {types}, not {self.compute.name}"
         if mask.extra is None:
-            return "GroupQueryAttention is causal, and a prefix is seen by all"
+            return "GroupQueryAttention is always causal, and this mask is bidirectional or has a prefix"
         if shape.head_dim != shape.value_dim:
             return "keys and values differ in width"
         if shape.head_dim % 8:
-            return f"GroupQueryAttention takes head_dim divisible by 8, this is {shape.head_dim}"
+            return f"GroupQueryAttention needs a head_dim divisible by 8, and this one is {shape.head_dim}"
         return None
 
     def _rotate(self, x: GraphTensor, rotary: Rotary, heads: int, head_dim: int) -> GraphTensor:
-        """The reference rotation of [B, T, heads·head_dim]."""
+        """Reference RoPE of [B, T, heads·head_dim]."""
         split = self.split_heads(x, heads, head_dim)
         return self.merge_heads(self.turn(split, rotary, head_dim), heads * head_dim)
 
 
 def _whole_product(*parts: Any) -> GraphTensor | None:
-    """The packed product that these are all the parts of, in order; None otherwise."""
+    """The packed product if `parts` are all of its parts, in order; otherwise None."""
     if not all(isinstance(p, _Part) for p in parts) or len({id(p.packed) for p in parts}) > 1:
         return None
     packed = parts[0].packed

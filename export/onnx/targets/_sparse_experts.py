@@ -1,4 +1,4 @@
-"""A mixture of experts that computes only what was chosen: rows of each expert by NonZero, added back by ScatterND."""
+"""A sparse mixture of experts: NonZero selects each expert's tokens, ScatterND adds their outputs back."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def sparse_experts(
     act: str,
     count: int,
 ) -> GraphTensor:
-    """The body of `moe` for runtimes whose NonZero is quick; unrolled over the experts, with shapes that depend on the data."""
+    """The body of `moe` for runtimes with a fast NonZero; unrolled over the experts, with data-dependent shapes."""
     width = x.dims[-1]
     assert width is not None
     flat = ops.reshape(x, (-1, width))
@@ -31,7 +31,7 @@ def sparse_experts(
         stack = handle.tensors[0]
         return ops.node("Gather", [stack, np.int64(expert)], dims=stack.dims[1:], axis=0)
 
-    total = ops.f32(flat) * 0.0  # the CPU provider scatters float32 only
+    total = ops.f32(flat) * 0.0  # the CPU provider's ScatterND adds float32 only
     for expert in range(count):
         hit = ops.cast(ops.equal(picks, expert), flat)
         found = ops.node("NonZero", [ops.sum(hit, -1)], dims=(1, None), dtype=INT64)

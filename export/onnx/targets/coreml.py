@@ -1,9 +1,9 @@
-"""`coreml`: ONNX Runtime's Core ML provider, ML programs.
+"""`coreml`: ONNX Runtime's Core ML execution provider, ML programs.
 
-Only operators of its published list (coreml_supported_mlprogram_ops.md of ONNX Runtime) where there is a choice: masks are
-computed in numbers instead of booleans, rows are looked up by GatherND, heads repeated by Tile. What the list lacks (a running
-sum, a slice of unknown length) stays for the CPU. Never run on Apple hardware by this project; the share of nodes in the manifest
-is an estimate from the list.
+Where there is a choice, it uses only operators of the published list (ONNX Runtime's coreml_supported_mlprogram_ops.md): masks
+are computed in floats instead of booleans, rows are looked up by GatherND, heads repeated by Tile. Operators missing from the
+list (CumSum, Slice with dynamic bounds) run on the CPU. This project has never run it on Apple hardware; the share of nodes in
+the manifest is an estimate from the list.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ SUPPORTED = frozenset((
     "Reciprocal", "ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Round", "Shape", "Sigmoid", "Sin", "Slice",
     "Softmax", "Softplus", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "Tile", "Transpose", "Unsqueeze",
 ))  # fmt: skip
-"""Operators of the list that this exporter can emit."""
+"""Operators of the published list that this exporter can emit."""
 
 
 class Target(FunctionOps):
-    """Plain operators that Core ML's provider takes."""
+    """Plain operators that the Core ML provider supports."""
 
     precisions = ("fp32", "fp16", "bf16")
 
@@ -45,7 +45,7 @@ class Target(FunctionOps):
         tiled = self.node("Tile", [self.expand_dims(x, 2), self.ints(1, 1, count, 1, 1)], dims=(b, g, count, s, d))
         return self.reshape(tiled, (0, g * count, -1, d))
 
-    # truth as 0.0 and 1.0; positions are whole numbers below 2**24
+    # booleans as 0.0 and 1.0; positions are integers below 2**24, which float32 represents exactly
 
     def boolean(self, x):
         return self.cast_to(x, FLOAT)
@@ -68,7 +68,7 @@ class Target(FunctionOps):
 
     @classmethod
     def estimate(cls, model: ir.Model) -> dict[str, Any]:
-        """How many nodes the list covers, functions written out and constants folded: an estimate, not a run."""
+        """How many nodes the list covers, with functions inlined and constants folded: an estimate, not a measurement."""
         inlined = passes.InlinePass()(model.clone()).model
         fixed = {v.name for v in inlined.graph.initializers.values()}
         claimed, left = 0, Counter()
@@ -85,5 +85,5 @@ class Target(FunctionOps):
 
 
 def _constant_bounds(node: ir.Node, fixed: set[str | None]) -> bool:
-    """Slice's bounds and Split's sizes have to be constant."""
+    """Whether Slice's bounds and Split's sizes are constant, as the provider requires."""
     return node.op_type not in ("Slice", "Split") or all(v is None or v.name in fixed for v in node.inputs[1:])

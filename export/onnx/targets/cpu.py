@@ -1,4 +1,4 @@
-"""`cpu`: ONNX Runtime's CPU provider. `FusedMatMul(transB)` takes weights as they are stored, prepacked like a plain MatMul."""
+"""`cpu`: ONNX Runtime's CPU execution provider. `FusedMatMul(transB)` takes weights as stored and prepacks them like a MatMul."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from edgeformer.exporters.onnx.targets._sparse_experts import sparse_experts
 
 
 class Target(OnnxRuntimeTarget):
-    """Products of stored weights without a transposition in the graph."""
+    """Matrix products with stored weights, without a transpose in the graph."""
 
     moe_body = sparse_experts
     usual_levels: ClassVar[dict[int, int]] = {
         8: 4
-    }  # at level 0 the CPU provider dequantizes all 8-bit weights at every call
+    }  # at level 0 the CPU provider dequantizes all 8-bit weights in every call
 
     def linear(self, x, weight):
         if x.dtype != FLOAT:

@@ -1,4 +1,4 @@
-"""`cuda`: ONNX Runtime's CUDA provider. Its GroupQueryAttention computes in half precision only: export with fp16 or q4f16."""
+"""`cuda`: ONNX Runtime's CUDA execution provider. Its GroupQueryAttention supports half precision only: use fp16 or q4f16."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from edgeformer.exporters.onnx.targets._sparse_experts import sparse_experts
 
 
 class Target(OnnxRuntimeTarget):
-    """Never run on a GPU by this project: the operators are those that ONNX Runtime's documentation lists for CUDA."""
+    """The operators that ONNX Runtime's documentation lists for CUDA; this project has never run it on a GPU."""
 
     attention_types = (ir.DataType.FLOAT16,)
     moe_body = sparse_experts

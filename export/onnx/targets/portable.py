@@ -1,4 +1,4 @@
-"""`portable`: ai.onnx operators of opset 23 and nothing else, for any runtime: OpenVINO, ONNX's own reference evaluator."""
+"""`portable`: ai.onnx operators of opset 23 only, for any runtime: OpenVINO, ONNX's own reference evaluator."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from edgeformer.exporters.onnx.functions import FunctionOps
 
 
 class Target(FunctionOps):
-    """Every fused op's default definition, written in place: not every runtime reads functions."""
+    """Every fused op's default body, inlined: not every runtime supports functions."""
 
     writes_functions = False

@@ -1,7 +1,7 @@
 """`web`: a folder for transformers.js, in browsers (WebAssembly or WebGPU) and under Node.
 
-It looks for `onnx/model<suffix>.onnx`, the suffix telling the precision, with weights in `<that name>_data`, and reads from
-config.json how many such files there are.
+transformers.js looks for `onnx/model<suffix>.onnx`, whose suffix encodes the precision, with weights in `<that name>_data`, and
+reads the number of data files from config.json.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ DTYPES = {"fp32": "fp32", "fp16": "fp16", "q4": "q4", "q4f16": "q4f16", "q8": "q
 
 
 class Target(webgpu.Target):
-    """WebGPU's operators, which onnxruntime-web's WebAssembly provider has too."""
+    """The operators of the target webgpu, which onnxruntime-web's WebAssembly provider supports, too."""
 
     needs_config = True
 
     def quantized_take(self, codes, scales, ids, format):
-        """Rows of bytes, taken apart by arithmetic: onnxruntime-web's WebAssembly build has no GatherBlockQuantized."""
+        """Rows of bytes, unpacked by arithmetic: onnxruntime-web's WebAssembly build has no GatherBlockQuantized."""
         rows, steps = self.take(codes, ids), self.take(scales, ids)
         x = self.cast_to(rows, scales.dtype)
         if format.bits == 4:
@@ -34,19 +34,21 @@ class Target(webgpu.Target):
 
     @classmethod
     def files(cls, precision: str) -> tuple[str, str]:
-        """The ONNX file's path in the folder, and the name of its data.
+        """The ONNX file's path in the folder, and the name of its data file.
 
         Raises:
-            ExportError: a precision that transformers.js has no name for.
+            ExportError: transformers.js has no name for the precision.
         """
         if precision not in SUFFIXES:
-            raise ExportError(f"transformers.js has no name for {precision}; it has {', '.join(SUFFIXES)}")
+            raise ExportError(
+                f"transformers.js doesn't support the precision {precision}; use one of {', '.join(SUFFIXES)}"
+            )
         name = f"model{SUFFIXES[precision]}.onnx"
         return f"onnx/{name}", f"{name}_data"
 
     @classmethod
     def config(cls, config: dict[str, Any], precisions: list[str]) -> dict[str, Any]:
-        """config.json with what transformers.js wants to be told: each graph's data files, and which it takes by default."""
+        """config.json with transformers.js's settings: each graph's number of data files, and the default precision."""
         files = [cls.files(precision)[0].rsplit("/", 1)[-1] for precision in precisions]
         told = {"use_external_data_format": dict.fromkeys(files, 1), "dtype": DTYPES[precisions[0]]}
         return {**config, "transformers.js_config": told}

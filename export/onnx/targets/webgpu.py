@@ -1,6 +1,6 @@
-"""`webgpu`: ONNX Runtime's WebGPU provider (the plugin on desktops, onnxruntime-web in browsers).
+"""`webgpu`: ONNX Runtime's WebGPU execution provider (the plug-in on desktops, onnxruntime-web in browsers).
 
-FusedMatMul has no WebGPU kernel, so weights are transposed in the graph; the runtime folds that when it loads.
+FusedMatMul has no WebGPU kernel, so weights are transposed in the graph; the runtime folds the transpose at load time.
 """
 
 from __future__ import annotations
