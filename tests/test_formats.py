@@ -239,7 +239,7 @@ def test_a_stopped_run_goes_on(tmp_path, monkeypatch):
         quantize(loaded, tmp_path / "q")
     assert not (tmp_path / "q").exists()
     made = quantize(loaded, tmp_path / "q")
-    assert "went on with 7 tensors" in made.notes[0]
+    assert "resumed with 7 tensors" in made.notes[0]
     quantize(loaded, tmp_path / "whole")
     assert (tmp_path / "q" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
@@ -277,7 +277,7 @@ def refused(expected: str, function, *arguments, kind: type = EdgeformerError, *
 
 def test_refusals(checkpoints, tmp_path):
     q4, plain = load(checkpoints["q4-rtn"]), load(STDLIB)
-    refused("quantized already (q4)", quantize, q4, tmp_path / "a", kind=CheckpointError)
+    refused("already quantized (q4)", quantize, q4, tmp_path / "a", kind=CheckpointError)
     refused("rounded twice", export, q4, tmp_path / "a", precision="q8", kind=CheckpointError)
     refused("rounded twice", export, q4, tmp_path / "a", to="mlx", precision="q8", kind=CheckpointError)
     refused("round it twice", export, q4, tmp_path / "a", to="mlx", precision="4bit", kind=ExportError)
@@ -290,7 +290,7 @@ def test_refusals(checkpoints, tmp_path):
     refused(
         "--accuracy-level must be 0", export, plain, tmp_path / "a", precision="q4", accuracy_level=2, kind=ExportError
     )
-    refused("no quantization method", quantize, plain, tmp_path / "a", method="magic", kind=InputError)
+    refused("unknown quantization method", quantize, plain, tmp_path / "a", method="magic", kind=InputError)
     refused("matches no quantizable tensor", quantize, plain, tmp_path / "a", keep=["nothing.*"], kind=InputError)
     refused("is quantized (q4)", build_torch, q4, kind=CheckpointError)
     assert build_torch(q4, dequantize=True) is not None

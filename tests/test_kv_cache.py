@@ -116,11 +116,11 @@ def test_refusals(tmp_path, text):
             load(STDLIB), tmp_path / "o", target="portable", cache_scales=cache_scales(load(STDLIB), text[None, :64])
         )
     pytest.importorskip("mlx.core")
-    with pytest.raises(InputError, match="groups of 32 channels"):
+    with pytest.raises(InputError, match="needs a head size divisible by 32"):
         require("mlx")[0].open(loaded, Options(variant="kv-int8"))
     encoder = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
     bert, _ = load_tiny(tmp_path / "bert", "bert", **encoder, vocab_size=TINY["vocab_size"])
-    with pytest.raises(InputError, match="no cache to quantize"):
+    with pytest.raises(InputError, match="encoders have no KV cache to quantize"):
         cache_scales(bert, ids)
 
 

@@ -231,7 +231,7 @@ def test_a_calibrated_run_that_was_stopped_goes_on(text, tmp_path, monkeypatch):
             patch.setattr(PartialFile, "write", stops)
             run.quantize(load(STDLIB), tmp_path / method, method=method, ids=ids)
         resumed = run.quantize(load(STDLIB), tmp_path / method, method=method, ids=ids)
-        assert f"went on with {finished} tensors" in resumed.notes[0]
+        assert f"resumed with {finished} tensors" in resumed.notes[0]
         files = [tmp_path / name / "model.safetensors" for name in (method, f"{method}-whole")]
         assert files[0].read_bytes() == files[1].read_bytes(), method
 
@@ -283,8 +283,8 @@ def test_the_manifest_lists_files_below_folders(tmp_path):
 
 def test_refusals(text, made, tmp_path):
     loaded = load(STDLIB)
-    refused("needs text to calibrate on", run.quantize, loaded, tmp_path / "q", method="gptq", kind=InputError)
-    refused("one window of 64 is the least", calibration_windows, np.arange(10), 64, 4, 1024, 4096, kind=InputError)
+    refused("needs calibration text", run.quantize, loaded, tmp_path / "q", method="gptq", kind=InputError)
+    refused("fewer than one window of 64", calibration_windows, np.arange(10), 64, 4, 1024, 4096, kind=InputError)
     refused("vocabulary ends at 99", calibration_windows, np.arange(200), 64, 4, 1024, 100, kind=InputError)
     refused("needs at least 2", windows, np.arange(1), Settings(), 1024, kind=InputError)
     other, _ = saved(small_spec(), tmp_path / "m")

@@ -1,1 +1,1 @@
-"""Back ends: each implements the op vocabulary and turns declarations into its own handles."""
+"""Back ends: each implements the op vocabulary and turns parameter declarations into its own handles."""

@@ -1,4 +1,4 @@
-"""The reference back end: numpy, readable, slow. Its arithmetic is float32, or float64 when built so.
+"""The reference back end: NumPy, readable, slow. It computes in float32, or in float64 if requested.
 
 It is the oracle where torch is not installed, and the shortest complete example of a back end.
 """
@@ -21,7 +21,7 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 class NumpyOps(EagerOps[np.ndarray]):
-    """The vocabulary on numpy arrays."""
+    """The op vocabulary on NumPy arrays."""
 
     exp = elementwise(np.exp)
     sin = elementwise(np.sin)
@@ -108,7 +108,7 @@ class StackedHandle:
 
 
 class TableHandle:
-    """Rows by id; `as_linear` multiplies with the transposed table."""
+    """Looks up rows by id; `as_linear` multiplies by the transposed table (a tied head)."""
 
     def __init__(self, weight: np.ndarray):
         self.weight = weight
@@ -122,7 +122,7 @@ class TableHandle:
 
 
 class Handle(LayerHandle):
-    """A layer with its parameters. `weights(name)` gives a tensor by canonical name."""
+    """A layer with its parameters. `weights(name)` returns a tensor by its canonical name."""
 
     def __init__(self, ops: NumpyOps, layer: Layer, width: int, weights: Callable[[str], np.ndarray], path: str = ""):
         self.ops, self.layer, self.path = ops, layer, path
@@ -155,7 +155,7 @@ class Handle(LayerHandle):
 
 
 class NumpyModel:
-    """A spec with weights, run by numpy.
+    """A spec with weights, run by NumPy.
 
     Args:
         spec: the model.
@@ -177,9 +177,10 @@ class NumpyModel:
         keep: int = 0,
         prefix_length: np.ndarray | None = None,
     ) -> tuple[dict[str, np.ndarray], dict[tuple[str, str], np.ndarray]]:
-        """The program's outputs, and the cache after this step (pass it as `past` of the next).
+        """The model's outputs, and the KV cache after this step (pass it as the next step's `past`).
 
-        input_ids: int64 [B, T]; attention_mask: [B, S] over past and new tokens; keep: last positions to give logits for.
+        input_ids: int64 [B, T]; attention_mask: [B, S] over past and new tokens; keep: logits of the last `keep` positions only;
+        0 for all.
         """
         past = dict(past or {})
         length = next((x.shape[2] for x in past.values()), 0) + input_ids.shape[1]

@@ -1,1 +1,1 @@
-"""Choosing codes and scales: a checkpoint in, a quantized checkpoint out. Each method is a file in `methods/`."""
+"""Weight quantization: reads a checkpoint, writes a quantized checkpoint. Each method is a file in `methods/`."""

@@ -1,7 +1,7 @@
-"""The model on calibration text, block by block, in torch: what each linear map is given.
+"""Run the model on calibration text in torch, block by block, and collect statistics of each linear map's inputs.
 
-The whole model runs once up to its first block; after that one block runs at a time on what the one before gave, so text goes
-through blocks that are quantized already, and errors are seen by those that follow.
+The whole model runs once up to its first block; then one block runs at a time on the previous block's outputs. Text thus passes
+through the blocks already quantized, and later blocks see their errors.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BATCH_TOKENS = 4096
 
 
 def calibration_windows(ids: np.ndarray, window: int, count: int, context: int, vocab: int) -> np.ndarray:
-    """int64 [n, T]: `count` windows spread evenly over a text's ids [tokens].
+    """int64 [n, T]: `count` windows spread evenly over a text's token ids [tokens].
 
     Raises:
         InputError: too few tokens, or ids outside the vocabulary.
@@ -29,32 +29,36 @@ def calibration_windows(ids: np.ndarray, window: int, count: int, context: int, 
     size = min(window, context)
     available = len(ids) // size
     if available < 1:
-        raise InputError(f"the calibration text has {len(ids)} tokens; one window of {size} is the least")
+        raise InputError(
+            f"the calibration text has {len(ids)} tokens, fewer than one window of {size}; use a longer text"
+        )
     if ids.min() < 0 or ids.max() >= vocab:
-        raise InputError(f"the calibration text has token ids up to {ids.max()}, the vocabulary ends at {vocab - 1}")
+        raise InputError(
+            f"the calibration text has token ids up to {ids.max()}, but the vocabulary ends at {vocab - 1}"
+        )
     chosen = np.linspace(0, available - 1, min(count, available)).round().astype(int)
     return np.stack([ids[i * size : (i + 1) * size] for i in chosen]).astype(np.int64)
 
 
 def require_torch() -> Any:
-    """The package torch.
+    """Import the package torch.
 
     Raises:
-        RuntimeUnavailable: it is not installed; the message has the install line.
+        RuntimeUnavailable: it is not installed; the message has the install command.
     """
     try:
         import torch
     except ImportError as e:
-        raise RuntimeUnavailable('calibration runs the model in torch; pip install "edgeformer[torch]"') from e
+        raise RuntimeUnavailable('calibration needs torch to run the model; pip install "edgeformer[torch]"') from e
     return torch
 
 
 class _Reached(Exception):
-    """The first block was reached."""
+    """Raised when the first block is reached, to stop the forward pass."""
 
 
 class Calibration:
-    """A model's blocks, and the inputs that text gives the next one."""
+    """A model's blocks, and the next block's inputs on the calibration text."""
 
     def __init__(self, loaded: LoadedModel, ids: np.ndarray):
         torch = require_torch()
@@ -62,7 +66,7 @@ class Calibration:
 
         spec = loaded.spec
         if not isinstance(spec, BlockStack):
-            raise InputError(f"calibration goes through one stack of blocks; this is a {spec.kind}")
+            raise InputError(f"calibration supports models with one stack of blocks; this is a {spec.kind}")
         self.torch, self.spec = torch, spec
         self.model = build_torch(loaded)
         for parameter in self.model.parameters():
@@ -74,7 +78,7 @@ class Calibration:
             self.inputs.append(self._first(torch.from_numpy(ids[start : start + batch])))
 
     def _first(self, ids: Any) -> tuple[Any, ...]:
-        """What the first block is given."""
+        """The first block's arguments for these ids."""
         found: list[tuple[Any, ...]] = []
 
         def catch(module: Any, arguments: tuple[Any, ...]) -> None:
@@ -92,15 +96,15 @@ class Calibration:
         return found[0]
 
     def blocks(self) -> Iterator[tuple[str, Any]]:
-        """Each block's path and module; `self.inputs` are what text gives it. Between two, text passes through the block as it
-        then is."""
+        """Each block's path and module, with its inputs in `self.inputs`. Before the next block is yielded, the text passes
+        through this one with its current weights."""
         for i, block in enumerate(self.model.layers):  # type: ignore[arg-type]
             yield f"layers.{i}", block
             with self.torch.no_grad():
                 self.inputs = [(*block(*arguments), *arguments[2:]) for arguments in self.inputs]
 
     def second_moments(self, block: Any, paths: list[str]) -> dict[str, Any]:
-        """Path below the block -> mean of x xᵀ over everything that the linear map there is given, float32 [inputs, inputs]."""
+        """Path below the block -> mean of x xᵀ over all inputs of the linear map at that path, float32 [inputs, inputs]."""
         torch = self.torch
         sums: dict[str, Any] = {}
         counts: dict[str, int] = {}
@@ -108,9 +112,9 @@ class Calibration:
 
         def add(path: str, x: Any) -> None:
             key = (x.data_ptr(), x.numel())
-            if key not in shared:  # q, k and v are given the same tensor
+            if key not in shared:  # q, k and v share one input tensor
                 rows = x.reshape(-1, x.shape[-1]).float()
-                shared[key] = (x, rows.T @ rows, len(rows))  # x is kept, so that its address stays its own
+                shared[key] = (x, rows.T @ rows, len(rows))  # x is kept so that its address isn't reused
             _, product, rows_count = shared[key]
             sums[path] = sums[path] + product if path in sums else product.clone()
             counts[path] = counts.get(path, 0) + rows_count
@@ -130,7 +134,7 @@ class Calibration:
         return {path: sums[path] / counts[path] for path in paths if path in sums}
 
     def head_second_moments(self) -> Any:
-        """Of what the head is given. Call it after the last block."""
+        """Second moments of the head's inputs, float32 [width, width]. Call it after the last block."""
         total, count = self.torch.zeros(()), 0
         with self.torch.no_grad():
             for x, d, *_ in self.inputs:
@@ -150,7 +154,7 @@ class Calibration:
             getattr(target, leaf).copy_(self.torch.from_numpy(np.ascontiguousarray(value)))
 
     def logits(self, ids: np.ndarray) -> Any:
-        """float32 [n, T, V] of the model as it now is."""
+        """The model's logits with its current weights, float32 [n, T, V]."""
         with self.torch.inference_mode():
             return self.model(self.torch.from_numpy(ids))
 

@@ -1,4 +1,4 @@
-"""Where a model's channels can be rescaled: every layer's `folds`, by canonical tensor names."""
+"""Sites where a model's channels can be rescaled: every layer's `folds`, resolved to canonical tensor names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeformer.spec import Fold, Layer, Linear, Model, Norm, Vector, layers, te
 
 @dataclass(frozen=True)
 class Site:
-    """A `Fold` of the layer at a path: the tensors of what gives the channels, and the weights of the maps that take them."""
+    """A layer's `Fold`: `source`, the tensors that produce the channels; `consumers`, the weights that read them."""
 
     layer: str
     fold: Fold
@@ -22,23 +22,23 @@ class Site:
 
     @property
     def linear(self) -> bool:
-        """Whether a linear map gives the channels (a norm otherwise)."""
+        """Whether a linear map produces the channels (otherwise a norm)."""
         return self.norm is None
 
     def spread(self, scale: np.ndarray) -> np.ndarray:
-        """One number per channel of the source -> one per channel of the consumers."""
+        """Expand one scale per source channel to one per consumer channel."""
         if self.fold.repeat == 1:
             return scale
         return np.repeat(scale.reshape(-1, 1, self.fold.block), self.fold.repeat, axis=1).reshape(-1)
 
     def reduced(self, sizes: np.ndarray) -> np.ndarray:
-        """The consumers' channel sizes as one per channel of the source: the mean of those that share it."""
+        """Reduce one size per consumer channel to one per source channel: the mean of those that share it."""
         if self.fold.repeat == 1:
             return sizes
         return sizes.reshape(-1, self.fold.repeat, self.fold.block).mean(1).reshape(-1)
 
     def divided(self, tensors: dict[str, np.ndarray], scale: np.ndarray) -> dict[str, np.ndarray]:
-        """The source's tensors such that its outputs come divided by `scale`."""
+        """The source's tensors, changed so that its outputs are divided by `scale`."""
         if self.norm is not None:
             prefix = f"{self.layer}.{self.fold.source}." if self.layer else f"{self.fold.source}."
             short = self.norm.divided({name.removeprefix(prefix): x for name, x in tensors.items()}, scale)
@@ -47,7 +47,7 @@ class Site:
 
 
 def sites(spec: Model) -> list[Site]:
-    """Every place, in the order in which values flow: a block's own before those inside of its children."""
+    """Every site in dataflow order: a block's own before those inside its children."""
     found = []
     for path, layer, width in layers(spec):
         for fold in layer.folds():
@@ -58,7 +58,7 @@ def sites(spec: Model) -> list[Site]:
                 found.append(Site(path, fold, None, names, consumers))
             elif isinstance(declared, Norm):
                 vectors = [n for n, d in declared.params(width).items() if isinstance(d, Vector)]
-                if vectors:  # a norm without weights has nowhere to put a scale
+                if vectors:  # a norm without weights can't absorb a scale
                     names = tuple(_join(path, f"{fold.source}.{n}") for n in vectors)
                     found.append(Site(path, fold, declared, names, consumers))
     return found

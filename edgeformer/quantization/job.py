@@ -1,4 +1,4 @@
-"""What a method is given, and what it gives back."""
+"""The interface of quantization methods: the job they get, and the base class."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from edgeformer.quantization.partial import PartialFile
 from edgeformer.weights.formats import SCALES, Format
 
 Quantized = tuple[np.ndarray, np.ndarray]
-"""Packed codes and float16 scales, as `formats.quantize` gives them."""
+"""Packed codes and float16 scales, as returned by `formats.quantize`."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """A quantization under way.
+    """A running quantization.
 
-    formats: canonical name -> the format it is to have; names that aren't in it stay as they are. ids: calibration tokens
-    int64 [n, T], None for methods that need none. done: tensors that an earlier run has made, readable from `partial`.
+    formats: canonical name -> target format; other tensors stay unquantized. ids: calibration tokens int64 [n, T], None for
+    methods that need none. partial: the output file; `partial.done` names the tensors that an earlier run finished.
     """
 
     loaded: LoadedModel
@@ -33,26 +33,26 @@ class Job:
     report: Callable[[str], None] = lambda _: None
 
     def text(self) -> np.ndarray:
-        """The calibration tokens, of a method that has them."""
+        """The calibration tokens; for calibrated methods only."""
         assert self.ids is not None
         return self.ids
 
     def read(self, name: str) -> Quantized:
-        """What an earlier run made of a tensor."""
+        """A tensor's codes and scales from an earlier run."""
         return self.partial.read(name), self.partial.read(name + SCALES)
 
 
 class Method(ABC):
-    """A way to choose codes and scales."""
+    """A method for choosing codes and scales."""
 
     calibrated: ClassVar[bool] = False
-    """Whether it needs text, and torch to run the model on it."""
+    """Whether the method needs calibration text, and torch to run the model on it."""
 
     def changed(self, loaded: LoadedModel) -> set[str]:
-        """Unquantized tensors that it changes (norms that scales are folded into); they are stored in float32."""
+        """Unquantized tensors that the method changes (norms that scales are folded into); they are stored in float32."""
         return set()
 
     @abstractmethod
     def run(self, job: Job) -> Iterator[Mapping[str, Quantized | np.ndarray]]:
-        """Every tensor it quantizes or changes, by canonical name, in pieces that are written as one; those that `job.partial`
-        has are left out."""
+        """Yield every tensor that is quantized or changed, by canonical name, in groups that are written together; tensors in
+        `job.partial.done` are skipped."""

@@ -1,4 +1,4 @@
-"""Scales of an int8 key/value cache: how large each head's channels get on calibration text."""
+"""Scales of an int8 KV cache, from each channel's largest magnitude on calibration text."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from edgeformer.spec.task import Task
 
 
 def cache_scales(loaded: LoadedModel, ids: np.ndarray) -> dict[tuple[str, str], np.ndarray]:
-    """(layer path, tensor) -> float32 [heads, dim]: the largest magnitude on the text / 127, of keys as they are remembered
-    (rotated) and of values. What is larger later is clipped.
+    """(layer path, tensor) -> float32 [heads, dim]: the largest magnitude on the text / 127, of cached keys (after RoPE) and
+    values. Larger values at run time are clipped.
 
     Args:
         loaded: a decoder.
         ids: calibration tokens int64 [n, T].
 
     Raises:
-        InputError: a model without a cache.
+        InputError: the model has no KV cache.
         RuntimeUnavailable: torch is not installed.
     """
     torch = require_torch()
@@ -29,11 +29,11 @@ def cache_scales(loaded: LoadedModel, ids: np.ndarray) -> dict[tuple[str, str], 
     from edgeformer.runtimes.torch import build_torch
 
     if loaded.spec.task != Task.TEXT_GENERATION:
-        raise InputError("an encoder remembers nothing: it has no cache to quantize")
+        raise InputError("encoders have no KV cache to quantize")
     largest: dict[tuple[str, str], Any] = {}
 
     class Watching(GrowingStore):
-        """Notes how large what is remembered gets."""
+        """A store that records the largest magnitude of each cached channel."""
 
         def append(self, path: str, tensors: dict[str, Any]) -> tuple[Any, ...]:
             for name, x in tensors.items():

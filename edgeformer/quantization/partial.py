@@ -1,7 +1,7 @@
-"""A safetensors file written tensor by tensor, in any order, that a later run can go on with.
+"""A safetensors file written tensor by tensor, in any order, that a later run can resume.
 
-Shapes are known before values are, so every tensor has its place from the start. A journal beside the file names those that
-are complete; it begins with a digest of what is being made, and a file begun for something else is begun again.
+Shapes are known before values, so every tensor has its offset from the start. A journal beside the file lists the complete
+tensors; it begins with a digest of the settings, and a file begun with other settings is started over.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ Entry = tuple[np.dtype, tuple[int, ...]]
 
 
 class PartialFile:
-    """The file under construction.
+    """A safetensors file under construction.
 
     Args:
-        folder: made if needed; holds the file and its journal.
+        folder: holds the file and its journal; created if needed.
         entries: name -> dtype and shape of every tensor.
         identity: digest of the settings.
     """
@@ -35,7 +35,7 @@ class PartialFile:
         self.file, self._journal, self.entries = folder / WEIGHTS, folder / JOURNAL, entries
         header, self.offsets = _header(entries)
         self._identity = identity
-        # a file with a second name is the weights of an output that was finished: never to be written to
+        # a file with a second hard link is a finished output's weights and must never be modified
         mine = self.file.is_file() and self.file.stat().st_nlink == 1
         self.done = self._resumed(identity) if mine else set()
         if not self.done:
@@ -46,7 +46,7 @@ class PartialFile:
     def _resumed(self, identity: str) -> set[str]:
         data = self._journal.read_bytes() if self._journal.exists() else b""
         whole = data[: data.rfind(b"\n") + 1]
-        if whole != data:  # a last line that was not written to its end
+        if whole != data:  # drop an incomplete last line
             self._journal.write_bytes(whole)
         lines = whole.decode("utf-8", "replace").split("\n")[:-1]
         return set(lines[1:]) if lines and lines[0] == identity else set()
@@ -58,12 +58,12 @@ class PartialFile:
             os.fsync(journal.fileno())
 
     def write(self, tensors: dict[str, np.ndarray]) -> None:
-        """Put tensors in their places; they are complete once this returns, whatever happens afterwards."""
+        """Write tensors at their offsets; on return they are synced to disk and recorded in the journal."""
         with self.file.open("r+b") as f:
             for name, x in tensors.items():
                 dtype, shape = self.entries[name]
                 if (x.dtype, x.shape) != (dtype, shape):
-                    raise ValueError(f"{name} is {x.dtype} {x.shape}, announced as {dtype} {shape}")
+                    raise ValueError(f"{name} is {x.dtype} {x.shape}, but was declared as {dtype} {shape}")
                 f.seek(self.offsets[name])
                 f.write(np.ascontiguousarray(x).reshape(-1).view(np.uint8).data)
             f.flush()
@@ -72,11 +72,11 @@ class PartialFile:
         self.done |= tensors.keys()
 
     def complete(self) -> set[str]:
-        """The tensors that the journal, as it now is, says are complete."""
+        """The tensors that the journal on disk lists as complete."""
         return self._resumed(self._identity)
 
     def read(self, name: str) -> np.ndarray:
-        """A tensor that is complete."""
+        """Read a complete tensor."""
         dtype, shape = self.entries[name]
         with self.file.open("rb") as f:
             x = np.fromfile(f, dtype, int(np.prod(shape)), offset=self.offsets[name])

@@ -1,7 +1,7 @@
-"""`quantize`: a checkpoint in, a quantized checkpoint out: `spec.json`, codes and scales by canonical name, a manifest.
+"""`quantize`: turn a checkpoint into a quantized one: `spec.json`, codes and scales by canonical name, a manifest.
 
-Tensors are made one at a time and written to their place at once, so memory holds one of them (a calibrated method also
-holds the model), and a run that was stopped goes on where it was.
+Tensors are quantized one at a time and written immediately, so memory holds one of them (calibrated methods also hold the
+model), and an interrupted run resumes where it stopped.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from edgeformer.weights.rounding import bits_per_weight, chosen, quantizable, st
 from edgeformer.weights.safetensors_file import DTYPES
 
 Progress = Callable[[int, int], None]
-"""Called with (weights done, weights in all)."""
+"""Called with (weights done, total weights)."""
 
 
 @dataclass(frozen=True)
 class QuantizedCheckpoint:
-    """What was written."""
+    """The result of `quantize`: what was written, and notes for the user."""
 
     folder: Path
     manifest: Manifest
@@ -50,15 +50,15 @@ class QuantizedCheckpoint:
 
 
 def method_named(name: str) -> Method:
-    """The method called so.
+    """The quantization method with this name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such method.
     """
     package = "edgeformer.quantization.methods"
     module = discover.find(package, name)
     if module is None:
-        raise InputError(f"there is no quantization method {name!r}; methods are {', '.join(discover.names(package))}")
+        raise InputError(f"unknown quantization method {name!r}; methods are {', '.join(discover.names(package))}")
     return module.Method()
 
 
@@ -81,33 +81,35 @@ def quantize(
 
     Args:
         loaded: the model, from `edgeformer.load`.
-        output: folder to write; it appears when complete. While it is being made, `.NAME.quantizing` beside it holds what
-            there is, and the same command goes on from there.
-        format: q4 or q8, of every tensor.
+        output: folder to write; it appears only when complete. Until then, `.NAME.quantizing` beside it holds the finished
+            tensors, and running the same command again resumes from there.
+        format: q4 or q8, for all tensors.
         method: a file in `edgeformer/quantization/methods`.
         ids: calibration tokens int64 [n, T].
-        formats: canonical name -> format, instead of one for all.
-        keep: patterns of tensors that stay as they are.
-        options: of the method.
-        about: what the manifest says besides (the calibration text's name, the budget).
-        force: replace a folder that is no artefact.
+        formats: canonical name -> format, instead of one format for all.
+        keep: name patterns of tensors to leave unquantized.
+        options: the method's options.
+        about: additional entries of the manifest's `quantization` (the calibration text's name, the budget).
+        force: replace an existing folder even if it is not an artefact.
         progress: called as tensors are finished.
-        report: told what is happening.
+        report: called with a text per stage.
 
     Raises:
         InputError: no such format or method, or a calibrated method without text.
-        CheckpointError: a weight that can't be held in groups; a checkpoint that is quantized already.
+        CheckpointError: a weight can't be quantized in groups, or the checkpoint is already quantized.
     """
     made, output = method_named(method), Path(output)
     weights, spec = loaded.require_weights(), loaded.spec
     if formats is None:
         if format not in QUANTIZED:
-            raise InputError(f"there is no format {format!r}; formats are {', '.join(QUANTIZED)}")
+            raise InputError(f"unknown format {format!r}; formats are {', '.join(QUANTIZED)}")
         formats = dict.fromkeys(chosen(spec, keep), QUANTIZED[format])
     if has := stored_format(weights):
-        raise CheckpointError(f"{loaded.name} is quantized already ({has}); quantize the original, or lose twice")
+        raise CheckpointError(
+            f"{loaded.name} is already quantized ({has}); quantize the original, or weights are rounded twice"
+        )
     if made.calibrated and ids is None:
-        raise InputError(f"the method {method} needs text to calibrate on: --calibration FILE")
+        raise InputError(f"the method {method} needs calibration text: --calibration FILE")
     if made.calibrated:
         require_torch()
     bundle.check_place(output, force, source_files(loaded))
@@ -128,14 +130,14 @@ def quantize(
         _fill(Job(loaded, formats, ids, partial, options or {}, report), made, progress)
         manifest, bits, notes = _assemble(loaded, partial, output, force, method, formats, about or {})
     if resumed:
-        notes.insert(0, f"went on with {resumed} tensors that an earlier run had made")
+        notes.insert(0, f"resumed with {resumed} tensors from an earlier run")
     return QuantizedCheckpoint(output, manifest, notes, bits)
 
 
 @contextlib.contextmanager
 def _scratch(output: Path) -> Iterator[Path]:
-    """The folder that a run works in and a later one goes on with, for one run at a time. It goes when the run has succeeded,
-    or can never succeed."""
+    """The work folder of a run, which a later run can resume; locked, so that only one run uses it at a time. It is deleted when
+    the run succeeds, or fails in a way that a later run can't fix."""
     folder = output.absolute().with_name(f".{output.name}.quantizing")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -147,15 +149,15 @@ def _scratch(output: Path) -> Iterator[Path]:
         raise ExportError(f"can't write {folder}: {e.strerror}") from e
     except Held:
         raise InputError(
-            f"another run is quantizing to {output} right now; wait for it, or choose another folder"
+            f"another process is quantizing to {output}; wait for it to finish, or choose another folder"
         ) from None
     try:
         yield folder
     except CheckpointError:
-        shutil.rmtree(folder, ignore_errors=True)  # while it is locked: another run may wait for it
+        shutil.rmtree(folder, ignore_errors=True)  # while still locked: another run may be waiting
         raise
     except OSError as e:
-        raise ExportError(f"can't write {output}: {e.strerror or e}. Run the same command again to go on") from e
+        raise ExportError(f"can't write {output}: {e.strerror or e}. Run the same command again to resume") from e
     else:
         shutil.rmtree(folder, ignore_errors=True)
     finally:
@@ -171,12 +173,14 @@ def _assemble(
     formats: dict[str, Format],
     about: dict[str, Any],
 ) -> tuple[Manifest, float, list[str]]:
-    """Put the finished file into its folder; the manifest, bits per weight, and notes for the user.
+    """Put the finished file into the output folder; returns the manifest, bits per weight, and notes for the user.
 
-    Until the folder is complete, the file stays where it was, too.
+    The file also stays in the work folder until the output folder is complete.
     """
     if missing := sorted(partial.entries.keys() - partial.complete()):
-        raise CheckpointError(f"{partial.file} lacks {len(missing)} tensors ({missing[0]}, ...); run the command again")
+        raise CheckpointError(
+            f"{partial.file}: {len(missing)} tensors are missing ({missing[0]}, ...); run the same command again"
+        )
     spec = loaded.spec
     with writing_from(loaded, output, force=force) as folder:
         try:

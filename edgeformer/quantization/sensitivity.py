@@ -1,7 +1,8 @@
-"""Mixed q4 and q8 within a budget of bits per weight: the units that suffer most from q4 get q8.
+"""Mix q4 and q8 within a budget of bits per weight: the units most sensitive to q4 get q8.
 
-A unit is what shares an input (q, k and v; gate and up) or stands alone: runtimes hold such maps as one. Each unit's harm is
-measured: the KL divergence of the model's answers on text when it alone is rounded to q4, against the same model in float32.
+A unit is a group of weights that share an input (q, k and v; gate and up), which runtimes pack into one, or a single weight.
+Each unit's harm is measured: the KL divergence of the model's predictions on text, with only that unit in q4, from the float32
+model's.
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from edgeformer.weights.rounding import chosen
 from edgeformer.weights.scales import searched
 
 _TOKENS = 2048
-"""Of the text: KL divergences of units differ by factors, not by per cent."""
+"""Tokens of text to measure on. Few are enough: KL divergences of units differ by factors, not by per cent."""
 _LOGITS_BYTES = 512 << 20
-"""Fewer tokens where the reference's logits would take more than that."""
+"""Largest size of the reference's logits; for large vocabularies it limits the tokens further."""
 
 
 @dataclass(frozen=True)
 class Unit:
-    """Tensors that get one format. `harm`: mean KL in nats per token when they alone are q4."""
+    """Tensors that share one format. `harm`: mean KL divergence in nats per token when only they are q4."""
 
     names: tuple[str, ...]
     weights: int
@@ -39,7 +40,7 @@ class Unit:
 
 
 def units(loaded: LoadedModel, keep: Sequence[str] = ()) -> list[tuple[str, ...]]:
-    """The names of `chosen`, those that share an input together."""
+    """The names of `chosen`, grouped by shared input."""
     names = chosen(loaded.spec, keep)
     together: dict[str, tuple[str, ...]] = {}
     for path, layer, _ in layers(loaded.spec):
@@ -57,17 +58,17 @@ def mixed(
     keep: Sequence[str] = (),
     progress: Callable[[int, int], None] | None = None,
 ) -> tuple[dict[str, Format], list[Unit]]:
-    """Canonical name -> format, and every unit with its harm, the most harmful for its size first.
+    """Canonical name -> format, and every unit with its harm, in descending order of harm per weight.
 
     Args:
         loaded: the model.
         ids: text, int64 [n, T].
         budget: bits per quantized weight, scales included: 4.5 is all q4, 8.5 all q8.
-        keep: patterns of tensors that stay as they are.
-        progress: called with (units done, units in all).
+        keep: name patterns of tensors to leave unquantized.
+        progress: called with (units done, total units).
 
     Raises:
-        InputError: a budget outside 4.5 .. 8.5, or an encoder.
+        InputError: the budget is outside 4.5 .. 8.5, or the model is not a decoder.
     """
     q4, q8 = QUANTIZED["q4"], QUANTIZED["q8"]
     if not q4.bits_per_weight <= budget <= q8.bits_per_weight:
@@ -75,7 +76,10 @@ def mixed(
             f"a budget of {budget} bits per weight is outside {q4.bits_per_weight} (q4) .. {q8.bits_per_weight} (q8)"
         )
     if loaded.spec.task != Task.TEXT_GENERATION:
-        raise InputError("harm is measured on next tokens, and this model has none; choose --format q4 or q8")
+        raise InputError(
+            "sensitivity is measured on a decoder's next-token predictions, and this model is not a decoder;"
+            " use --format q4 or q8"
+        )
     weights, groups = loaded.require_weights(), units(loaded, keep)
     tokens = min(_TOKENS, max(_LOGITS_BYTES // (4 * loaded.spec.vocab), 64))
     window = min(ids.shape[1], tokens)
@@ -106,7 +110,7 @@ def mixed(
 
 
 def _divergence(reference: Any, ours: Any) -> float:
-    """Mean KL(reference ‖ ours) of logits [n, T, V], some positions at a time."""
+    """Mean KL(reference ‖ ours) of logits [n, T, V] in nats, computed 64 positions at a time."""
     import torch
 
     rows = [x.reshape(-1, x.shape[-1]) for x in (reference, ours)]

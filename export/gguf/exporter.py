@@ -195,7 +195,7 @@ def _plain_bits(source: Source, precision: str) -> int:
 
 
 def _unquantized(members: list[Source]) -> str:
-    """The dtype of a matrix left unquantized among quantized ones: its stored dtype, or F32 if it can't be copied as it is."""
+    """The dtype of a matrix left unquantized among quantized ones: its stored dtype, or F32 if it can't be copied as stored."""
     return members[0].stored.dtype if members[0].stored.dtype in DTYPES else "F32"
 
 

@@ -1,6 +1,6 @@
-"""The MLX back end: the op vocabulary on `mlx.core`, a generic `mlx.nn.Module` from a spec, and a lean decode path.
+"""The MLX back end: the op vocabulary on `mlx.core`, a generic `mlx.nn.Module` built from a spec, and a lean decode path.
 
-`ops` is the vocabulary, `module` the trainable model, `store` the cache, `load` brings weights in, `packing` joins
-maps of one input, `decode` runs prefill and decode steps, `sampling` chooses tokens on the device, `launches` counts
-kernel launches, `fit` says whether a model fits into memory.
+`ops` is the vocabulary, `module` the trainable model, `store` the KV cache; `load` reads weights, `packing` packs linear maps
+that share an input, `decode` runs prefill and decode steps, `sampling` samples tokens on the device, `launches` counts kernel
+launches, `fit` checks whether a model fits into memory.
 """

@@ -1,7 +1,7 @@
 """Prefill and decode steps: prompts in chunks, single tokens through one compiled function.
 
-A compiled step takes positions as arrays, so that a token does not cost a trace. What it attends to grows by doubling, a
-trace each: 256, 512, ... columns, up to the capacity.
+A compiled step takes positions as arrays, so that a new token doesn't cause a retrace. The visible part of the cache grows by
+doubling, with one trace per size: 256, 512, ... columns, up to the capacity.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from edgeformer.layers.rope import length_dependent
 from edgeformer.ops.sampling import Sampling
 
 CHUNK = 512
-"""Tokens of a prompt per pass: bounds the memory that activations take."""
+"""Prompt tokens per prefill pass: bounds the memory of activations."""
 FIRST_VISIBLE = 256
 
 
 class DecodeSession:
-    """A decoder model with its cache.
+    """A decoder model with its KV cache.
 
     Args:
         model: the model, packed or not.
-        batch: sequences at once.
+        batch: batch size.
         capacity: longest sequence, prompt and new tokens.
-        compiled: whether decode steps go through `mx.compile`. Without a GPU this means a C++ compiler at run time.
-        store: the kind of cache.
+        compiled: whether decode steps go through `mx.compile`. Without a GPU this needs a C++ compiler at run time.
+        store: the cache's class.
     """
 
     def __init__(
@@ -43,12 +43,12 @@ class DecodeSession:
         self._steps: dict[Any, Callable] = {}
         self._weights: list[mx.array] = []
         self.prefix: mx.array | None = None
-        # angles that depend on the length, and tokens that see what comes after them, want a prompt in one piece
+        # length-dependent RoPE and prefix LMs (whose prefix attends ahead) need the prompt in one pass
         self._whole_prompts = length_dependent(model.layer) or model.layer.prefixed
         self.reset()
 
     def reset(self) -> None:
-        """Forget the sequence; and compiled steps whose weights are no longer the model's (it was trained on)."""
+        """Clear the cache, and drop compiled steps if the model's weights have changed since (by training)."""
         dtype, weights = self.model.cache_dtype(), list(self.model.state_dict().values())
         if len(weights) != len(self._weights) or any(a is not b for a, b in zip(weights, self._weights, strict=True)):
             self._steps, self._weights = {}, weights
@@ -56,19 +56,19 @@ class DecodeSession:
         self.end = 0
 
     def prefill(self, ids: mx.array, mask: mx.array | None = None, *, keep: int = 1) -> mx.array:
-        """Take tokens in, a chunk at a time. Where only the last one's logits are wanted, it goes through a decode step of its
-        own: the last block then has to work for nobody else.
+        """Process prompt tokens, one chunk at a time. If only the last token's logits are needed, that token runs as a separate
+        decode step, so that the last block skips its FFN for all other tokens.
 
         Args:
             ids: int32 [B, T].
-            mask: int32 [B, end + T] over all columns so far, 0 where padded; None when nothing is.
-            keep: logits of the last `keep` positions of the last chunk, 0 for all positions of all chunks.
+            mask: int32 [B, end + T] over all columns so far, 0 where padded; None without padding.
+            keep: logits of the last `keep` positions of the last chunk; 0 for all positions of all chunks.
 
         Returns:
             logits [B, keep or T, V].
 
         Raises:
-            InputError: more tokens than the cache holds.
+            InputError: the tokens don't fit into the cache.
         """
         self._check_room(ids.shape[1])
         alone = keep == 1 and ids.shape[1] > 1 and not self._whole_prompts
@@ -81,7 +81,7 @@ class DecodeSession:
             logits = self.model(chunk, seen, store=self.store, keep=keep, prefix_length=self.prefix)
             if keep == 0 or (not alone and at + size >= body.shape[1]):
                 parts.append(logits)
-            # what is not evaluated is not computed: logits nobody asked for, and the last block's feed-forward network
+            # MLX is lazy: unneeded logits and the last block's FFN are never computed
             mx.eval(parts[-1:], *self.store.arrays.values())
         mx.clear_cache()
         if alone:
@@ -93,7 +93,7 @@ class DecodeSession:
         return self.advance(tokens, mask, mx.array(0), None)[0]
 
     def stream(self, prompt: mx.array, count: int, sampling: Sampling) -> Iterator[int]:
-        """`count` tokens after a prompt [1, T]: while one is handed out, the next is being computed."""
+        """Generate `count` tokens after a prompt [1, T]; while one is yielded, the next is being computed."""
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**64
         key, now = mx.random.split(mx.random.key(seed))
         token: Any = sample(self.prefill(prompt)[:, -1], now, sampling)
@@ -107,7 +107,7 @@ class DecodeSession:
             token = following
 
     def advance(self, tokens: mx.array, mask: mx.array | None, key: mx.array, sampling: Sampling | None) -> tuple:
-        """One step without waiting for it: the next tokens, or the logits where `sampling` is None; and the next key."""
+        """Start one step without waiting for it; returns the next tokens (logits if `sampling` is None) and the next key."""
         self._check_room(1)
         visible = min(max(FIRST_VISIBLE, 1 << self.end.bit_length()), self.capacity)
         if mask is not None:
@@ -117,20 +117,20 @@ class DecodeSession:
             step = self.step_function(visible, sampling)
             self._steps[slot] = mx.compile(step) if self.compiled else step
         names, arrays = list(self.store.arrays), list(self.store.arrays.values())
-        self.store.arrays = {}  # let go of them: what nobody holds is updated in place
+        self.store.arrays = {}  # drop our references: arrays without other references are updated in place
         result, key, arrays = self._steps[slot](tokens[:, None], mx.array(self.end, mx.int32), mask, key, arrays)
         self.store.arrays = dict(zip(names, arrays, strict=True))
         self.end += 1
         return result, key
 
     def _check_room(self, count: int) -> None:
-        """Before MLX writes: it doesn't check."""
+        """Raise before writing past the cache's end, which MLX doesn't check."""
         if self.end + count > self.capacity:
             raise InputError(f"{self.end} + {count} tokens do not fit: the cache holds {self.capacity}")
 
     def step_function(self, visible: int, sampling: Sampling | None) -> Callable:
-        """One step as a pure function, to be compiled: (tokens [B, 1], start, mask, key, cache) -> (tokens [B] or logits
-        [B, V], key, cache). `visible` columns of the cache are attended to."""
+        """One step as a pure function for `mx.compile`: (tokens [B, 1], start, mask, key, cache) -> (tokens [B] or logits
+        [B, V], key, cache). Attention sees the first `visible` columns of the cache."""
         names = list(self.store.arrays)
 
         def step(tokens: mx.array, start: mx.array, mask: mx.array | None, key: mx.array, arrays: list) -> tuple:

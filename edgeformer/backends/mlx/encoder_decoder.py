@@ -1,4 +1,4 @@
-"""Encoder–decoder models in MLX: the two programs as one module to train."""
+"""Encoder–decoder models in MLX: encoder and decoder as one trainable module."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from edgeformer.spec import Model
 
 
 def mlx_model(spec: Model, ops: MlxOps | None = None) -> MlxModel:
-    """The module of a spec, freshly initialised."""
+    """Build a spec's module with freshly initialized weights."""
     return MlxEncoderDecoder(spec, ops) if isinstance(spec, EncoderDecoder) else MlxModel(spec, ops)
 
 
 class MlxEncoderDecoder(MlxModel):
-    """A whole model; see `MlxModel`."""
+    """A complete encoder–decoder model; see `MlxModel`."""
 
     layer: EncoderDecoder  # pyright: ignore[reportIncompatibleVariableOverride]
 
@@ -31,13 +31,15 @@ class MlxEncoderDecoder(MlxModel):
     ) -> mx.array:
         """Logits [B, T, V] of `decoder_input_ids` [B, T], after reading `input_ids` [B, M].
 
-        The masks are integers, 0 where padded; None where nothing is. keep: logits of the last `keep` positions only; 0 for all.
+        The masks are integers, 0 where padded; None without padding. keep: logits of the last `keep` positions only; 0 for all.
 
         Raises:
-            InputError: there are no `decoder_input_ids`.
+            InputError: `decoder_input_ids` is missing.
         """
         if decoder_input_ids is None:
-            raise InputError("an encoder-decoder model needs decoder_input_ids, too: the answer, or its start token")
+            raise InputError(
+                "an encoder-decoder model also needs decoder_input_ids: the target text, or its start token"
+            )
         mask = mx.ones_like(input_ids) if attention_mask is None else attention_mask
         written = mx.ones_like(decoder_input_ids) if decoder_attention_mask is None else decoder_attention_mask
         return self.layer.both(self.ops, self, (input_ids, mask), (decoder_input_ids, written), keep)

@@ -1,8 +1,8 @@
-"""How many kernels a decode step launches: a count from MLX's own record of the step, not a trace of a GPU.
+"""Count the kernel launches of a decode step, from MLX's own recording of the step, not from a GPU trace.
 
-`mx.export_function` hands over every primitive of a function. On a machine without a GPU it would also expand `mx.fast` calls
-into their fallbacks, so those are replaced by placeholders while recording, one per call. Views launch nothing; a chain of
-elementwise operations counts once, as `mx.compile` would fuse it.
+`mx.export_function` reports every primitive of a function. On a machine without a GPU it would also expand `mx.fast` calls into
+their fallbacks, so while recording they are replaced by placeholders, one per call. Views launch nothing; a chain of elementwise
+operations counts once, as `mx.compile` would fuse it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ VIEWS = frozenset((
     "AsStrided", "Broadcast", "BroadcastAxes", "Contiguous", "Copy", "Depends", "ExpandDims", "Flatten", "Reshape", "Slice",
     "Split", "Squeeze", "StopGradient", "Transpose", "Unflatten", "View",
 ))  # fmt: skip
-"""Primitives that only describe the same memory anew. (A reshape that has to copy would launch; in a decode step none has.)"""
+"""Primitives that only create views. (A reshape that has to copy would launch a kernel; a decode step has none.)"""
 ELEMENTWISE = frozenset((
     "Abs", "Add", "AsType", "BitwiseBinary", "Cos", "Divide", "Equal", "Erf", "Exp", "Greater", "GreaterEqual", "Less",
     "LessEqual", "Log", "LogicalAnd", "LogicalNot", "LogicalOr", "Maximum", "Minimum", "Multiply", "Negative", "NotEqual",
@@ -39,13 +39,13 @@ _FAST = ("dequantize", "rms_norm", "layer_norm", "rope", "scaled_dot_product_att
 Step = Callable[[mx.array, mx.array], Any]
 """One decode step of a token, int32 [1, 1], at a position, an int32 scalar."""
 OFFSETS = "DynamicSliceUpdate"
-"""By MLX's source, this one launches a second, tiny kernel on Metal, which computes the offset. It is not counted."""
+"""According to MLX's source, this primitive launches a second, tiny kernel on Metal to compute the offset. It is not counted."""
 _HISTORY = 8  # tokens in the cache before the recorded step
 
 
 @dataclass(frozen=True)
 class Count:
-    """Launches of one decode step by name: `per_layer`, what one more block adds, and `rest`, what is left of a step."""
+    """Launches of one decode step by name: `per_layer`, those that one more block adds, and `rest`, all others."""
 
     per_layer: dict[str, int]
     rest: dict[str, int]
@@ -60,9 +60,9 @@ class Count:
 
 
 def count(build: Callable[[int], Step]) -> Count:
-    """Count from steps of models with one and with two blocks; `build(blocks)` gives the step."""
-    # Every weight that is drawn waits for the key before it. MLX follows that chain by recursion when it records a function, and
-    # its stack overflows where many models were made before and none was evaluated.
+    """Count by comparing models with one block and with two; `build(blocks)` returns the step."""
+    # Every random weight depends on the previous key. MLX follows that chain recursively when it records a function, and its
+    # stack overflows if many models were made before and none was evaluated.
     mx.eval(mx.random.state)
     one, two = (_by_name(record(build(blocks))) for blocks in (1, 2))
     per_layer = {name: n - one.get(name, 0) for name, n in two.items() if n != one.get(name, 0)}
@@ -71,7 +71,7 @@ def count(build: Callable[[int], Step]) -> Count:
 
 
 def ours(spec: Model, *, kernels: dict[str, Any] | None = None, bits: int | None = None) -> Count:
-    """Our decode step: packed, compiled, greedy. bits: 4 or 8 for quantized weights (groups of 64 where they fit)."""
+    """Count edgeformer's decode step: packed, compiled, greedy. bits: 4 or 8, for weights in groups of 64 where they fit."""
     require_decoder(spec)
 
     def build(blocks: int) -> Step:
@@ -92,7 +92,7 @@ def ours(spec: Model, *, kernels: dict[str, Any] | None = None, bits: int | None
 
 
 def mlx_lms(config: dict[str, Any], *, bits: int | None = None) -> Count:
-    """The step of mlx-lm's own model of a config, greedy, on its own cache."""
+    """Count the decode step of mlx-lm's own model of a config: greedy, with its own KV cache."""
     from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import _get_classes
 
@@ -105,7 +105,7 @@ def mlx_lms(config: dict[str, Any], *, bits: int | None = None) -> Count:
         if bits is not None:
             _quantize(model, bits)
         cache = make_prompt_cache(model)
-        model(mx.zeros((1, _HISTORY), mx.int32), cache=cache)  # lazy: gives the cache's arrays their shapes
+        model(mx.zeros((1, _HISTORY), mx.int32), cache=cache)  # lazy: only sets the shapes of the cache's arrays
         for c in cache:
             c.keys, c.values = mx.zeros_like(c.keys), mx.zeros_like(c.values)
 
@@ -119,10 +119,10 @@ def mlx_lms(config: dict[str, Any], *, bits: int | None = None) -> Count:
 
 
 def require_decoder(spec: Model) -> None:
-    """Refuse encoders.
+    """Refuse models other than decoders.
 
     Raises:
-        InputError: there is no decode step.
+        InputError: the model has no decode step.
     """
     if spec.task != Task.TEXT_GENERATION:
         raise InputError(f"a {spec.kind} has no decode step")
@@ -145,18 +145,18 @@ def _by_name(launches: list[str]) -> dict[str, int]:
 
 
 def record(step: Step) -> list[str]:
-    """The launches of a step, in order, by name."""
+    """The names of a step's launches, in order."""
     events: list[dict[str, Any]] = []
     with _placeholders():
         mx.export_function(events.append, step, mx.zeros((1, 1), mx.int32), mx.array(_HISTORY, mx.int32))
     inputs = next(e["inputs"] for e in events if e["type"] == "inputs")
     # array -> the launch that made it; 0 is the step's input
     made_by: dict[str, int] = {name: 0 for name, _, _ in inputs}
-    names, shapes, before = ["input"], [None], [0]  # before: a bit per launch that has to come first
+    names, shapes, before = ["input"], [None], [0]  # before: a bitmask of the launches that have to come first
     for event in (e for e in events if e["type"] == "primitive"):
         sources = [made_by[name] for name, _, _ in event["inputs"] if name in made_by]
         if not sources:
-            continue  # weights and other constants: made before the step, whatever makes them here
+            continue  # weights and other constants, which a real step doesn't compute
         name, out = event["name"], event["outputs"][0]
         needed = 0
         for s in sources:
@@ -165,7 +165,7 @@ def record(step: Step) -> list[str]:
         if name in VIEWS:
             launch = sources[0]
         elif name in ELEMENTWISE:
-            # joins one of its shape that feeds it, unless something between needs that one's result
+            # fuse with an elementwise input of the same shape, unless another launch in between needs its result
             for s in sources:
                 between = any(before[other] >> s & 1 for other in sources)
                 if names[s] == "elementwise" and shapes[s] == out[1] and not between:
@@ -181,7 +181,7 @@ def record(step: Step) -> list[str]:
 
 
 def _custom(event: dict[str, Any]) -> str:
-    """A custom kernel's own name; MLX puts one prefix before it, and the types after it."""
+    """A custom kernel's own name, without the prefix and the type suffix that MLX adds."""
     full = event["arguments"][0].removeprefix("custom_kernel_")
     known = sorted([*_FAST, *metal.names()], key=len, reverse=True)
     return next((name for name in known if full.startswith(name)), full)
@@ -189,7 +189,7 @@ def _custom(event: dict[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _placeholders() -> Iterator[None]:
-    """`mx.fast` functions that record one custom kernel of their name."""
+    """Replace `mx.fast` functions by ones that record a single custom kernel of the same name."""
 
     def kernel(name: str, inputs: int) -> Any:
         return mx.fast.metal_kernel(
@@ -224,7 +224,7 @@ def _placeholders() -> Iterator[None]:
         mx.dequantize = dequantized  # type: ignore[assignment]
         for name, function in stand_ins.items():
             setattr(mx.fast, name, function)
-        mx.custom_function = _Undifferentiated  # type: ignore[misc] # can't be exported, and launches nothing of its own
+        mx.custom_function = _Undifferentiated  # type: ignore[misc] # can't be exported, and launches no kernel itself
         yield
     finally:
         for name, function in originals.items():

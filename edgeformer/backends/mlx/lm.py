@@ -1,4 +1,4 @@
-"""Any spec as a model of mlx-lm: what the `model_file` of an exported folder imports.
+"""Run any spec as an mlx-lm model; the `model_file` of an exported folder imports this module.
 
 mlx-lm's contract: `ModelArgs.from_dict(config)`, `Model(args)`, `model(inputs, cache) -> logits`, `layers`, `make_cache`.
 """
@@ -20,7 +20,7 @@ from edgeformer.spec.serialization import from_json
 
 @dataclass
 class ModelArgs:
-    """The config's part that matters: the spec under `edgeformer_spec`."""
+    """The relevant part of the config: the spec under `edgeformer_spec`."""
 
     spec: Spec
     model_type: str = "edgeformer"
@@ -30,7 +30,7 @@ class ModelArgs:
         """Read the spec.
 
         Raises:
-            SpecError: there is none, or it is no model.
+            SpecError: the spec is missing, or not a model.
         """
         spec = from_json(config.get("edgeformer_spec"))
         if not isinstance(spec, Spec):
@@ -39,7 +39,7 @@ class ModelArgs:
 
 
 class CacheStore:
-    """mlx-lm's caches, one per layer that remembers, as a store."""
+    """Adapts mlx-lm's KV caches, one per layer with a cache, to a store."""
 
     visible = None
 
@@ -48,26 +48,26 @@ class CacheStore:
 
         if not all(isinstance(c, KVCache) for c in caches):
             kinds = sorted({type(c).__name__ for c in caches})
-            raise InputError(f"this model runs with mlx-lm's KVCache, not with {', '.join(kinds)}")
+            raise InputError(f"this model supports only mlx-lm's KVCache, not {', '.join(kinds)}")
         self.caches, self.start = dict(zip(paths, caches, strict=True)), caches[0].offset
 
     def length(self) -> int:
-        """Tokens remembered before this step."""
+        """Tokens in the cache before this step."""
         return self.start
 
     def append(self, path: str, tensors: dict[str, mx.array]) -> tuple[mx.array, ...]:
-        """The full tensors after remembering the new ones."""
+        """Append the new tensors; returns the full ones."""
         first, second = tensors.values()
         return self.caches[path].update_and_fetch(first, second)
 
     def write(self, path: str, kv: mx.array) -> tuple[mx.array, mx.array]:
-        """The same for keys and values side by side."""
+        """`append` for keys and values packed along the head axis."""
         half = kv.shape[1] // 2
         return self.caches[path].update_and_fetch(kv[:, :half], kv[:, half:])
 
 
 class Model(MlxModel):
-    """A spec's model as mlx-lm calls it."""
+    """A spec's model with mlx-lm's interface."""
 
     args: ModelArgs
     model_type: str
@@ -80,25 +80,25 @@ class Model(MlxModel):
         object.__setattr__(self, "paths", list(layout(args.spec)))
 
     def __call__(self, inputs: mx.array, cache: Any = None, input_embeddings: Any = None) -> mx.array:  # type: ignore[override]
-        """Logits [B, T, V] of ids [B, T]."""
+        """Logits [B, T, V] for token ids [B, T]."""
         if input_embeddings is not None:
             raise InputError("this model takes token ids, not embeddings")
         store = None if cache is None else CacheStore(self.paths, cache)
         return super().__call__(inputs, store=store)  # type: ignore[arg-type]
 
     def make_cache(self) -> list[Any]:
-        """One cache per layer that remembers."""
+        """One KV cache per layer that has one."""
         return [_cache_class()() for _ in self.paths]
 
 
 @cache
 def _cache_class() -> Any:
-    """mlx-lm's KVCache, by that name (saved caches are found by it), which can't be merged: mlx-lm doesn't batch then."""
+    """mlx-lm's KVCache without `merge`, which keeps mlx-lm from batching; saved caches are looked up by this class name."""
     from mlx_lm.models import cache as caches
 
     class KVCache(caches.KVCache):
         @property
         def merge(self) -> Any:
-            raise AttributeError("this model takes one sequence at a time")
+            raise AttributeError("this model doesn't support batching")
 
     return KVCache

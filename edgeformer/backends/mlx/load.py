@@ -1,6 +1,6 @@
-"""A checkpoint's tensors as MLX arrays, straight from its safetensors files, without torch and without a second copy.
+"""Load a checkpoint's tensors as MLX arrays, directly from its safetensors files, without torch and without a second copy.
 
-`mlx.core.load` maps names to arrays that read themselves when they are needed; bf16 stays bf16.
+`mlx.core.load` maps names to arrays that are read lazily; bf16 stays bf16.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.safetensors_file import StoredTensor
 
 DTYPES: dict[str, mx.Dtype] = {name: getattr(mx, t.library) for name, t in FLOAT_TYPES.items()}
-"""precision -> what weights are stored and computed in. Norms, softmax and rotary angles are computed in float32 always."""
+"""precision -> dtype of weights and arithmetic. Norms, softmax and RoPE angles are always computed in float32."""
 
 
 class MlxWeights:
-    """A checkpoint's tensors by canonical name, lazy: nothing is read before it is evaluated, nothing kept once it was given
-    to everyone who needs it."""
+    """A checkpoint's tensors by canonical name, lazy: a tensor is read when it is evaluated, and released after its last
+    use."""
 
     def __init__(self, weights: Weights):
         self.sources = weights.sources
@@ -49,16 +49,18 @@ class MlxWeights:
         return x if part is None else mx.contiguous(part.take(x))
 
     def tensor(self, name: str) -> mx.array:
-        """A tensor in its stored type; a quantized one dequantized to float32."""
+        """A tensor in its stored dtype; quantized ones are dequantized to float32."""
         source = self.sources[name]
-        if not source.stored.raw or source.stored.file.suffix != ".safetensors":  # mx.load reads those, as they lie
+        if (
+            not source.stored.raw or source.stored.file.suffix != ".safetensors"
+        ):  # mx.load reads only raw tensors of safetensors files
             x = source.read()
             return mx.array(x.view(np.uint16)).view(mx.bfloat16) if x.dtype == ml_dtypes.bfloat16 else mx.array(x)
         return self._stored(source.stored, source.part)
 
     def quantized(self, name: str) -> tuple[int, int, dict[str, mx.array]] | None:
-        """Bits, group size and what `nn.QuantizedLinear` holds of a quantized weight, by its names; None of a plain one, or one
-        that is cut so that its groups don't stay whole."""
+        """Bits, group size and `nn.QuantizedLinear`'s arrays of a quantized weight, by its names; None for unquantized weights
+        and for slices that split groups."""
         stored, part = self.sources[name].stored, self.sources[name].part
         if part is not None and not part.whole_rows:
             return None
@@ -79,13 +81,13 @@ class MlxWeights:
 
 
 def load_model(spec: Model, weights: Weights, precision: str = "fp32", ops: MlxOps | None = None) -> MlxModel:
-    """The model with its weights, unpacked. Linear maps and tables that are stored quantized stay so, bit for bit.
+    """Build the model with its weights, unpacked. Linear maps and tables that are stored quantized stay so, bit for bit.
 
     Args:
         spec: the architecture.
         weights: its tensors.
-        precision: fp32, fp16 or bf16: what plain weights and activations are held in (and scales of quantized ones).
-        ops: the vocabulary.
+        precision: fp32, fp16 or bf16: the dtype of plain weights, activations, and scales of quantized weights.
+        ops: the op vocabulary.
     """
     model, found, dtype = mlx_model(spec, ops), MlxWeights(weights), DTYPES[precision]
     plain: list[tuple[str, mx.array]] = []
@@ -96,7 +98,9 @@ def load_model(spec: Model, weights: Weights, precision: str = "fp32", ops: MlxO
         module, quantized = modules.get(path), found.quantized(name)
         if quantized is None or not isinstance(module, (nn.Linear, nn.Embedding)):
             plain.append((name, found.tensor(name).astype(dtype)))
-            mx.eval(plain[-1][1])  # one by one: a tensor in another type is not kept beside its copy
+            mx.eval(
+                plain[-1][1]
+            )  # one by one, so that the stored dtype and the converted copy don't coexist for all tensors
             continue
         bits, group_size, arrays = quantized
         kind = nn.QuantizedLinear if isinstance(module, nn.Linear) else nn.QuantizedEmbedding
@@ -117,7 +121,7 @@ def load_model(spec: Model, weights: Weights, precision: str = "fp32", ops: MlxO
 
 
 def loaded_bytes(weights: Weights, precision: str) -> int:
-    """Bytes that the weights take once loaded."""
+    """Bytes of the weights once loaded."""
     return sum(_bytes(source, DTYPES[precision].size) for source in weights.sources.values())
 
 

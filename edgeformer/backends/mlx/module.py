@@ -1,4 +1,4 @@
-"""One generic `mlx.nn.Module` from a spec: to train, to quantize with `nn.quantize`, to run.
+"""One generic `mlx.nn.Module` built from a spec: for training, `nn.quantize` and inference.
 
 Parameters have the spec's canonical names (`layers.0.attention.q.weight`), so `tree_flatten(model.parameters())` is a
 checkpoint's state.
@@ -24,7 +24,7 @@ from edgeformer.spec.task import Task
 
 @dataclass(frozen=True)
 class MlxStep(Step[mx.array]):
-    """A step that may know that its new tokens follow one another from position `start`, int32 [B] or [1], on."""
+    """A step with an optional `start`, int32 [B] or [1]: if set, positions are consecutive from there."""
 
     start: Any = None
 
@@ -48,7 +48,7 @@ class _Dropout(nn.Dropout):
 
 
 class Module(nn.Module, LayerHandle):
-    """A layer with its parameters; children are attributes named as the layer declares them."""
+    """A layer with its parameters; children are attributes with the names that the layer declares."""
 
     ops: MlxOps
 
@@ -60,7 +60,7 @@ class Module(nn.Module, LayerHandle):
             child = f"{path}.{name}" if path else name
             if isinstance(declaration, tuple):
                 setattr(self, name, [Module(s.layer, s.width, ops, f"{child}.{i}") for i, s in enumerate(declaration)])
-            elif isinstance(declaration, Const):  # not in the module's dict: no parameter
+            elif isinstance(declaration, Const):  # kept out of the module's dict, so that it is not a parameter
                 object.__setattr__(self, name, mx.array(declaration.make()))
             else:
                 setattr(self, name, self._make(declaration, child))
@@ -82,9 +82,9 @@ class Module(nn.Module, LayerHandle):
         raise TypeError(declaration)
 
     def pack(self, *, evaluate: bool = True) -> None:
-        """Hold the maps that share an input as one matrix each. For inference: their parts are no modules any more.
+        """Pack linear maps that share an input into one matrix. For inference only: the parts are no longer modules.
 
-        evaluate: layer by layer, so that there are never two copies of all weights.
+        evaluate: evaluate layer by layer, so that there are never two copies of all weights.
         """
         for group in self.layer.same_input:
             maps = [self[name] for name in group if name in self]
@@ -104,11 +104,11 @@ class Module(nn.Module, LayerHandle):
 
 
 class MlxModel(Module):
-    """A whole model. Decoders return logits `[B, T, V]`, encoders a dict of their outputs.
+    """A complete model. Decoders return logits `[B, T, V]`, encoders a dict of their outputs.
 
     Args:
-        spec: the model; freshly initialised by its `init`.
-        ops: the vocabulary, with kernels switched on or not.
+        spec: the model; weights are initialized by its `init`.
+        ops: the op vocabulary, with or without custom kernels.
     """
 
     layer: Model
@@ -119,7 +119,7 @@ class MlxModel(Module):
         self.initialize(spec.init)
 
     def initialize(self, init: Init) -> None:
-        """Fresh weights: normal with `init.std` (see `spec.Init`), biases 0, norms 1."""
+        """Initialize the weights: normal with `init.std` (see `spec.Init`), biases 0, norms 1."""
         found, depth = dict(leaves(self.layer)), self.layer.depth()
         for path, module in self.named_modules():
             if isinstance(module, (nn.Linear, _Stacked, nn.Embedding)):
@@ -142,13 +142,12 @@ class MlxModel(Module):
 
         Args:
             input_ids: integers [B, T].
-            attention_mask: integers [B, S] over past and new tokens (all columns a store shows); None when nothing is
-                padded.
-            position_ids: integers [B, T]; None counts the real tokens.
-            token_type_ids: integers [B, T], encoders with segment embeddings; None is all 0.
-            store: the cache, with its `start` (and `visible`) set, or None.
-            keep: give logits for the last `keep` positions only; 0 for all.
-            prefix_length: integers [B], of prefix language models: how many first tokens all tokens see.
+            attention_mask: integers [B, S] over past and new tokens (all visible columns of a store); None without padding.
+            position_ids: integers [B, T]; None counts the unmasked tokens.
+            token_type_ids: integers [B, T], for encoders with segment embeddings; None means all 0.
+            store: the KV cache, with its `start` (and `visible`) set, or None.
+            keep: logits of the last `keep` positions only; 0 for all.
+            prefix_length: integers [B], for prefix LMs: length of the prefix that all tokens attend to.
         """
         new, encoder = input_ids.shape[1], self.layer.task == Task.FEATURE_EXTRACTION
         if attention_mask is None:
@@ -175,16 +174,16 @@ class MlxModel(Module):
         return outputs if encoder else outputs["logits"]
 
     def state_dict(self) -> dict[str, mx.array]:
-        """Canonical name -> array of every parameter: what `edgeformer.save` takes."""
+        """Canonical name -> array of every parameter, as `edgeformer.save` accepts it."""
         return dict(_flat(self))
 
     def cache_dtype(self) -> mx.Dtype:
-        """The type of activations, which is what the cache holds: that of the first norm or other plain vector."""
+        """The dtype of activations and cache: that of the first norm or other vector parameter."""
         found = [x.dtype for _, x in _flat(self) if x.ndim == 1]
         return found[0] if found else mx.float32
 
     def _whole(self, new: int, position_ids: Any, store: MlxStore | None, keep: int) -> MlxStep:
-        """The step of sequences without padding."""
+        """The step for sequences without padding."""
         start = 0 if store is None else store.start
         fresh = isinstance(start, int) and start == 0
         if store is not None and store.visible is not None:

@@ -1,7 +1,7 @@
 """The op vocabulary on MLX arrays, with `mlx.core.fast` where MLX has a kernel.
 
-Masks are booleans (or the string "causal"): an additive -1e9 is -inf in float16, and MLX's kernels skip hidden keys without
-reading them. MLX is lazy: what a faster path does not use, such as the tables of cosines, is never computed.
+Masks are booleans (or the string "causal"): an additive -1e9 is -inf in float16, and MLX's kernels skip masked keys without
+reading them. MLX is lazy: tensors that a fast path doesn't use, such as cosine tables, are never computed.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from edgeformer.spec import Layer
 
 @dataclass(frozen=True)
 class MlxRotary(Rotary):
-    """Angles, and what `mx.fast.rope` wants instead of them.
+    """RoPE angles, and the arguments that `mx.fast.rope` takes instead.
 
-    start: int32 [B] or [1], the position of each row's first new token, where the new tokens follow one another; else None.
+    start: int32 [B] or [1], the position of each row's first new token, if positions are consecutive; otherwise None.
     periods: float32 [dim/2], reciprocal frequencies.
     """
 
@@ -37,10 +37,10 @@ class MlxRotary(Rotary):
 
 
 class MlxOps(EagerOps[mx.array]):
-    """The vocabulary on MLX arrays.
+    """The op vocabulary on MLX arrays.
 
     Args:
-        kernels: the custom kernels to use, by name; see `edgeformer.backends.mlx.metal`. None by default: op-level bodies.
+        kernels: custom kernels to use, by name; see `edgeformer.backends.mlx.metal`. None: op-level bodies only.
     """
 
     def __init__(self, kernels: dict[str, Any] | None = None):
@@ -140,17 +140,17 @@ class MlxOps(EagerOps[mx.array]):
         return down(_gated(act)(g, u))
 
     def moe(self, x, weights, chosen, gate, up, down, *, act, count):
-        """Only the chosen experts are computed. weights, chosen: [B, T, k]."""
+        """Computes only the chosen experts. weights, chosen: [B, T, k]."""
 
         kind = x.dtype
-        wide = kind != mx.float32 and mx.default_device() == mx.cpu  # MLX's CPU gathers products of float32 only
+        wide = kind != mx.float32 and mx.default_device() == mx.cpu  # MLX's CPU gather_mm supports float32 only
 
         def each(stack: Any, y: mx.array) -> mx.array:
             weight = stack.weight.swapaxes(-1, -2)
             y, weight = (y.astype(mx.float32), weight.astype(mx.float32)) if wide else (y, weight)
             return mx.gather_mm(y, weight, rhs_indices=chosen.astype(mx.uint32)).astype(kind)
 
-        y = x[:, :, None, None, :]  # [B, T, 1, 1, D], broadcast over the chosen
+        y = x[:, :, None, None, :]  # [B, T, 1, 1, D], broadcast over the chosen experts
         hidden = _gated(act)(each(gate, y), each(up, y))
         return (each(down, hidden).squeeze(-2) * weights[..., None]).sum(-2)
 
@@ -169,7 +169,7 @@ class MlxOps(EagerOps[mx.array]):
     def mask(self, spec, queries, keys, valid, prefix=None):
         if spec.plain and valid is None and queries is keys:
             return "causal"  # a whole unpadded sequence
-        # bools as the default body's 0 / MASKED would be; it is written for tensors that add
+        # the default body builds an additive mask of 0 / MASKED; convert it to booleans
         additive = super().mask(spec, queries, keys, valid, prefix)
         return None if additive is None else additive == 0
 
@@ -206,12 +206,13 @@ class MlxOps(EagerOps[mx.array]):
         rotary = position if isinstance(position, MlxRotary) else None
         magnitude = 1.0 if rotary is None else rotary.layer.magnitude()
         if rotary is not None and magnitude != 1.0 and rotary.layer.dim == shape.head_dim:
-            # on every channel of q and of k: one factor on the scores. In every step, or the cache would hold both kinds
+            # the magnitude scales every channel of q and k, so it becomes one factor on the scores. This must happen in every
+            # step, or the cache would mix scaled and unscaled keys
             shape = replace(shape, scale=shape.scale * magnitude**2)
             position = rotary = replace(rotary, cos=rotary.cos / magnitude, sin=rotary.sin / magnitude)
             magnitude = 1.0
         if rotary is None:
-            direct = not isinstance(position, Rotary)  # angles that a scheme made by itself
+            direct = not isinstance(position, Rotary)  # angles made by another RoPE implementation
         else:
             direct = rotary.start is not None and magnitude == 1.0
         if slot is None or shape.value_dim != shape.head_dim or not direct or not isinstance(slot.store, MlxStore):
@@ -234,7 +235,7 @@ class MlxOps(EagerOps[mx.array]):
         return self.merge_heads(y, shape.heads * shape.head_dim)
 
     def _prepared(self, qkv: Any, rotary: MlxRotary | None, norms: Any, shape: Heads) -> tuple[mx.array, mx.array]:
-        """Queries `[B, H, T, K]`, and keys and values as one array `[B, 2G, T, K]`; queries and keys normalised, rotated."""
+        """Queries `[B, H, T, K]`, and keys and values as one array `[B, 2G, T, K]`; with QK norm and RoPE applied."""
         new, heads, kv_heads, dim = qkv[0].shape[1], shape.heads, shape.kv_heads, shape.head_dim
         plain = norms is None or type(norms[0].layer) is RMSNorm
         if isinstance(qkv, PackedProduct) and plain:
@@ -259,14 +260,14 @@ class MlxOps(EagerOps[mx.array]):
     def _prepared_token(
         self, whole: mx.array, rotary: MlxRotary | None, norms: Any, heads: int, kv_heads: int, dim: int
     ) -> tuple[mx.array, mx.array]:
-        """The same for one token of a packed product [B, 1, (H+2G)·K], in as few launches as MLX's own ops allow."""
+        """`_prepared` for one token of a packed product [B, 1, (H+2G)·K], in as few launches as MLX's own ops allow."""
         batch, count = whole.shape[0], heads + 2 * kv_heads
         x = whole.reshape(batch, count, 1, dim)
         if norms is not None:
             weight, normed = self._head_weight(norms, heads, kv_heads, dim)
             y = mx.fast.rms_norm(x, None, norms[0].layer.eps) * weight.astype(x.dtype)
             x = mx.where(normed, y, x)
-        if rotary is not None:  # heads as rows, and values at position 0, where the rotation is the identity
+        if rotary is not None:  # heads become rows; values get position 0, where RoPE is the identity
             if (offsets := rotary.offsets.get((heads, kv_heads))) is None:
                 start = mx.broadcast_to(rotary.start[:, None], (batch, heads + kv_heads))
                 zero = mx.zeros((batch, kv_heads), start.dtype)
@@ -275,9 +276,9 @@ class MlxOps(EagerOps[mx.array]):
         return x[:, :heads], x[:, heads:]
 
     def _head_weight(self, norms: Any, heads: int, kv_heads: int, dim: int) -> tuple[mx.array, mx.array]:
-        """The norms' weights by head `[H + 2G, 1, K]`, and which heads are normalised `[H + 2G, 1, 1]`.
+        """The norms' weights by head `[H + 2G, 1, K]`, and which heads are normalized `[H + 2G, 1, 1]`.
 
-        Kept with the arrays that it was made of: a norm that was trained on has others.
+        Cached together with the source arrays, which are replaced when the norm is trained.
         """
         q, k = norms[0].weight, norms[1].weight
         kept = self._head_weights.get((norms[0].path, heads, kv_heads))
@@ -301,9 +302,9 @@ def _fast_rope(x: mx.array, rotary: MlxRotary, offset: mx.array) -> mx.array:
 
 
 def periods(frequencies: np.ndarray) -> np.ndarray:
-    """float32 numbers whose float32 reciprocals are `frequencies`, or the nearest where there is no such number.
+    """float32 periods whose float32 reciprocals equal `frequencies`, or come nearest where no such number exists.
 
-    MLX takes periods and inverts them; at position 100 000 one unit in the last place is an angle of 0.006.
+    MLX takes periods and inverts them; at position 100 000 an error of one unit in the last place is an angle of 0.006.
     """
     best = np.float32(1) / frequencies
     for candidate in (np.nextafter(best, np.float32(0)), np.nextafter(best, np.float32(np.inf))):
@@ -320,14 +321,14 @@ def _gated(act: str) -> Callable[[mx.array, mx.array], mx.array]:
 
 
 def _bool_mask(mask: Any, new: int, keys: int) -> mx.array | None:
-    """A mask as booleans, for `new` queries and `keys` keys: "causal" written out, [1, 1, T, S]."""
+    """A mask as booleans, for `new` queries and `keys` keys; "causal" is expanded to [1, 1, T, S]."""
     if not isinstance(mask, str):
         return mask
     return (mx.arange(keys)[None] <= mx.arange(keys - new, keys)[:, None])[None, None]
 
 
 def _biased(bias: mx.array, mask: mx.array | None, dtype: mx.Dtype) -> mx.array:
-    """Bias and boolean mask as one additive mask; hidden is half the lowest number, so that a sum stays finite."""
+    """Bias and boolean mask as one additive mask; masked entries are half the dtype's minimum, so that sums stay finite."""
     if mask is None:
         return bias.astype(dtype)
     return mx.where(mask, bias, mx.finfo(dtype).min / 2).astype(dtype)

@@ -1,4 +1,4 @@
-"""Linear maps of one input held as one matrix: q|k|v, gate|up. One launch instead of two or three, also when quantized."""
+"""Pack linear maps that share an input into one matrix: q|k|v, gate|up. One launch instead of two or three, also if quantized."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import mlx.nn as nn
 
 
 class PackedProduct(tuple):
-    """The parts of a packed product, and the `whole`, `[..., sum of parts]`."""
+    """The parts of a packed product, and the product itself as `whole`, `[..., sum of parts]`."""
 
     whole: mx.array
 
 
 class Rows:
-    """A linear map that is some rows of a packed one. Not a module: the parent owns the weights."""
+    """A linear map formed by some rows of a packed one. Not a module: the parent owns the weights."""
 
     def __init__(self, parent: nn.Module, index: int, sizes: tuple[int, ...]):
         self.parent, self.index, self.sizes = parent, index, sizes
@@ -27,7 +27,7 @@ class Rows:
 
 
 def packed_product(x: mx.array, handles: Sequence[Any]) -> PackedProduct | None:
-    """The product with all parts of one packed map, in order; None where `handles` are anything else."""
+    """The packed product if `handles` are all parts of one packed map, in order; otherwise None."""
     if not all(isinstance(h, Rows) for h in handles) or len({id(h.parent) for h in handles}) > 1:
         return None
     sizes = handles[0].sizes
@@ -43,7 +43,7 @@ def packed_product(x: mx.array, handles: Sequence[Any]) -> PackedProduct | None:
 
 
 def pack(maps: Sequence[nn.Module]) -> tuple[nn.Module, list[Rows]] | None:
-    """One map for several of the same input, and its parts; None where they don't fit together (mixed bits or biases)."""
+    """Pack linear maps that share an input: the packed map and its parts; None if they can't be packed (mixed bits or biases)."""
     keys = {tuple(sorted(m.parameters())) for m in maps}
     quantized = [(m.group_size, m.bits, m.mode) for m in maps if isinstance(m, nn.QuantizedLinear)]
     if (

@@ -1,4 +1,4 @@
-"""Choosing tokens on the device, in plain MLX ops, so that a decode loop never waits for the host.
+"""Sample tokens on the device, in plain MLX ops, so that a decode loop never waits for the host.
 
 The rules are those of `edgeformer.ops.sampling.choose`, in the same order: temperature, top-k, min-p, top-p.
 """
@@ -16,17 +16,17 @@ NO_TOKEN = -1
 
 
 def sample(logits: mx.array, key: mx.array, sampling: Sampling) -> mx.array:
-    """One id per row, int32 [B], from logits [B, V]; -1 where there is no best one, because logits are NaN or infinite. `key` is
-    used unless the temperature is 0."""
+    """Sample one id per row, int32 [B], from logits [B, V]; -1 where the largest logit is NaN or infinite. `key` is unused if
+    the temperature is 0."""
     best = logits.max(-1)
     return mx.where(mx.isfinite(best), _sample(logits, key, sampling), mx.array(NO_TOKEN, mx.int32))
 
 
 def checked(token: int) -> int:
-    """A token that `sample` chose.
+    """Validate a token from `sample`.
 
     Raises:
-        NumericError: there was none to choose.
+        NumericError: the token is -1: the logits were NaN or infinite.
     """
     if token == NO_TOKEN:
         raise NumericError(nonfinite_logits("nan or infinite"))
@@ -37,7 +37,7 @@ def _sample(logits: mx.array, key: mx.array, sampling: Sampling) -> mx.array:
     if sampling.temperature == 0:
         return mx.argmax(logits, -1).astype(mx.int32)
     scores, ids = logits.astype(mx.float32) / sampling.temperature, None
-    if 0 < sampling.top_k < scores.shape[-1]:  # the rest of the work is on k numbers instead of the vocabulary
+    if 0 < sampling.top_k < scores.shape[-1]:  # all further work is on k entries instead of the vocabulary
         ids = mx.argpartition(-scores, sampling.top_k - 1, axis=-1)[:, : sampling.top_k]
         scores = mx.take_along_axis(scores, ids, -1)
     if sampling.min_p > 0:

@@ -1,7 +1,7 @@
-"""The cache: one array of fixed capacity per layer, keys and values in it one after the other, written once per step.
+"""The KV cache: one array of fixed capacity per layer, with keys and values stacked in it, written once per step.
 
-MLX arrays are values. A write makes a new array; MLX reuses the old one's memory when nobody else holds it, so whoever steps
-must let go of the old arrays (`MlxStore` does).
+MLX arrays are immutable. A write makes a new array; MLX reuses the old one's memory if there are no other references to it, so
+the caller of a step must drop the old arrays (`MlxStore` does).
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ from edgeformer.errors import InputError
 from edgeformer.spec import Model, layers
 
 Key = tuple[str, tuple[int, int]]
-"""A layer's path, and (heads, dim) of the tensors that lie together."""
+"""A layer's path, and (heads, dim) of the tensors stacked in one array."""
 
 
 def layout(spec: Model) -> dict[str, dict[str, tuple[int, int]]]:
-    """Layer path -> name -> (heads, dim) of what the layer remembers per token."""
+    """Layer path -> name -> (heads, dim) of the layer's cached tensors per token."""
     return {path: cache for path, layer, _ in layers(spec) if (cache := layer.cache())}
 
 
 class MlxStore:
-    """What a decoder remembers: arrays `[n, B, heads, capacity, dim]`, the n tensors of one shape that a layer has.
+    """A decoder's KV cache: arrays `[n, B, heads, capacity, dim]`, each stacking a layer's n tensors of one shape.
 
-    The tensors come first so that each is dense but for its capacity: MLX's attention takes such slices without a copy.
-    `start` is the column of the next step's first token (an int, or an int32 array in a compiled step), `visible` how many
-    columns layers see, or None for those that are filled when `start` is an int.
+    The tensor axis comes first so that each tensor is dense except for its unused capacity: MLX's attention takes such slices
+    without a copy. `start` is the column of the next step's first token (an int, or an int32 array in a compiled step), `visible`
+    the number of columns that layers see; None means the filled ones (only if `start` is an int).
     """
 
     def __init__(self, spec: Model, batch: int, capacity: int, dtype: mx.Dtype):
@@ -43,17 +43,17 @@ class MlxStore:
 
     @classmethod
     def over(cls, arrays: dict[Key, mx.array], start: mx.array, visible: int) -> MlxStore:
-        """A store of arrays that there are: the inputs of a compiled step."""
+        """Wrap existing arrays, the inputs of a compiled step, in a store."""
         store = cls.__new__(cls)
         store.arrays, store.start, store.visible = arrays, start, visible
         return store
 
     def length(self) -> int:
-        """Tokens remembered before this step."""
+        """Tokens in the cache before this step."""
         return self.start
 
     def append(self, path: str, tensors: dict[str, mx.array]) -> tuple[mx.array, ...]:
-        """Write new tokens' tensors `[B, heads, T, dim]`; the full ones, in the same order."""
+        """Write new tokens' tensors `[B, heads, T, dim]`; returns the full tensors, in the same order."""
         full: dict[str, mx.array] = {}
         for shape in dict.fromkeys((x.shape[1], x.shape[3]) for x in tensors.values()):
             names = [n for n, x in tensors.items() if (x.shape[1], x.shape[3]) == shape]
@@ -62,7 +62,7 @@ class MlxStore:
         return tuple(full[name] for name in tensors)
 
     def write(self, path: str, kv: mx.array) -> tuple[mx.array, mx.array]:
-        """Write keys and values that lie side by side, `[B, 2G, T, K]`; the full keys and values."""
+        """Write keys and values packed along the head axis, `[B, 2G, T, K]`; returns the full keys and values."""
         batch, heads, new, dim = kv.shape
         whole = self._write(path, kv.reshape(batch, 2, heads // 2, new, dim).swapaxes(0, 1))
         k, v = _each(whole)
@@ -72,12 +72,12 @@ class MlxStore:
         return self._put((path, (new.shape[2], new.shape[4])), new)
 
     def _put(self, key: Any, new: mx.array) -> mx.array:
-        """Write along the axis of tokens; the visible part."""
+        """Write along the token axis; returns the visible part."""
         old, count = self.arrays[key], new.shape[3]
         if isinstance(self.start, int):
             at = mx.array([self.start])
             if self.start + count > old.shape[3]:
-                raise IndexError(f"{self.start} + {count} tokens in a cache of {old.shape[3]}")
+                raise IndexError(f"{self.start} + {count} tokens do not fit: the cache holds {old.shape[3]}")
         else:
             at = self.start.reshape(1)
         self.arrays[key] = mx.slice_update(old, new.astype(old.dtype), at, axes=(3,))
@@ -85,14 +85,14 @@ class MlxStore:
         return self.arrays[key][:, :, :, :end]
 
     def once(self, path: str, make: Callable) -> dict[str, Any]:
-        """Encoder–decoder models are not run through this store."""
+        """Not implemented: this store doesn't support encoder–decoder models."""
         raise NotImplementedError
 
 
 class Int8Store(MlxStore):
-    """The same in 8 bits: each token's channels in groups with a scale and an offset of their own (MLX's affine mode).
+    """`MlxStore` in 8 bits: each token's channels in groups with their own scale and bias (MLX's affine mode).
 
-    It halves the memory of an fp16 cache. Attention is given the dequantized part that it sees, so it saves no time.
+    It halves the memory of an fp16 cache. Attention gets the visible part dequantized, so it saves no time.
     """
 
     def __init__(self, spec: Model, batch: int, capacity: int, dtype: mx.Dtype):
@@ -102,7 +102,7 @@ class Int8Store(MlxStore):
             count, batch, heads, _, dim = x.shape
             if dim % INT8_GROUP:
                 raise InputError(
-                    f"an int8 cache has groups of {INT8_GROUP} channels, and the heads of {key[0]} have {dim}"
+                    f"an int8 KV cache needs a head size divisible by {INT8_GROUP}, and the heads of {key[0]} have {dim} channels"
                 )
             sizes = {"codes": (dim // 4, mx.uint32), **dict.fromkeys(("scales", "biases"), (dim // INT8_GROUP, dtype))}
             for part, (size, kind) in sizes.items():
@@ -119,5 +119,5 @@ INT8_GROUP = 32
 
 
 def _each(whole: mx.array) -> list[mx.array]:
-    """The entries of axis 0 as views; indexing by a number would gather, which is a launch and a copy."""
+    """The entries of axis 0 as views; integer indexing would gather, which costs a launch and a copy."""
     return [whole[i : i + 1].squeeze(0) for i in range(whole.shape[0])]

@@ -1,1 +1,1 @@
-"""The torch back end: a generic `torch.nn.Module` from a spec, its cache, and encoder–decoder models."""
+"""The torch back end: a generic `torch.nn.Module` built from a spec, its KV cache, and encoder–decoder models."""

@@ -1,7 +1,7 @@
-"""The PyTorch back end: one generic `nn.Module` from a spec, made to train, compile and shard.
+"""The PyTorch back end: one generic `nn.Module` built from a spec, for training, compiling and sharding.
 
-Names in the state dict are the spec's canonical names (`layers.0.attention.q.weight`), blocks are `model.layers[i]`, and
-`torch.compile(model, fullgraph=True)` traces it whole.
+The state dict's keys are the spec's canonical names (`layers.0.attention.q.weight`), blocks are `model.layers[i]`, and
+`torch.compile(model, fullgraph=True)` traces the model without graph breaks.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from edgeformer.spec.task import Task
 
 
 class TorchOps(EagerOps[torch.Tensor]):
-    """The vocabulary on torch tensors."""
+    """The op vocabulary on torch tensors."""
 
     rsqrt = elementwise(torch.rsqrt)
     exp = elementwise(torch.exp)
@@ -78,7 +78,7 @@ class TorchOps(EagerOps[torch.Tensor]):
     def f32(self, x):
         return x if x.dtype == torch.float64 else x.float()
 
-    # fused ops that torch has
+    # fused ops that torch provides
 
     def act_gelu_tanh(self, x):
         return F.gelu(x, approximate="tanh")
@@ -91,7 +91,7 @@ class TorchOps(EagerOps[torch.Tensor]):
         return total, self.layer_norm(total, weight, bias, eps=eps)
 
     def moe(self, x, weights, chosen, gate: _Stacked, up: _Stacked, down: _Stacked, *, act, count):
-        """Only the experts that some token chose; traced, where that can't be known, all of them."""
+        """Computes only the experts chosen by some token; all of them under torch.compile, where that is unknown."""
         if torch.compiler.is_compiling():
             return super().moe(x, weights, chosen, gate, up, down, act=act, count=count)
         flat, shares, picks = x.flatten(0, 1), weights.flatten(0, 1), chosen.flatten(0, 1)
@@ -139,7 +139,7 @@ class TorchOps(EagerOps[torch.Tensor]):
 
 
 class _Linear(nn.Linear):
-    """The map of a `Linear`."""
+    """The module of a `Linear`."""
 
 
 class _Table(nn.Embedding):
@@ -157,7 +157,7 @@ class _Stacked(nn.Module):
 
 
 class Module(nn.Module, LayerHandle):
-    """A layer with its parameters as an `nn.Module`; children are attributes named as the layer declares them."""
+    """A layer with its parameters as an `nn.Module`; children are attributes with the names that the layer declares."""
 
     def __init__(self, layer: Layer, width: int, ops: TorchOps, path: str = ""):
         super().__init__()
@@ -191,7 +191,7 @@ class Module(nn.Module, LayerHandle):
         raise TypeError(declaration)
 
     def fill_constants(self, device: str | torch.device) -> None:
-        """Make the constants again, on a device."""
+        """Recompute the constants on a device."""
         declarations = self.layer.params(self.width)
         for name in self._constants:
             with torch.device("cpu"):
@@ -204,7 +204,7 @@ class Module(nn.Module, LayerHandle):
         super()._apply(fn, recurse)
         for (
             name
-        ) in self._constants:  # constants follow the device but keep their precision: bf16 angles are wrong angles
+        ) in self._constants:  # constants follow the device but keep their dtype: RoPE angles in bf16 would be wrong
             old = getattr(self, name)
             if old.is_floating_point():
                 moved = fn(old)
@@ -215,7 +215,7 @@ class Module(nn.Module, LayerHandle):
 
 
 class TorchModel(Module):
-    """A whole model. Decoders return logits `[B, T, V]`, encoders a dict of their outputs."""
+    """A complete model. Decoders return logits `[B, T, V]`, encoders a dict of their outputs."""
 
     layer: Model
 
@@ -226,7 +226,7 @@ class TorchModel(Module):
 
     @torch.no_grad()
     def initialize(self, init: Init) -> None:
-        """Fresh weights: normal with `init.std` (see `spec.Init`), biases 0, norms 1."""
+        """Initialize the weights: normal with `init.std` (see `spec.Init`), biases 0, norms 1."""
         found, depth = dict(leaves(self.layer)), self.layer.depth()
         for path, module in self.named_modules():
             if isinstance(module, (_Linear, _Stacked, _Table)):
@@ -248,12 +248,12 @@ class TorchModel(Module):
 
         Args:
             input_ids: int64 [B, T].
-            attention_mask: int64 [B, S] over past and new tokens; None when nothing is padded.
-            position_ids: int64 [B, T]; None counts the real tokens.
-            token_type_ids: int64 [B, T], encoders with segment embeddings; None is all 0.
-            store: the cache (`GrowingStore`, `FixedStore`), or None to train or score without one.
-            keep: give logits for the last `keep` positions only; 0 for all.
-            prefix_length: int64 [B], of prefix language models: how many first tokens all tokens see.
+            attention_mask: int64 [B, S] over past and new tokens; None without padding.
+            position_ids: int64 [B, T]; None counts the unmasked tokens.
+            token_type_ids: int64 [B, T], for encoders with segment embeddings; None means all 0.
+            store: the KV cache (`GrowingStore`, `FixedStore`), or None to train or score without one.
+            keep: logits of the last `keep` positions only; 0 for all.
+            prefix_length: int64 [B], for prefix LMs: length of the prefix that all tokens attend to.
         """
         device, new = input_ids.device, input_ids.shape[1]
         encoder = self.layer.task == Task.FEATURE_EXTRACTION
@@ -284,7 +284,7 @@ class TorchModel(Module):
         return outputs if encoder else outputs["logits"]
 
     def materialize(self, device: str | torch.device) -> TorchModel:
-        """A model built on the meta device, with real but unset parameters."""
+        """Allocate the parameters of a model built on the meta device, without setting them; returns the model."""
         self.to_empty(device=device)
         for module in self.modules():
             if isinstance(module, Module):
@@ -292,5 +292,5 @@ class TorchModel(Module):
         return self
 
     def cache(self, past: dict | None = None) -> GrowingStore:
-        """A cache for this model; `store.present` of one step is `past` of the next."""
+        """A KV cache for this model; one step's `store.present` is the next step's `past`."""
         return GrowingStore(self.ops, past)

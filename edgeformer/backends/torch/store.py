@@ -1,4 +1,4 @@
-"""A cache of fixed size for the PyTorch back end, written in place."""
+"""A fixed-size KV cache for the PyTorch back end, written in place."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from edgeformer.spec import layers
 
 
 class FixedStore:
-    """A cache of fixed capacity, written in place: one buffer `[batch, heads, capacity, dim]` per remembered tensor.
+    """A KV cache of fixed capacity, written in place: one buffer `[batch, heads, capacity, dim]` per cached tensor.
 
-    `place` says where the next step's tokens go. `whole`: layers see the full buffer (static shapes, for torch.compile;
-    the mask hides what isn't filled), otherwise its filled part.
+    `place` sets the slots of the next step's tokens. `whole`: layers see the full buffer (static shapes, for torch.compile; the
+    mask hides unfilled slots), otherwise its filled part.
     """
 
     def __init__(self, model: Any, batch: int, capacity: int, *, whole: bool = False):
@@ -28,17 +28,17 @@ class FixedStore:
         }
 
     def place(self, slots: torch.Tensor, end: int) -> None:
-        """The slots (int64 [T]) of the next step's tokens, and one past the last of them."""
+        """Set the slots (int64 [T]) of the next step's tokens, and `end`, one past the last of them."""
         self.slots, self.end = slots, end
 
     def length(self) -> int:
-        """Tokens remembered before this step."""
+        """Tokens in the cache before this step."""
         if self.whole:
-            raise ValueError("a store of whole buffers needs an attention_mask over its capacity")
+            raise ValueError("a FixedStore with whole=True needs an attention_mask over its full capacity")
         return self.end - len(self.slots)
 
     def append(self, path: str, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        """Write the new tensors to their slots; the buffers."""
+        """Write the new tensors to their slots; returns the buffers."""
         full = []
         for name, new in tensors.items():
             buffer = self.buffers[path, name]
@@ -47,5 +47,5 @@ class FixedStore:
         return tuple(full)
 
     def once(self, path: str, make: Callable) -> dict[str, torch.Tensor]:
-        """Encoder–decoder models are not run through this store."""
+        """Not implemented: this store doesn't support encoder–decoder models."""
         raise NotImplementedError

@@ -1,1 +1,1 @@
-"""Quantization methods: each file defines `class Method(job.Method)`, and is found by its name."""
+"""Quantization methods: each file defines `class Method(job.Method)` and is looked up by its name."""

@@ -1,7 +1,7 @@
-"""AWQ (Lin et al. 2023, arXiv 2306.00978): channels whose inputs are large are scaled up before rounding, and the scale is folded
-into whatever gives those inputs, so that the model computes the same. Layers say where that can be done (`Layer.folds`).
+"""AWQ (Lin et al. 2023, arXiv 2306.00978): weight channels with large inputs are scaled up before rounding, and the inverse scale
+is folded into the producer of those inputs, so that the model's function is unchanged. `Layer.folds` declares where.
 
-Codes then come from a scale search weighted by the size of the inputs.
+Codes then come from a scale search weighted by the magnitude of the inputs.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from edgeformer.weights.formats import Format, dequantize, quantize
 from edgeformer.weights.scales import by_channel, searched
 
 _EXPONENTS = np.linspace(0, 1, 11)
-"""s = (mean square input) ^ (exponent / 2); 0 leaves a site as it is."""
+"""s = (mean square input) ^ (exponent / 2); 0 leaves a site unchanged."""
 
 
 class Method(job.Method):
-    """Needs text. Options: `powers_of_two`: scales that fold exactly, bit for bit; others fold to within float32's rounding."""
+    """Needs text. Option `powers_of_two`: use scales that fold bit-exactly; others fold up to float32 rounding."""
 
     calibrated = True
 
@@ -52,7 +52,7 @@ class Method(job.Method):
             plain = {name: tensor for name, tensor in state.tensors.items() if name not in formats}
             yield {
                 name: state.quantized(name, formats[name]) for name in mine
-            } | plain  # scales of one block belong together
+            } | plain  # one block's scales depend on each other, so they are written together
         for name in formats:
             if name not in done and not name.startswith("layers."):
                 importance = None
@@ -63,7 +63,7 @@ class Method(job.Method):
 
 
 class _State:
-    """A block's tensors as folded so far, and the second moments of each map's inputs."""
+    """A block's tensors with the folds so far, and the second moments of each linear map's inputs."""
 
     def __init__(self, weights: Any, moments: dict[str, np.ndarray]):
         self.weights, self.moments = weights, moments
@@ -89,7 +89,7 @@ def _usable(site: Site, formats: dict[str, Format], state: _State) -> bool:
 
 
 def _fold(site: Site, state: _State, formats: dict[str, Format], exact: bool) -> None:
-    """Choose the site's scale by what rounding then costs its consumers' outputs, and fold it."""
+    """Choose the scale with the least rounding error in the consumers' outputs, and fold it."""
     size = site.reduced(np.sqrt(np.maximum(state.moments[site.consumers[0]].diagonal(), 1e-12)))
     best, best_loss = None, np.inf
     for exponent in _EXPONENTS:
@@ -111,7 +111,7 @@ def _fold(site: Site, state: _State, formats: dict[str, Format], exact: bool) ->
 
 
 def _loss(state: _State, name: str, format: Format, scale: np.ndarray) -> float:
-    """Mean squared change of a map's outputs if its weight were rounded after scaling its columns."""
+    """Mean squared error of a linear map's outputs if its weight is rounded with its columns scaled."""
     weight, moments = state[name], state.moments[name]
     rounding = by_channel(moments.diagonal() / np.square(scale, dtype=np.float64))
     rounded = dequantize(*quantize(weight * scale, format, rounding, name=name), format) / scale

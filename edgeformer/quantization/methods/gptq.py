@@ -1,7 +1,7 @@
-"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): codes chosen column by column, each error made good by the columns still to come.
+"""GPTQ (Frantar et al. 2022, arXiv 2210.17323): codes chosen column by column, each error compensated by the remaining columns.
 
-Scales come first, from a search weighted by how large each input is on the calibration text, and stay; then columns are taken in
-the order of their inputs' size. Blocks are quantized in turn, each on what the quantized ones before it give.
+Scales are chosen first, by a search weighted by each input's magnitude on the calibration text, and stay fixed; then columns are
+quantized in descending order of that magnitude. Blocks are quantized in order, each on the outputs of its quantized predecessors.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from edgeformer.weights.formats import GROUP, Format, dequantize, pack, quantize
 from edgeformer.weights.scales import by_channel, searched
 
 _COLUMNS = 128
-"""Columns worked on before the rest of the matrix is brought up to date."""
+"""Columns processed before the rest of the matrix is updated."""
 
 
 class Method(job.Method):
@@ -50,8 +50,8 @@ class Method(job.Method):
 
 
 def _outside(job: Any, name: str, weight: np.ndarray, format: Format, calibration: Calibration) -> job.Quantized:
-    """What lies outside of the blocks: a head of its own by GPTQ; a table that is also the head by a search weighted by the
-    head's inputs (its rows are read as they are, too); others by a plain search."""
+    """Quantize a weight outside the blocks: an untied head by GPTQ; a tied embedding by a search weighted by the head's inputs
+    (its rows are also used directly, as embeddings); others by a plain search."""
     spec = job.loaded.spec
     if name == "head.weight":
         return _quantized(weight, calibration.head_second_moments(), format, name)
@@ -62,13 +62,13 @@ def _outside(job: Any, name: str, weight: np.ndarray, format: Format, calibratio
 
 
 def _quantized(weight: np.ndarray, moments: Any, format: Format, name: str) -> job.Quantized:
-    if moments is None:  # a map that the text never reached
+    if moments is None:  # the calibration text never reached this map
         return quantize(weight, format, searched, name=name)
     return gptq(weight, moments, format, name)
 
 
 def gptq(weight: np.ndarray, moments: Any, format: Format, name: str, damping: float = 0.01) -> job.Quantized:
-    """Codes and scales of a weight [outputs, inputs], given the second moments [inputs, inputs] of its inputs."""
+    """GPTQ codes and scales of a weight [outputs, inputs], given the second moments [inputs, inputs] of its inputs."""
     import torch
 
     diagonal = moments.diagonal().clone()

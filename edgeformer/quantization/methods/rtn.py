@@ -1,4 +1,4 @@
-"""Round to nearest: the bits that llama.cpp's own Q4_0 and Q8_0 have."""
+"""Round to nearest: bit-identical to llama.cpp's own Q4_0 and Q8_0."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from edgeformer.weights.formats import nearest, quantize
 
 
 class Method(job.Method):
-    """No data, no search."""
+    """Needs no data and no search."""
 
     rounding = staticmethod(nearest)
 

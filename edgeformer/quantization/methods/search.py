@@ -1,4 +1,4 @@
-"""A scale search without data: of several scales for each group, the one whose rounded values are nearest in squares."""
+"""A scale search without data: per group, the candidate scale with the least squared rounding error."""
 
 from __future__ import annotations
 
@@ -7,6 +7,6 @@ from edgeformer.weights.scales import searched
 
 
 class Method(rtn.Method):
-    """Never further from a group's weights than rounding to nearest: that is one of the candidates."""
+    """Never worse than rounding to nearest, whose scale is one of the candidates."""
 
     rounding = staticmethod(searched)

@@ -1,7 +1,7 @@
 """Custom Metal kernels for decoding, through `mx.fast.metal_kernel`: one `.metal` body and one Python file each.
 
-A kernel's op-level body is its definition and its fallback; `cases` are what it is checked on, in an emulator on Linux and on
-a Mac. None is used unless it was switched on or measured to be faster on the machine at hand (`edgeformer tune`).
+A kernel's op-level body is its reference and its fallback; `cases` are its test cases, run in an emulator on Linux and on a Mac.
+A kernel is used only if it is switched on explicitly or was measured to be faster on this machine (`edgeformer tune`).
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ PACKAGE = "edgeformer.backends.mlx.metal"
 
 
 def names() -> list[str]:
-    """All kernels."""
+    """The names of all kernels."""
     return discover.names(PACKAGE)
 
 
 def get(name: str) -> Kernel:
-    """A kernel, ready to be called.
+    """The kernel with this name, ready to be called.
 
     Raises:
-        InputError: there is none of this name.
+        InputError: there is no such kernel.
     """
     module = None if name.startswith("_") else discover.find(PACKAGE, name)
     if module is None:
-        raise InputError(f"there is no Metal kernel {name!r}; kernels are {', '.join(names())}")
+        raise InputError(f"unknown Metal kernel {name!r}; kernels are {', '.join(names())}")
     return module.KERNEL()
 
 

@@ -1,4 +1,4 @@
-"""Which kernels to use on this machine: what `edgeformer tune` measured, kept per chip, MLX version and architecture."""
+"""Kernel selection for this machine: `edgeformer tune`'s measurements, stored per chip, MLX version and architecture."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from edgeformer.files.atomic import replace_file
 
 
 def machine() -> str:
-    """The chip and the versions that a measurement holds for."""
+    """The chip and the MLX version for which a measurement is valid."""
     return f"{mx.device_info().get('device_name', 'unknown')}, mlx {version('mlx')}"
 
 
 def file() -> Path:
-    """Where choices are kept; EDGEFORMER_TUNING names another file."""
+    """The file of stored choices; EDGEFORMER_TUNING overrides its path."""
     given = os.environ.get("EDGEFORMER_TUNING")
     return Path(given) if given else Path(platformdirs.user_cache_dir("edgeformer")) / "metal-kernels.json"
 
 
 def stored() -> dict[str, Any]:
-    """Every choice there is: machine -> subject -> what was measured. Empty where nothing can be read."""
+    """All stored choices: machine -> subject -> measurement. Empty if the file can't be read."""
     try:
         data = json.loads(file().read_text())
     except (OSError, ValueError, RecursionError):
@@ -38,25 +38,25 @@ def stored() -> dict[str, Any]:
 
 
 def subject(spec_digest: str, stored: Iterable[str], precision: str) -> str:
-    """What a measurement holds for: an architecture, how its weights are stored, and what is computed in."""
+    """The key of a measurement: the architecture, the storage of its weights, and the compute precision."""
     kinds = sorted(kind for kind in stored if kind.startswith("AFFINE"))
     return " ".join([spec_digest, "+".join(kinds) or "plain", precision])
 
 
 def prepare() -> None:
-    """Make the folder that choices are kept in: before measuring, not after.
+    """Create the folder of the stored choices; called before measuring, so that a failure costs no measurement.
 
     Raises:
-        InputError: it can't be made.
+        InputError: the folder can't be created.
     """
     try:
         file().parent.mkdir(parents=True, exist_ok=True)
     except OSError as e:
-        raise InputError(f"can't make {file().parent}: {e.strerror}; set EDGEFORMER_TUNING to another file") from e
+        raise InputError(f"can't create {file().parent}: {e.strerror}; set EDGEFORMER_TUNING to another file") from e
 
 
 def save(subject: str, measured: dict[str, Any]) -> Path:
-    """Keep a measurement for this machine, replacing an older one; the file is swapped in one step."""
+    """Store a measurement for this machine, replacing an older one; the file is replaced atomically. Returns its path."""
     data, place = stored(), file()
     data.setdefault(machine(), {})[subject] = measured
     prepare()
@@ -65,15 +65,15 @@ def save(subject: str, measured: dict[str, Any]) -> Path:
 
 
 def choose(variant: str, subject: str) -> dict[str, metal.Kernel]:
-    """The kernels for a variant: `kernels` all, `ops` none, otherwise those that were measured to be faster here.
+    """The kernels of a variant: `kernels` all, `ops` none, otherwise those measured to be faster on this machine.
 
     Raises:
-        RuntimeUnavailable: `kernels` without Metal.
+        RuntimeUnavailable: the variant is `kernels` and Metal is not available.
     """
     if variant == "kernels":
         if not mx.metal.is_available():
             raise RuntimeUnavailable(
-                "the custom kernels need Metal: an Apple GPU; use the runtime mlx without :kernels"
+                "the custom kernels need Metal (an Apple GPU); use the runtime mlx without :kernels"
             )
         return {name: metal.get(name) for name in metal.names()}
     if variant == "ops" or not mx.metal.is_available():

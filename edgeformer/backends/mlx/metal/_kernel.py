@@ -1,4 +1,4 @@
-"""What every kernel has: its source, how it is launched, its gradient, and the cases it is checked on."""
+"""Base of all Metal kernels: source, launch, gradient, and test cases."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ import numpy as np
 
 FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 EPSILON = {mx.float32: 2.0**-23, mx.float16: 2.0**-10, mx.bfloat16: 2.0**-7}
-"""Distance of 1 to the next number."""
+"""Machine epsilon: the distance from 1 to the next larger number."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call of a kernel, and what it must give.
+    """One call of a kernel, and its expected outputs.
 
-    call: a function of the kernel; body: the same by MLX's ops; expected: float64 arrays; limit: largest |difference| allowed
+    call: a function of the kernel; body: the same in MLX's ops; expected: float64 arrays; limit: largest |difference| allowed
     in float32, in units of the dtype's epsilon times the largest |expected|. Half precisions, which compute in float32 and
-    round at the end, are allowed one unit. `defined`: whether the body gives the expected values, too; where no key is seen, any
-    finite number will do.
+    round at the end, are allowed one unit. `defined`: whether the body must also match the expected values; if all keys are
+    masked, it may return any finite number.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Case:
     defined: bool = True
 
     def error(self, outputs: Sequence[mx.array]) -> float:
-        """The largest |difference| of an output, as a multiple of what is allowed; infinite where it isn't finite."""
+        """The largest |difference| as a multiple of the allowed one; infinite for a wrong shape or non-finite outputs."""
         worst = 0.0
         for found, expected in zip(outputs, self.expected, strict=True):
             if found.shape != expected.shape or not bool(mx.isfinite(found.astype(mx.float32)).all()):
@@ -47,20 +47,20 @@ class Case:
 
 
 class Kernel(ABC):
-    """A Metal kernel: subclasses give its names, when it can be used, how it is called, and its cases."""
+    """A Metal kernel: subclasses define its names, when it applies (`takes`), how it is called, and its test cases."""
 
     name: ClassVar[str]
     inputs: ClassVar[tuple[str, ...]]
     outputs: ClassVar[tuple[str, ...]]
     row_contiguous: ClassVar[bool] = True
-    """Whether MLX copies strided inputs first; a kernel that reads strides says no."""
+    """Whether MLX copies strided inputs first; False for kernels that read strides."""
 
     def __init__(self, launch: Callable[..., Any] | None = None):
         self.launch = launch or self._launch
 
     @classmethod
     def source(cls) -> str:
-        """The body, as MLX wants it."""
+        """The kernel's body, as `mx.fast.metal_kernel` takes it."""
         return Path(__file__).with_name(f"{cls.name}.metal").read_text()
 
     def _launch(self, **call: Any) -> list[mx.array]:
@@ -68,16 +68,16 @@ class Kernel(ABC):
 
     @abstractmethod
     def takes(self, *arguments: Any) -> bool:
-        """Whether it can compute this; bodies do what it can't."""
+        """Whether the kernel supports these arguments; otherwise the op-level body runs."""
 
     @abstractmethod
     def cases(self, dtype: mx.Dtype) -> Iterator[Case]:
-        """What it is checked on, at least five shapes, ragged ones among them."""
+        """Test cases: at least five shapes, including ragged ones."""
 
 
 @cache
 def built(kind: type[Kernel], source: str | None = None) -> Any:
-    """The kernel as MLX's object; it is compiled when it is first launched. `source` stands in for its own."""
+    """The kernel as an MLX object, compiled on its first launch. `source` overrides the kernel's own."""
     return mx.fast.metal_kernel(
         name=kind.name,
         input_names=list(kind.inputs),
@@ -88,7 +88,7 @@ def built(kind: type[Kernel], source: str | None = None) -> Any:
 
 
 def differentiable(forward: Callable[..., Any], body: Callable[..., Any]) -> Callable[..., Any]:
-    """`forward` of arrays alone, with the gradient of `body`, which computes the same in MLX's ops."""
+    """`forward`, a function of arrays only, with the gradient of `body`, its equivalent in MLX's ops."""
     function = mx.custom_function(forward)
 
     @function.vjp
@@ -100,7 +100,7 @@ def differentiable(forward: Callable[..., Any], body: Callable[..., Any]) -> Cal
 
 
 def random(seed: int, dtype: mx.Dtype, *shape: int, scale: float = 1.0) -> mx.array:
-    """Normal numbers in a dtype."""
+    """Normally distributed numbers in a dtype."""
     return mx.array(np.random.default_rng(seed).standard_normal(shape) * scale, mx.float32).astype(dtype)
 
 

@@ -1,4 +1,4 @@
-"""Is a kernel worth it here: whole decode steps with and without it, interleaved, checked before they are timed."""
+"""Measure whether a kernel pays off on this machine: whole decode steps with and without it, interleaved, checked first."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.ops.sampling import Sampling
 
 WORTH = 1.01
-"""A kernel is chosen from this ratio of step times on: less is noise."""
+"""The least ratio of step times (without / with) at which a kernel is chosen; smaller gains are noise."""
 
 
 @dataclass
 class Tuning:
-    """ratios: configuration -> step time without / with it, one per round; errors: largest |difference| of logits, relative to
-    the largest logit; step_s: median seconds per step without kernels."""
+    """The result of `tune`. chosen: kernels to use; ratios: configuration -> step time without / with it, one per round; errors:
+    largest |difference| of logits, relative to the largest logit; wrong: configurations that failed the checks; step_s: median
+    seconds per step without kernels."""
 
     chosen: list[str] = field(default_factory=list)
     ratios: dict[str, list[float]] = field(default_factory=dict)
@@ -32,7 +33,7 @@ class Tuning:
     step_s: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain JSON data."""
+        """The fields as JSON data."""
         return asdict(self)
 
 
@@ -46,16 +47,16 @@ def tune(
     rounds: int = 5,
     report: Callable[[str], None] = lambda _: None,
 ) -> Tuning:
-    """Measure each kernel alone, then the good ones together.
+    """Measure each kernel alone, then all beneficial ones together.
 
     Args:
-        model: packed, in eval mode; its `ops` are switched while measuring and end with the chosen kernels.
-        kernels: those to try.
+        model: packed, in eval mode; the kernels of its `ops` are switched while measuring, and left at the chosen ones.
+        kernels: the candidates.
         compiled: whether steps are compiled.
         prompt: tokens in the cache before the first step.
-        steps: per round and configuration.
-        rounds: each runs every configuration once.
-        report: told what is happening.
+        steps: steps per round and configuration.
+        rounds: number of rounds; each runs every configuration once.
+        report: called with a text per stage.
     """
     tuning = Tuning()
     alone = {name: {name: kernel} for name, kernel in kernels.items()}
@@ -83,7 +84,7 @@ def _measure(
     rounds: int,
     report: Callable[[str], None],
 ) -> None:
-    """Ratios and errors of some configurations against none."""
+    """Record ratios and errors of some configurations relative to no kernels."""
     spec = model.layer
     ids = mx.random.randint(0, spec.vocab, (1, prompt), key=mx.random.key(0))
     decoders: dict[str, DecodeSession] = {}
@@ -100,8 +101,8 @@ def _measure(
             expected, found = np.array(reference), np.array(logits)
             error = float(np.abs(found - expected).max() / max(np.abs(expected).max(), 1e-6))
             tuning.errors[name] = error
-            # its own cases say whether a kernel is right; this, whether it is used right: what two ways of rounding each of the
-            # residual additions come to, with some room, and no less than MLX's fast cosine is off
+            # the kernel's own cases check that it is correct; this checks that it is used correctly. The limit is the effect of
+            # rounding each residual addition differently, with some margin, and at least the error of MLX's fast cosine
             allowed = max(8 * (2 * spec.depth()) ** 0.5 * EPSILON[model.cache_dtype()], 5e-3)
             if not error <= allowed or not all(_is_right(kernel, model.cache_dtype()) for kernel in used.values()):
                 tuning.wrong.append(name)
@@ -123,12 +124,12 @@ def _measure(
 
 
 def _is_right(kernel: Kernel, dtype: mx.Dtype) -> bool:
-    """Whether every case comes out as float64 has it."""
+    """Whether every case matches its float64 oracle."""
     return all(case.error(case.call(kernel)) <= 1 for case in kernel.cases(dtype))
 
 
 def _steps(decoder: DecodeSession, count: int) -> float:
-    """Seconds per greedy step, one ahead of the reader, as in generation."""
+    """Seconds per greedy step, launched one step ahead of the reader, as in generation."""
     key, greedy = mx.random.key(0), Sampling()
     token: Any = mx.array([1], mx.int32)
     start = time.perf_counter()

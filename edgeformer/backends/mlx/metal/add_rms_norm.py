@@ -1,4 +1,4 @@
-"""Residual addition and RMSNorm in one launch."""
+"""Residual addition and RMSNorm in one kernel launch."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AddRMSNorm(Kernel):
     def __call__(self, x: mx.array, d: mx.array, weight: mx.array, *, eps: float) -> tuple[mx.array, mx.array]:
         """x, d: [..., D]; weight: [D]. Returns the sum and its norm, in x's dtype."""
         width = x.shape[-1]
-        threads = min(1024, -(-width // 128) * 32)  # four elements a thread
+        threads = min(1024, -(-width // 128) * 32)  # four elements per thread
 
         def forward(x: mx.array, d: mx.array, weight: mx.array) -> tuple[mx.array, mx.array]:
             total, y = self.launch(
@@ -55,7 +55,7 @@ class AddRMSNorm(Kernel):
 
 
 def body(x: mx.array, d: mx.array, weight: mx.array, *, eps: float) -> tuple[mx.array, mx.array]:
-    """The same in MLX's ops."""
+    """The same computation in MLX's ops."""
     total = x + d
     return total, mx.fast.rms_norm(total, weight, eps)
 

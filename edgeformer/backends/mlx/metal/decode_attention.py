@@ -1,4 +1,4 @@
-"""Attention of a few new queries, for what MLX has no fused kernel: odd head sizes, and capped scores."""
+"""Attention of a few new queries, where MLX has no fused kernel: unusual head sizes, and softcap."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import numpy as np
 from edgeformer.backends.mlx.metal._kernel import FLOATS, Case, Kernel, exact, random
 
 FUSED = {(d, d) for d in (64, 96, 128, 256)} | {(192, 128)}
-"""(head_dim, value_dim) that `mx.fast.scaled_dot_product_attention` has a decode kernel for; it falls back silently."""
+"""(head_dim, value_dim) with a decode kernel in `mx.fast.scaled_dot_product_attention`; others silently fall back."""
 MAX_QUERIES, MAX_DIM = 8, 256
 SIMDGROUPS = 8
 
 
 @dataclass(frozen=True)
 class _Shape:
-    """Sizes of a case, and what restricts or changes its scores. `blind`: no query sees a key."""
+    """Sizes of a case, and its masks and score modifications. `blind`: every key is masked for every query."""
 
     batch: int
     heads: int
@@ -38,7 +38,7 @@ class _Shape:
         return np.arange(self.keys)[None] - np.arange(self.keys - self.queries, self.keys)[:, None]
 
     def seen(self) -> np.ndarray | None:
-        """Booleans [queries, keys], or None where all is seen."""
+        """Visible keys as booleans [queries, keys]; None if nothing is masked."""
         if self.blind:
             return np.zeros((self.queries, self.keys), bool)
         if self.window is not None:
@@ -50,7 +50,7 @@ class _Shape:
         return 2.0 ** -np.arange(1, self.heads + 1)[:, None, None] * self._distance()
 
     def text(self) -> str:
-        """For people."""
+        """The case's human-readable name."""
         marks = [name for name in ("causal", "window", "softcap", "alibi", "blind") if getattr(self, name)]
         sizes = f"{self.batch}x{self.queries}, {self.heads}/{self.kv_heads} heads of {self.dim}/{self.value_dim}"
         return ", ".join([sizes, f"{self.keys} keys", *(marks or ["plain"])])
@@ -59,7 +59,7 @@ class _Shape:
 class DecodeAttention(Kernel):
     """softmax(softcap(q kᵀ · scale) + bias) v with a boolean mask, an additive bias (ALiBi) and grouped heads.
 
-    Stands in for an op graph of four launches or more. Sliding windows come as masks; hidden keys are not read.
+    Replaces an op graph of at least four launches. Sliding windows are passed as masks; masked keys are not read.
     """
 
     name = "decode_attention"
@@ -87,10 +87,10 @@ class DecodeAttention(Kernel):
         """[B, H, T, Kv] in q's dtype.
 
         Args:
-            q: [B, H, T, K]; k: [B, G, S, K]; v: [B, G, S, Kv]; the last axis of each dense.
-            mask: bool [B or 1, 1, T or 1, S], false where hidden, or None.
+            q: [B, H, T, K]; k: [B, G, S, K]; v: [B, G, S, Kv]; the last axis of each is dense.
+            mask: bool [B or 1, 1, T or 1, S], False where masked, or None.
             bias: [B or 1, H or 1, T or 1, S], or None.
-            scale: on the scores; softcap: their bound, or None.
+            scale: factor of the scores; softcap: their bound, or None.
         """
         batch, heads, new, dim = q.shape
         none = mx.zeros((1, 1, 1, 8))
@@ -166,7 +166,7 @@ def body(
     scale: float,
     softcap: float | None,
 ) -> mx.array:
-    """The same in MLX's ops; a query that sees no key gets something finite."""
+    """The same computation in MLX's ops; a query with all keys masked gets finite values."""
     from edgeformer.backends.mlx.ops import MlxOps
 
     return MlxOps().attention(q, k, v, mask, bias, groups=q.shape[1] // k.shape[1], scale=scale, softcap=softcap)

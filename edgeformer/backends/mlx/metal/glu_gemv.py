@@ -1,4 +1,4 @@
-"""Gate, up and activation of a gated feed-forward network in one launch, for the few rows of a decode step."""
+"""Gate, up and activation of a gated FFN in one kernel launch, for the few rows of a decode step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeformer.backends.mlx.metal._kernel import FLOATS, Case, Kernel, exact, r
 from edgeformer.weights.affine import dequantize
 
 ACTIVATIONS = {"silu": 0, "gelu_tanh": 1, "relu": 2, "relu2": 3}
-"""Those that Metal has functions for; it has no error function."""
+"""Activations that Metal's functions can compute; Metal has no error function (GELU)."""
 MAX_ROWS = 4
 SIMDGROUPS = 2
 
@@ -100,7 +100,7 @@ def _expected(x: mx.array, parent: Any, act: str) -> np.ndarray:
 
 
 def body(x: mx.array, parent: Any, act: str) -> mx.array:
-    """The same in MLX's ops."""
+    """The same computation in MLX's ops."""
     gate, up = mx.split(parent(x), 2, -1)
     functions = {"silu": nn.silu, "gelu_tanh": nn.gelu_approx, "relu": nn.relu, "relu2": nn.relu2}
     return functions[act](gate) * up

@@ -1,4 +1,4 @@
-"""Head norms, rotation and packing of one product q|k|v in one launch."""
+"""QK norm, RoPE and packing of a q|k|v product in one kernel launch."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from edgeformer.backends.mlx.metal._kernel import FLOATS, Case, Kernel, exact, r
 
 
 class RopePack(Kernel):
-    """RMSNorm of each query and key head (optional), rotary embedding, and keys and values side by side.
+    """RMSNorm of each query and key head (optional), RoPE, and packing of keys and values into one array.
 
-    Saves up to six launches: two norms, two rotations, and one of two cache writes with what joins them.
+    Saves up to six launches: two norms, two rotations, one of two cache writes, and the concatenation.
     """
 
     name = "rope_pack"
@@ -44,12 +44,12 @@ class RopePack(Kernel):
             weights: the norms' [K] for queries and for keys, or None.
             start: int32 [B] or [1], the position of each row's first token.
             periods: float32 [rotated/2], reciprocal frequencies.
-            eps: of the norms.
-            heads, kv_heads, head_dim, rotated: sizes.
+            eps: the norms' epsilon.
+            heads, kv_heads, head_dim, rotated: sizes; rotated: channels per head with RoPE.
         """
         batch, new = whole.shape[:2]
         count = heads + 2 * kv_heads
-        # without norms the weights are not read; 8 numbers keep them in the device address space
+        # without norms the weights are not read; 8 elements keep them in the device address space
         q_weight, k_weight = (w.astype(whole.dtype) for w in (weights or [mx.zeros(8)] * 2))
         q, kv = self.launch(
             inputs=[whole, q_weight, k_weight, eps, start.astype(mx.int32), periods],
@@ -91,7 +91,7 @@ class RopePack(Kernel):
 
 
 def _expected(whole, weights, start, periods, *, eps, heads, kv_heads, head_dim, rotated):
-    """The same by float64 numpy; the angle alone is rounded to float32, as it is everywhere."""
+    """The same in float64 NumPy; only the angle is rounded to float32, as in all implementations."""
     batch, new = whole.shape[:2]
     x = exact(whole).reshape(batch, new, heads + 2 * kv_heads, head_dim).transpose(0, 2, 1, 3)
     normal = x / np.sqrt((x**2).mean(-1, keepdims=True) + eps)
@@ -121,7 +121,7 @@ def body(
     head_dim: int,
     rotated: int,
 ) -> tuple[mx.array, mx.array]:
-    """The same in MLX's ops."""
+    """The same computation in MLX's ops."""
     x = whole.reshape(*whole.shape[:2], heads + 2 * kv_heads, head_dim).transpose(0, 2, 1, 3)
     q, k, v = x[:, :heads], x[:, heads : heads + kv_heads], x[:, heads + kv_heads :]
     if weights is not None:
