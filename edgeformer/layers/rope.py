@@ -93,6 +93,11 @@ class Rope(Position):
             return base_frequencies(self.dim, self.theta)
         return self.scaling.frequencies(self.dim, self.theta).astype(np.float32)
 
+    @property
+    def per_length(self) -> bool:
+        """Whether the frequencies depend on the length of the sequence."""
+        return self.scaling is not None and self.scaling.per_length
+
     def magnitude(self) -> float:
         """Factor on cos and sin."""
         return 1.0 if self.scaling is None else self.scaling.magnitude()
@@ -103,7 +108,7 @@ class Rope(Position):
         None when the angles depend on the sequence length. The angle is rounded to float32 before the cosine, as every
         runtime that computes it does.
         """
-        if self.scaling is not None and self.scaling.per_length:
+        if self.per_length:
             return None
         frequencies = self.frequencies()
         self.require(
@@ -132,7 +137,7 @@ def length_dependent(model: Layer) -> bool:
     """Whether a model's rotation depends on how long the sequence is: what is cached then keeps the rotation of its own step,
     and a prompt taken in pieces is not what it is in one."""
     schemes = [layer for _, layer, _ in layers(model) if isinstance(layer, Rope)]
-    return any(rope.scaling is not None and rope.scaling.per_length for rope in schemes)
+    return any(rope.per_length for rope in schemes)
 
 
 def cache_restart(model: Layer) -> int | None:

@@ -16,13 +16,20 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from edgeformer.ops.primitives import Primitives
-from edgeformer.ops.tensor import DropoutMap, LinearMap, Opaque, StackedMaps, T
+from edgeformer.ops.tensor import (
+    CachePlace,
+    DropoutMap,
+    HasPositions,
+    LinearMap,
+    MaskRule,
+    Opaque,
+    RotaryScheme,
+    StackedMaps,
+    T,
+)
 
 if TYPE_CHECKING:
-    from edgeformer.layers.mask import Mask
-    from edgeformer.layers.rope import Rope
     from edgeformer.ops.handle import LayerHandle
-    from edgeformer.ops.step import Slot, Step
 
 R = TypeVar("R")
 
@@ -40,7 +47,7 @@ class Rotary:
 
     cos: Any
     sin: Any
-    layer: Rope
+    layer: RotaryScheme
 
 
 @dataclass(frozen=True)
@@ -212,7 +219,7 @@ class Ops(Primitives[T]):
             return norm.layer.on_heads(self, norm, x, heads, dim)
         return self.reshape(norm(self.reshape(x, (0, -1, heads, dim))), (0, -1, heads * dim))
 
-    def rotary(self, layer: Rope, step: Step[T], frequencies: T) -> Rotary:
+    def rotary(self, layer: RotaryScheme, step: HasPositions, frequencies: T) -> Rotary:
         """The angles of a step's new tokens: position · frequency. frequencies: [dim/2], those in force now."""
         angles = self.expand_dims(self.cast(step.positions, frequencies), 2) * frequencies
         cos, sin = self.expand_dims(self.cos(angles), 1), self.expand_dims(self.sin(angles), 1)
@@ -242,7 +249,7 @@ class Ops(Primitives[T]):
         cos, sin = position.cos, position.sin
         return self.rotate(x, cos, sin, dim=head_dim, rotated=layer.dim, interleaved=layer.interleaved)
 
-    def mask(self, spec: Mask, queries: T, keys: T, valid: T | None, prefix: T | None = None) -> Opaque:
+    def mask(self, spec: MaskRule, queries: T, keys: T, valid: T | None, prefix: T | None = None) -> Opaque:
         """Which keys a query may see, as this back end's `attention` wants it (opaque to layers).
 
         spec: a `Mask` node; queries: positions [B or 1, T]; keys: positions [B or 1, S]; valid: bool [B, S] or None; prefix:
@@ -316,7 +323,7 @@ class Ops(Primitives[T]):
 
     def attend(
         self,
-        slot: Slot | None,
+        slot: CachePlace | None,
         qkv: tuple[T, ...],
         shape: Heads,
         *,

@@ -6,18 +6,16 @@ fixed caches and chunked prefill are all one formula.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Generic, Protocol
 
 from edgeformer.errors import InputError
 from edgeformer.ops.fused import Ops
-from edgeformer.ops.tensor import Opaque, Size, T
+from edgeformer.ops.tensor import MaskRule, Opaque, Size, T
 
 if TYPE_CHECKING:
-    from edgeformer.layers.mask import Mask
     from edgeformer.ops.handle import LayerHandle
-    from edgeformer.spec import Layer
 
 
 class Store(Protocol):
@@ -101,7 +99,7 @@ class Step(Generic[T]):
         """The layer's place in the cache. `p.path` is left unread without one: torch.compile specialises on it."""
         return None if self.store is None else Slot(self.store, p.path)
 
-    def prepare(self, p: LayerHandle, positions: tuple[Layer, ...], masks: tuple[Mask, ...]) -> Step[T]:
+    def prepare(self, p: LayerHandle, positions: tuple[Hashable, ...], masks: tuple[MaskRule, ...]) -> Step[T]:
         """Compute each distinct position scheme and mask once, before the first block.
 
         `p.positions` holds the schemes' parameters in the same order. Eager on purpose: tables made lazily inside a

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Opaque: TypeAlias = Any
 """What a back end makes and only it reads, such as a mask; layers hand it on."""
@@ -70,3 +73,48 @@ class DropoutMap(Protocol):
     training: bool
 
     def __call__(self, x: Any, /) -> Any: ...
+
+
+class MaskRule(Protocol):
+    """What `ops.mask` reads of a `Mask`."""
+
+    @property
+    def causal(self) -> bool: ...
+    @property
+    def window(self) -> int | None: ...
+    @property
+    def chunk(self) -> int | None: ...
+    @property
+    def prefix(self) -> bool: ...
+    @property
+    def plain(self) -> bool: ...
+
+
+class RotaryScheme(Protocol):
+    """What back ends read of a `Rope`."""
+
+    interleaved: ClassVar[bool]
+
+    @property
+    def dim(self) -> int: ...
+    @property
+    def per_length(self) -> bool: ...
+    def frequencies(self) -> np.ndarray: ...
+    def magnitude(self) -> float: ...
+
+
+class HasPositions(Protocol):
+    """What position schemes read of a `Step`."""
+
+    @property
+    def positions(self) -> Any: ...
+
+
+class CachePlace(Protocol):
+    """A layer's place in a KV cache; `step.Slot` is one."""
+
+    @property
+    def store(self) -> Any: ...
+    @property
+    def path(self) -> str: ...
+    def append(self, **tensors: Any) -> tuple[Any, ...]: ...

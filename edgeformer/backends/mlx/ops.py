@@ -20,7 +20,6 @@ from edgeformer.backends.mlx.store import MlxStore
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.ops import MASKED, Bias, Heads, Rotary
 from edgeformer.ops.eager import EagerOps, elementwise
-from edgeformer.spec import Layer
 
 
 @dataclass(frozen=True)
@@ -45,7 +44,7 @@ class MlxOps(EagerOps[mx.array]):
 
     def __init__(self, kernels: dict[str, Any] | None = None):
         self.kernels = kernels or {}
-        self._periods: dict[Layer, mx.array] = {}
+        self._periods: dict[Any, mx.array] = {}
         self._head_weights: dict[Any, tuple[mx.array, mx.array, mx.array]] = {}
 
     # -------------------------------------------------------------------------------------------------- primitives
@@ -158,7 +157,7 @@ class MlxOps(EagerOps[mx.array]):
 
     def rotary(self, layer, step, frequencies):
         angles = super().rotary(layer, step, frequencies)
-        if layer.scaling is None or not layer.scaling.per_length:
+        if not layer.per_length:
             if layer not in self._periods:
                 self._periods[layer] = mx.array(periods(layer.frequencies()))
             found = self._periods[layer]

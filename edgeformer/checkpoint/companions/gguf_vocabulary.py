@@ -6,7 +6,7 @@ from typing import Any
 
 from edgeformer.checkpoint.companions.files import Embedded
 from edgeformer.checkpoint.companions.plainness import GPT2, LLAMA3, QWEN2
-from edgeformer.checkpoint.companions.tokenizer import FastTokenizer
+from edgeformer.checkpoint.companions.tokenizer_kinds import FastTokenizer
 from edgeformer.errors import InputError, is_fault
 from edgeformer.files.quoting import shown
 

@@ -9,16 +9,15 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from edgeformer.checkpoint.companions.files import Companions, files_of_tokenizer, read_object
 from edgeformer.checkpoint.companions.guarded import Guarded, GuardedFailed
 from edgeformer.checkpoint.companions.guarded_tokenizer import GuardedTokenizer
 from edgeformer.checkpoint.companions.plainness import is_plain, odd_id
-from edgeformer.errors import ConfigError, InputError, is_fault
+from edgeformer.checkpoint.companions.tokenizer_kinds import FastTokenizer, SlowTokenizer, Tokenizer, asked
+from edgeformer.errors import ConfigError, InputError
 from edgeformer.files.json_file import MAX_LISTING_BYTES
 from edgeformer.files.limits import MAX_SIZE
 from edgeformer.files.quoting import plain
@@ -26,94 +25,6 @@ from edgeformer.files.typed import mismatch
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that transformers has attributes for, in the order in which it adds missing ones."""
-
-
-class Tokenizer(Protocol):
-    """Text to token ids and back."""
-
-    named: dict[str, str]
-    """The special tokens by transformers' names (`bos_token`, ...), as chat templates see them."""
-
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """Token ids; `special`: with the special tokens that surround every text."""
-        ...
-
-    def decode(self, ids: list[int], *, special: bool = False) -> str:
-        """Text; `special`: with special tokens."""
-        ...
-
-    def id_of(self, token: str) -> int | None:
-        """The id of a token, None if there is no such token."""
-        ...
-
-    def special(self) -> list[str]:
-        """The special tokens, named or not, by id."""
-        ...
-
-    def to_json(self) -> str | None:
-        """The content of a tokenizer.json that alone produces the same ids; None if no tokenizer.json can express it."""
-        ...
-
-
-@dataclass
-class FastTokenizer:
-    """A tokenizer of the package `tokenizers`."""
-
-    inner: Any
-    named: dict[str, str]
-
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        return _asked(lambda: self.inner.encode(text, add_special_tokens=special).ids)
-
-    def decode(self, ids: list[int], *, special: bool = False) -> str:
-        return _asked(lambda: self.inner.decode(ids, skip_special_tokens=not special))
-
-    def id_of(self, token: str) -> int | None:
-        return self.inner.token_to_id(token)
-
-    def special(self) -> list[str]:
-        return [token.content for _, token in sorted(self.inner.get_added_tokens_decoder().items()) if token.special]
-
-    def to_json(self) -> str | None:
-        return self.inner.to_str(pretty=True)
-
-
-def _asked(call: Callable[[], Any]) -> Any:
-    """Call the package `tokenizers`, which raises bare Exceptions, and Rust panics that are not Exceptions.
-
-    Raises:
-        InputError: the call failed, as it does on half of a surrogate pair.
-    """
-    try:
-        return call()
-    except BaseException as e:
-        if not is_fault(e):
-            raise
-        raise InputError(f"the tokenizer failed: {plain(str(e), limit=500)}") from e
-
-
-@dataclass
-class SlowTokenizer:
-    """A tokenizer that transformers implements only in Python (Marian's)."""
-
-    inner: Any
-    named: dict[str, str]
-
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        return self.inner(text, add_special_tokens=special)["input_ids"]
-
-    def decode(self, ids: list[int], *, special: bool = False) -> str:
-        return self.inner.decode(ids, skip_special_tokens=not special)
-
-    def id_of(self, token: str) -> int | None:
-        found = self.inner.convert_tokens_to_ids(token)
-        return found if self.inner.convert_ids_to_tokens(found) == token else None
-
-    def special(self) -> list[str]:
-        return list(self.inner.all_special_tokens)
-
-    def to_json(self) -> str | None:
-        return None
 
 
 def has_tokenizer(around: Companions) -> bool:
@@ -186,7 +97,7 @@ def read_fast(folder: Path) -> FastTokenizer:
     bare = {k: v for k, v in data.items() if k not in ("truncation", "padding")}
     text = json.dumps(bare) if data.get("truncation") or data.get("padding") else file.read_text(encoding="utf-8-sig")
     try:
-        inner = _asked(lambda: Inner.from_str(text))
+        inner = asked(lambda: Inner.from_str(text))
     except InputError as e:
         raise InputError(f"{file} can't be read: {e}") from e
     inner.no_truncation()
