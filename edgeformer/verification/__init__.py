@@ -1,1 +1,1 @@
-"""Whether an artefact is its original: reference logits, the ladder of checks, weights, chat, and quality by text."""
+"""Verification of artefacts against their original: reference logits, parity checks, weights, chat, and quality on text."""

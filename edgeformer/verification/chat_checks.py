@@ -1,5 +1,5 @@
-"""Does an artefact say what its user sees? Token ids, rendered chats, the ids that end an answer, and a short greedy chat, in the
-tool that runs the artefact where it has these itself, else as its files are read here."""
+"""Checks of an artefact's text side: token ids, rendered chats, stop tokens, and a short chat's prompt. Uses the runtime's own
+tokenizer and template engine if it has them, else edgeformer's readers of the artefact's files."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ CHATS: tuple[list[dict[str, str]], ...] = (
         {"role": "user", "content": "And now?"},
     ],
 )
-"""Conversations whose rendered text is compared; a template may refuse one (no system message), and has to refuse it alike."""
+"""Conversations whose rendered text is compared. A template may reject one (e.g. its system message); both sides must then."""
 
 
 def check_surroundings(folder: Path, against: LoadedModel, session: Session) -> list[Check]:
-    """An artefact's tokenizer, chat template and end ids against the original's; no checks where that has no tokenizer."""
+    """Check an artefact's tokenizer, chat template and stop tokens against the original's; [] if that has no tokenizer."""
     if not has_tokenizer(against.around):
         return []
     try:
@@ -49,7 +49,7 @@ def check_surroundings(folder: Path, against: LoadedModel, session: Session) -> 
 
 
 def chat_prompt(against: LoadedModel) -> np.ndarray | None:
-    """The ids [1, T] of a short chat in the original's template; None where it has none."""
+    """Ids [1, T] of a short chat in the original's template; None without a template or tokenizer, or if they don't fit."""
     template = chat_templates(against.around).get(DEFAULT)
     if template is None or not has_tokenizer(against.around):
         return None
@@ -63,7 +63,7 @@ def chat_prompt(against: LoadedModel) -> np.ndarray | None:
 
 
 def _completed(tool: ToolText, folder: Path, against: LoadedModel) -> ToolText:
-    """What the tool hasn't itself, as its folder's files say it."""
+    """Complete a tool's text functions from the files of the artefact's folder."""
     if tool.encode is not None and tool.render is not None and tool.stops is not None:
         return tool
     around = companions_of(folder, against.spec.vocab)
@@ -80,7 +80,7 @@ def _completed(tool: ToolText, folder: Path, against: LoadedModel) -> ToolText:
 
 
 def _ids(source: Tokenizer, tool: ToolText, session: Session) -> Check:
-    """The ids of a fixed set of texts."""
+    """Compare the token ids of a fixed set of texts."""
     assert tool.encode is not None
     ways: list[tuple[Any, bool]] = [(tool.encode, False)]
     if tool.surround is not None:
@@ -94,7 +94,7 @@ def _ids(source: Tokenizer, tool: ToolText, session: Session) -> Check:
             count += 1
             if wanted != given:
                 return Check(
-                    "tokenizer", FAIL, note=f"{text!r}: {tool.name} makes {_few(given)}, the original {_few(wanted)}"
+                    "tokenizer", FAIL, note=f"{text!r}: {tool.name} gives {_few(given)}, the original {_few(wanted)}"
                 )
     return Check("tokenizer", PASS, top1=1.0, note=f"{count} texts, by {tool.name}")
 
@@ -104,24 +104,24 @@ def _few(ids: list[int]) -> str:
 
 
 def _chats(folder: Path, against: LoadedModel, source: Tokenizer, tool: ToolText) -> list[Check]:
-    """Rendered conversations: their text, and its ids."""
+    """Compare the text of rendered conversations, and its token ids."""
     template = chat_templates(against.around).get(DEFAULT)
     if template is None:
         return []
     if tool.render is None:
-        return [Check("chat", FAIL, note=f"the original has a chat template, and {tool.name} finds none")]
+        return [Check("chat", FAIL, note=f"the original has a chat template, but {tool.name} finds none")]
     assert tool.encode is not None
     done = 0
     own = chat_templates(companions_of(folder)).get(DEFAULT, template)
     for messages in CHATS:
-        try:  # the tool renders it in this process, without limits
+        try:  # with limits first: the tool renders in this process, without any
             for text in dict.fromkeys((template, own)):
                 _attempt(lambda m, text=text: render(text, m, source.named), messages)
         except TemplateLimit as e:
             return [Check("chat", FAIL, note=str(e))]
         wanted, given = _attempt(lambda m: render(template, m, source.named), messages), _attempt(tool.render, messages)
         if given is None and wanted is not None and messages is CHATS[0]:
-            return [Check("chat", UNCHECKED, note=f"{tool.name} can't render this template, and edgeformer can")]
+            return [Check("chat", UNCHECKED, note=f"{tool.name} can't render this template, but edgeformer can")]
         if wanted != given:
             return [Check("chat", FAIL, note=f"{tool.name} renders {shown(given)}, the original {shown(wanted)}")]
         if wanted is None:
@@ -130,27 +130,29 @@ def _chats(folder: Path, against: LoadedModel, source: Tokenizer, tool: ToolText
         ids, theirs = source.encode(wanted, special=False), list(tool.encode(wanted))
         if ids != theirs:
             return [
-                Check("chat", FAIL, note=f"{shown(wanted)}: {tool.name} makes {_few(theirs)}, the original {_few(ids)}")
+                Check("chat", FAIL, note=f"{shown(wanted)}: {tool.name} gives {_few(theirs)}, the original {_few(ids)}")
             ]
     return [Check("chat", PASS, top1=1.0, note=f"{done} conversations, by {tool.name}")]
 
 
 def _attempt(made: Any, messages: list[dict[str, str]]) -> str | None:
-    """The rendered text, or None where the template refuses."""
+    """The rendered text, or None if the template rejects the conversation."""
     try:
         return made(messages)
     except TemplateLimit:
         raise
-    except Exception:  # every tool has kinds of its own
+    except Exception:  # every tool has its own exception types
         return None
 
 
 def _stops(against: LoadedModel, tool: ToolText) -> Check:
-    """The ids at which an answer ends: all of the original's; a tool may know more."""
+    """Check the stop tokens: the tool must have all of the original's, and may have more."""
     wanted = set(special_ids(against.around).eos)
     if not wanted:
-        return Check("stop", UNCHECKED, note="no file of the original says which token ends a text")
+        return Check("stop", UNCHECKED, note="no file of the original names an end-of-sequence token")
     if tool.stops is None or wanted - tool.stops:
         missing = sorted(wanted - (tool.stops or frozenset()))
-        return Check("stop", FAIL, note=f"{tool.name} runs on after {_few(missing)}, which end the original's text")
+        return Check(
+            "stop", FAIL, note=f"{tool.name} doesn't stop at {_few(missing)}, which are stop tokens of the original"
+        )
     return Check("stop", PASS, top1=1.0, note=f"{_few(sorted(wanted))}, by {tool.name}")

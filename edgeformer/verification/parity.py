@@ -1,8 +1,8 @@
-"""Does an artefact say what the original says? The parity ladder, and the verdict that travels with the artefact.
+"""Parity checks of an artefact against its original, and the verdict stored in the artefact.
 
-For decoders: 1. `full`, logits of one pass over the whole sequence; 2. `cached`, a prefill and then single steps; 3.
-`greedy`, tokens generated freely. For encoders: every output, on padded batches. Where the original has a tokenizer, also what
-users see: `tokenizer`, token ids; `chat`, rendered conversations; `stop`, the ids that end an answer; `answer`, a short chat.
+For decoders: 1. `full`, logits of one pass over the whole sequence; 2. `cached`, a prefill, then single steps; 3. `greedy`,
+free-running greedy decoding. For encoders: every output, on padded batches. If the original has a tokenizer, also the text side:
+`tokenizer`, token ids; `chat`, rendered conversations; `stop`, stop tokens; `answer`, greedy tokens of a short chat.
 """
 
 from __future__ import annotations
@@ -38,18 +38,17 @@ from edgeformer.verification.verdict import FAIL, NEAR_TIE, PASS, UNCHECKED, Che
 from edgeformer.verification.weight_checks import check_weights
 
 LIMITS = {"fp32": (1e-4, 1e-5), "fp16": (1e-2, 5e-3), "bf16": (8e-2, 4e-2), "int8": (8e-2, 4e-2)}
-"""Largest |difference| allowed, by what an artefact *computes* in: absolute + relative · max |reference|. fp16 arithmetic
-rounds each step to 1e-3 of its size, five of those steps are allowed for; bf16 has three bits less, and so have
-activations rounded to int8. What weights are stored
-in is no excuse: the reference has the same bits."""
+"""Largest |difference| allowed, by an artefact's *compute* dtype: absolute + relative · max |reference|. fp16 arithmetic rounds
+each step to 1e-3 of its magnitude, and five such steps are allowed; bf16 has three bits less, and so have activations
+rounded to int8. The dtype of stored weights widens nothing: the reference uses the same bits."""
 
 KL_LIMITS = {"fp16": 1e-3, "bf16": 2e-2, "int8": 2e-2}
-"""Largest mean KL divergence of next-token distributions, in nats, besides: where single logits are allowed much, all of them
-together are not."""
+"""Additional limit on the mean KL divergence of next-token distributions, in nats: single logits may differ widely, the whole
+distribution may not."""
 
 
 CHAT_TOKENS = 24
-"""Of the answer to a short chat."""
+"""Number of tokens of the answer to a short chat."""
 
 
 def limit_for(compute: str, reference: np.ndarray) -> float:
@@ -59,7 +58,7 @@ def limit_for(compute: str, reference: np.ndarray) -> float:
 
 
 def compare(name: str, ours: np.ndarray, reference: np.ndarray, compute: str) -> Check:
-    """Judge logits [T, V] (or any outputs) against the reference's."""
+    """Compare logits [T, V] (or any outputs) with the reference's."""
     if ours.shape != reference.shape:
         return Check(name, FAIL, note=f"shape {list(ours.shape)} instead of {list(reference.shape)}")
     if not np.isfinite(ours).all():
@@ -79,11 +78,11 @@ def compare(name: str, ours: np.ndarray, reference: np.ndarray, compute: str) ->
 
 
 def compare_logits(name: str, ours: np.ndarray, reference: np.ndarray, compute: str) -> Check:
-    """`compare`, and the distributions that the logits stand for have to agree, too (`KL_LIMITS`)."""
+    """`compare`, and also limit the KL divergence of the next-token distributions (`KL_LIMITS`)."""
     check = compare(name, ours, reference, compute)
     allowed = KL_LIMITS.get(compute)
     if allowed is not None and check.kl_mean is not None and check.kl_mean > allowed:
-        check.verdict, check.note = FAIL, f"mean KL {check.kl_mean:.1e} is above {allowed:.0e}"
+        check.verdict, check.note = FAIL, f"mean KL {check.kl_mean:.1e} exceeds {allowed:.0e}"
     return check
 
 
@@ -99,7 +98,7 @@ def kl_divergence(reference: np.ndarray, ours: np.ndarray) -> float:
 
 
 def distance(original: LoadedModel, made: Reference, threads: int) -> Check:
-    """How far a reference of rounded or quantized weights is from the original's float32 on the same tokens; no verdict."""
+    """Distance of a reference with rounded or quantized weights from the original in float32, on the same tokens; unchecked."""
     options = Options(threads=threads, capacity=made.ids.shape[1])
     session = require(reference_runtime())[0].open(original, options)
     rows = []
@@ -113,10 +112,10 @@ def distance(original: LoadedModel, made: Reference, threads: int) -> Check:
 
 
 def check_decoder(session: Session, reference: Reference, compute: str) -> list[Check]:
-    """The three rungs for a decoder's session, of the reference's batch."""
+    """The checks `full`, `cached` and `greedy` of a decoder's session, on the reference's batch."""
     ids, prefill, depth, checks = reference.ids, reference.prefill, reference.depth, []
     if not session.all_positions:
-        checks.append(Check("full", UNCHECKED, note="this runtime gives the last position's logits only"))
+        checks.append(Check("full", UNCHECKED, note="this runtime returns only the last position's logits"))
     elif reference.start:
         checks.append(Check("full", UNCHECKED, note=f"longer than {LONGEST_PASS} tokens: compared through the cache"))
     else:
@@ -136,12 +135,12 @@ def _flat(logits: np.ndarray) -> np.ndarray:
 
 
 def compare_tokens(tokens: np.ndarray, reference: Reference, compute: str) -> Check:
-    """Judge greedy tokens [B, G]: a difference is a near-tie when the reference's margin there is within twice the limit."""
+    """Compare greedy tokens [B, G]: a difference is a near-tie if the reference's margin there is at most twice the limit."""
     different = tokens != reference.tokens[:, : tokens.shape[1]]
     if not different.any():
         return Check("greedy", PASS, top1=1.0)
     limit = 2 * limit_for(compute, reference.logits)
-    # of rows that differ, the one whose first difference had the widest margin
+    # report the row whose first difference has the widest margin
     firsts = {row: int(np.flatnonzero(different[row])[0]) for row in np.flatnonzero(different.any(1))}
     row = max(firsts, key=lambda r: reference.margins[r, firsts[r]])
     first, margin = firsts[row], float(reference.margins[row, firsts[row]])
@@ -156,10 +155,10 @@ def compare_tokens(tokens: np.ndarray, reference: Reference, compute: str) -> Ch
 
 
 def check_server(session: Session, reference: Reference, compute: str) -> list[Check]:
-    """The text that a server gives for each of the reference's prompts, against the text of the reference's own tokens.
+    """Compare a server's text for each of the reference's prompts with the text of the reference's own tokens.
 
-    Where they part, what the server said must be a token that the reference found nearly as good; it is then asked again after
-    the reference's token, and so on to the end. Of more than a quarter of the tokens, not even near-ties are forgiven.
+    Where they diverge, the server's token must be a near-tie in the reference's logits; the server is then queried again after
+    the reference's token, and so on to the end. If more than a quarter of the tokens differ, even near-ties fail.
     """
     limit, most = 2 * limit_for(compute, reference.logits), max(1, reference.tokens.shape[1] // 4)
     return [_check_served(session, reference, row, limit, most) for row in range(len(reference.ids))]
@@ -195,12 +194,12 @@ def _check_served(session: Session, reference: Reference, row: int, limit: float
 
 
 def _whole(text: str) -> str:
-    """Without the last character where its bytes are not complete."""
+    """Strip trailing replacement characters, which incomplete UTF-8 sequences leave."""
     return text.rstrip("\ufffd")
 
 
 def _parts_at(session: Session, before: list[int], tokens: list[int], given: str) -> int | None:
-    """The first token whose text is not in what was given, or None if all are."""
+    """Index of the first token at which the given text diverges, or None if it never does."""
     for n in range(len(tokens)):
         if not given.startswith(_whole(session.text(before, tokens[: n + 1]))):
             return n
@@ -210,9 +209,9 @@ def _parts_at(session: Session, before: list[int], tokens: list[int], given: str
 def encoder_inputs(
     spec: Any, length: int, *, rows: int = 3, seed: int = 0, ids: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
-    """A batch: the first row full, the second padded on the right, the third on the left, the others full.
+    """Make a batch: the second row is right-padded, the third left-padded, all others are full.
 
-    ids: int64, taken in turn to fill the rows; random by default.
+    ids: int64, repeated to fill the rows; random by default.
     """
     batch = sample_ids(spec.vocab, rows * length, seed) if ids is None else np.resize(ids, rows * length)
     batch = batch.reshape(rows, length).astype(np.int64)
@@ -223,7 +222,7 @@ def encoder_inputs(
 
 
 def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dict, compute: str) -> list[Check]:
-    """Every output of an encoder; padded positions don't count."""
+    """Compare every output of an encoder, ignoring padded positions."""
     outputs, checks = session.encode(inputs), []
     real = inputs["attention_mask"].astype(bool)
     for name, reference in expected.items():
@@ -231,14 +230,14 @@ def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dic
         if reference.ndim == 3:
             ours, reference = ours[real], reference[real]
         check = compare(name, ours, reference, compute)
-        check.top1 = check.kl_mean = check.first_divergence = None  # these are for logits
+        check.top1 = check.kl_mean = check.first_divergence = None  # meaningful for logits only
         checks.append(check)
     return checks
 
 
 def default_runtime(kind: str, folder: Path) -> str:
-    """What runs an artefact where nobody says: the first installed runtime that opens its format; a folder for transformers in
-    transformers where that is installed, any other checkpoint in the reference's runtime."""
+    """The default runtime of an artefact: the first installed one that opens its format. A transformers checkpoint runs in
+    transformers if that is installed, any other checkpoint in the reference runtime."""
     if kind != "checkpoint":
         return first_that_opens(kind)
     loaded = load(folder)
@@ -248,14 +247,14 @@ def default_runtime(kind: str, folder: Path) -> str:
 
 
 def rounds_to_int8(manifest: Manifest) -> bool:
-    """Whether an artefact was made to round activations, or keys and values, to int8."""
+    """Whether an artefact rounds activations, or the KV cache, to int8."""
     return manifest.get("kv") == "int8" or bool((manifest.get("quantization") or {}).get("accuracy_level"))
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """An artefact to verify. `original` is what it was made from, `computed_from` the weights that the reference computes with
-    (the artefact's own bits where it is quantized), in `precision`; `open_for` opens it for a number of tokens."""
+    """An artefact to verify. `original`: the model it was made from; `computed_from`: the weights the reference uses (the
+    artefact's own if quantized), in `precision`; `open_for` opens a session with the given capacity in tokens."""
 
     folder: Path
     original: LoadedModel
@@ -270,7 +269,7 @@ class _Subject:
 def _encoder_checks(
     subject: _Subject, length: int, seed: int, ids: np.ndarray | None
 ) -> tuple[list[Check], Session, str]:
-    """The checks of an encoder, its session, and the reference's name."""
+    """Return an encoder's checks, its session, and the reference runtime's name."""
     source, name = subject.computed_from, reference_runtime()
     inputs = encoder_inputs(source.spec, length, seed=seed, ids=ids)
     options = Options(threads=subject.threads, precision=subject.precision)
@@ -284,7 +283,7 @@ def _encoder_checks(
 def _decoder_checks(
     subject: _Subject, length: int, generate: int, seed: int, ids: np.ndarray | None
 ) -> tuple[list[Check], Session, str]:
-    """The checks of a model that generates, its session, and the reference's name."""
+    """Return a generative model's checks, its session, and the reference runtime's name."""
     source, spec = subject.computed_from, subject.computed_from.spec
     ids = sample_ids(spec.vocab, length, seed) if ids is None else np.asarray(ids[:length], np.int64)
     prompt = min(max(length // 4, 1), 32)
@@ -324,18 +323,19 @@ def verify(
     """Check an artefact against the model it was made from, and write the verdict into its manifest.
 
     Args:
-        artefact: the folder.
+        artefact: the artefact's folder.
         against: the original, from `edgeformer.load`.
-        runtime: what runs the artefact; by default the first installed one that opens its format.
+        runtime: the runtime that runs the artefact; default: the first installed one that opens its format.
         length: tokens compared position by position.
         generate: greedy tokens compared.
-        threads: compute threads for both sides; the physical cores by default.
-        seed: of the random ids.
-        ids: int64 [T], compared instead of random ids (real text says more).
+        threads: compute threads for both sides; default: the number of physical cores.
+        seed: seed of the random ids.
+        ids: int64 [T], used instead of random ids (real text tests more).
         record: whether to write the verdict.
 
     Raises:
-        ArtefactError: it is no artefact, it is damaged, or it was made from another spec.
+        ArtefactError: the folder is no artefact, is damaged, or was made from another spec.
+        InputError: the runtime can't run it, or there are fewer than 4 tokens.
     """
     folder, threads = Path(artefact), threads or physical_cores()
     manifest = bundle.read_manifest(folder)
@@ -355,12 +355,12 @@ def verify(
         raise InputError(f"the runtime {runtime} can't run {against.name}: {refusal}")
     checks: list[Check] = []
     stored, computed_from = precision, against
-    if bundle.has_own_bits(precision):  # the reference has to have the same bits, and those have to be the original's
+    if bundle.has_own_bits(precision):  # the reference uses the artefact's bits, so those must come from the original
         computed_from, precision = load(folder), "fp32"
         checks.append(check_weights(computed_from, against))
     length = min(length if ids is None else len(ids), manifest["context"])
     if length < 4:
-        raise InputError(f"at least 4 tokens are needed to verify, got {length}")
+        raise InputError(f"verification needs at least 4 tokens, got {length}")
     opened: Path | LoadedModel = load(folder) if kind == "checkpoint" else folder
 
     def open_for(capacity: int | None) -> Session:
@@ -374,11 +374,11 @@ def verify(
     checks += found
     notes = []
     if session.compute not in (None, compute):
-        notes.append(f"computed in {session.compute} here: this says nothing about arithmetic in {compute}")
+        notes.append(f"computed in {session.compute} here, so {compute} arithmetic wasn't tested")
     verdict = Verdict(overall(checks), runtime, f"{name} fp32, weights as {stored}", stored, length, checks, notes)
     if record:
         try:
             bundle.write_manifest(folder, {**manifest, "verdict": verdict.as_dict()})
         except OSError as e:
-            verdict.notes.append(f"the verdict could not be written into {folder}: {e.strerror}")
+            verdict.notes.append(f"can't write the verdict into {folder}: {e.strerror}")
     return verdict

@@ -1,8 +1,8 @@
-"""What quantization costs: the deployed artefact, in its runtime, against the original in float32, on real text.
+"""Quality loss of quantization: the deployed artefact, in its runtime, against the original in float32, on real text.
 
-Two differences are kept apart. *Quantization error*: the original against the same quantized bits dequantized, both in float32 by
-the reference runtime. *Runtime error*: those same bits against what the runtime makes of them (rounded activations, half
-precision). Text is teacher-forced, so every position has one right next token and rows compare position by position.
+Two errors are separated. *Quantization error*: the original against the artefact's weights dequantized, both in float32 in the
+reference runtime. *Runtime error*: these dequantized weights against the artefact's own runtime (rounded activations, half
+precision). Text is teacher-forced, so every position has one correct next token and rows compare position by position.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ REFERENCE = "original"
 
 @dataclass
 class Scores:
-    """Over every position of every window.
+    """Scores over every position of every window.
 
-    perplexity: exp of the mean negative log-likelihood of the text's own next tokens. kl_*: KL(original ‖ row) in nats. top1:
-    share of positions whose likeliest token is the original's; flips: how many are not.
+    perplexity: exp of the mean negative log-likelihood of the text's next tokens. kl_*: KL(original ‖ row) in nats. top1:
+    share of positions whose top-1 token is the original's; flips: number of positions where it isn't.
     """
 
     perplexity: float
@@ -50,7 +50,7 @@ class Scores:
 
 @dataclass
 class Row:
-    """A source in a runtime: `against` the original; `runtime_error` against its own bits in float32 (None: they are that)."""
+    """Scores of a source in a runtime: `against` the original; `runtime_error` against its own weights in float32, or None."""
 
     source: str
     runtime: str
@@ -67,10 +67,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Settings:
-    """How text is read.
+    """How the text is evaluated.
 
-    window: tokens seen at once, each window anew; tokens: how many in all; cached: one token at a time through the cache, as in
-    generation, instead of whole windows.
+    window: tokens per window, each with a fresh context; tokens: total number; cached: feed one token at a time through the KV
+    cache, as in generation, instead of whole windows.
     """
 
     window: int = 256
@@ -80,7 +80,7 @@ class Settings:
 
 
 def windows(ids: np.ndarray, settings: Settings, context: int) -> np.ndarray:
-    """int64 [n, window] of a text's ids.
+    """Split a text's ids into windows, int64 [n, window].
 
     Raises:
         InputError: the text is shorter than two tokens.
@@ -93,20 +93,20 @@ def windows(ids: np.ndarray, settings: Settings, context: int) -> np.ndarray:
 
 
 class _Logs:
-    """Logits of every window on disk: float32 [n, T, V] are too many to keep. Room is taken before anything is computed: a disk
-    that fills up under a memory map ends the process without a word."""
+    """Logits of every window on disk, since float32 [n, T, V] may not fit into memory. Free space is checked before computing:
+    a disk that fills up under a memory map kills the process without an error."""
 
     def __init__(self, folder: Path, shape: tuple[int, int, int], count: int):
         needed, free = 4 * math.prod(shape) * count, shutil.disk_usage(folder).free
         if needed > 0.95 * free:
             raise InputError(
-                f"logits of {shape[0] * shape[1]} positions and {shape[2]} tokens take {needed / 1e9:.1f} GB in"
+                f"logits of {shape[0] * shape[1]} positions and {shape[2]} tokens need {needed / 1e9:.1f} GB in"
                 f" {folder.parent}, where {free / 1e9:.1f} GB are free; use fewer --tokens, or point TMPDIR elsewhere"
             )
         self.folder, self.shape = folder, shape
 
     def array(self, name: str) -> np.ndarray:
-        """A file's array; one of the same name is used again."""
+        """Memory-map an array; the same name overwrites the same file."""
         return np.memmap(self.folder / name, np.float32, "w+", shape=self.shape)
 
 
@@ -119,27 +119,27 @@ def measure(
     settings: Settings | None = None,
     report: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:
-    """The quality of artefacts and quantized checkpoints.
+    """Measure the quality of artefacts and quantized checkpoints.
 
     Args:
         sources: their folders.
         against: the original.
         ids: int64 [T], the text.
-        runtimes: names; by default, for each source, the first installed one made for its format.
+        runtimes: names; default: for each source, the first installed one native to its format.
         settings: windows and threads.
-        report: told what is happening.
+        report: called with progress messages.
 
     Returns:
         A row for the original in float32, then one per source and runtime.
 
     Raises:
-        ArtefactError: a source of another architecture.
-        InputError: a runtime that opens none of the sources, or an encoder.
+        ArtefactError: a source has another architecture, or its logits aren't finite.
+        InputError: no chosen runtime opens a source, or the model is no decoder.
     """
     settings = settings or Settings()
     spec = against.spec
     if spec.task != Task.TEXT_GENERATION:
-        raise InputError("quality is measured on next tokens; this model has none")
+        raise InputError("quality is measured on next-token predictions, which only decoders make")
     plans = {str(source): list(_runtimes(source, runtimes, against)) for source in sources}
     subjects = {source: _subject(source) for source in plans}
     text = windows(ids, settings, min([spec.context, *(subject.context for subject in subjects.values())]))
@@ -163,7 +163,7 @@ def measure(
                 costs, runtime_error = _Sums(), _Sums()
                 for i, logits in enumerate(_answers(session, text, settings.cached)):
                     if not np.isfinite(logits).all():
-                        raise ArtefactError(f"{source} in {runtime} gives logits that are not finite (window {i})")
+                        raise ArtefactError(f"{source} in {runtime} returns non-finite logits (window {i})")
                     costs.add(logits, original[i], text[i])
                     runtime_error.add(logits, own[i], text[i])
                 facts = {"quantization": subject.quantization, "kv": subject.kv, **session.facts()}
@@ -174,14 +174,14 @@ def measure(
 
 
 class _Sums:
-    """What `Scores` are made of, added up window by window, some positions at a time."""
+    """Accumulates the sums behind `Scores`, window by window, in blocks of positions."""
 
     def __init__(self) -> None:
         self.loss = self.total = self.worst = 0.0
         self.flips = self.positions = self.predicted = 0
 
     def add(self, ours: np.ndarray, theirs: np.ndarray, ids: np.ndarray) -> None:
-        """A window: logits float32 [T, V] of a row and of what it is compared with, its ids int64 [T]."""
+        """Add a window: logits float32 [T, V] of a row and of its reference, ids int64 [T]."""
         for start in range(0, len(ids), _BLOCK):
             end = min(start + _BLOCK, len(ids))
             q, p = _log_softmax(ours[start:end]), _log_softmax(theirs[start:end])
@@ -200,7 +200,7 @@ class _Sums:
         return self.scores()
 
     def scores(self) -> Scores:
-        """Of everything added."""
+        """Scores of everything added."""
         share = self.flips / self.positions
         perplexity = float(np.exp(self.loss / self.predicted))
         return Scores(perplexity, self.positions, self.total / self.positions, self.worst, 1 - share, self.flips)
@@ -222,7 +222,7 @@ def _log_softmax(x: np.ndarray) -> np.ndarray:
 
 
 def _answers(session: Session, text: np.ndarray, cached: bool) -> Iterator[np.ndarray]:
-    """Logits [T, V] of one window after another."""
+    """Yield the logits [T, V] of each window."""
     for ids in text:
         session.reset()
         if session.all_positions and not cached:
@@ -243,7 +243,7 @@ def _open(runtime: str, source: LoadedModel | Path, settings: Settings) -> Sessi
 
 @dataclass(frozen=True)
 class _Subject:
-    """What is compared: an artefact, or a MODEL in the precision that its weights are stored in."""
+    """A source to score: an artefact, or a MODEL in the precision its weights are stored in."""
 
     format: Format
     name: str
@@ -266,10 +266,10 @@ def _subject(source: str | Path) -> _Subject:
 
 
 def _runtimes(source: str | Path, chosen: Sequence[str], against: LoadedModel) -> Iterator[str]:
-    """The runtimes of a source."""
+    """Yield the runtimes to run a source in."""
     subject = _subject(source)
     if subject.spec_digest != digest(against.spec):
-        raise ArtefactError(f"{source} is of another architecture ({subject.name}) than {against.name}")
+        raise ArtefactError(f"{source} has another architecture ({subject.name}) than {against.name}")
     kind = subject.format
     fitting = [name for name in chosen if require(name)[0].takes(kind)]
     if chosen and not fitting:

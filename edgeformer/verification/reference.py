@@ -1,8 +1,8 @@
-"""What the original says: one pass, a cached run and a greedy continuation of a prompt, in float32.
+"""Reference outputs of the original: one full pass, a cached run and a greedy continuation of a prompt, in float32.
 
-The reference is the same spec and weights in torch, or numpy where torch is not installed, with weights rounded to what an
-artefact stores, so that a comparison judges the runtime and the export, not the choice of precision. The rows of a batch are
-computed one by one: nothing of one can leak into another here.
+The reference runs the same spec and weights in torch, or in numpy if torch isn't installed, with weights rounded to the
+artefact's precision, so that a comparison tests the runtime and the export, not the choice of precision. The rows of a batch are
+computed one by one, so they can't affect each other.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from edgeformer.inference.runtime import Options, Session
 from edgeformer.layers.rope import length_dependent
 
 LONGEST_PASS = 512
-"""Longer sequences are compared through the cache only: logits of every position are too many to keep."""
+"""Longer sequences are compared only through the KV cache: logits of every position take too much memory."""
 
 
 @dataclass
 class Reference:
-    """A decoder's answers. ids: int64 [B, T]; logits: float32 [B, T - start, V], of the positions from `start` on, by one pass.
+    """A decoder's reference outputs. ids: int64 [B, T]; logits: float32 [B, T - start, V] of one pass, from position `start` on.
 
-    A cached run takes ids in as `depth` (none if 0), then up to `prefill`, then singly. tokens: the greedy continuation of the
-    first `prompt` ids, [B, G]; margins: how far each token's logit was above the second best, [B, G]. cached: logits
-    [B, T - prefill + 1, V] by a prefill and single steps, where rotation depends on the length and one pass is not what they
-    come to.
+    A cached run feeds `depth` ids (none if 0), then those up to `prefill`, then one at a time. tokens: the greedy continuation
+    of the first `prompt` ids, [B, G]; margins: each token's logit minus the second best, [B, G]. cached: logits
+    [B, T - prefill + 1, V] of a prefill and single steps, only for length-dependent RoPE, where they differ from one pass.
     """
 
     runtime: str
@@ -42,7 +41,7 @@ class Reference:
     depth: int = 0
 
     def expected_cached(self) -> np.ndarray:
-        """Logits [B, T - prefill + 1, V] that a cached run must give."""
+        """Expected logits [B, T - prefill + 1, V] of a cached run."""
         return self.logits[:, self.prefill - 1 - self.start :] if self.cached is None else self.cached
 
 
@@ -52,12 +51,12 @@ def reference_runtime() -> str:
 
 
 def sample_ids(vocab: int, count: int, seed: int = 0) -> np.ndarray:
-    """Token ids int64 [count] from a seed."""
+    """Random token ids int64 [count] from a seed."""
     return np.random.default_rng(seed).integers(0, vocab, count)
 
 
 def sample_batch(vocab: int, batch: int, count: int, seed: int = 0) -> np.ndarray:
-    """Token ids int64 [batch, count]: every row its own, the first as `sample_ids` gives it."""
+    """Random token ids int64 [batch, count]; rows differ, and the first equals `sample_ids`."""
     return np.stack([sample_ids(vocab, count, seed + row) for row in range(batch)])
 
 
@@ -72,8 +71,8 @@ def make_reference(
     read: np.ndarray | None = None,
     prefix: int | None = None,
 ) -> Reference:
-    """One pass over `ids` int64 [T], and `generate` greedy tokens after its first `prompt` ids; `read` int64 [1, M] is the text
-    that an encoder–decoder model is given first, `prefix` how many first tokens all see in a prefix language model."""
+    """Run one pass over `ids` int64 [T], and generate `generate` greedy tokens after its first `prompt` ids. `read` int64 [1, M]
+    is the encoder input of an encoder–decoder model, `prefix` the bidirectional prefix length of a prefix LM."""
     name = reference_runtime()
     capacity = max(len(ids), prompt + generate)
     session = require(name)[0].open(loaded, Options(threads=threads, capacity=capacity, precision=precision))
@@ -90,9 +89,9 @@ def make_reference(
 def continuation(
     loaded: LoadedModel, prompt: np.ndarray, generate: int, *, precision: str, threads: int, depth: int = 0
 ) -> Reference:
-    """Prompts int64 [B, P] and their own greedy continuations: exactly what a benchmark's row runs.
+    """Compute the reference of prompts int64 [B, P] and their greedy continuations, the workload of a benchmark row.
 
-    The first `depth` of the P ids are what is in the cache before the row's clock starts.
+    The first `depth` of the P ids are in the KV cache before timing starts.
     """
     name = reference_runtime()
     count = prompt.shape[1]
@@ -116,7 +115,7 @@ def continuation(
 
 
 def run_cached(session: Session, ids: np.ndarray, prefill: int, depth: int = 0) -> np.ndarray:
-    """Logits [B, T - prefill + 1, V] of a prefill's last token (after `depth` ids before it) and single steps."""
+    """Logits [B, T - prefill + 1, V] of a prefill's last token (with `depth` ids fed before it) and of single steps."""
     session.reset()
     if depth:
         session.forward(ids[:, :depth])
@@ -125,7 +124,7 @@ def run_cached(session: Session, ids: np.ndarray, prefill: int, depth: int = 0) 
 
 
 def greedy(session: Session, prompt: np.ndarray, count: int, depth: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """`count` greedy tokens after prompts [B, P], and each one's margin over the second best, both [B, count]."""
+    """Generate `count` greedy tokens after prompts [B, P]; return them and their margins over the second best, both [B, count]."""
     session.reset()
     if depth:
         session.forward(prompt[:, :depth])

@@ -1,4 +1,4 @@
-"""What a comparison came to: checks, and the verdict that travels with an artefact and with each benchmark row."""
+"""Results of a comparison: checks, and the verdict stored with an artefact and with each benchmark row."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ PASS, NEAR_TIE, FAIL, UNCHECKED = "pass", "near-tie", "fail", "unchecked"
 
 @dataclass
 class Check:
-    """One rung of the ladder. `max_abs` over all compared values; `first_divergence` is a token's index, or None."""
+    """The result of one check. `max_abs` is over all compared values; `first_divergence` is a token's index, or None."""
 
     name: str
     verdict: str
@@ -24,7 +24,7 @@ class Check:
 
 @dataclass
 class Verdict:
-    """What was compared with what, and how it came out."""
+    """The outcome of all checks, and what was compared with what."""
 
     verdict: str
     runtime: str
@@ -40,7 +40,7 @@ class Verdict:
 
 
 def overall(checks: list[Check]) -> str:
-    """fail if anything failed, near-tie if the worst is one, unchecked if nothing could be compared."""
+    """The worst verdict of fail, near-tie and pass; unchecked if nothing could be compared."""
     verdicts = {c.verdict for c in checks}
     for verdict in (FAIL, NEAR_TIE, PASS):
         if verdict in verdicts:

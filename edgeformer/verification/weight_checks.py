@@ -1,4 +1,4 @@
-"""Are a quantized artefact's weights the model's? What can be said without running it."""
+"""Checks that a quantized artefact's weights come from the given model, without running it."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from edgeformer.weights.rounding import stored_format
 from edgeformer.weights.scales import searched
 
 _ROUNDINGS = {"rtn": nearest, "search": searched}
-"""Methods that anyone can repeat from the original alone."""
+"""Rounding methods that can be reproduced from the original alone."""
 
 
 def check_weights(quantized: LoadedModel, original: LoadedModel) -> Check:
-    """Whether a quantized model's weights are those it was made from.
+    """Check that a quantized model's weights come from the original.
 
-    Against a quantized original: the same codes and scales. Against the plain original: exactly what the method makes of it,
-    where it needs nothing else; MLX's own affine mode within a step. Calibrated methods move weights on purpose: unchecked.
+    For a quantized original: codes and scales must be identical. For an unquantized one: they must be exactly what the method
+    produces, if it needs no other input; MLX's affine mode is checked to within a step. Calibrated methods change weights
+    beyond rounding, so they are unchecked.
     """
     if stored_format(original.require_weights()) in (*QUANTIZED, "mixed") or _kept_affine(quantized, original):
         return _check_same_bits(quantized, original)
@@ -30,15 +31,13 @@ def check_weights(quantized: LoadedModel, original: LoadedModel) -> Check:
         return check_affine(quantized, original)
     method = (quantized.quantization or {}).get("method", "rtn")
     if method not in _ROUNDINGS:
-        note = (
-            f"{method} moves weights on purpose: verify against the quantized checkpoint, or ask `edgeformer quality`"
-        )
+        note = f"{method} changes weights beyond rounding: verify against the quantized checkpoint, or use `edgeformer quality`"
         return Check("weights", UNCHECKED, note=note)
     return _check_repeated(quantized, original, method)
 
 
 def _kept_affine(quantized: LoadedModel, original: LoadedModel) -> bool:
-    """Whether both are in MLX's own affine mode, of the same width, groups and type of scales."""
+    """Whether both are in MLX's affine mode, with the same bit width, group size and scale dtype."""
     kinds = []
     for model in (quantized, original):
         stored = [s.stored for s in model.require_weights().sources.values()]
@@ -53,11 +52,11 @@ def _check_same_bits(quantized: LoadedModel, original: LoadedModel) -> Check:
         if isinstance(source.stored, QuantizedTensor) and isinstance(other, QuantizedTensor):
             pairs = zip(source.stored.quantized(), other.quantized(), strict=True)
             same = source.stored.format == other.format and all(np.array_equal(a, b) for a, b in pairs)
-        else:  # MLX's folders, and what isn't quantized: equal numbers, as far as its type holds them
+        else:  # MLX folders and unquantized tensors: equal values after rounding to the stored dtype
             ours = source.read()
             same = np.array_equal(ours.astype(np.float32), theirs[name].astype(_held(source, ours)).astype(np.float32))
         if not same:
-            return Check("weights", FAIL, note=f"{name} has other bits than {original.name}")
+            return Check("weights", FAIL, note=f"{name} differs from {original.name}")
     return Check("weights", PASS, max_abs=0.0, limit=0.0, note="the same codes and scales")
 
 
@@ -68,31 +67,31 @@ def _held(source: Any, array: np.ndarray) -> Any:
 def _check_repeated(quantized: LoadedModel, original: LoadedModel, method: str) -> Check:
     weights = original.require_weights()
     for name, source in quantized.require_weights().sources.items():
-        if isinstance(source.stored, AffineTensor):  # an MLX folder: equal numbers are equal codes and scales
+        if isinstance(source.stored, AffineTensor):  # an MLX folder: equal values imply equal codes and scales
             format = next(f for f in QUANTIZED.values() if f.bits == source.stored.bits)
             expected = quantize(weights[name], format, _ROUNDINGS[method], name=name)
             if not np.array_equal(source.read(), dequantize(*expected, format)):
-                return Check("weights", FAIL, note=f"{name} is not what {method} makes of the original's")
+                return Check("weights", FAIL, note=f"{name} differs from what {method} makes of the original")
             continue
         if not isinstance(source.stored, QuantizedTensor):
             ours, theirs = source.read(), weights[name]
             if not np.array_equal(ours.astype(np.float32), theirs.astype(ours.dtype).astype(np.float32)):
-                return Check("weights", FAIL, note=f"{name} is not the original's")
+                return Check("weights", FAIL, note=f"{name} differs from the original")
             continue
         expected = quantize(weights[name], source.stored.format, _ROUNDINGS[method], name=name)
         if not all(np.array_equal(a, b) for a, b in zip(source.stored.quantized(), expected, strict=True)):
-            return Check("weights", FAIL, note=f"{name} is not what {method} makes of the original's")
+            return Check("weights", FAIL, note=f"{name} differs from what {method} makes of the original")
     return Check(
         "weights", PASS, max_abs=0.0, limit=0.0, note=f"codes and scales are what {method} makes of the original"
     )
 
 
 def check_affine(quantized: LoadedModel, original: LoadedModel) -> Check:
-    """Whether weights in MLX's own affine mode are the original's.
+    """Check that weights in MLX's affine mode come from the original.
 
-    Those stored as codes: within one step of their scale (rounding is half of one, and MLX moves a group's range so that one end
-    is exact), and what rounding scale and bias to their type adds. The others: the original's, rounded to their type. `max_abs`
-    is the largest |difference| as a share of that.
+    Quantized weights must be within one step of their scale (rounding takes half a step, and MLX shifts a group's range so that
+    one end is exact), plus the rounding error of scale and bias. Others must be the original's, rounded to their dtype.
+    `max_abs` is the largest |difference| as a share of what is allowed.
     """
     worst, where, weights = 0.0, "", original.require_weights()
     for name, source in quantized.require_weights().sources.items():
@@ -105,7 +104,7 @@ def check_affine(quantized: LoadedModel, original: LoadedModel) -> Check:
         largest = float(np.nan_to_num(ratio, nan=_NOT_AT_ALL, posinf=_NOT_AT_ALL).max(initial=0.0))
         if largest > worst:
             worst, where = largest, name
-    note = "share of what quantizing may change" + (f"; {where} is not the original's" if worst > 1 else "")
+    note = "share of the allowed quantization error" + (f"; {where} differs from the original" if worst > 1 else "")
     return Check("weights", PASS if worst <= 1 else FAIL, max_abs=worst, limit=1.0, note=note)
 
 
@@ -113,10 +112,10 @@ _NOT_AT_ALL = 1e9
 
 
 def _allowed(stored: AffineTensor, part: Any, original: np.ndarray) -> np.ndarray:
-    """The largest |difference| of each weight: 1.01 steps, (2ᵇ − 1) roundings of the scale, one of the bias.
+    """The allowed |difference| of each weight: 1.01 steps, plus (2ᵇ − 1) roundings of the scale and one of the bias.
 
-    The step is the stored scale, but no larger than the original's range calls for (MLX moves it by half a code at most): a
-    scale that is wrong must not grant itself room.
+    The step is the stored scale, capped by what the original's range requires (MLX shifts it by at most half a code), so that a
+    wrong scale can't widen its own tolerance.
     """
     scales, biases = (np.abs(t.read().astype(np.float32)) for t in (stored.scales, stored.biases))
     if part is not None:
