@@ -271,7 +271,7 @@ def test_what_a_comparison_makes(loaded, monkeypatch):
         "openvino"
     ]
     assert len(made) == 4 and native == ["numpy", "torch"]
-    assert notes == ["no rows of numpy in q4", "no rows of torch in q4"]
+    assert notes == ["no rows for numpy in q4", "no rows for torch in q4"]
     with pytest.raises(InputError, match="onnxruntime runs no 4bit export"):
         builds(loaded.spec, ["onnxruntime"], ("4bit",))
 

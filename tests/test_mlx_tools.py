@@ -223,7 +223,7 @@ def test_compare_in_other_precisions(tmp_path):
     done = edgeformer(*both, "bf16", code=2)
     assert "mlx runs no bf16 export of this model" in done.stderr
     done = edgeformer(*both, "fp32,bf16")
-    assert "note: no rows of mlx in bf16" in done.stderr
+    assert "note: no rows for mlx in bf16" in done.stderr
     assert {json.loads(line)["runtime"] for line in done.stdout.splitlines()} == {"onnxruntime", "mlx"}
 
 

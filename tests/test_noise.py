@@ -93,7 +93,7 @@ def test_flags_of_a_row():
         "fallback: WebGpuExecutionProvider ran 90% of the FLOPs",
         "spread",
         "not settled",
-        "cache in fp16, others in fp32",
+        "KV cache in fp16, others in fp32",
     ):
         assert part in said
     busy = row("c", [100, 100], kv="fp32")
@@ -101,7 +101,7 @@ def test_flags_of_a_row():
         r["cpu_ns"] = 1200  # 500 ns of wall time
     assert FlagCode.THREADS not in {flag.code for flag in row_flags(busy, [busy])}
     busy.threads = 1
-    assert Flag(FlagCode.THREADS, "threads: it kept 2.4 CPUs busy, 1 were asked for") in row_flags(busy, [busy])
+    assert Flag(FlagCode.THREADS, "threads: kept 2.4 CPUs busy, 1 requested") in row_flags(busy, [busy])
     assert spread(row("d", [100])) is None
 
 

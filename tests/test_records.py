@@ -101,11 +101,11 @@ def test_odd_numbers_and_broken_files(tmp_path):
     (tmp_path / "nan.jsonl").write_text(text + "\n")
     assert read_records(tmp_path / "nan.jsonl")[0]["stddev_ts"] is None
     for name, content, message in (
-        ("empty.jsonl", "", "holds no records"),
-        ("cut.jsonl", text[:200], "line 1: no JSON .* if the file was cut off"),
-        ("other.json", '[{"a": 1}]', "no record of edgeformer or llama-bench"),
-        ("list.json", "[1, 2]", "no list of records"),
-        ("table.csv", "a,b\n1,2\n", "names no n_prompt, n_gen, avg_ts"),
+        ("empty.jsonl", "", "contains no records"),
+        ("cut.jsonl", text[:200], "line 1: not JSON .* if the file was truncated"),
+        ("other.json", '[{"a": 1}]', "not a record of edgeformer or llama-bench"),
+        ("list.json", "[1, 2]", "isn't a list of records"),
+        ("table.csv", "a,b\n1,2\n", "has no column n_prompt, n_gen, avg_ts"),
         ("bare.jsonl", '{"suite": "edgeformer", "schema_version": 1}', "record 1 is damaged: KeyError"),
         ("true.jsonl", '{"suite": "edgeformer", "schema_version": true}', "written by a newer edgeformer"),
         ("types.jsonl", json.dumps({**row, "n_gen": [1]}), "record 1 is damaged: TypeError"),

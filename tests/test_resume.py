@@ -86,7 +86,7 @@ def test_kill_and_resume(tmp_path):
         assert record["rank"] == (1 if n == 0 else None)
     assert not list((tmp_path / "cache" / "runs").glob("*.jsonl"))  # it is finished
     again = subprocess.run([*BENCH, "--resume"], capture_output=True, text=True)
-    assert again.returncode == 2 and "there is no unfinished run of this" in again.stderr
+    assert again.returncode == 2 and "no unfinished run to resume" in again.stderr
 
 
 def test_ctrl_c_in_a_later_shape_can_be_resumed(tmp_path, monkeypatch):
@@ -125,13 +125,13 @@ def test_a_journal_is_of_one_measurement():
     resumed.restore((0, 0), found)
     assert resumed.run_id == journal.run_id and found.load_s == 1.5 and found.rounds == [{"prefill_ns": [1]}]
     assert resumed.finished(0) is None
-    with pytest.raises(InputError, match="no unfinished run"):
+    with pytest.raises(InputError, match="no unfinished run to resume"):
         Journal.begin("another", resume=True)
-    with pytest.raises(InputError, match="running already"):
+    with pytest.raises(InputError, match="already running"):
         Journal.begin("key", resume=False)
     resumed.close(finished=False)
     _, remark = Journal.begin("key", resume=False)
-    assert remark is not None and "--resume would have gone on" in remark
+    assert remark is not None and "--resume would have continued" in remark
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="Linux's device that is always full")  # noqa: PTH110
@@ -178,7 +178,7 @@ def test_out_of_memory_is_a_row(tmp_path):
     assert done.returncode == 1 and "Traceback" not in done.stderr
     found = {r["runtime"]: r for r in lines(tmp_path / "rows.jsonl")}
     assert "Unable to allocate" in found["null"]["error"]
-    assert "status -9 (killed from outside, as Linux does when memory runs out)" in found["torch"]["error"]
+    assert "status -9 (SIGKILL, as sent by Linux when memory runs out)" in found["torch"]["error"]
     assert (
         found["numpy"]["status"] == "ok"
         and "no reference: the process ended" in found["numpy"]["parity_checks"][0]["note"]
@@ -205,7 +205,7 @@ def test_artefacts_are_made_once(tmp_path):
     (first / "model.onnx.data").write_bytes(data[:5000] + bytes([data[5000] ^ 1]) + data[5001:])  # of the same size
     notes = []
     assert made_once(loaded, build, {"weights": "copy"}, notes.append) == first
-    assert "model.onnx.data in the cache is not what was made; the artefact is made again" in notes[0]
+    assert "model.onnx.data in the cache was modified after export; exporting the artefact again" in notes[0]
     assert (first / "model.onnx.data").read_bytes() == data
     bundle.check_files(again, bundle.read_manifest(again))
     assert again == first and (first / "model.onnx").stat().st_size > 1000

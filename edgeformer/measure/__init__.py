@@ -1,1 +1,1 @@
-"""Measuring: one fresh process per row, interleaved rounds, every sample kept, outputs checked in the same run."""
+"""Benchmarks: one fresh process per row, interleaved rounds, every sample kept, outputs checked in the same run."""

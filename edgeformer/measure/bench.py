@@ -1,4 +1,4 @@
-"""Measures artefacts and checkpoints of one architecture: which rows there are, then `harness.run`."""
+"""Benchmark entry point: plan the rows for artefacts and checkpoints of one architecture, then call `harness.run`."""
 
 from __future__ import annotations
 
@@ -36,25 +36,25 @@ def bench(
     note: Callable[[str], None] = lambda _: None,
     measured: Callable[[Model, Run], bool | None] = lambda *_: None,
 ) -> tuple[Model, Run]:
-    """Measure artefacts and checkpoints of one architecture, one process per row, outputs checked in the same run.
+    """Measure artefacts and checkpoints of one architecture, one process per row, and check outputs in the same run.
 
     Args:
         sources: artefact folders and MODELs.
-        runtimes: names (`onnxruntime`, `torch:compile`, `http://localhost:8080/v1`); every installed one that fits by default.
-        against: the MODEL that outputs are checked against; a checkpoint among the sources by default.
+        runtimes: names (`onnxruntime`, `torch:compile`, `http://localhost:8080/v1`); default: every installed one that fits.
+        against: the MODEL that outputs are checked against; default: a checkpoint among the sources.
         settings: lengths, rounds, threads; see `Settings`.
         load_options: keyword arguments of `load` for MODELs.
-        resume: keep a journal in the cache folder, and go on with the one of an unfinished run (True) or start anew (False);
-            None keeps none.
-        report: told what is happening.
-        note: told what the user should know.
-        measured: given the spec and the run after every shape; False keeps the journal.
+        resume: keep a journal in the cache folder, and continue an unfinished run (True) or start a new one (False);
+            None keeps no journal.
+        report: called with progress messages.
+        note: called with messages for the user.
+        measured: called with the spec and the run after every shape; returning False keeps the journal.
 
     Returns:
         The spec, and the run: a row per (runtime, source, shape).
 
     Raises:
-        InputError: the sources are of different architectures, nothing is left to run, or it doesn't fit the context.
+        InputError: the sources have different architectures, nothing is left to run, or the lengths exceed the context.
     """
     chosen = None if runtimes is None else list(runtimes)
     given = [sources] if isinstance(sources, str) else list(dict.fromkeys(sources))
@@ -79,16 +79,16 @@ def bench(
         plans += found
         specs[digest(spec)] = spec
     if len(specs) != 1:
-        raise InputError(f"one run compares one architecture; these are {len(specs)}: {', '.join(given)}")
+        raise InputError(f"one run compares one architecture; these sources have {len(specs)}: {', '.join(given)}")
     for loaded in weightless:
-        loaded.require_weights()  # says what is wrong
+        loaded.require_weights()  # raises with the reason
     _check_chosen(chosen, plans, remarks)
     for line in remarks:
         if chosen is None or not plans:
             note(str(line))
     spec = next(iter(specs.values()))
     native = {(p.runtime, p.precision) for p in plans if p.opens == "checkpoint"}
-    # an MLX folder is a checkpoint too: not the same row twice
+    # an MLX folder is also a checkpoint: don't list the same row twice
     plans = [p for p in plans if p.opens == get(p.runtime)[0].opens or (p.runtime, p.precision) not in native]
     reference = None if against is None else (against, load_options or {})
     return spec, measure(
@@ -107,7 +107,7 @@ def measure(
     note: Callable[[str], None] = lambda _: None,
     measured: Callable[[Model, Run], bool | None] = lambda *_: None,
 ) -> Run:
-    """Run plans of one spec; arguments as those of `bench`. reference: (MODEL, options of `load`)."""
+    """Run the plans of one spec; arguments as in `bench`. reference: (MODEL, options of `load`)."""
     journal, plans = None, label(plans)
     if resume is not None:
         models = {
@@ -130,7 +130,7 @@ def measure(
 
 
 def _identity(source: str) -> str:
-    """A digest over every byte of what a source holds."""
+    """A digest over every byte of a source."""
     if bundle.is_artefact(Path(source)):
         manifest = bundle.read_manifest(source)
         manifest["verdict"] = None
@@ -142,15 +142,15 @@ def _identity(source: str) -> str:
 
 
 def check_lengths(settings: Settings, spec: Model, context: int, what: str) -> None:
-    """Refuse prompts that don't fit, before anything is exported or started.
+    """Reject lengths that exceed the context, before anything is exported or started.
 
     Raises:
-        InputError: prompt and generated tokens exceed the positions there are.
+        InputError: depth, prompt and generated tokens together exceed `context`.
     """
     needed = settings.longest(spec)
     if needed > context:
         raise InputError(
-            f"{needed} tokens (depth, prompt and generated) exceed the {context} positions of {what}; give a smaller --prompt,"
+            f"{needed} tokens (depth, prompt and generated) exceed the context of {context} positions of {what}; reduce --prompt,"
             " --gen or --depth"
         )
 

@@ -1,4 +1,4 @@
-"""Where the time goes: a runtime's own profile of a prefill and of decode steps, folded into blocks."""
+"""Time breakdown: a runtime's own profile of a prefill and of decode steps, aggregated by block."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from edgeformer.inference.runtime import Session
 from edgeformer.spec.task import Task
 
 STEPS, LISTED = 16, 12
-"""Decode steps that are profiled, and operations that are listed by name."""
+"""Number of decode steps profiled, and of operations listed by name."""
 
 
 def profiled(session: Session, prompt: np.ndarray, depth: int) -> dict[str, Any]:
@@ -52,11 +52,11 @@ def profiled(session: Session, prompt: np.ndarray, depth: int) -> dict[str, Any]
 
 
 def void(_: Any) -> None:
-    """A call for its time alone."""
+    """Discard a call's result."""
 
 
 def folded(operations: list[Operation]) -> dict[str, Any]:
-    """Shares of the sum by block (they add up to 1), and the operations that took most."""
+    """Shares of total time by block (they add up to 1), and the most expensive operations."""
     total = sum(op.ns for op in operations) or 1
     blocks = {block: sum(op.ns for op in operations if op.block == block) / total for block in BLOCKS}
     most = sorted(operations, key=lambda op: -op.ns)[:LISTED]

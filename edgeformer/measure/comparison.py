@@ -1,4 +1,4 @@
-"""A comparison from one model: which artefacts it takes, made once and kept in the cache, and which runtimes run which."""
+"""Comparison of one model across runtimes: which artefacts it needs (built once and cached), and which runtimes run which."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ from edgeformer.spec import Model
 from edgeformer.spec.serialization import digest
 
 NATIVE = ("4bit", "8bit")
-"""MLX's own formats, which nothing else is exported to."""
+"""MLX's own precisions, which no other export format supports."""
 Progress = Callable[[int, int], None] | None
 
 
 @dataclass
 class Build:
-    """An artefact to make, and the runtimes that are to run it."""
+    """An artefact to export, and the runtimes that will run it."""
 
     to: str
     precision: str
@@ -44,11 +44,11 @@ class Build:
 
     @property
     def name(self) -> str:
-        """For people: `onnx-portable q4`."""
+        """Display name, e.g. `onnx-portable q4`."""
         return f"{self.to}{'-' + self.target if self.target not in (None, 'cpu') else ''} {self.precision}"
 
     def options(self) -> dict[str, Any]:
-        """Of the export."""
+        """Keyword arguments of the export."""
         made: dict[str, Any] = {"precision": self.precision}
         if self.target is not None:
             made["target"] = self.target
@@ -74,23 +74,23 @@ def compare(
 
     Args:
         model: a MODEL with weights.
-        runtimes: names, `name:variant` or a server's URL; every installed one that fits by default.
-        precisions: of the exports; fp32 rows also run the checkpoint itself.
-        output: keep the artefacts in this folder, not in the cache.
-        weights: copy or link, of ONNX exports.
+        runtimes: names, `name:variant` or a server's URL; default: every installed one that fits.
+        precisions: precisions of the exports; fp32 rows also run the checkpoint itself.
+        output: write the artefacts to this folder instead of the cache.
+        weights: `copy` or `link`, for ONNX exports.
         settings, load_options, resume, report, note, measured: as in `edgeformer.bench`.
-        progress: makes a context manager for an export's name that gives a callback (done, total bytes).
+        progress: maps an export's name to a context manager that yields a callback (done, total bytes).
 
     Raises:
-        InputError: nothing can run it this way.
-        ExportError: an export that a runtime was asked for fails.
+        InputError: no runtime can run the model in these precisions.
+        ExportError: an export needed by an explicitly named runtime failed.
     """
     loaded = load(model, **(load_options or {}))
     loaded.require_weights()
     settings = settings or Settings()
     check_lengths(settings, loaded.spec, loaded.spec.context, model)
     wanted, native, remarks = builds(loaded.spec, runtimes, precisions)
-    with contextlib.ExitStack() as uses:  # what is measured is not deleted meanwhile
+    with contextlib.ExitStack() as uses:  # holds locks, so that cached artefacts aren't deleted while they are measured
         plans, notes = _made(loaded, wanted, runtimes is not None, output, weights, note, progress, uses)
         remarks += notes
         if native:
@@ -101,7 +101,7 @@ def compare(
             note(remark)
         if not plans:
             raise InputError(
-                f"no runtime here runs {model} in {', '.join(precisions)}; see `edgeformer targets {model}`"
+                f"no installed runtime runs {model} in {', '.join(precisions)}; see `edgeformer targets {model}`"
             )
         order = {precision: n for n, precision in enumerate(precisions)}
         plans.sort(key=lambda p: order.get(p.precision, 0))
@@ -128,7 +128,7 @@ def _made(
     progress: Callable[[str], Any] | None,
     uses: contextlib.ExitStack,
 ) -> tuple[list[Plan], list[str]]:
-    """The rows of the artefacts, each made or found, and remarks; `asked`: the user named the runtimes."""
+    """Plans for the artefacts, each exported or found in the cache, and notes; `asked`: the user named the runtimes."""
     plans: list[Plan] = []
     remarks: list[str] = []
     for build in wanted:
@@ -139,8 +139,8 @@ def _made(
             except ExportError as e:
                 if asked:
                     raise
-                # llama.cpp has some architectures, and this is none of them
-                remarks.append(f"no rows of {build.name}: {e}")
+                # expected: llama.cpp, for one, supports only some architectures
+                remarks.append(f"no rows for {build.name}: {e}")
                 continue
         found, notes = artefact_plans(str(folder), bundle.read_manifest(folder), loaded.spec, build.runtimes)
         plans += found
@@ -151,10 +151,10 @@ def _made(
 def builds(
     spec: Model, runtimes: list[str] | None, precisions: tuple[str, ...]
 ) -> tuple[list[Build], list[str], list[str]]:
-    """The artefacts that a comparison needs, the runtimes that run the checkpoint itself, and notes on those left out.
+    """The artefacts a comparison needs, the runtimes that run the checkpoint itself, and notes on those left out.
 
     Raises:
-        InputError: a precision that none of the runtimes asked for runs.
+        InputError: a precision is supported by none of the requested runtimes, or a requested runtime supports none.
     """
     made: dict[tuple[str, str, str | None], Build] = {}
     native, notes = [], []
@@ -165,9 +165,9 @@ def builds(
                 continue
             reason = runtime.unavailable() or runtime.refuses(spec, Options(variant=variant))
             if reason is None and too_slow(runtime, spec):
-                reason = f"it is slow here for a model of this size; --runtimes {name} asks for it"
+                reason = f"too slow for a model of this size; --runtimes {name} includes it anyway"
             if reason is not None:
-                notes.append(f"no rows of {name}: {reason}")
+                notes.append(f"no rows for {name}: {reason}")
                 continue
         idle = []
         for precision in precisions:
@@ -185,17 +185,17 @@ def builds(
         if runtimes is not None and len(idle) == len(precisions):
             raise InputError(f"{name} runs no {' or '.join(idle)} export of this model; add fp32, or leave {name} out")
         if runtimes is not None and idle:
-            notes.append(f"no rows of {name} in {', '.join(idle)}")
+            notes.append(f"no rows for {name} in {', '.join(idle)}")
     for precision in precisions:
         if not any(b.precision == precision for b in made.values()) and not (precision == "fp32" and native):
             raise InputError(
-                f"none of the runtimes asked for runs a {precision} export of this model; leave the precision out"
+                f"none of the requested runtimes runs a {precision} export of this model; leave this precision out"
             )
     return list(made.values()), native, notes
 
 
 def _has_folder(kind: str, spec: Model) -> bool:
-    """Whether any runtime made for a format runs this task: an encoder has no folder for mlx-lm."""
+    """Whether any runtime native to a format runs this spec: mlx-lm, for one, runs no encoders."""
     made_for = [runtime for runtime, _ in map(get, names()) if runtime.opens == kind]
     return any(runtime.refuses(spec, Options()) is None for runtime in made_for)
 
@@ -209,8 +209,8 @@ def make(
     note: Callable[[str], None],
     uses: contextlib.ExitStack,
 ) -> Path:
-    """The folder of a build: in the cache under a key of what it was made from and how, made if it isn't there. `uses` then holds
-    a lock that keeps it from being deleted."""
+    """Return a build's folder, exporting it if needed. The cache key covers the inputs and the export options; `uses` then
+    holds a shared lock that keeps the cached folder from being deleted."""
     options = build.options() | options
     name = Path(loaded.name).resolve().name
     if output is not None:
@@ -226,20 +226,20 @@ def make(
             uses.push(use)
             return folder
         use.release()
-        with lock_of(folder):  # waits for those that measure it
+        with lock_of(folder):  # waits for processes that are measuring it
             if not (folder.exists() and _intact(folder, lambda _: None)):
                 _export(loaded, folder, build, options, progress, note)
                 remember_content(folder)
 
 
 def _intact(folder: Path, note: Callable[[str], None]) -> bool:
-    """Whether every byte of a cached artefact is what was made, and what it links to is unchanged."""
+    """Whether a cached artefact is byte-identical to what was exported, and the files it links to are unchanged."""
     try:
         bundle.check_files(folder, bundle.read_manifest(folder))
     except ArtefactError:
         return False
     if (changed := changed_file(folder)) is not None:
-        note(f"{folder / changed} in the cache is not what was made; the artefact is made again")
+        note(f"{folder / changed} in the cache was modified after export; exporting the artefact again")
     return changed is None
 
 
@@ -257,8 +257,8 @@ def _export(
 
 
 def cache_key(loaded: LoadedModel, to: str, options: dict[str, Any]) -> str:
-    """Sixteen hex digits over the weights, the spec, the export, and the edgeformer that makes it."""
-    beside = hashlib.sha256()  # the tokenizer and its like, which are copied along
+    """Sixteen hex digits over the weights, the spec, the export options, and the edgeformer version and sources."""
+    beside = hashlib.sha256()  # tokenizer files and others that are copied along
     for file in sorted(loaded.folder.glob("*.*")) if loaded.folder is not None and loaded.folder.is_dir() else []:
         if file.suffix in (".json", ".txt", ".model", ".jinja") and file.is_file():
             beside.update(file.name.encode() + file.read_bytes())
@@ -275,7 +275,7 @@ def cache_key(loaded: LoadedModel, to: str, options: dict[str, Any]) -> str:
 
 
 def _makers_digest() -> str:
-    """Of our own sources and of the packages that write files: an artefact of last week's code is not this week's."""
+    """A digest of our own sources and of the versions of packages that write files: a code change invalidates the cache."""
     h = hashlib.sha256()
     for part in ("edgeformer", "edgeformer.exporters", "edgeformer.models"):
         package = Path(importlib.import_module(part).__file__ or "").parent

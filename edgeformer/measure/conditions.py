@@ -1,4 +1,4 @@
-"""The machine's state before and after rows were measured, and what in it makes numbers doubtful. Unknown is None."""
+"""Machine state before and after a measurement, and flags for conditions that make numbers unreliable. Unknown is None."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from edgeformer.inference.threads import usable_cpus
 from edgeformer.measure.flags import Flag, FlagCode
 
 BUSY = 0.2
-"""CPUs that others may use while rows are measured before it is said."""
+"""CPUs that other processes may keep busy before a measurement is flagged."""
 _SYS = Path("/sys")
 
 
 def thermal(root: Path = _SYS) -> dict[str, Any]:
-    """The hottest sensor in °C and the number of times that cores were throttled (Linux), or macOS's thermal warnings."""
+    """The hottest sensor in °C and the number of core throttling events (Linux), or macOS's thermal warning."""
     if sys.platform == "darwin":
         return {"celsius": None, "throttled": None, "warning": _pmset_thermal()}
     found = []
     for zone in root.glob("class/thermal/thermal_zone*/temp"):
-        with contextlib.suppress(OSError, ValueError):  # a sensor may be there and not answer
+        with contextlib.suppress(OSError, ValueError):  # a listed sensor may fail to read
             found.append(int(zone.read_text()) / 1000)
     counts = []
     for file in root.glob("devices/system/cpu/cpu*/thermal_throttle/core_throttle_count"):
@@ -36,7 +36,7 @@ def thermal(root: Path = _SYS) -> dict[str, Any]:
 
 
 def _pmset_thermal() -> str | None:
-    """`pmset -g therm`'s CPU speed limit where it is below 100 %; "" when it says that there is none."""
+    """`pmset -g therm`'s CPU speed limit if it is below 100 %, "" if there is no limit, None if it can't be read."""
     with contextlib.suppress(OSError, subprocess.SubprocessError):
         done = subprocess.run(["pmset", "-g", "therm"], capture_output=True, text=True, timeout=10)
         for line in done.stdout.splitlines():
@@ -47,7 +47,7 @@ def _pmset_thermal() -> str | None:
 
 
 def power(root: Path = _SYS) -> dict[str, Any]:
-    """Where the power comes from, and what holds the clock down."""
+    """Power source, CPU frequency governor and low power mode."""
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     governor = None
     with contextlib.suppress(OSError):
@@ -63,19 +63,19 @@ def power(root: Path = _SYS) -> dict[str, Any]:
 
 
 class Watch:
-    """How many CPUs processes other than this one and its rows' kept busy. `elapsed` is what was watched, in seconds."""
+    """Measures how many CPUs other processes (not this one, nor its workers) kept busy. `elapsed`: observed time, in seconds."""
 
     def __init__(self) -> None:
         self._others = self.elapsed = 0.0
         self.steal = 0.0
 
     def start(self, pids: list[int]) -> None:
-        """Watch from now on."""
+        """Start watching."""
         self._pids, self._t0 = pids, time.perf_counter()
         self._busy0, self._ours0, self._steal0 = _busy(), _used(pids), _steal()
 
     def stop(self) -> None:
-        """Stop watching, and add it up."""
+        """Stop watching, and add to the totals."""
         wall = time.perf_counter() - self._t0
         ours = _used(self._pids) - self._ours0
         self._others += max(_busy() - self._busy0 - ours, 0.0)
@@ -83,7 +83,7 @@ class Watch:
         self.elapsed += wall
 
     def other_cpus(self) -> float | None:
-        """CPUs that others kept busy, on average."""
+        """Average number of CPUs that other processes kept busy; None if less than 0.5 s was observed."""
         return self._others / self.elapsed if self.elapsed > 0.5 else None
 
 
@@ -108,7 +108,7 @@ def _used(pids: list[int]) -> float:
 
 @dataclass
 class Conditions:
-    """What a shape's rows were measured under; `flags` is what speaks against them."""
+    """The conditions a shape's rows were measured under."""
 
     before: dict[str, Any] = field(default_factory=dict)
     after: dict[str, Any] = field(default_factory=dict)
@@ -121,7 +121,7 @@ class Conditions:
         return asdict(self)
 
     def flags(self) -> list[Flag]:
-        """Remarks on the machine's state, none when there is nothing to say."""
+        """Flags for conditions that make the numbers unreliable."""
         said: list[Flag] = []
         if self.other_cpus is not None and self.other_cpus > BUSY:
             said.append(
@@ -131,16 +131,16 @@ class Conditions:
             said.append(
                 Flag(
                     FlagCode.BUSY,
-                    f"busy: the virtual machine's host took {self.steal_s / self.elapsed_s:.0%} of a CPU away",
+                    f"busy: the hypervisor took {self.steal_s / self.elapsed_s:.0%} of a CPU (steal time)",
                 )
             )
         before, after = self.before.get("throttled"), self.after.get("throttled")
         if before is not None and after is not None and after > before:
-            said.append(Flag(FlagCode.THROTTLED, f"throttled: cores were slowed {after - before} times by heat"))
+            said.append(Flag(FlagCode.THROTTLED, f"throttled: {after - before} thermal throttling events"))
         if self.after.get("warning"):
             said.append(Flag(FlagCode.THROTTLED, f"throttled: {self.after['warning']}"))
         if self.before.get("power_source") != self.after.get("power_source"):
-            said.append(Flag(FlagCode.POWER, "power: the source changed while measuring"))
+            said.append(Flag(FlagCode.POWER, "power: the power source changed during the measurement"))
         if self.after.get("power_source") == "battery":
             said.append(Flag(FlagCode.POWER, "power: on battery"))
         if self.after.get("low_power_mode"):
@@ -149,5 +149,5 @@ class Conditions:
 
 
 def state() -> dict[str, Any]:
-    """Heat and power now."""
+    """Thermal and power state now."""
     return thermal() | power()

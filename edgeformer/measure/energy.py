@@ -1,7 +1,7 @@
-"""Energy by a counter that the machine has: one file per counter in `meters/`. Where there is none, it is None, never zero.
+"""Energy from the machine's hardware counters, one file per counter in `meters/`. Without a counter it is None, never zero.
 
-A counter is read before and after many rounds in a row, since most change once a millisecond at best. What the machine draws
-at rest is measured first and stored, not subtracted: which part of it a row is to be charged with is the reader's choice.
+A counter is read before and after many consecutive rounds, since most update at most once per millisecond. Idle power is
+measured first and stored, not subtracted: how much of it to attribute to a row is the reader's choice.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ IDLE_S = 2.0
 
 
 class Meter(Protocol):
-    """A counter of energy."""
+    """An energy counter."""
 
     source: str
 
     def joules(self) -> float:
-        """Energy since some moment."""
+        """Energy since a fixed reference point."""
         ...
 
 
 def find_meter() -> Meter | None:
-    """The first counter that answers here."""
+    """The first counter available on this machine."""
     for name, module in discover.each(PACKAGE):
         with discover.sparing(PACKAGE, name):
             if (meter := module.open_meter()) is not None:
@@ -43,14 +43,14 @@ def of_rounds(
     meter: Meter | None = None,
     fill: Callable[[], Round] | None = None,
 ) -> dict[str, Any]:
-    """Joules of one prefill (or encoder call) and of one round's decode steps, and what the machine draws at rest, in watts.
+    """Joules per prefill (or encoder call) and per round's decode steps, and idle power in watts.
 
-    Prefills run alone for a window, then whole rounds for another; decode is what whole rounds take more. `fill` is what brings
-    the cache to its depth before a prefill, and is taken off. All three must run without a lead-in: the counter sees untimed
-    work, too.
+    Prefills alone run for one window, then whole rounds for another; decode energy is the difference. `fill` brings the cache
+    to its depth before a prefill; its energy is subtracted. All three must run without a lead-in, since the counter also sees
+    untimed work.
 
     Returns:
-        `energy_source` None where there is no counter, and then nothing but None.
+        `energy_source`, `energy_j_prefill`, `energy_j_decode`, `idle_w`; all None without a counter.
     """
     meter = meter or find_meter()
     if meter is None:
@@ -69,7 +69,7 @@ def of_rounds(
 
 
 def _positive(joules: float) -> float | None:
-    """A difference of two windows; None where noise is larger than what was to be measured."""
+    """The difference of two windows, or None if noise exceeds the measured quantity."""
     return joules if joules > 0 else None
 
 

@@ -1,4 +1,4 @@
-"""What speaks against a number: a code for programs, and a text for people, which is only shown."""
+"""Flags that mark a number as doubtful: a code for programs, and a text for display only."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class FlagData(TypedDict):
 
 @dataclass(frozen=True)
 class Flag:
-    """A remark on a row, or on all rows of a shape."""
+    """A flag on a row, or on all rows of a shape."""
 
     code: FlagCode
     text: str
@@ -46,5 +46,5 @@ class Flag:
 
     @classmethod
     def of(cls, data: FlagData) -> Flag:
-        """What `as_dict` made."""
+        """Inverse of `as_dict`."""
         return cls(FlagCode(data["code"]), data["text"])

@@ -1,7 +1,7 @@
 """Runs rows: reference first, then each row's process (load, warm up, check), then rounds in turn (A B C, C B A, ...).
 
-Rounds are interleaved so that drift of the machine hits all rows alike, and one row is run twice so that noise is known. Every
-row gets the same token ids, exact counts, greedy decoding, the same threads and the same cache capacity. Shapes run one after
+Rounds are interleaved so that machine drift affects all rows alike, and one row runs twice to measure the noise. Every row gets
+the same token ids, exact token counts, greedy decoding, the same threads and the same cache capacity. Shapes run one after
 another: rows are ranked within a shape, and only one shape's processes hold the model at a time.
 """
 
@@ -35,7 +35,7 @@ from edgeformer.spec.task import Task
 from edgeformer.verification.verdict import FAIL
 
 SETTLE_S = 0.1
-"""Pause before a round: thread pools of the row before spin for a while after their last step."""
+"""Pause before a round: the previous row's thread pools keep spinning for a while after their last step."""
 ENERGY_WINDOW_S = 10.0
 
 Report = Callable[[str], None]
@@ -43,7 +43,7 @@ Report = Callable[[str], None]
 
 @dataclass
 class ShapeResult:
-    """The rows of one shape; how much a row differs from itself, by what rows are ranked by and by prefill; and the machine."""
+    """The rows of one shape, their noise (in the ranking metric and in prefill), and the machine's conditions."""
 
     shape: Shape
     rows: list[Row]
@@ -55,9 +55,9 @@ class ShapeResult:
 
 @dataclass
 class Run:
-    """What was measured, shape by shape; `interrupted` if Ctrl-C ended it: it then holds what was measured before.
+    """Results, shape by shape; `interrupted` if Ctrl-C ended the run, which then holds what was measured until then.
 
-    `run_id` is the same for a run and what resumes it. `notes` is what the user should know besides.
+    A resumed run keeps its `run_id`. `notes` are further messages for the user.
     """
 
     shapes: list[ShapeResult]
@@ -82,7 +82,7 @@ class _Bench:
     number: int = 0
 
     def request(self, shape: Shape, served: bool = False) -> dict[str, Any]:
-        """What a worker is asked to run. A server's clients have prompts of their own, as the rows of a batch have."""
+        """Arguments of a worker's round. Each client of a server has its own prompt, as each sequence of a batch does."""
         count = shape.concurrency if served else shape.batch
         ids = self.settings.prompts_of(self.spec.vocab, count, shape.depth + shape.prompt)
         return {"prompt": ids.tolist(), "gen": shape.gen, "depth": shape.depth}
@@ -105,16 +105,16 @@ def run(
         spec: the model they all run.
         settings: lengths, rounds, threads.
         reference: (MODEL, load options) of the original to check against, or None: every row is then unchecked.
-        report: told what is happening.
-        journal: where events go as they happen, and what was measured before comes from.
-        measured: given the run after every shape; False says that it could not be kept, so that the journal stays.
+        report: called with progress messages.
+        journal: records events as they happen, and restores earlier measurements.
+        measured: called with the run after every shape; False means it could not be saved, so the journal is kept.
 
     Raises:
-        InputError: no shape has a runtime that takes it.
+        InputError: no runtime supports any of the shapes.
     """
     done = Run([], journal.run_id if journal else uuid.uuid4().hex)
     if spec.task != Task.TEXT_GENERATION and (any(settings.depths) or max(settings.concurrency) > 1):
-        done.notes.append("an encoder has no cache to fill and no server here: depths and concurrency are left out")
+        done.notes.append("encoders have no KV cache and no server support: depths and concurrency are ignored")
     finished, kept = False, True
     try:
         with temporary_folder() as scratch:
@@ -123,7 +123,7 @@ def run(
                 fitting = [plan for plan in plans if _fits(plan, shape, spec, done.notes)]
                 rows = [Row(plan, shape, settings.threads) for plan in _with_twin(fitting, settings)]
                 if not rows:
-                    done.notes.append(f"no rows of {shape.text()}: no runtime here takes it")
+                    done.notes.append(f"no rows for {shape.text()}: no runtime here supports this shape")
                     continue
                 result = ShapeResult(shape, rows)
                 done.shapes.append(result)
@@ -147,7 +147,7 @@ def run(
 
 
 def _with_twin(plans: list[Plan], settings: Settings) -> list[Plan]:
-    """The plans, and the first that counts once more, at the other end of a round."""
+    """The plans plus a second copy of the first ranked one, at the other end of a round."""
     first = next((p for p in plans if p.ranked), None)
     if not settings.twice or settings.rounds < 2 or first is None:
         return plans
@@ -155,7 +155,7 @@ def _with_twin(plans: list[Plan], settings: Settings) -> list[Plan]:
 
 
 def _fits(plan: Plan, shape: Shape, spec: Model, notes: list[str]) -> bool:
-    """Servers answer several clients, other rows take filled caches, and batches if they can."""
+    """Whether a plan supports a shape: only servers take concurrency; only others take depth, and batches if they can."""
     runtime, variant = get(plan.runtime)
     if runtime.served:
         return shape.batch == 1 and shape.depth == 0
@@ -178,9 +178,7 @@ def _run_shape(result: ShapeResult, bench: _Bench) -> None:
     watch, conditions = Watch(), Conditions(before=state())
     groups = groups_that_fit(rows)
     if len(groups) > 1:
-        text = (
-            f"not interleaved: {len(rows)} rows at once would not fit into memory, so they ran in {len(groups)} groups"
-        )
+        text = f"not interleaved: {len(rows)} rows don't fit into memory at once, so they ran in {len(groups)} groups"
         result.flags.append(Flag(FlagCode.NOT_INTERLEAVED, text))
     for group in groups:
         _run_group([(n, rows[n]) for n in group], bench, watch)
@@ -212,7 +210,7 @@ def _run_group(rows: list[tuple[int, Row]], bench: _Bench, watch: Watch) -> None
             _guarded(row, settings, workers[n], spent, n, lambda row, ask: _prepare(row, ask, bench, judges))
             _keep(bench, n, row)
         for turn in range(settings.rounds):
-            # there and back: a row's neighbours, and its distance from the start, even out
+            # alternating direction evens out a row's neighbours and its distance from the start
             for n, row in todo if turn % 2 == 0 else reversed(todo):
                 if row.status != "ok" or len(row.rounds) > turn:
                     continue
@@ -234,12 +232,12 @@ def _run_group(rows: list[tuple[int, Row]], bench: _Bench, watch: Watch) -> None
 
 
 def _late(row: Row) -> bool:
-    """Whether its time is up; its process was ended."""
+    """Whether the row hit its time limit, so that its process was ended."""
     return any(flag.code is FlagCode.TIME_LIMIT for flag in row.flags)
 
 
 def _keep(bench: _Bench, n: int, row: Row, *, latest: bool = False) -> None:
-    """Have on disk what is known about a row: its latest round, or all the rest."""
+    """Write a row to the journal: its latest round, or everything else."""
     if bench.journal is None:
         return
     if latest:
@@ -259,7 +257,7 @@ def _guarded(
     n: int,
     action: Callable[[Row, Ask], None],
 ) -> None:
-    """Run an action of a row; what goes wrong is the row's error, and what it takes counts against its limit."""
+    """Run a row's action; failures become the row's error, and the time taken counts against its limit."""
     started = time.perf_counter()
 
     def ask(do: str, **arguments: Any) -> Any:
@@ -269,7 +267,7 @@ def _guarded(
     try:
         action(row, ask)
     except WorkerLate as e:
-        if row.rounds:  # what was measured counts
+        if row.rounds:  # keep what was measured
             text = f"time limit: {len(row.rounds)} of {settings.rounds} rounds in {settings.limit_s:g} s"
             row.flags.append(Flag(FlagCode.TIME_LIMIT, text))
         else:
@@ -301,7 +299,7 @@ def _prepare(row: Row, ask: Ask, bench: _Bench, judges: dict[JudgeKey, Judge]) -
     row.first = ask("round", **request, cold=True)
     warm = ask("warmup", **request)
     row.discarded, row.settled = row.discarded + warm["rounds"], warm["settled"]
-    row.memory = ask("memory")  # before the check, which holds more than the runtime does
+    row.memory = ask("memory")  # before the check, which allocates more than the runtime does
     if plan.ranked and (judge := judges.get(Judge.key(plan))) is not None:
         checked = ask("check", file=str(judge.file), compute=plan.compute, reference=judge.runtime)
         row.verdict, row.checks = checked["verdict"], checked["checks"]
@@ -318,9 +316,9 @@ def _round(row: Row, ask: Ask, bench: _Bench) -> None:
 
 
 def _afterwards(row: Row, worker: WorkerProcess, bench: _Bench) -> None:
-    """What is measured apart, since it disturbs what it measures or takes long: energy, and where the time goes.
+    """Measure energy and the profile separately, since they disturb timing or take long.
 
-    A server's is not ours to measure. What fails here is a remark; the row was measured.
+    Servers are skipped: the work happens in another process. A failure here becomes a flag; the row keeps its numbers.
     """
     if row.served:
         return
@@ -336,10 +334,10 @@ def _afterwards(row: Row, worker: WorkerProcess, bench: _Bench) -> None:
 
 
 def _judge(result: ShapeResult) -> None:
-    """How far the shape's numbers can be trusted."""
+    """Set the shape's noise and flags."""
     result.noise, result.prefill_noise = of_twins(result.rows), of_twins(result.rows, prefill=True)
     if result.noise is not None and result.noise.noisy:
-        noisy = Flag(FlagCode.NOISY, f"noisy: the same row twice differs by {result.noise.text()}")
+        noisy = Flag(FlagCode.NOISY, f"noisy: two runs of the same row differ by {result.noise.text()}")
         result.flags = [f for f in result.flags if f.code is not FlagCode.NOISY] + [noisy]
     for row in result.rows:
         row.flags = list(dict.fromkeys(row.flags + row_flags(row, result.rows)))

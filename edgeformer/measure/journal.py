@@ -1,7 +1,7 @@
-"""What a run has measured so far, on disk: a line per event, so that a run that was killed can go on.
+"""On-disk journal of a run, one line per event, so that a killed run can be resumed.
 
-The journal of a run lies in the user's cache folder under a key made of everything that the run's numbers depend on: what is
-run, how, and with which versions. A line that was cut off in the middle of writing is ignored.
+A run's journal lies in the user's cache folder, under a key of everything its numbers depend on: models, settings and
+versions. A truncated line is ignored.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ KEPT = (
     "status", "error", "verdict", "checks", "reference", "load_s", "first", "discarded", "settled", "quality", "memory",
     "energy", "blocks", "versions", "facts", "flags", "processes", "measured",
 )  # fmt: skip
-"""The fields of a row that an event `row` holds; rounds are events of their own."""
+"""The fields of a row that a `row` event holds; rounds are separate events."""
 
 
 class Event(TypedDict):
-    """A line. `at`: the shape's number, and the row's; the other keys go with the kind of event."""
+    """One line. `at`: (shape index, row index); the other keys depend on the kind of event."""
 
     event: Literal["run", "row", "round", "shape"]
     run_id: NotRequired[str]
@@ -43,13 +43,13 @@ class Event(TypedDict):
 
 
 def key_of(plans: list[Plan], settings: Settings, identity: dict[str, Any]) -> str:
-    """Sixteen hex digits over what is run and how. identity: digests of the models and versions of what runs them."""
+    """Sixteen hex digits over plans and settings. identity: digests of the models, and the runtimes' versions."""
     told = {"plans": [asdict(p) for p in plans], "settings": asdict(settings), **identity}
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:16]
 
 
 class Journal:
-    """Events of one run. `run_id` names it in its records, also after it was resumed."""
+    """The events of one run. Its records carry `run_id`, which stays the same when the run is resumed."""
 
     def __init__(self, file: Path, run_id: str, events: list[dict[str, Any]], lock: Lock):
         self.file, self.run_id, self.events, self._lock = file, run_id, events, lock
@@ -58,16 +58,16 @@ class Journal:
 
     @classmethod
     def begin(cls, key: str, *, resume: bool) -> tuple[Journal, str | None]:
-        """The journal of a run, new or gone on with; and a remark.
+        """Open a run's journal, new or resumed; also returns a note for the user, or None.
 
         Raises:
-            InputError: there is nothing to resume, or the cache folder can't be written.
+            InputError: there is nothing to resume, the same run is in progress, or the cache folder can't be written.
         """
         file = cache_folder("runs") / f"{key}.jsonl"
         try:
             lock = lock_of(file, timeout=0)
         except Held:
-            raise InputError("the same measurement is running already; wait for it, or end it") from None
+            raise InputError("the same measurement is already running; wait for it to finish, or stop it") from None
         except OSError as e:
             raise InputError(
                 f"can't write {file}: {e.strerror}. Set EDGEFORMER_CACHE to a folder that can be written"
@@ -78,12 +78,14 @@ class Journal:
             if not unfinished:
                 lock.release()
                 raise InputError(
-                    "there is no unfinished run of this: --resume goes on with one of the same sources, runtimes, settings and"
-                    " versions. Run it without --resume"
+                    "no unfinished run to resume: --resume continues a run with the same sources, runtimes, settings and"
+                    " versions. Run without --resume"
                 )
             return cls(file, found[0]["run_id"], found[1:], lock), None
         remark = (
-            "an unfinished run of the same was discarded; --resume would have gone on with it" if unfinished else None
+            "an unfinished run of the same measurement was discarded; --resume would have continued it"
+            if unfinished
+            else None
         )
         made = cls(file, uuid.uuid4().hex, [], lock)
         try:
@@ -96,9 +98,9 @@ class Journal:
         return made, remark
 
     def add(self, event: str, at: tuple[int, int], **data: Any) -> None:
-        """Append an event of a row (its shape's number, its own), and have it on disk.
+        """Append an event for a row, `at` (shape index, row index), and sync it to disk.
 
-        A disk that is full is no reason to stop measuring: `broken` then says why nothing is kept any more.
+        A write error, such as a full disk, doesn't stop the measurement: `broken` then holds the reason.
         """
         if self.broken is not None:
             return
@@ -111,22 +113,22 @@ class Journal:
             os.fsync(self._open.fileno())
         except OSError as e:
             self.broken = (
-                f"what is measured could not be kept in {self.file}: {e.strerror}; --resume will not know of it"
+                f"can't write the journal {self.file}: {e.strerror}; --resume can't restore what was measured since"
             )
 
     def _mend(self) -> None:
-        """Cut off a last line that was not written to its end."""
+        """Remove a truncated last line."""
         data = self.file.read_bytes()
         if data and not data.endswith(b"\n"):
             self.file.write_bytes(data[: data.rfind(b"\n") + 1])
 
     def save(self, at: tuple[int, int], row: Row) -> None:
-        """All of a row but its rounds."""
+        """Write all of a row except its rounds."""
         kept = {name: getattr(row, name) for name in KEPT}
         self.add("row", at, row=kept | {"flags": [flag.as_dict() for flag in row.flags]})
 
     def restore(self, at: tuple[int, int], row: Row) -> None:
-        """What was known about a row, put into it. One that failed or ran out of time is tried again."""
+        """Restore a row's state from the journal. A row that failed or hit its time limit is tried again."""
         for event in self.events:
             if tuple(event["at"]) != at:
                 continue
@@ -141,12 +143,12 @@ class Journal:
             row.flags = [flag for flag in row.flags if flag.code is not FlagCode.TIME_LIMIT]
 
     def finished(self, shape: int) -> dict[str, Any] | None:
-        """What was said when a shape was measured to its end, or None if it was not."""
+        """The conditions and flags recorded when a shape was completed, or None if it wasn't."""
         ends = [e for e in self.events if e["event"] == "shape" and e["at"][0] == shape]
         return ends[-1]["conditions"] if ends else None
 
     def close(self, *, finished: bool) -> None:
-        """The run is over: a finished one needs its journal no more."""
+        """Close the journal, and delete it if the run has finished."""
         if self._open is not None:
             with contextlib.suppress(OSError):
                 self._open.close()
@@ -162,11 +164,11 @@ def _events(file: Path) -> Iterator[dict[str, Any]]:
         try:
             event = json.loads(line)
         except (ValueError, RecursionError):
-            return  # cut off
+            return  # truncated
         if mismatch(event, Event) is not None or (
             event["event"] == "row" and not set(KEPT) <= event.get("row", {}).keys()
         ):
-            return  # damaged: it and what follows is measured again
+            return  # damaged: this event and all later ones are measured again
         told = event.get("row") if event["event"] == "row" else event.get("conditions")
         if told is not None and mismatch(told.get("flags"), list[FlagData]) is not None:
             return

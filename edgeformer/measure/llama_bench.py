@@ -1,7 +1,7 @@
-"""Our records in a layout that llama.cpp's own `scripts/compare-llama-bench.py` reads: JSONL with all its columns.
+"""Converts records to the layout that llama.cpp's `scripts/compare-llama-bench.py` reads: JSONL with all its columns.
 
-The script compares builds, and only rows that are equal in everything else: so the build is the runtime with its version, and
-what differs between runtimes is left out. Names are padded to one length, since it cuts them to the shortest.
+The script compares builds, and only between rows that match in every other column. So the build is the runtime and its version,
+and columns that differ between runtimes are left out. Names are padded to one length, since it cuts them to the shortest.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ _FIXED: dict[str, Any] = {
 
 
 def as_llama_bench(records: list[dict[str, Any]]) -> str:
-    """JSONL of what was measured; rows that failed, and twins, have no place there.
+    """Return JSONL of the measured rows, without failed rows and twins.
 
     Raises:
-        InputError: nothing is left.
+        InputError: no record has a rate.
     """
     kept = [r for r in records if r["avg_ts"] is not None and not r.get("twin")]
     if not kept:
-        raise InputError("none of these records has a rate: there is nothing for llama-bench's script to compare")
+        raise InputError("none of these records has a rate, so llama-bench's script has nothing to compare")
     names = [_build(r) for r in kept]
     width = max(map(len, names))
     return "".join(json.dumps(_row(r, name.ljust(width, "_"))) + "\n" for r, name in zip(kept, names, strict=True))

@@ -1,7 +1,6 @@
-"""Everything that only a Mac can tell, in one run and one file: do the Metal kernels say what they should, are they worth it,
-do all builds agree, and how fast are they.
+"""All checks that need a Mac, in one run and one file: Metal kernels' correctness and benefit, parity of all exports, and speed.
 
-Each part is run whatever the others did; what can't be run says why.
+Each part runs regardless of the others' outcome; a part that can't run records the reason.
 """
 
 from __future__ import annotations
@@ -45,15 +44,15 @@ def mac_check(
     report: Report = lambda _: None,
     keep: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> dict[str, Any]:
-    """Run the parts; the record, as plain JSON data.
+    """Run the parts and return the record, as plain JSON data.
 
     Args:
         loaded: the model that is tuned, verified and measured.
         parts: which of `PARTS` to run.
-        anywhere: run on a machine without Metal too, where kernels are skipped: to try the command.
-        rounds: of each measurement.
-        report: told what is happening.
-        keep: given the record so far before the first part and after each.
+        anywhere: also run on machines without Metal, skipping kernels, to try the command.
+        rounds: rounds of each measurement.
+        report: called with progress messages.
+        keep: called with the record so far, before the first part and after each.
 
     Raises:
         RuntimeUnavailable: no MLX, or no Metal and not `anywhere`.
@@ -97,17 +96,17 @@ def _guarded(part: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         return part()
     except RuntimeUnavailable as e:
         return {"status": "skipped", "reason": str(e)}
-    except Exception as e:  # a record with a traceback is what we want back from a machine we don't have
+    except Exception as e:  # a traceback in the record lets us debug a machine we don't have
         return {"status": "error", "reason": f"{type(e).__name__}: {e}", "traceback": traceback.format_exc()}
 
 
 def failed(record: dict[str, Any]) -> list[str]:
-    """The parts that ran and found something wrong, or broke."""
+    """The parts that failed or raised."""
     return [name for name, part in record["parts"].items() if part["status"] in ("fail", "error")]
 
 
 def _apple() -> dict[str, Any]:
-    """The version of macOS and the number of performance cores, where there are."""
+    """On macOS: its version, the number of performance cores, and the Mac's model."""
     if platform.system() != "Darwin":
         return {}
     facts = {"macos": platform.mac_ver()[0]}
@@ -126,7 +125,7 @@ def _need_metal() -> None:
 
 
 def check_kernels(report: Report = lambda _: None) -> dict[str, Any]:
-    """Every case of every kernel in every dtype against float64, on the GPU. Errors as multiples of what is allowed."""
+    """Check every case of every kernel in every dtype against float64, on the GPU. Errors are multiples of the tolerance."""
     from edgeformer.backends.mlx import metal
     from edgeformer.backends.mlx.metal._kernel import FLOATS
 
@@ -141,7 +140,7 @@ def check_kernels(report: Report = lambda _: None) -> dict[str, Any]:
                 try:
                     entry["error"] = case.error(case.call(kernel))
                     entry["body_error"] = case.error(case.body()) if case.defined else None
-                except Exception as e:  # Apple's compiler may refuse what g++ takes
+                except Exception as e:  # Apple's compiler may reject what g++ accepts
                     entry["failure"] = f"{type(e).__name__}: {e}"[:2000]
                 results.append(entry)
     wrong = [r for r in results if "failure" in r or r["error"] > 1]
@@ -149,14 +148,14 @@ def check_kernels(report: Report = lambda _: None) -> dict[str, Any]:
 
 
 def check_fused_attention() -> dict[str, Any]:
-    """Which head sizes MLX has a fused decode kernel for here, against our table of them."""
+    """Compare the head sizes for which this MLX has a fused decode kernel with our table."""
     import mlx.core as mx
 
     from edgeformer.backends.mlx.metal.decode_attention import FUSED
 
     _need_metal()
     found = {}
-    # not 192: it has a kernel that MLX uses only when it is forced to
+    # not 192: MLX uses its kernel for it only when forced to
     for dim in (16, 32, 40, 48, 64, 72, 80, 96, 112, 128, 256):
         q, k = mx.zeros((1, 8, 1, dim), mx.float16), mx.zeros((1, 2, 64, dim), mx.float16)
         try:
@@ -184,7 +183,7 @@ def _tuned(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
 
 
 def check_parity(loaded: LoadedModel, report: Report) -> dict[str, Any]:
-    """Verdicts of what is exported here: MLX in bf16, 4 and 8 bits by both MLX runtimes, and ONNX."""
+    """Verdicts on fresh exports: MLX in fp32, bf16, 4 and 8 bits with both MLX runtimes, and ONNX in fp32."""
     verdicts: list[dict[str, Any]] = []
     with temporary_folder() as scratch:
         plans: list[tuple[str, str, dict[str, Any]]] = [("onnx", "onnxruntime", {"precision": "fp32"})]
@@ -208,7 +207,7 @@ def check_parity(loaded: LoadedModel, report: Report) -> dict[str, Any]:
 
 
 def generation(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
-    """Our decode loop and mlx-lm's on the same folders, in turns: bf16 and 4 bits."""
+    """Race our decode loop against mlx-lm's on the same folders, in turns, in bf16 and 4 bits."""
     from edgeformer.measure.race import race
 
     require("mlx_lm")
@@ -244,7 +243,7 @@ def generation(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, An
 
 
 def bench(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
-    """The standard rows, one process each, rounds interleaved: every runtime here that can run the model."""
+    """Measure the standard rows, one process each, rounds interleaved: every runtime here that can run the model."""
     import mlx.core as mx
 
     missing, names = {}, []
@@ -265,7 +264,7 @@ def bench(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
                 plain = {"no_tokenizer": True} if kind == "gguf" else {}
                 try:
                     export_as(loaded, folders[-1], kind, precision=None if kind == "mlx" else "fp32", **plain)
-                except ExportError as e:  # llama.cpp has some architectures, and this is none of them
+                except ExportError as e:  # expected: llama.cpp, for one, supports only some architectures
                     folders.pop()
                     missing[runtime] = str(e)
                     names = [name for name in names if name.partition(":")[0] != runtime]

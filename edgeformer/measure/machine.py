@@ -1,4 +1,4 @@
-"""Facts about the machine that a number is meaningless without. Unknown is None, never a guess."""
+"""Machine facts needed to interpret measurements. Unknown is None, never a guess."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def cpu_name() -> str:
 
 
 def facts() -> dict[str, Any]:
-    """One flat record, collected once per run."""
+    """Machine facts as one flat record, collected once per run."""
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     load = psutil.getloadavg()[0] if hasattr(psutil, "getloadavg") else None
     return {

@@ -1,7 +1,7 @@
-"""This process's peak memory, by the operating system's own counters, named with the number.
+"""This process's peak memory, from the operating system's own counters; the counter is named with the number.
 
-Resident bytes hold what is mapped from files, too: rows whose weights are mapped and rows that read them aren't comparable by
-them alone, so records also tell `weights_mmap` and the weight files' bytes.
+Resident bytes include memory-mapped files, so rows that map their weights and rows that read them aren't comparable by resident
+bytes alone: records also hold `weights_mmap` and the weight files' bytes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 
 def peak_memory() -> dict[str, Any]:
-    """Peak resident bytes and where the number is from; on macOS also the peak footprint, what the system charges.
+    """Peak resident bytes and their source; on macOS also the peak footprint, which the system charges to the process.
 
     Not `ru_maxrss` on Linux: it survives exec, so a child starts with its parent's peak.
     """

@@ -1,4 +1,4 @@
-"""Rows whose models fit into memory at once: their rounds are interleaved."""
+"""Groups of rows whose models fit into memory at once; rounds are interleaved within a group."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from edgeformer.inference.lookup import get
 from edgeformer.measure.row import Row
 
 SHARE, OVERHEAD = 0.8, 300_000_000
-"""Of the memory that is free now, and bytes of a process besides its model."""
+"""Usable share of the memory available now, and bytes of a process besides its model."""
 
 
 def model_bytes(source: str) -> int:
-    """Bytes of the files of a source: about what a runtime holds of them."""
+    """Bytes of a source's files: about what a runtime keeps in memory."""
     path = Path(source)
     if path.is_file():
         return path.stat().st_size
@@ -22,10 +22,9 @@ def model_bytes(source: str) -> int:
 
 
 def groups_that_fit(rows: list[Row], available: int | None = None) -> list[list[int]]:
-    """Numbers of rows, grouped in order so that each group fits; one group if all do.
+    """Row indices, grouped in order so that each group fits into memory; one group if all rows fit.
 
-    A checkpoint in 16 bits takes twice its size in a runtime that computes in float32. The row that is run twice is in the
-    group of its twin.
+    A 16-bit checkpoint takes twice its size in a runtime that computes in float32. A row and its twin share a group.
     """
     free = SHARE * (psutil.virtual_memory().available if available is None else available)
     groups: list[list[int]] = [[]]
@@ -48,5 +47,5 @@ def groups_that_fit(rows: list[Row], available: int | None = None) -> list[list[
         if twins:
             home = groups[-1]
     if twin is not None:
-        home.append(twin)  # at the other end of a round
+        home.append(twin)  # last, so that twins are at opposite ends of a round
     return groups

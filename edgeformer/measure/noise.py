@@ -1,7 +1,7 @@
-"""How much of a difference is noise: the same row twice in every run, and what that says about all others.
+"""Measurement noise, estimated from one row that runs twice in every run and applied to all others.
 
-Rounds are interleaved, so round i of two rows saw the same machine: ratios are taken within a round. The interval is the
-bootstrap's (Efron 1979), 95 %, of the median ratio, with a fixed seed.
+Rounds are interleaved, so round i of two rows saw the same machine state: ratios are taken within a round. The interval is the
+95 % bootstrap interval (Efron 1979) of the median ratio, with a fixed seed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from edgeformer.measure.row import Row
 
 RESAMPLES, NOISY = 2000, 0.05
-"""A ratio of the same thing to itself that may be further than 5 % from one makes a run noisy."""
+"""Bootstrap resamples; and the width above which a run is noisy: a row's ratio to its twin may be more than 5 % from one."""
 
 
 @dataclass(frozen=True)
 class Noise:
-    """The ratio of a row to its twin: the median, and the 95 % interval. `rounds` it was taken over."""
+    """The ratio of a row to its twin: median and 95 % interval, over `rounds` rounds."""
 
     ratio: float
     low: float
@@ -29,38 +29,38 @@ class Noise:
 
     @property
     def width(self) -> float:
-        """How far from one a ratio may be and mean nothing: e^width is the larger end of the interval."""
+        """The largest |log ratio| that noise explains: e^width is the larger end of the interval."""
         return max(abs(math.log(self.low)), abs(math.log(self.high)), abs(math.log(self.ratio)))
 
     @property
     def noisy(self) -> bool:
-        """Whether differences of 5 % are lost in it."""
+        """Whether the noise hides differences of 5 %."""
         return self.width > math.log1p(NOISY)
 
     def ties(self, a: float, b: float) -> bool:
-        """Whether two times differ by no more than a row differs from itself."""
+        """Whether two times differ by no more than the noise."""
         return abs(math.log(a / b)) <= self.width
 
     def text(self) -> str:
-        """For people: `0.98-1.03 x`."""
+        """Display form, e.g. `0.980-1.030 x`."""
         return f"{self.low:.3f}-{self.high:.3f} x"
 
 
 def interval(a: list[float], b: list[float]) -> Noise | None:
-    """The ratio a/b of times taken in the same rounds, or None if there are fewer than two."""
+    """The ratio a/b of times taken in the same rounds, or None for fewer than two rounds."""
     count = min(len(a), len(b))
     if count < 2:
         return None
     x, y = np.array(a[:count]), np.array(b[:count])
     picks = np.random.default_rng(0).integers(0, count, (RESAMPLES, count))
-    # ratios within a round: drift from round to round is common to both
+    # ratios within a round cancel drift from round to round
     ratios = np.exp(np.median(np.log(x / y)[picks], axis=1))
     low, high = np.quantile(ratios, (0.025, 0.975))
     return Noise(float(np.exp(np.median(np.log(x / y)))), float(low), float(high), count)
 
 
 def of_twins(rows: list[Row], *, prefill: bool = False) -> Noise | None:
-    """The noise of a shape's rows, from the row that was run twice."""
+    """The noise of a shape's rows, from the row that ran twice; None without one."""
     for twin in rows:
         if twin.plan.again:
             for row in rows:
@@ -71,6 +71,6 @@ def of_twins(rows: list[Row], *, prefill: bool = False) -> Noise | None:
 
 
 def spread(row: Row) -> float | None:
-    """Standard deviation over mean of the rounds' medians, or None of a single one."""
+    """Standard deviation over mean of the rounds' medians, or None for fewer than two rounds."""
     samples = row.ranking_ns()
     return statistics.stdev(samples) / statistics.mean(samples) if len(samples) > 1 else None

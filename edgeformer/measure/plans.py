@@ -1,4 +1,4 @@
-"""Which rows a measurement has: every runtime that can take the artefact or the checkpoint, or those asked for."""
+"""Plans the rows of a measurement: every runtime that supports the artefact or the checkpoint, or the requested ones."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from edgeformer.verification.parity import rounds_to_int8
 from edgeformer.weights.costs import parameters
 
 SLOW_REFERENCE = 50_000_000
-"""Above this many parameters slow runtimes are left out unless they are asked for: they take seconds per token."""
+"""Above this many parameters, slow runtimes (seconds per token) are left out unless requested."""
 
 
 @dataclass(frozen=True)
 class NoRow:
-    """A runtime that gets no row, and why."""
+    """A runtime that gets no row, and the reason."""
 
     runtime: str
     reason: str
@@ -33,7 +33,7 @@ class NoRow:
 def artefact_plans(
     source: str, manifest: Manifest, spec: Model, chosen: list[str] | None
 ) -> tuple[list[Plan], list[NoRow]]:
-    """The rows of an artefact, and notes on the runtimes that get none."""
+    """Plans for an artefact's rows, and notes on the runtimes that get none."""
     kind = manifest.get("format", "onnx")
     found, notes = fitting(chosen, kind, spec, manifest)
     compute = "int8" if rounds_to_int8(manifest) else manifest["compute"]
@@ -44,12 +44,12 @@ def artefact_plans(
 def checkpoint_plans(
     model: str, loaded: LoadedModel, chosen: list[str] | None, *, load_options: dict[str, Any] | None = None
 ) -> tuple[list[Plan], list[NoRow]]:
-    """The rows of a checkpoint, in fp32, by the runtimes that build the spec themselves; and notes."""
+    """Plans for a checkpoint's fp32 rows, on runtimes that run checkpoints directly; and notes on those that get none."""
     found, notes = fitting(chosen, "checkpoint", loaded.spec, loaded)
     plans = []
     for name in found:
         runtime, _ = get(name)
-        # nobody knows what a server computes in: its answers are text, judged with the widest of our limits
+        # a server's compute dtype is unknown, and its answers are text: use our widest tolerance
         compute = "bf16" if runtime.served else "fp32"
         options = load_options or {}
         plans.append(
@@ -59,7 +59,7 @@ def checkpoint_plans(
 
 
 def label(plans: list[Plan]) -> list[Plan]:
-    """The same plans with labels that tell them apart: the source is added where one runtime runs several in one precision."""
+    """The same plans with unique labels: the source is added where one runtime runs several sources in one precision."""
     sources: dict[tuple[str, str], set[str]] = {}
     for plan in plans:
         sources.setdefault((plan.runtime, plan.precision), set()).add(plan.source)
@@ -71,7 +71,7 @@ def label(plans: list[Plan]) -> list[Plan]:
 
 
 def _short_names(sources: set[str]) -> dict[str, str]:
-    """Each path's last parts, as many as it takes to tell them apart."""
+    """Each path's trailing components, as many as make the names unique."""
     for depth in range(1, 20):
         names = {s: "/".join(Path(s).parts[-depth:]) for s in sources}
         if len(set(names.values())) == len(names):
@@ -80,16 +80,16 @@ def _short_names(sources: set[str]) -> dict[str, str]:
 
 
 def too_slow(runtime: Runtime, spec: Model) -> bool:
-    """Whether it is left out of comparisons of a model of this size, unless it is asked for."""
+    """Whether a runtime is left out of comparisons of models of this size unless requested."""
     return runtime.slow and parameters(spec) > SLOW_REFERENCE
 
 
 def fitting(
     chosen: list[str] | None, opens: str, spec: Model, source: Manifest | LoadedModel
 ) -> tuple[list[str], list[NoRow]]:
-    """The names of the runtimes that run this, of those chosen or of all; and notes on those that don't.
+    """Names of the runtimes, chosen or installed, that run a source; and notes on those that don't.
 
-    opens: the format; source: an artefact's manifest, or the checkpoint.
+    opens: the source's format; source: an artefact's manifest, or the checkpoint.
     """
     found: list[str] = []
     notes: list[NoRow] = []
@@ -103,7 +103,7 @@ def fitting(
                 continue
             reason = f"it opens {FORMATS[runtime.opens]}, this is {FORMATS[opens]}"
         elif chosen is None and too_slow(runtime, spec):
-            reason = f"it is slow here for a model of this size; --runtimes {name} asks for it"
+            reason = f"too slow for a model of this size; --runtimes {name} includes it anyway"
         reason = reason or runtime.unavailable() or runtime.refuses(spec, Options(variant=variant))
         if reason is None:
             checkpoint = isinstance(source, LoadedModel)

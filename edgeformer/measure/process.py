@@ -1,4 +1,4 @@
-"""A worker process seen from the harness: start it, ask it, and survive whatever happens to it."""
+"""The harness's side of a worker process: start it, send it commands, and survive its crashes and timeouts."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ class WorkerFailed(Exception):
 
 
 class WorkerLate(WorkerFailed):
-    """It took too long, and was ended."""
+    """The worker exceeded its time limit and was killed."""
 
 
 def _meaning(status: int) -> str:
-    """What a signal says about a process that died."""
+    """Explanation of an exit status, or "" if there is none."""
     if status == -9:
-        return " (killed from outside, as Linux does when memory runs out)"
+        return " (SIGKILL, as sent by Linux when memory runs out)"
     return f" ({signal.Signals(-status).name})" if status < 0 else ""
 
 
 class _Guard:
-    """Ends a worker, and all that it started, when this process ends in whatever way: in a long call a worker notices nothing
-    itself. A shell waits on a pipe whose other end this process alone has.
+    """Kills a worker's process group when this process ends in any way, since a worker in a long call can't notice that itself.
+    A shell waits on a pipe whose other end only this process holds.
 
-    worker: the number of a process that leads a group of its own.
+    worker: the PID of a process group leader.
     """
 
     def __init__(self, worker: int):
@@ -47,7 +47,12 @@ class _Guard:
         if shutil.which("sh") is None:  # Windows
             return
         self._process = subprocess.Popen(
-            ["sh", "-c", 'read -r _; kill -s KILL -- "-$0"', str(worker)],  # dash takes no -KILL before a group
+            [
+                "sh",
+                "-c",
+                'read -r _; kill -s KILL -- "-$0"',
+                str(worker),
+            ],  # dash doesn't accept -KILL before a process group
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -55,7 +60,7 @@ class _Guard:
         )
 
     def release(self) -> None:
-        """The worker's end is in our hands again. Called before it is waited for: afterwards its number may be another's."""
+        """Stop guarding. Call this before waiting for the worker: afterwards its PID may be reused."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()
@@ -63,7 +68,7 @@ class _Guard:
 
 
 class WorkerProcess:
-    """One row's process. Thread counts of numerical libraries are set before it starts."""
+    """One row's process. Its environment sets the thread counts of numerical libraries."""
 
     def __init__(self, threads: int, scratch: Path | None = None):
         count = str(threads)
@@ -72,7 +77,7 @@ class WorkerProcess:
         )
         environment |= {"TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
         environment |= isolated(environment)
-        if scratch is not None:  # what a process that is killed leaves behind goes with the run
+        if scratch is not None:  # leftovers of a killed process are deleted with the run
             environment["TMPDIR"] = str(scratch)
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115 - lives as long as the process
         self._process = subprocess.Popen(
@@ -84,7 +89,7 @@ class WorkerProcess:
             encoding="utf-8",
             errors="replace",
             env=environment,
-            start_new_session=True,  # Ctrl-C is the harness's business: rows measured so far are kept
+            start_new_session=True,  # only the harness handles Ctrl-C, and keeps the rows measured so far
         )
         self._guard = _Guard(self._process.pid)
         self._answers: queue.Queue[str] = queue.Queue()
@@ -98,14 +103,15 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The process id."""
         return self._process.pid
 
     def ask(self, do: str, timeout: float, limit: float, **arguments: Any) -> Any:
-        """Run one command of the worker, for `timeout` seconds at most: what is left of its row's `limit`.
+        """Run one worker command within `timeout` seconds, the rest of the row's `limit`.
 
         Raises:
-            WorkerFailed: with the worker's error, its exit status and last words, or the time limit.
+            WorkerFailed: the worker answered with an error or died; the message has its exit status and last output line.
+            WorkerLate: the time limit was exceeded.
         """
         assert self._process.stdin is not None
         try:
@@ -114,26 +120,26 @@ class WorkerProcess:
             line = self._answers.get(timeout=timeout)
         except queue.Empty:
             self.close(kill=True)
-            raise WorkerLate(f"no answer to {do!r}: the row took longer than its {limit:g} s") from None
+            raise WorkerLate(f"no answer to {do!r}: the row exceeded its time limit of {limit:g} s") from None
         except BrokenPipeError:
             line = ""
         if not line:
             status = self._process.wait()
-            raise WorkerFailed(f"the process ended with status {status}{_meaning(status)}: {self.last_words()}")
+            raise WorkerFailed(f"the process exited with status {status}{_meaning(status)}: {self.last_words()}")
         try:
             answer = json.loads(line)
         except ValueError:
             self.close(kill=True)
-            raise WorkerFailed(f"the process answered {line[:100]!r}: something wrote into its answers") from None
+            raise WorkerFailed(f"the process answered {line[:100]!r}, not JSON: other output got mixed in") from None
         if "error" in answer:
             raise WorkerFailed(answer["error"])
         return answer["ok"]
 
     def last_words(self) -> str:
-        """The end of what the process printed."""
+        """The last line the process printed, at most 300 characters."""
         self._log.seek(0)
         lines = [line for line in self._log.read().splitlines() if line.strip()]
-        return lines[-1][:300] if lines else "it printed nothing"
+        return lines[-1][:300] if lines else "no output"
 
     def close(self, *, kill: bool = False) -> None:
         """End the process."""
@@ -141,7 +147,7 @@ class WorkerProcess:
         if kill:
             self._kill()
         elif self._process.stdin is not None:
-            with contextlib.suppress(OSError):  # a process that died leaves a broken pipe to flush into
+            with contextlib.suppress(OSError):  # a dead process leaves a broken pipe
                 self._process.stdin.close()
         try:
             self._process.wait(timeout=10)
@@ -150,7 +156,7 @@ class WorkerProcess:
             self._process.wait()
 
     def _kill(self) -> None:
-        """The process, and those that it started: a browser, for one."""
+        """Kill the process and its descendants, such as a browser."""
         with contextlib.suppress(psutil.Error):
             for child in psutil.Process(self._process.pid).children(recursive=True):
                 with contextlib.suppress(psutil.Error):

@@ -1,7 +1,7 @@
-"""Generation as users have it: each runtime's own loop over its own tokens, in turns in one process.
+"""End-to-end generation speed: each runtime's own generation loop, in turns in one process.
 
-For runtimes that choose tokens on the device and work ahead (`Session.tokens`). Rows of `bench` feed tokens one by one and
-wait for each logits row, so that every runtime decodes the same ids; here the loop itself is measured.
+For runtimes that sample on the device and run ahead (`Session.tokens`). Rows of `bench` feed tokens one by one and wait for
+the logits of each, so that every runtime decodes the same ids; here the loop itself is measured.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from edgeformer.ops.sampling import Sampling
 
 @dataclass
 class Lap:
-    """One generation: tokens, seconds to the first, seconds from the first to the last."""
+    """One generation: tokens, seconds to the first token, seconds from the first to the last."""
 
     tokens: list[int] = field(default_factory=list)
     first_s: float = 0.0
@@ -27,7 +27,7 @@ class Lap:
 
 
 def race(sessions: dict[str, Session], prompt: list[int], count: int, rounds: int) -> dict[str, list[Lap]]:
-    """`rounds` generations of each session, greedy, in rotating order, after one that is not counted."""
+    """Run `rounds` greedy generations per session, in rotating order, after an uncounted warm-up."""
     laps: dict[str, list[Lap]] = {name: [] for name in sessions}
     for session in sessions.values():
         _lap(session, prompt, count)

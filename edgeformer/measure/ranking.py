@@ -1,4 +1,4 @@
-"""Who is first: verified rows of a shape by their speed. Differences within the noise are ties, and ties share a rank."""
+"""Ranks a shape's verified rows by speed. Differences within the noise are ties, and ties share a rank."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from edgeformer.measure.row import Row
 
 
 def speed(row: Row) -> float:
-    """What rows are ranked by: the median decode step, of encoders the call; ns, less is better."""
+    """The ranking metric, in ns, less is better: the median decode step, or the median call of an encoder."""
     return statistics.median(row.ranking_ns())
 
 
 def ranks(rows: list[Row], noise: Noise | None) -> dict[int, int]:
-    """id(row) -> rank, of the rows of a shape that take part.
+    """Map id(row) to rank, for the rows of a shape that are ranked.
 
-    A row ties with the fastest row of its rank if it is no further from it than a row is from itself. Servers are ranked among
-    servers: their times hold what lies between them and their clients.
+    A row ties with the fastest row of its rank if they differ by no more than the noise. Servers are ranked separately: their
+    times include the connection between server and client.
     """
     places: dict[int, int] = {}
     for served in (False, True):

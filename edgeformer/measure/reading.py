@@ -1,7 +1,7 @@
-"""Reads records of any tool and age: ours, and llama-bench's JSON, JSONL and CSV of every layout there has been.
+"""Reads records of any version: ours, and llama-bench's JSON, JSONL and CSV in all their past layouts.
 
-llama-bench's columns come and go: they are read by name, unknown ones are kept, and the few that were renamed are also given
-their new name. What a file doesn't tell is None. Rows of llama-bench were never compared with anything: they stay unchecked.
+llama-bench's columns have changed over time: columns are read by name, unknown ones are kept, and renamed ones also get their
+new name. Missing values are None. llama-bench doesn't compare outputs, so its rows are `unchecked`.
 """
 
 from __future__ import annotations
@@ -43,24 +43,24 @@ def schema() -> dict[str, Any]:
 
 
 def read_records(file: str | Path) -> list[dict[str, Any]]:
-    """The records of a file, in our schema.
+    """Read a file's records, converted to our schema.
 
     Raises:
-        InputError: it can't be read, it is of no known kind, or a record breaks the schema.
+        InputError: the file can't be read, its format is unknown, or a record violates the schema.
     """
     path = Path(file)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as e:
-        reason = e.strerror if isinstance(e, OSError) else "it is no UTF-8 text"
+        reason = e.strerror if isinstance(e, OSError) else "not UTF-8 text"
         raise InputError(f"can't read records from {path}: {reason}") from e
     found = _parse(text, path) if text.strip() else []
     if not found:
-        raise InputError(f"{path} holds no records")
+        raise InputError(f"{path} contains no records")
     made = []
     for n, row in enumerate(found, 1):
         if (half := lone_surrogate(row)) is not None:
-            raise InputError(f"{path}, record {n}: {half!a} holds half of a surrogate pair: it is no text in Unicode")
+            raise InputError(f"{path}, record {n}: {half!a} contains a lone surrogate, so it isn't valid Unicode")
         try:
             record = _ours(row, path, n)
         except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
@@ -86,11 +86,11 @@ def _parse(text: str, path: Path) -> list[dict[str, Any]]:
         missing = [name for name in ("n_prompt", "n_gen", "avg_ts") if name not in (reader.fieldnames or [])]
         if missing:
             raise InputError(
-                f"{path} is neither JSON, JSONL nor llama-bench's CSV: its first line names no {', '.join(missing)}"
+                f"{path} is neither JSON, JSONL nor llama-bench CSV: its header has no column {', '.join(missing)}"
             )
         rows = [{k: v for k, v in row.items() if k is not None} for row in reader]
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{path} holds JSON that is no list of records")
+        raise InputError(f"{path} contains JSON that isn't a list of records")
     return rows
 
 
@@ -98,27 +98,27 @@ def _json(text: str, path: Path, line: int) -> Any:
     try:
         return json.loads(text, parse_constant=lambda _: None, parse_int=_integer)
     except RecursionError as e:
-        raise InputError(f"{path}, line {line} is nested too deep to be a record") from e
+        raise InputError(f"{path}, line {line}: too deeply nested for a record") from e
     except ValueError:
         pass
-    # llama-bench prints what C++ prints: nan, -nan(ind), inf
+    # llama-bench prints floats as C++ does: nan, -nan(ind), inf
     mended = re.sub(r"(?<=[:\[,])(\s*)-?(?:nan(?:\(\w+\))?|inf)(?=\s*[,\]}])", r"\1null", text)
     try:
         return json.loads(mended, parse_int=_integer)
     except (ValueError, RecursionError) as e:
         raise InputError(
-            f"{path}, line {line}: no JSON ({e}); if the file was cut off while it was written, remove that line"
+            f"{path}, line {line}: not JSON ({e}); if the file was truncated while being written, remove that line"
         ) from e
 
 
 def _integer(digits: str) -> int:
-    """A whole number of 64 bits, as the fields of a record are.
+    """Parse a 64-bit integer, the range of a record's fields.
 
     Raises:
-        ValueError: it has more.
+        ValueError: the number exceeds 64 bits.
     """
     if len(digits) > 20 or not -(2**63) <= (value := int(digits)) < 2**64:
-        raise ValueError(f"{shown(digits)} is no number of 64 bits")
+        raise ValueError(f"{shown(digits)} exceeds 64 bits")
     return value
 
 
@@ -143,12 +143,12 @@ def _ours(row: dict[str, Any], path: Path, n: int) -> dict[str, Any]:
         version = row.get("schema_version")
         if type(version) is not int or version > SCHEMA_VERSION:
             raise InputError(
-                f"{path}, record {n}: written by a newer edgeformer (schema {version}, this one reads {SCHEMA_VERSION})"
+                f"{path}, record {n}: written by a newer edgeformer (schema {version}, this one reads up to {SCHEMA_VERSION})"
             )
         return _from_first_schema(row) if version < SCHEMA_VERSION else row
     missing = [name for name in _LLAMA_BENCH if name not in row]
     if missing:
-        raise InputError(f"{path}, record {n}: no record of edgeformer or llama-bench, it has no {', '.join(missing)}")
+        raise InputError(f"{path}, record {n}: not a record of edgeformer or llama-bench: {', '.join(missing)} missing")
     return _from_llama_bench({name: _typed(name, value) for name, value in row.items()}, path)
 
 
@@ -198,7 +198,9 @@ def _from_llama_bench(row: dict[str, Any], path: Path) -> dict[str, Any]:
         row["load_mode"] = "mmap" if row["use_mmap"] else "none"
     elif "use_mmap" not in row and "load_mode" in row:
         row["use_mmap"] = "mmap" in str(row["load_mode"])
-    if isinstance(row.get("stddev_ns"), int) and row["stddev_ns"] > 2**62:  # it was computed without a sign
+    if (
+        isinstance(row.get("stddev_ns"), int) and row["stddev_ns"] > 2**62
+    ):  # computed in unsigned arithmetic, it wrapped around
         row["stddev_ns"] = None
     samples, tokens = row.get("samples_ns") or [], (row["n_prompt"] or 0) + (row["n_gen"] or 0)
     rates = row.get("samples_ts") or [tokens * 1e9 / ns for ns in samples if ns]
@@ -224,7 +226,7 @@ def _from_llama_bench(row: dict[str, Any], path: Path) -> dict[str, Any]:
         "depth": row.get("n_depth") or 0,
         "task": Task.TEXT_GENERATION,
         "status": "ok" if row["avg_ts"] is not None else "failed",
-        "error": None if row["avg_ts"] is not None else "the file has no rate",
+        "error": None if row["avg_ts"] is not None else "the file gives no rate",
         "facts": {"provider": row["backends"]},
         "flags": [],
         "run_flags": [],
@@ -252,13 +254,13 @@ def _from_llama_bench(row: dict[str, Any], path: Path) -> dict[str, Any]:
 
 
 def _validate(record: dict[str, Any], path: Path, n: int) -> None:
-    """Against the JSON Schema, where the package jsonschema is installed (extra `report`)."""
+    """Validate against the JSON Schema if the package jsonschema (extra `report`) is installed, else check required keys."""
     try:
         from jsonschema import Draft202012Validator
         from jsonschema.exceptions import best_match
     except ImportError:
         if missing := [name for name in schema()["required"] if name not in record]:
-            raise InputError(f"{path}, record {n}: it has no {', '.join(missing)}") from None
+            raise InputError(f"{path}, record {n}: {', '.join(missing)} missing") from None
         return
     if (error := best_match(Draft202012Validator(schema()).iter_errors(record))) is not None:
         where = ".".join(map(str, error.absolute_path)) or "it"

@@ -1,8 +1,8 @@
-"""Records: one JSON line per row and test, llama-bench's stable columns first, so that rows of many tools pool.
+"""Records: one JSON line per row and test, llama-bench's stable columns first, so that rows of different tools can be pooled.
 
-llama-bench reports prompt processing (`n_gen` 0) and text generation (`n_prompt` 0) as separate tests; so do we. `avg_ts` is
-the mean of the rounds' tokens per second, as in llama-bench, not tokens / mean time. `record.schema.json` describes every
-field; what is unknown is null, never zero.
+Like llama-bench, prompt processing (`n_gen` 0) and text generation (`n_prompt` 0) are separate tests. `avg_ts` is the mean of
+the rounds' tokens per second, as in llama-bench, not tokens / mean time. `record.schema.json` describes every field; unknown
+values are null, never zero.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ def records(
     settings: Settings,
     rates: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """The records of a run. Times in ns, rates in tokens (encoders: tokens of the batch) per second.
+    """Return a run's records. Times in ns, rates in tokens per second over the whole batch.
 
-    rates: what the machine can do, from `measure_rates`.
+    rates: the machine's peak rates, from `measure_rates`.
     """
     out: list[dict[str, Any]] = []
     for result in run.shapes:
         places = ranks(result.rows, result.noise)
         for row in result.rows:
             if run.interrupted and row.status == "ok" and not row.rounds:
-                continue  # nothing was measured of it
+                continue  # not measured
             tests = [True] + ([False] if result.shape.gen else [])
             for prefill in tests:
                 record = _record(row, spec, machine, name, prefill, rates or {})
@@ -81,7 +81,7 @@ def _sha256(data: bytes) -> str:
 
 
 def artefact_facts(row: Row, spec: Model) -> dict[str, Any]:
-    """Bytes of an artefact's files, what quantized it, and the bytes that its weights take."""
+    """Bytes of an artefact's files, its quantization method, and the bytes its weights take."""
     counted, plan = costs(spec), row.plan
     weight_bytes = counted.weight_bytes.get(plan.precision)
     facts: dict[str, Any] = {"artifact_bytes": None, "quant_scheme": None, "bits_per_weight": None, "target": None}
@@ -129,7 +129,7 @@ def _roofline(
 
 @dataclass(frozen=True)
 class _Half:
-    """The half of a row that a record is about, prefill or decode: `rounds` in nanoseconds, and in tokens per second."""
+    """One half of a row, prefill or decode, which becomes one record: rounds in nanoseconds and in tokens per second."""
 
     row: Row
     prefill: bool
@@ -139,7 +139,7 @@ class _Half:
 
     @classmethod
     def of(cls, row: Row, prefill: bool) -> _Half:
-        """From a row's rounds."""
+        """Build from a row's rounds."""
         shape = row.shape
         if prefill:
             ns = row.prefill_ns()
@@ -147,18 +147,18 @@ class _Half:
             ns = [sum(r["decode_ns"]) // shape.concurrency for r in row.rounds if r["decode_ns"]]
         tokens = (shape.prompt if prefill else shape.gen) * shape.batch
         ts = [tokens * 1e9 / sample for sample in ns]
-        if row.served and not prefill:  # between n tokens lie n - 1 times; a rate of each client
+        if row.served and not prefill:  # n tokens have n - 1 intervals; a rate per client
             ts = [len(r["decode_ns"]) * 1e9 / sum(r["decode_ns"]) for r in row.rounds if r["decode_ns"]]
         return cls(row, prefill, ns, ts, row.prefill_medians_ns() if prefill else row.decode_medians_ns())
 
     @property
     def median_ns(self) -> float | None:
-        """Over rounds."""
+        """Median over rounds."""
         return statistics.median(self.medians_ns) if self.medians_ns else None
 
     @property
     def tokens(self) -> int:
-        """Of a round, in all sequences of the batch."""
+        """Tokens per round, over all sequences of the batch."""
         return (self.row.shape.prompt if self.prefill else self.row.shape.gen) * self.row.shape.batch
 
 
@@ -185,7 +185,7 @@ def _llama_bench(half: _Half, spec: Model, machine: dict, name: str, weight_byte
     """The columns that llama.cpp's llama-bench writes."""
     row, plan, shape, many = half.row, half.row.plan, half.row.shape, len(half.rounds_ns) > 1
     return {
-        "build_commit": next(iter(row.versions.values()), ""),  # the runtime's version: most have no commit to name
+        "build_commit": next(iter(row.versions.values()), ""),  # the runtime's version: most have no commit
         "build_number": 0,
         "cpu_info": machine["cpu_info"],
         "gpu_info": machine.get("gpu_info") or "",
@@ -215,7 +215,7 @@ def _llama_bench(half: _Half, spec: Model, machine: dict, name: str, weight_byte
 
 
 def _subject(row: Row, spec: Model, name: str) -> dict[str, Any]:
-    """What ran, and on what."""
+    """The model, runtime, precision and shape of a row."""
     plan, shape = row.plan, row.shape
     return {
         "schema_version": SCHEMA_VERSION,
@@ -242,7 +242,7 @@ def _subject(row: Row, spec: Model, name: str) -> dict[str, Any]:
 
 
 def _timing(half: _Half) -> dict[str, Any]:
-    """Medians, inter-token latency (ITL) and time to the first token (TTFT); the rounds they come from."""
+    """Medians, inter-token latency (ITL) and time to first token (TTFT), with the rounds they come from."""
     row, decodes, first = half.row, not half.prefill and half.row.shape.gen > 0, half.row.first or {}
     walls = [r["wall_ns"] for r in row.rounds if r.get("wall_ns")]
     steps = row.decode_ns() if decodes else []
@@ -286,7 +286,7 @@ def _costs(half: _Half) -> dict[str, Any]:
 
 
 def _proof(row: Row) -> dict[str, Any]:
-    """That the row computes what the original does."""
+    """Evidence that the row's outputs match the original's."""
     worst = [c for c in row.checks if c.get("max_abs") is not None]
     return {
         "parity_reference": row.reference,
@@ -300,12 +300,12 @@ def _proof(row: Row) -> dict[str, Any]:
 
 
 def write_jsonl(records: list[dict[str, Any]], file: str | os.PathLike | None) -> None:
-    """Put a run's records into a JSONL file, in the place of those of the same run, after all others; None is stdout.
+    """Append a run's records to a JSONL file, replacing earlier records of the same run; None writes to stdout.
 
-    The file is replaced in one step: it never holds half of a run. Two runs that write at once wait for each other.
+    The file is replaced atomically, so it never holds part of a run. Concurrent writers wait for each other.
 
     Raises:
-        InputError: it can't be written; what was there before is still there.
+        InputError: the file can't be written; its previous content is unchanged.
     """
     text = "".join(json.dumps(r) + "\n" for r in records)
     if file is None:
@@ -323,11 +323,11 @@ def write_jsonl(records: list[dict[str, Any]], file: str | os.PathLike | None) -
             kept = b"".join(line + b"\n" for line in before if line.strip() and _run_id(line) not in ours)
             replace_file(path, kept + text.encode())
     except OSError as e:
-        raise InputError(f"can't write records to {file}: {e.strerror}. Nothing that was there is lost") from e
+        raise InputError(f"can't write records to {file}: {e.strerror}. Its previous content is unchanged") from e
 
 
 def _run_id(line: bytes) -> str | None:
     try:
         return json.loads(line).get("run_id")
     except (ValueError, AttributeError, RecursionError):
-        return None  # not ours: it stays
+        return None  # not ours: keep it

@@ -1,4 +1,4 @@
-"""What rows must answer, computed in the same run by a process of its own and left in a file for the rows' processes."""
+"""Reference outputs for rows, computed in the same run by a separate process and saved to a file for the workers."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ JudgeKey = tuple[str, str, bool]
 
 @dataclass
 class Judge:
-    """What rows must answer: the file, what made it, for quantized weights whether they are the original's, and how far what
-    these weights say is from what the original's say (`kl_mean` in nats, `top1`)."""
+    """Reference outputs: their file, the runtime that made them, for quantized weights the check that they come from the
+    original, and how far these weights' outputs are from the original's (`kl_mean` in nats, `top1`)."""
 
     file: Path
     runtime: str
@@ -28,7 +28,7 @@ class Judge:
 
     @staticmethod
     def key(plan: Plan) -> JudgeKey:
-        """What rows share: the precision of their weights (quantized ones have bits of their own), and whether servers."""
+        """The key of rows that share a reference: weight precision, source of quantized weights, and whether it's a server."""
         own = plan.source if has_own_bits(plan.precision) else ""
         return (plan.precision, own, get(plan.runtime)[0].served)
 
@@ -41,7 +41,7 @@ def make_references(
     request: Callable[..., dict[str, Any]],
     report: Callable[[str], None],
 ) -> dict[JudgeKey, Judge]:
-    """The judges of rows that count, by `Judge.key`; every row is told who judges it."""
+    """Compute the judges of ranked rows, by `Judge.key`, and set each row's `reference`."""
     made: dict[JudgeKey, Judge] = {}
     if reference is None:
         return made
@@ -55,7 +55,7 @@ def make_references(
         shape, worker = same[0].shape, WorkerProcess(settings.threads, scratch)
         file = scratch / f"{len(list(scratch.iterdir()))}.npz"
         judged: dict[str, Any] = {"source": original, "load_options": load_options, "precision": precision}
-        if own:  # its own bits, dequantized; and are they the original's?
+        if own:  # dequantize its own weights, and check that they come from the original
             judged = {"source": own, "load_options": {}, "precision": "fp32"}
             judged |= {"check_weights": True}
         try:

@@ -1,9 +1,9 @@
-"""How close a row comes to what the machine can do (Williams, Waterman, Patterson 2009), by rates measured in the same run.
+"""Roofline model (Williams, Waterman, Patterson 2009): how close a row comes to machine rates measured in the same run.
 
-Bytes and operations are counted from the spec: weights that a step multiplies with are read once, cached keys and values of
-every position are read once, activations count nothing. A step can't be faster than bytes / bandwidth, nor than operations /
-rate; the bound is the larger, and a row's fraction is bound / time. Bandwidth is that of a buffer as large as the weights: a
-model that fits into a cache is compared with the cache.
+Bytes and operations are counted from the spec: weights used by a step are read once, cached keys and values of every visible
+position are read once, activations are ignored. A step takes at least bytes / bandwidth and at least operations / rate; the
+bound is the larger of the two, and a row's fraction is bound / time. Bandwidth is measured on a buffer as large as the weights,
+so a model that fits into a CPU cache is compared with that cache.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ CACHE_BYTES = {name: t.itemsize for name, t in FLOAT_TYPES.items()} | {"int8": 1
 
 
 def measure_rates(threads: int, sizes: list[int]) -> dict[str, Any]:
-    """Every device's rates, by the device's name; see the probes. Beside the sizes asked for, of a buffer no cache holds."""
+    """Peak rates by device name; see the probes. Besides `sizes`, also measures a buffer too large for any cache."""
     wanted = sorted({*sizes, LARGE})
     found = {}
     for name, module in discover.each(PACKAGE):
@@ -36,7 +36,7 @@ def measure_rates(threads: int, sizes: list[int]) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Bound:
-    """A prefill or a decode step: bytes read, operations, the least time in ns, and which of the two it is bound by."""
+    """Lower bound of a prefill or decode step: bytes read, operations, minimum time in ns, and the limiting resource."""
 
     bytes: int
     flops: int
@@ -47,16 +47,16 @@ class Bound:
 def bound(
     spec: Model, shape: Shape, rates: dict[str, Any], *, weight_bytes: int, kv: str, compute: str, prefill: bool
 ) -> Bound | None:
-    """The least time of a row's prefill, or of its decode step with half of the tokens generated; None without rates.
+    """The minimum time of a row's prefill, or of its decode step halfway through generation; None without rates.
 
     Args:
         spec: the model.
         shape: what the row ran.
-        rates: one device's.
-        weight_bytes: bytes that all weights take in this precision.
-        kv: what the cache holds: fp32, fp16, bf16, int8.
-        compute: what products are of: fp32, fp16, bf16, int8.
-        prefill: of the prefill, not of a decode step.
+        rates: the rates of one device.
+        weight_bytes: bytes of all weights in this precision.
+        kv: dtype of the KV cache: fp32, fp16, bf16, int8.
+        compute: dtype of matrix products: fp32, fp16, bf16, int8.
+        prefill: bound the prefill instead of a decode step.
     """
     faster = {"int8": "int8_ops", "fp16": "fp16_flops", "bf16": "fp16_flops"}.get(compute, "fp32_flops")
     rate = rates.get(faster) or rates.get("fp32_flops")
@@ -70,7 +70,7 @@ def bound(
     causal = spec.task == Task.TEXT_GENERATION
     moved = read + shape.batch * _cached_bytes(spec, before + new, CACHE_BYTES.get(kv, 4))
     flops = shape.batch * (new * counted.flops_per_token + attention_flops(spec, before + new, new))
-    if prefill and causal:  # the head sees the last position alone
+    if prefill and causal:  # the head runs on the last position only
         flops -= shape.batch * (new - 1) * 2 * head_parameters(spec)
     by_bytes = moved / _bandwidth(rates["bandwidth"], read) * 1e9
     by_flops = flops / rate * 1e9
@@ -78,7 +78,7 @@ def bound(
 
 
 def _cached_bytes(spec: Model, tokens: int, bytes_per_value: int) -> int:
-    """Keys and values that a step reads: no more than its mask lets it see."""
+    """Bytes of cached keys and values that a step reads: only positions its mask lets it see."""
     total = 0
     for _, layer, _ in layers(spec):
         if cached := layer.cache():
@@ -88,6 +88,6 @@ def _cached_bytes(spec: Model, tokens: int, bytes_per_value: int) -> int:
 
 
 def _bandwidth(measured: list[list[float]], size: int) -> float:
-    """Of the smallest buffer measured that is at least this large, else of the largest."""
+    """Bandwidth of the smallest measured buffer of at least this size, else of the largest."""
     fitting = [rate for at, rate in sorted(measured) if at >= size]
     return fitting[0] if fitting else sorted(measured)[-1][1]

@@ -1,4 +1,4 @@
-"""One row of a comparison: what was run, every sample, what memory it took, and whether its answers were right."""
+"""One row of a comparison: what was run, every timing sample, memory use, and whether its outputs were verified."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from edgeformer.verification.verdict import NEAR_TIE, PASS, UNCHECKED
 
 @dataclass(frozen=True)
 class Shape:
-    """What is asked of a row: `prompt` tokens of prefill after `depth` tokens that are in the cache already, then `gen` decode
-    steps, for `batch` sequences at once; of servers, by `concurrency` clients at once. Encoders have no `gen` and no `depth`.
+    """A row's workload: `prompt` tokens of prefill after `depth` tokens already in the cache, then `gen` decode steps, for
+    `batch` sequences at once, or for `concurrency` clients of a server. Encoders have no `gen` and no `depth`.
     """
 
     prompt: int = 128
@@ -25,7 +25,7 @@ class Shape:
     concurrency: int = 1
 
     def text(self) -> str:
-        """For people: `128+64`, `128+64 @512 ×8`, `8 × 128` of an encoder."""
+        """Display form: `128+64`, `128+64 @512 ×8`, or `8 × 128` for encoders."""
         if not self.gen:
             return f"{self.batch} × {self.prompt}"
         text = f"{self.prompt}+{self.gen}" + (f" @{self.depth}" if self.depth else "")
@@ -34,7 +34,7 @@ class Shape:
 
     @property
     def capacity(self) -> int:
-        """Tokens that a cache has to hold."""
+        """Tokens the KV cache must hold."""
         return self.depth + self.prompt + self.gen
 
 
@@ -42,8 +42,8 @@ class Shape:
 class Plan:
     """A row to run: `runtime` (`name` or `name:variant`) on `source`, an artefact's folder or a MODEL.
 
-    `precision` is of the weights, `compute` of the arithmetic. `again` marks the second row of the same: the two tell how much
-    of a difference is noise.
+    `precision` is that of the weights, `compute` that of the arithmetic. `again` marks a row's twin, which runs the same again
+    to measure the noise.
     """
 
     runtime: str
@@ -59,10 +59,10 @@ class Plan:
 
 @dataclass
 class Row:
-    """Results. Times in nanoseconds, one list entry per round; `error` says why there are none.
+    """A row's results. Times in nanoseconds, one list entry per round; `error` is the reason if there are none.
 
-    `process` of a round counts the processes that made the row, from 0: a resumed run starts new ones. `measured` is when the
-    last round ended, UTC; `served` says that a server's client measured.
+    `process` of a round is the index, from 0, of the worker process that ran it: a resumed run starts new ones. `measured` is
+    when the last round ended, UTC; `served`: times were measured by a server's clients.
     """
 
     plan: Plan
@@ -91,12 +91,12 @@ class Row:
 
     @property
     def verified(self) -> bool:
-        """Whether the row's answers were compared and are right."""
+        """Whether the row's outputs were compared with the reference and passed."""
         return self.status == "ok" and self.verdict in (PASS, NEAR_TIE)
 
     @property
     def ranked(self) -> bool:
-        """Whether it takes part in the ranking: verified, measured, a runtime's, and not the second row of the same."""
+        """Whether the row is ranked: verified, measured, from a ranked runtime, and not a twin."""
         mine = self.decode_medians_ns() if self.shape.gen else self.rounds
         return self.verified and bool(mine) and self.plan.ranked and not self.plan.again
 
@@ -113,7 +113,7 @@ class Row:
         return [statistics.median(r["prefill_ns"]) for r in self.rounds if r["prefill_ns"]]
 
     def decode_medians_ns(self) -> list[float]:
-        """Each round's median decode step; of a server the mean, since its tokens may arrive in bursts."""
+        """Each round's median decode step; for servers the mean, since tokens may arrive in bursts."""
         return [
             statistics.median(r["decode_ns"]) if r.get("wall_ns") is None else statistics.mean(r["decode_ns"])
             for r in self.rounds
@@ -121,11 +121,11 @@ class Row:
         ]
 
     def ranking_ns(self) -> list[float]:
-        """What rows are ranked by, a sample per round: the decode step, of encoders the call."""
+        """The ranking metric, one sample per round: the decode step, or the call of an encoder."""
         return self.decode_medians_ns() if self.shape.gen else self.prefill_medians_ns()
 
     def cpu_per_wall(self) -> float | None:
-        """CPU seconds per second of wall time while measuring: about the number of threads that worked."""
+        """CPU seconds per second of wall time while measuring: roughly the number of busy threads."""
         if any(r["cpu_ns"] is None for r in self.rounds):
             return None  # another process did the work
         wall = sum(self.prefill_ns()) + sum(self.decode_ns())

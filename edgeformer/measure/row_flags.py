@@ -1,4 +1,4 @@
-"""What speaks against a row's numbers, found in the numbers themselves. Flags are shown with the row; they don't unrank it."""
+"""Flags derived from a row's own numbers. Flags are shown with the row; they don't exclude it from the ranking."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from edgeformer.measure.noise import NOISY, spread
 from edgeformer.measure.row import Row
 
 SLOWER = 1.1
-"""How many times fp32's time a quantized row may take before it is flagged: less is noise."""
+"""Factor by which a quantized row may be slower than fp32 before it is flagged: smaller differences are noise."""
 FALLBACK = 0.95
-"""Share of the FLOPs that an execution provider has to claim, for its row to say something about it."""
+"""Share of the FLOPs that an execution provider must run for the row to be representative of it."""
 
 
 def row_flags(row: Row, others: list[Row]) -> list[Flag]:
-    """Remarks on one row, beside the rows of its shape."""
+    """Flags of one row; `others` are the rows of its shape."""
     if not row.rounds:
         return []
     said: list[Flag] = []
@@ -35,18 +35,18 @@ def row_flags(row: Row, others: list[Row]) -> list[Flag]:
         said.append(Flag(FlagCode.NOT_SETTLED, "not settled: warm-up rounds still differed by more than 5 %"))
     cpus = row.cpu_per_wall()
     if cpus is not None and cpus > row.threads + 0.5:
-        said.append(Flag(FlagCode.THREADS, f"threads: it kept {cpus:.1f} CPUs busy, {row.threads} were asked for"))
+        said.append(Flag(FlagCode.THREADS, f"threads: kept {cpus:.1f} CPUs busy, {row.threads} requested"))
     said += _slower_than_fp32(row, others)
     mine = row.facts.get("kv")
     same = [r for r in others if r.plan.precision == row.plan.precision and r.rounds]
     peers = {str(r.facts["kv"]) for r in same if r.facts.get("kv")}
     if mine is not None and len(peers) > 1:
-        said.append(Flag(FlagCode.CACHE_DTYPE, f"cache in {mine}, others in {', '.join(sorted(peers - {mine}))}"))
+        said.append(Flag(FlagCode.CACHE_DTYPE, f"KV cache in {mine}, others in {', '.join(sorted(peers - {mine}))}"))
     return said
 
 
 def _slower_than_fp32(row: Row, others: list[Row]) -> list[Flag]:
-    """What a quantized row takes longer for than the same runtime takes in float32: quantization has cost speed there."""
+    """Flags for prefill or decode of a quantized row that is slower than the same runtime's fp32 row."""
     if not has_own_bits(row.plan.precision):
         return []
     plain = next(

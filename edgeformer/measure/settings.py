@@ -1,4 +1,4 @@
-"""What a run asks of every row, and the shapes that it sweeps over."""
+"""Settings of a run, and the shapes it sweeps over."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from edgeformer.verification.reference import sample_batch
 
 @dataclass(frozen=True)
 class Settings:
-    """What every row runs: `gens` decode steps after its prompt, `rounds` times, with `threads` threads (all physical cores).
+    """Settings of a run: each row runs `rounds` rounds with `threads` threads (default: all physical cores).
 
     Every combination of `prompts`, `gens` and `depths` (tokens), `batches` (sequences) and, for servers, `concurrency`
-    (clients) makes a row. `limit_s` is what a row of one shape may take in all. `twice`: run one row twice, to tell noise from
-    difference. `energy`: read the machine's counter where it has one. `profile`: say where time goes. `text`: token ids that
-    prompts are taken from, instead of random ones (`text_name` says what text): what quantization costs is told for them.
+    (clients) is a shape. `limit_s`: time limit of a row of one shape, in seconds. `twice`: run one row twice to measure the
+    noise. `energy`: read the machine's energy counter, if any. `profile`: record a time breakdown. `text`: token ids to take
+    prompts from instead of random ones (`text_name` names the text); the quality loss of quantization is measured on them.
     """
 
     prompts: tuple[int, ...] = (128,)
@@ -41,7 +41,7 @@ class Settings:
     text_name: str | None = None
 
     def prompts_of(self, vocab: int, count: int, length: int) -> np.ndarray:
-        """`count` different prompts, int64 [count, length]; texts that are too short start again."""
+        """`count` different prompts, int64 [count, length]; a text that is too short is repeated."""
         if not self.text:
             return sample_batch(vocab, count, length, self.seed)
         return np.resize(np.array(self.text, np.int64), count * length).reshape(count, length)
@@ -54,8 +54,8 @@ class Settings:
         """
         if spec.task == Task.TEXT2TEXT_GENERATION:
             raise InputError(
-                "encoder–decoder models are exported, verified and generated from, and not measured: a row would need a text to"
-                " read besides the one to write"
+                "encoder–decoder models can't be measured: benchmark shapes have no encoder input. Export, verify and generate"
+                " support them"
             )
         if spec.task != Task.TEXT_GENERATION:
             return [Shape(prompt, 0, batch) for batch, prompt in product(self.batches, self.prompts)]
@@ -63,5 +63,5 @@ class Settings:
         return [Shape(prompt, gen, batch, depth, clients) for clients, batch, depth, prompt, gen in swept]
 
     def longest(self, spec: Model) -> int:
-        """The most tokens that one sequence comes to."""
+        """The maximum number of tokens of one sequence."""
         return max(shape.capacity for shape in self.shapes(spec))

@@ -1,4 +1,4 @@
-"""The comparison as a table: verified rows ranked, everything else listed below with the reason."""
+"""The comparison as a table: verified rows ranked, all others listed below with the reason."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ COMMON = ("load s", "peak MB", "CPU/wall")
 
 
 def _spread(rates: list[float], digits: int = 1) -> str:
-    """median ± half the range; the median alone of a single sample."""
+    """Format as median ± half the range; a single sample as the sample alone."""
     if len(rates) == 1:
         return f"{rates[0]:.{digits}f}"
     half = (max(rates) - min(rates)) / 2
@@ -50,7 +50,7 @@ def cells(row: Row, task: Task) -> list[str]:
 
 
 def ordered(run: Run) -> tuple[list[tuple[str, Row]], list[Row]]:
-    """Ranked rows with their place (`2=` is a tie), shape by shape, the fastest first; and the others."""
+    """Ranked rows with their rank (`2=` is a tie), shape by shape, fastest first; and all other rows."""
     ranked: list[tuple[str, Row]] = []
     for result in run.shapes:
         places = ranks(result.rows, result.noise)
@@ -61,7 +61,7 @@ def ordered(run: Run) -> tuple[list[tuple[str, Row]], list[Row]]:
 
 
 def explanation(row: Row) -> str:
-    """Why a row is not ranked, in a few words; the worst difference for one that is. Then what speaks against it."""
+    """Why a row isn't ranked, or the largest difference of one that is; then its flags."""
     return "; ".join([_explained(row), *(flag.text for flag in row.flags)])
 
 
@@ -71,15 +71,15 @@ def _explained(row: Row) -> str:
     if not row.plan.ranked:
         return "measures the harness"
     if not row.checks:
-        return "interrupted before its check" if row.reference else "no reference: give --against MODEL"
+        return "interrupted before verification" if row.reference else "no reference: give --against MODEL"
     bad = [c for c in row.checks if c["verdict"] in ("fail", "unchecked")]
     if row.verified or not bad:
-        twin = "run twice, to tell noise; " if row.plan.again else ""
+        twin = "second run, to measure noise; " if row.plan.again else ""
         worst = max((c["max_abs"] for c in row.checks if c.get("max_abs") is not None), default=None)
         ties = [c["note"] for c in row.checks if c["verdict"] == "near-tie" and c.get("note")]
         said = ties[0] if ties else "same tokens"
         same = said if worst is None else f"max |difference| {worst:.1e}"
-        remark = "; prefill gives all positions' logits" if row.facts.get("prefill_logits") == "all" else ""
+        remark = "; prefill computes logits at all positions" if row.facts.get("prefill_logits") == "all" else ""
         return f"{twin}{same}{remark}"
     check = bad[0]
     difference = f", max |difference| {check['max_abs']:.1e}" if check.get("max_abs") is not None else ""
@@ -101,13 +101,13 @@ def lines(run: Run, task: Task) -> tuple[list[str], list[list[str]]]:
 
 
 def remarks(run: Run, task: Task) -> list[str]:
-    """What to know about the numbers: the noise of every shape, and what speaks against them."""
+    """Notes on the numbers: every shape's noise and flags, and the run's notes."""
     said = []
     for result in run.shapes:
         what = result.shape.text()
         if result.noise is not None and not result.noise.noisy:
             said.append(
-                f"{what}: the same row twice differs by {result.noise.text()} (95 %); rows closer than that tie"
+                f"{what}: the same row run twice differs by {result.noise.text()} (95 %); rows closer than that tie"
             )
         said += [f"{what}: {flag.text}" for flag in result.flags]
     return said + run.notes

@@ -1,4 +1,4 @@
-"""The timed part: what runs between two clock readings, and nothing else."""
+"""The timed code: only what runs between two clock readings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from edgeformer.inference.runtime import Session
 
 MAX_WARMUP, STEADY, STEADY_ROUNDS = 10, 0.05, 3
 WARMUP_S = 60.0
-"""Rounds that are this long in all are enough to warm up with, steady or not."""
+"""Total time after which the warm-up stops, settled or not."""
 ENCODER_CALLS = 8
 LEAD_IN_S, LEAD_IN_TOKENS = 0.1, 8
 
@@ -23,9 +23,9 @@ LEAD_IN_S, LEAD_IN_TOKENS = 0.1, 8
 class Round:
     """Samples of one round in nanoseconds: one prefill and `gen` decode steps, or several calls of an encoder.
 
-    `cpu_ns` is the process's CPU time over the same spans: CPU / wall tells how many threads really worked; None where another
-    process does the work. `tokens` [batch][gen] are those that were chosen. Of a server, `prefill_ns` are the clients' times to
-    the first token, and `wall_ns` is from the first request to the last token.
+    `cpu_ns` is the process's CPU time over the same spans: CPU / wall is the effective number of threads; None if another
+    process does the work. `tokens` [batch][gen] are the chosen ones. For servers, `prefill_ns` are the clients' times to first
+    token, and `wall_ns` spans the first request to the last token.
     """
 
     prefill_ns: list[int] = field(default_factory=list)
@@ -40,7 +40,7 @@ class Round:
 
 
 def lead_in(session: Session, prompt: np.ndarray) -> None:
-    """Short untimed work before a round: after a pause, and after other rows, cores sleep and caches hold what is others'."""
+    """Run short untimed work before a round: after a pause or other rows, cores are idle and CPU caches hold other data."""
     until = time.perf_counter() + LEAD_IN_S
     session.reset()
     session.forward(np.ascontiguousarray(prompt[:, :LEAD_IN_TOKENS]))
@@ -53,7 +53,7 @@ def decoder_round(session: Session, prompt: np.ndarray, gen: int, depth: int = 0
     """Prefill `prompt` int64 [B, depth + P], of which the first `depth` are not timed, then `gen` greedy steps. A `cold` round
     has no lead-in.
 
-    Choosing the token lies outside the timed spans. A session whose work is done elsewhere tells the time itself (`took_ns`).
+    Token selection isn't timed. A session whose work is done elsewhere reports the time itself (`took_ns`).
     """
     clock, cpu, out = time.perf_counter_ns, time.process_time_ns, Round()
     if not cold:
@@ -84,7 +84,7 @@ def decoder_round(session: Session, prompt: np.ndarray, gen: int, depth: int = 0
 
 
 def encoder_round(session: Session, inputs: dict[str, np.ndarray]) -> Round:
-    """Several calls of an encoder on a batch."""
+    """Time several calls of an encoder on a batch."""
     clock, cpu, out, used = time.perf_counter_ns, time.process_time_ns, Round(), 0
     for _ in range(ENCODER_CALLS):
         c0, t0 = cpu(), clock()
@@ -97,7 +97,7 @@ def encoder_round(session: Session, inputs: dict[str, np.ndarray]) -> Round:
 
 
 def served_round(session: Session, prompts: list[list[int]], gen: int) -> Round:
-    """One request of every client at once: times to the first token, and times between tokens, as the clients see them."""
+    """Send one request per client concurrently; record TTFT and inter-token latencies as the clients see them."""
     clock = time.perf_counter_ns
     with ThreadPoolExecutor(len(prompts)) as pool:
         t0 = clock()
@@ -112,8 +112,8 @@ def served_round(session: Session, prompts: list[list[int]], gen: int) -> Round:
 
 
 def warm_up(run: Callable[[], Round]) -> tuple[list[Round], bool]:
-    """Rounds to discard, until three in a row are within 5 % of each other: at most ten, or a minute of them. They are kept in
-    the record. And whether they settled."""
+    """Run rounds until three in a row are within 5 % of each other, at most ten rounds or one minute. Returns these rounds, which
+    aren't counted but are kept in the record, and whether they settled."""
     rounds: list[Round] = []
     while len(rounds) < MAX_WARMUP and sum(r.timed_ns() for r in rounds) < WARMUP_S * 1e9:
         rounds.append(run())

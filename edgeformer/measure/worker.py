@@ -1,4 +1,4 @@
-"""The process that runs one row: `python -m edgeformer.measure.worker`, one JSON command per line in, one answer out.
+"""The process that runs one row: `python -m edgeformer.measure.worker`. Reads one JSON command per line, writes one answer each.
 
 Everything a runtime prints goes to stderr; answers go to the original stdout.
 """
@@ -38,7 +38,7 @@ class Worker:
     session: Session
 
     def open(self, runtime: str, source: str, opens: str, load_options: dict, options: dict) -> dict[str, Any]:
-        """Load the model; how long that took, versions and facts."""
+        """Load the model; return the load time, versions and facts."""
         made, variant = require(runtime)
         t0 = time.perf_counter()
         target: Path | LoadedModel = load(source, **load_options) if opens == "checkpoint" else Path(source)
@@ -46,14 +46,14 @@ class Worker:
         seconds = time.perf_counter() - t0
         if isinstance(target, LoadedModel):
             digest = target.weights_digest() if target.weights is not None else None
-        else:  # a peer from outside may open folders that are no artefacts of ours
+        else:  # an external plug-in runtime may open folders that aren't our artefacts
             there = (target / bundle.MANIFEST).exists()
             digest = bundle.read_manifest(target)["weights_digest"] if there else None
         facts = {"weights_digest": digest, **self.session.facts()}
         return {"load_s": seconds, "versions": made.versions(), "facts": facts}
 
     def rates(self, threads: int, sizes: list[int]) -> dict[str, Any]:
-        """What this machine can do at most."""
+        """This machine's peak rates."""
         return measure_rates(threads, sizes)
 
     def reference(
@@ -70,10 +70,10 @@ class Worker:
         original_options: dict,
         check_weights: bool = False,
     ) -> dict[str, Any]:
-        """Compute what every row of this shape must answer, and save it for the other processes.
+        """Compute the expected outputs of this shape's rows, and save them for the other processes.
 
-        original: the model that a quantized `source` must have been made from; with `check_weights` its weights are compared.
-        Of decoders it is also told how far rounded or quantized weights are from it on these prompts.
+        original: the model that a quantized `source` must have been made from; `check_weights` compares its weights.
+        For decoders, also measures how far the outputs of rounded or quantized weights are from the original's on these prompts.
         """
         loaded, weights, quality = load(source, **load_options), None, {}
         if check_weights:
@@ -96,7 +96,7 @@ class Worker:
         return {"runtime": name, "weights": weights, "quality": quality}
 
     def check(self, file: str, compute: str, reference: str) -> dict[str, Any]:
-        """Compare this row's answers with the reference's."""
+        """Compare this row's outputs with the reference's."""
         with np.load(file) as data:
             arrays = dict(data)
         compute = self.session.compute or compute
@@ -121,24 +121,24 @@ class Worker:
         return encoder_round(self.session, inputs)
 
     def warmup(self, **request: Any) -> dict[str, Any]:
-        """Rounds to discard, and whether they settled."""
+        """Run the warm-up; return its rounds, and whether they settled."""
         rounds, settled = warm_up(lambda: self._run(**request))
         return {"rounds": [asdict(r) for r in rounds], "settled": settled}
 
     def round(self, **request: Any) -> dict[str, Any]:
-        """One round; the first one of a process is what a cold start costs."""
+        """Run one round; the first one of a process measures the cold start."""
         return asdict(self._run(**request))
 
     def memory(self) -> dict[str, Any]:
-        """Peak bytes so far: resident, and on the accelerator where the runtime counts them."""
+        """Peak bytes so far: resident, and on the accelerator if the runtime counts them."""
         return (self.session.peak_memory() or peak_memory()) | {"peak_gpu_bytes": self.session.peak_gpu_bytes()}
 
     def blocks(self, **request: Any) -> dict[str, Any]:
-        """Where the time of a prefill and of a decode step goes, by kind of block."""
+        """Time breakdown of a prefill and of a decode step, by kind of block."""
         return profiled(self.session, np.array(request["prompt"], np.int64), request["depth"])
 
     def energy(self, window_s: float, **request: Any) -> dict[str, Any]:
-        """Energy per prefill and per decode step, by the machine's own counter."""
+        """Energy per prefill and per round's decode steps, from the machine's own counter."""
         fill, depth = None, request["depth"]
         if depth:
             before = {"prompt": [ids[:depth] for ids in request["prompt"]], "gen": 0, "depth": 0}

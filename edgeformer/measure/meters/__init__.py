@@ -1,1 +1,1 @@
-"""Counters of energy, one file each: `open_meter()` gives one, or None where the machine has none that we may read."""
+"""Energy counters, one file each: `open_meter()` returns a meter, or None if the machine has no readable counter."""

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class AppleSilicon:
-    """The sum of the parts that the chip counts."""
+    """Sum over the chip's energy counters."""
 
     source = "IOReport (CPU, GPU, ANE, DRAM)"
 
@@ -28,7 +28,7 @@ class AppleSilicon:
 
 
 def open_meter() -> AppleSilicon | None:
-    """A meter on a Mac that has the package."""
+    """Open a meter on a Mac with zeus-apple-silicon installed, else return None."""
     if sys.platform != "darwin":
         return None
     try:

@@ -9,7 +9,7 @@ from typing import Any
 
 
 class Nvml:
-    """The sum over GPUs."""
+    """Sum over all GPUs."""
 
     source = "NVML total energy"
 
@@ -22,7 +22,7 @@ class Nvml:
 
 
 def open_meter() -> Nvml | None:
-    """A meter if there are GPUs that count."""
+    """Open a meter if there are GPUs with an energy counter, else return None."""
     try:
         import pynvml  # type: ignore[import-not-found]
 

@@ -1,7 +1,6 @@
-"""Intel's and AMD's RAPL counters of whole CPU packages, where Linux lets us read them (many systems: root only).
+"""Intel's and AMD's RAPL counters of whole CPU packages, if Linux allows reading them (often root only).
 
-Follows Documentation/power/powercap of the Linux kernel: `energy_uj` counts microjoules and starts again at
-`max_energy_range_uj`.
+Follows Documentation/power/powercap of the Linux kernel: `energy_uj` counts microjoules and wraps at `max_energy_range_uj`.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ ROOT = Path("/sys/class/powercap")
 
 
 class Rapl:
-    """The sum over packages."""
+    """Sum over all packages."""
 
     source = "RAPL package"
 
@@ -36,10 +35,10 @@ class Rapl:
 
 
 def open_meter(root: Path = ROOT) -> Rapl | None:
-    """A meter if there are packages, and we may read them."""
+    """Open a meter if there are readable packages, else return None."""
     try:
         domains = [p for p in sorted(root.glob("intel-rapl:*")) if p.name.count(":") == 1]
-        packages = [p for p in domains if (p / "name").read_text().startswith("package")]  # psys holds them once more
+        packages = [p for p in domains if (p / "name").read_text().startswith("package")]  # psys would count them twice
         return Rapl(packages) if packages else None
-    except (OSError, ValueError):  # no right to read it
+    except (OSError, ValueError):  # no permission to read the counters
         return None

@@ -1,1 +1,1 @@
-"""What a device can do at most, one file per device: `rates(threads, sizes)` measures it, or gives None where there is none."""
+"""Peak rates, one file per device: `rates(threads, sizes)` measures them, or returns None if there is no such device."""

@@ -1,4 +1,4 @@
-"""The CPU's read bandwidth and matrix product rates, the best of what BLAS and ONNX Runtime reach with so many threads."""
+"""The CPU's read bandwidth and matrix product rates: the best that BLAS and ONNX Runtime reach with the given threads."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def rates(threads: int, sizes: list[int]) -> dict[str, Any]:
 
 
 def _best(call: Callable[[], Any], work: float) -> float:
-    """Work per second of the fastest of several calls, for a third of a second at least."""
+    """Work per second of the fastest call: at least `REPEATS` calls, over at least `SPAN_S` seconds."""
     call()
     best, until, count = float("inf"), time.perf_counter() + SPAN_S, 0
     while count < REPEATS or time.perf_counter() < until:
@@ -38,7 +38,7 @@ def _best(call: Callable[[], Any], work: float) -> float:
 
 
 def _read_rate(size: int, threads: int) -> float:
-    """A dot product of an array with itself reads it once."""
+    """Bytes per second of a dot product of an array with itself, which reads it once."""
     data = np.ones(max(size // 4, threads), np.float32)
     parts = np.array_split(data, threads)
     with threadpool_limits(1), ThreadPoolExecutor(threads) as pool:

@@ -10,7 +10,7 @@ SIDE, REPEATS = 4096, 20
 
 
 def rates(threads: int, sizes: list[int]) -> dict[str, Any] | None:
-    """As the CPU's; None where neither is there. Buffers are at least 256 MB: smaller ones measure launches."""
+    """Same as the CPU's; None without an accelerator. Buffers are at least 256 MB: smaller ones measure launch overhead."""
     sizes = [max(size, 256_000_000) for size in sizes]
     return _metal(sizes) or _cuda(sizes)
 
