@@ -162,8 +162,8 @@ def test_borrowed_keys_have_to_be_there():
     sharer, borrower = spec.blocks
     other = replace(borrower, attention=replace(borrower.attention, kv_heads=4))
     for blocks, words in (
-        ((borrower, sharer), "no block before it"),
-        ((sharer, sharer, borrower), "another does already"),
+        ((borrower, sharer), "no earlier block shares"),
+        ((sharer, sharer, borrower), "a name already taken by another layer"),
         ((sharer, other), "'a', which has 2 heads"),
         ((sharer, replace(borrower, attention=replace(borrower.attention, source="b"))), "'b'"),
     ):

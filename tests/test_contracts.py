@@ -119,7 +119,7 @@ def test_shared_keys_and_values_must_have_one_shape():
     block = spec.blocks[0]
     lends = replace(block, attention=Lender(heads=4, kv_heads=2, head_dim=16))
     takes = replace(block, attention=Borrower(heads=4, kv_heads=4, head_dim=16))
-    with pytest.raises(SpecError, match="which no block before it shares"):
+    with pytest.raises(SpecError, match="which no earlier block shares"):
         replace(spec, blocks=(takes, lends))
     with pytest.raises(SpecError, match="2 heads of 16 channels; it needs 4 of 16"):
         replace(spec, blocks=(lends, takes))

@@ -61,7 +61,7 @@ def test_every_layer_file_defines_its_kind():
         ({"colour": 3}, "unknown fields colour"),
         ({"vocab": "many"}, "decoder.vocab: 'many' is not of type"),
         ({"tied": 1}, "decoder.tied"),
-        ({"blocks": []}, "at least one block"),
+        ({"blocks": []}, "needs at least one block"),
     ],
 )
 def test_bad_json(change, message):
@@ -79,11 +79,11 @@ def test_missing_field():
 def test_contradictions():
     with pytest.raises(SpecError, match="multiple of kv_heads"):
         GQA(heads=4, kv_heads=3, head_dim=8)
-    with pytest.raises(SpecError, match="rotates 16 of only 8"):
+    with pytest.raises(SpecError, match="rotates 16 channels, but head_dim is only 8"):
         GQA(heads=4, kv_heads=4, head_dim=8, position=Rope(dim=16))
     with pytest.raises(SpecError, match="even and positive"):
         Rope(dim=7)
-    with pytest.raises(SpecError, match="can't choose 5 of 4"):
+    with pytest.raises(SpecError, match="chosen must be between 1 and experts \\(4\\), got 5"):
         MoE(experts=4, chosen=5, hidden=8)
 
 

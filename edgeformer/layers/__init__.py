@@ -1,1 +1,1 @@
-"""One file per kind of layer; the file's name is the kind. `serialization.from_json` finds them here."""
+"""One file per kind of spec node; the file name is the kind. `serialization.from_json` looks them up here."""

@@ -1,4 +1,4 @@
-"""Activations of feed-forward networks: those that the vocabulary has as `act_<name>`, or a layer such as `swish`. Not a kind."""
+"""Activations of feed-forward networks: an op `act_<name>` of the vocabulary, or a layer such as `swish`. Not a kind."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ Activation = str | Layer
 
 
 def activations() -> list[str]:
-    """The names that the vocabulary has."""
+    """Names of the vocabulary's activations."""
     return sorted(name.removeprefix("act_") for name in dir(Ops) if name.startswith("act_"))
 
 
 def require_activation(node: Node, act: Activation) -> None:
-    """Raise `SpecError` unless the vocabulary has this activation, or it is a layer."""
+    """Raise `SpecError` unless `act` is a layer or one of the vocabulary's activations."""
     known = ", ".join(activations())
-    node.require(isinstance(act, Layer) or act in activations(), f"act {act!r} is not known; known are {known}")
+    node.require(isinstance(act, Layer) or act in activations(), f"unknown act {act!r}; known activations: {known}")
 
 
 def activation_params(act: Activation, width: int) -> dict[str, Declaration]:
-    """What a network declares for its activation: nothing for a name."""
+    """The declarations of a network's activation; empty if it is a name."""
     return {"act": Sub(act, width)} if isinstance(act, Layer) else {}
 
 
 def activate(ops: Ops, p: LayerHandle, act: Activation, x: Tensor) -> Tensor:
-    """The activation of `x`; `p` is the network's handle."""
+    """Apply the activation to `x`; `p` is the network's handle."""
     return p.act(x) if isinstance(act, Layer) else ops.activate(act, x)

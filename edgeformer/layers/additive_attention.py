@@ -17,7 +17,7 @@ from edgeformer.spec import Declaration, Layer, Linear, Node, Vector
 class AdditiveAttention(Layer):
     """score = vᵀ tanh(W q + U k), a vector v per head (Bahdanau et al. 2014, arXiv 1409.0473, section A.1.2).
 
-    For comparison with products: it writes out [heads, queries, keys, head_dim] numbers, and no kernel has it.
+    For comparison with dot-product attention: it materialises [heads, queries, keys, head_dim], and has no fused kernel.
     """
 
     kind: ClassVar[str] = "additive_attention"

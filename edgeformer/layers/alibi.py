@@ -1,4 +1,4 @@
-"""Attention with linear biases."""
+"""ALiBi: attention with linear biases."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Alibi(Position):
         self.require(self.heads <= 2**16, f"heads must be at most {2**16:,}, got {self.heads:,}")
 
     def slopes(self) -> np.ndarray:
-        """float32 [heads]."""
+        """Slopes, float32 [heads]."""
 
         def of(count: int) -> list[float]:
             return [2 ** (-self.max_bias * (h + 1) / count) for h in range(count)]
@@ -39,7 +39,7 @@ class Alibi(Position):
         return np.array((of(power) + of(2 * power)[0::2])[: self.heads], np.float32)
 
     def require_heads(self, owner: Node, heads: int, head_dim: int) -> None:
-        owner.require(self.heads == heads, f"position is for {self.heads} heads, and these are {heads}")
+        owner.require(self.heads == heads, f"position has {self.heads} heads, but the attention has {heads}")
 
     def for_heads(self, heads: int, head_dim: int, old_head_dim: int) -> Self:
         return replace(self, heads=heads)

@@ -15,12 +15,12 @@ from edgeformer.spec import Declaration, Dropout, Fold, Layer, Norm, Sub
 
 @dataclass(frozen=True, kw_only=True)
 class Block(Layer):
-    """x += attention(norm(x)); x += ffn(norm(x)) (Xiong et al. 2020; GPT-2, Llama). `cross` adds a step in between.
-    `residual_scale` multiplies what is added (Granite; MiniCPM, Hu et al. 2024). `attention_norm` is the norm before attention
-    where it is another one.
+    """x += attention(norm(x)); x += ffn(norm(x)) (Xiong et al. 2020; GPT-2, Llama). `cross` adds cross-attention in between.
+    `residual_scale` multiplies the residual updates (Granite; MiniCPM, Hu et al. 2024). `attention_norm`, if given, replaces
+    `norm` before attention.
 
-    The residual stream travels as a pair (x, d) meaning x + d, so that an addition and the next norm fuse, also across
-    block borders.
+    The residual stream is passed as a pair (x, d) meaning x + d, so that an addition and the next norm can be fused, also
+    across block boundaries.
     """
 
     kind: ClassVar[str] = "block"

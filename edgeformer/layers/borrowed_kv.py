@@ -15,9 +15,9 @@ from edgeformer.spec import Declaration, Fold, SharedKV
 
 @dataclass(frozen=True, kw_only=True)
 class BorrowedKV(GQA):
-    """`GQA` without keys and values of its own: those that an earlier `sharing_gqa` shares under the name `source`.
+    """`GQA` that uses the K/V an earlier `sharing_gqa` publishes under the name `source`, instead of its own.
 
-    Cross-layer attention: Brandon et al. 2024, arXiv 2405.12981. It remembers nothing, so the cache is smaller by a layer.
+    Cross-layer attention: Brandon et al. 2024, arXiv 2405.12981. It caches nothing, so the KV cache is one layer smaller.
     """
 
     kind: ClassVar[str] = "borrowed_kv"

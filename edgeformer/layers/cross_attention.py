@@ -17,7 +17,7 @@ from edgeformer.spec import Declaration, Layer, Linear
 class CrossAttention(Layer):
     """Queries from the decoder, keys and values from `step.memory` (Vaswani et al. 2017, section 3.2.3).
 
-    The keys and values are made once per sequence: by the encoder's program when exported, on first use in training.
+    Keys and values are computed once per sequence: by the encoder's program when exported, on first use in training.
     """
 
     kind: ClassVar[str] = "cross_attention"
@@ -35,7 +35,7 @@ class CrossAttention(Layer):
         return {name: (self.heads, self.head_dim) for name in ("k", "v")}
 
     def remember(self, ops: Ops, p: LayerHandle, memory: Tensor) -> dict[str, Any]:
-        """The keys and values [B, H, M, K] of the encoder's output [B, M, D]."""
+        """Compute keys and values [B, H, M, K] from the encoder's output [B, M, D]."""
         k, v = ops.linears(memory, p.k, p.v)
         return {"k": ops.split_heads(k, self.heads, self.head_dim), "v": ops.split_heads(v, self.heads, self.head_dim)}
 

@@ -16,12 +16,12 @@ from edgeformer.spec.task import Task
 
 @dataclass(frozen=True, kw_only=True)
 class Decoder(BlockStack):
-    """embedding (+ positions) -> blocks -> norm -> head. `tied`: the head is the embedding's table.
+    """embedding (+ positions) -> blocks -> norm -> head. `tied`: tied embeddings, the head shares the embedding's table.
 
-    `context` is the number of positions the model was made for. `embed_scale` multiplies embeddings (Gemma: √width; Granite),
-    `embed_norm` normalises them (BLOOM); where they are of another width than the blocks, `embed_width`, a linear map follows
-    and another comes before the head (OPT 350M). `logit_scale` multiplies logits (Cohere, Granite), `logit_softcap` bends them
-    to ±softcap (Gemma 2).
+    `context` is the maximum number of positions. `embed_scale` multiplies embeddings (Gemma: √width; Granite), `embed_norm`
+    normalises them (BLOOM). If their width, `embed_width`, differs from the blocks', linear maps project them to the blocks'
+    width and back before the head (OPT 350M). `logit_scale` multiplies logits (Cohere, Granite), `logit_softcap` soft-caps
+    them to ±softcap (Gemma 2).
     """
 
     kind: ClassVar[str] = "decoder"
@@ -95,7 +95,7 @@ class Decoder(BlockStack):
         return {"logits": ops.part("head", self.logits, ops, p, x)}
 
     def logits(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
-        """[B, T, width] -> [B, T, vocab], by the head or the embedding's transpose."""
+        """[B, T, width] -> [B, T, vocab], through the head or the transposed embedding."""
         if self.embed_width is not None:
             x = p.project_out(x)
         y = p.embed.as_linear(x) if self.tied else p.head(x)

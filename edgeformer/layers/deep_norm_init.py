@@ -12,7 +12,7 @@ _SCALED = ("v", "o", "gate", "up", "down", "v_up")
 
 @dataclass(frozen=True, kw_only=True)
 class DeepNormInit(Init):
-    """Xavier normal with a gain of `beta` on values, outputs and feed-forward maps, 1 on queries and keys; tables have `std`.
+    """Xavier normal with gain `beta` for value, output and feed-forward weights, 1 for queries and keys; `std` for embeddings.
 
     Wang et al. 2022, arXiv 2203.00555, figure 2: for an encoder or a decoder of N layers, alpha = (2N) ** ¼, which is the blocks'
     `residual_scale`, and beta = (8N) ** −¼.
@@ -28,7 +28,7 @@ class DeepNormInit(Init):
 
     @classmethod
     def of(cls, depth: int) -> DeepNormInit:
-        """For a model of `depth` layers with an encoder or a decoder only."""
+        """The initialisation of an encoder-only or decoder-only model of `depth` layers."""
         return cls(beta=(8 * depth) ** -0.25)
 
     def deviation(self, path: str, leaf: Leaf, depth: int) -> float:

@@ -19,10 +19,10 @@ from edgeformer.spec.task import Task
 class Encoder(BlockStack):
     """embedding (+ positions + token types, normalised) -> blocks (Devlin et al. 2019, BERT).
 
-    `pooler` is BERT's tanh(Linear(first token)); `pooling` gives a sentence embedding, `mlm` logits for masked tokens. `norm` is
-    a final norm (pre-norm encoders), `embed_norm` the one after the embeddings. Embeddings of another width than the blocks,
-    `embed_width`, go through a linear map (Lan et al. 2019, ALBERT). `counts_padding`: positions number slots, as BERT does,
-    instead of real tokens (RoBERTa).
+    `pooler` is BERT's tanh(Linear(first token)); `pooling` adds a sentence embedding, `mlm` logits for masked tokens. `norm` is
+    the final norm (pre-norm encoders), `embed_norm` the one after the embeddings. Embeddings whose width, `embed_width`, differs
+    from the blocks' are projected by a linear map (Lan et al. 2019, ALBERT). `counts_padding`: positions count all slots
+    including padding, as in BERT, instead of real tokens only (RoBERTa).
     """
 
     kind: ClassVar[str] = "encoder"
@@ -68,7 +68,7 @@ class Encoder(BlockStack):
     def inputs(self) -> tuple[Input, ...]:
         shape = ("batch_size", "sequence_length")
         names = ["input_ids", "attention_mask"]
-        if self.token_types > 1:  # one type is no choice: RoBERTa's tokenizers give none
+        if self.token_types > 1:  # with a single type there is no input: RoBERTa's tokenizers return none
             names.append("token_type_ids")
         return tuple(Input(name, shape) for name in names)
 

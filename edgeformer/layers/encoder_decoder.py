@@ -18,10 +18,10 @@ from edgeformer.spec.task import Task
 class EncoderDecoder(Model):
     """A decoder that also attends to an encoder's output (Vaswani et al. 2017; Raffel et al. 2019, T5; Lewis et al. 2019, BART).
 
-    Both share one table of embeddings, which is the head, too, if `tied`. `logit_scale` multiplies what the head is given (T5),
-    `head_bias` is added to the logits. `context` is the number of positions of each side.
+    Both share one embedding table, which is also the head if `tied`. `logit_scale` multiplies the head's input (T5), `head_bias`
+    is added to the logits. `context` is the maximum number of positions of each side.
 
-    Two programs over one tree of parameters: `encode`, once for a text, and `decode`.
+    Two programs share one parameter tree: `encode`, run once per input text, and `decode`.
     """
 
     kind: ClassVar[str] = "encoder_decoder"
@@ -53,7 +53,7 @@ class EncoderDecoder(Model):
         return params | {"head_bias": Vector(self.vocab, fill=0.0)} if self.head_bias else params
 
     def inputs(self) -> tuple[Input, ...]:
-        """Those of `decode`, besides what the encoder's output became."""
+        """The inputs of `decode`, except the cross-attention tensors computed from the encoder's output."""
         return (
             Input("input_ids", ("batch_size", "sequence_length")),
             Input("attention_mask", ("batch_size", "total_sequence_length")),
@@ -69,7 +69,7 @@ class EncoderDecoder(Model):
         return p.encoder(p.embed(ids), step)
 
     def decode(self, ops: Ops[T], p: LayerHandle, ids: T, step: Step) -> T:
-        """Logits of ids int64 [B, T]; the step has the encoder's output (`memory`), or a store that remembers it."""
+        """Logits of ids int64 [B, T]; the step holds the encoder's output (`memory`), or a store with its K/V."""
         x = ops.last(p.decoder(p.embed(ids), step), step.keep)
         if self.logit_scale != 1:
             x = x * self.logit_scale
@@ -77,7 +77,7 @@ class EncoderDecoder(Model):
         return y + p.head_bias if self.head_bias else y
 
     def both(self, ops: Ops[A], p: LayerHandle, read: tuple[A, A], written: tuple[A, A], keep: int = 0) -> A:
-        """Logits of the two programs, one after the other, as in training. read, written: ids and mask, int64 [B, M], [B, T]."""
+        """Run `encode`, then `decode`, as in training; returns logits. read, written: (ids, mask), int64 [B, M] and [B, T]."""
         (ids, mask), (answer, answer_mask) = read, written
         memory = self.encode(ops, p, ids, mask, ids.shape[1])
         valid = ops.boolean(mask)

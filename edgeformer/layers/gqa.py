@@ -18,10 +18,10 @@ class GQA(Layer):
     """`heads` query heads share `kv_heads` key/value heads (Ainslie et al. 2023, arXiv 2305.13245).
 
     kv_heads = heads is multi-head attention (Vaswani et al. 2017), kv_heads = 1 multi-query attention (Shazeer 2019).
-    `position` is a rotary or bias scheme, or None: positions added at the embedding, or none at all (NoPE, Kazemnejad et al.
+    `position` is a rotary or bias scheme, or None if positions are added at the embedding or absent (NoPE, Kazemnejad et al.
     2023). `qk_norm` is applied to each head's query and key (Henry et al. 2020), or to all heads at once (`WholeNorm`), before
-    the rotation. `clip` limits what comes of that, and the values (MPT, OLMo). `scale` is head_dim ** -0.5 unless given.
-    `sinks`: a learned logit per head without a value. `dropout` acts on the attention weights.
+    RoPE. `clip` clamps queries and keys after `qk_norm`, and values (MPT, OLMo). `scale` defaults to head_dim ** -0.5.
+    `sinks`: attention sinks, a learned logit per head without a value. `dropout` is applied to the attention weights.
     """
 
     kind: ClassVar[str] = "gqa"
@@ -81,7 +81,7 @@ class GQA(Layer):
         return (self.mask,) if self.position is None else (self.position, self.mask)
 
     def resized(self, sizes: Sizes, width: int) -> Self:
-        """Heads follow the width where they were as wide as the model together; each key keeps its number of queries."""
+        """Scale the number of heads with the width if heads · head_dim equalled it; the group size stays the same."""
         ratio = 1.0 if sizes.width is None or self.heads * self.head_dim != width else sizes.width / width
         head_dim = sizes.head_dim or self.head_dim
         heads = sizes.heads or whole(self.heads * self.head_dim * ratio / head_dim, "heads", sizes)
@@ -123,7 +123,7 @@ class GQA(Layer):
         return p.o(y)
 
     def _clipped(self, ops: Ops, qkv: tuple[Any, ...], norms: tuple[Any, Any] | None) -> tuple[Any, ...]:
-        """q, k (normalised) and v, limited."""
+        """Normalise q and k, and clamp q, k and v to ±`clip`."""
         q, k, v = qkv
         if norms is not None:
             q = ops.norm_heads(norms[0], q, self.heads, self.head_dim)
@@ -132,12 +132,12 @@ class GQA(Layer):
         return tuple(ops.clip(y, -self.clip, self.clip) for y in (q, k, v))
 
     def rotation(self, step: Step) -> Rotary | None:
-        """The step's rotation, if positions are rotary."""
+        """The step's rotary angles, or None if positions aren't rotary."""
         found = None if self.position is None else step.tables[self.position]
         return found if isinstance(found, Rotary) else None
 
     def attended(self, ops: Ops, p: LayerHandle, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        """Attention of queries [B, T, H·K] to keys and values [B, G, S, K] that are complete and rotated; [B, T, H·K]."""
+        """Attention of queries [B, T, H·K] to all keys (already rotated) and values [B, G, S, K]; returns [B, T, H·K]."""
         q, position = ops.split_heads(q, self.heads, self.head_dim), self.rotation(step)
         bias = None if self.position is None else step.tables[self.position]
         y = ops.attention(

@@ -1,4 +1,4 @@
-"""A layer norm of each head's query or key, with weights of its own for every head."""
+"""Per-head layer norm of queries or keys, with separate weights for every head."""
 
 from __future__ import annotations
 

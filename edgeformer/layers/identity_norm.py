@@ -1,4 +1,4 @@
-"""No norm."""
+"""Identity in place of a norm."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeformer.spec import Norm
 
 @dataclass(frozen=True, kw_only=True)
 class IdentityNorm(Norm):
-    """y = x: where a block has no norm (the first of ModernBERT, whose input is normalised already)."""
+    """y = x, for blocks without a norm (ModernBERT's first block, whose input is already normalised)."""
 
     kind: ClassVar[str] = "identity_norm"
 

@@ -16,7 +16,7 @@ from edgeformer.spec import Declaration, Layer, Sizes, Table
 class Learned(Layer):
     """One learned vector per position, added to the embedding (Gehring et al. 2017; BERT, GPT-2).
 
-    `offset` rows come before that of position 0: OPT and RoBERTa keep two.
+    `offset` rows precede that of position 0: OPT and RoBERTa have two.
     """
 
     kind: ClassVar[str] = "learned"

@@ -10,9 +10,9 @@ from edgeformer.spec import Node
 
 @dataclass(frozen=True, kw_only=True)
 class Mask(Node):
-    """`causal`: only keys at or before the query. `window`: only the nearest `window` positions, the own one included.
-    `chunk`: only keys of the query's own chunk of `chunk` positions. All that are given hold at once. `prefix`: the first
-    `step.prefix` tokens are seen by all, whatever else (a prefix language model: Raffel et al. 2019, section 3.2.1; ChatGLM).
+    """`causal`: only keys at or before the query. `window`: only the nearest `window` positions, including the query's own.
+    `chunk`: only keys in the query's own chunk of `chunk` positions. All given conditions are combined with AND. `prefix`: the
+    first `step.prefix` tokens are always visible (a prefix LM: Raffel et al. 2019, section 3.2.1; ChatGLM).
 
     Sliding windows: Beltagy et al. 2020 (Longformer); Jiang et al. 2023 (Mistral) count the same way.
     Chunks: Llama 4 (Meta 2025).
@@ -28,7 +28,7 @@ class Mask(Node):
         self.require_positive(window=self.window, chunk=self.chunk)
 
     def seen(self, position: int, length: int) -> int:
-        """How many keys the query at `position` (from 0) sees in a sequence of `length` tokens; a prefix is not counted."""
+        """Number of keys visible to the query at `position` (from 0) in a sequence of `length` tokens, ignoring a prefix."""
         first, end = 0, position + 1 if self.causal else length
         if self.window is not None:
             first = max(first, position - self.window + 1)
@@ -40,5 +40,5 @@ class Mask(Node):
 
     @property
     def plain(self) -> bool:
-        """Whether it is causal and nothing else."""
+        """Whether the mask is causal, with no other condition."""
         return self.causal and self.window is None and self.chunk is None and not self.prefix

@@ -17,10 +17,10 @@ from edgeformer.spec import Declaration, Layer, Linear, Node, Norm, Position, St
 class MLA(Layer):
     """Keys and values from one low-rank latent per token (DeepSeek-AI 2024, arXiv 2405.04434, section 2.1).
 
-    c = norm(kv_down(x)) of width `rank` and one shared rotary key of width `rope` are all that is cached. The maps from
-    the latent to each head are absorbed: the query goes into latent space (`k_up`, [nope -> rank] per head), attends with
-    one key head of rank + rope, and its value, the latent itself, goes out through `v_up` ([rank -> v_dim] per head). With
-    `q_rank`, queries come from a latent of their own. `bias` is of the maps from and to the residual stream.
+    Only c = norm(kv_down(x)) of width `rank` and one shared rotary key of width `rope` are cached. The per-head projections of
+    the latent are absorbed: queries are mapped to latent space (`k_up`, [nope -> rank] per head) and attend to one key head of
+    width rank + rope; the value is the latent itself, and the result is mapped by `v_up` ([rank -> v_dim] per head). With
+    `q_rank`, queries have their own latent. `bias` applies to the maps from and to the residual stream.
     """
 
     kind: ClassVar[str] = "mla"

@@ -1,4 +1,4 @@
-"""What predicts masked tokens."""
+"""Masked language model head."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from edgeformer.spec import Declaration, Layer, Linear, Norm, Sub
 
 @dataclass(frozen=True, kw_only=True)
 class MlmHead(Layer):
-    """norm(act(dense(x))), of the embedding's `width`; the model then multiplies with the embeddings (Devlin et al. 2019, BERT).
+    """norm(act(dense(x))), with the embedding's `width`; the model then applies the output map (Devlin et al. 2019, BERT).
 
-    `bias` is of the dense map, `output_bias` one per token of the vocabulary. `tied`: the embedding's table is the output map.
+    `bias`: the dense map has a bias; `output_bias`: a bias per vocabulary token. `tied`: the output map is the embedding table.
     """
 
     kind: ClassVar[str] = "mlm_head"

@@ -41,7 +41,9 @@ class MLP(Layer):
         }
 
     def folds(self) -> tuple[Fold, ...]:
-        return (Fold("up", ("down",)),) if self.act == "relu" else ()  # the others are not linear in positive scales
+        return (
+            (Fold("up", ("down",)),) if self.act == "relu" else ()
+        )  # other activations don't commute with positive scales
 
     def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         return p.down(activate(ops, p, self.act, p.up(x)))

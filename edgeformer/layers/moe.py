@@ -14,11 +14,12 @@ from edgeformer.spec import Declaration, Layer, Linear, Sizes, Stacked, Sub, res
 
 @dataclass(frozen=True, kw_only=True)
 class MoE(Layer):
-    """Each token goes to its `chosen` best of `experts` gated FFNs (Shazeer et al. 2017; Jiang et al. 2024, Mixtral).
+    """Route each token to its top `chosen` of `experts` gated FFNs (Shazeer et al. 2017; Jiang et al. 2024, Mixtral).
 
-    weights = softmax over all experts' router scores, top `chosen`; times `scale`, and made to sum 1 when `renormalize`, which is
-    the same as a softmax over the chosen scores alone. `shared` is a network that every token goes through, too (DeepSeek-AI
-    2024, section 2.2). With `groups`, only experts of the `chosen_groups` groups with the best single expert can be chosen.
+    weights = softmax over all experts' router scores, top `chosen`; if `renormalize`, divided by their sum, which
+    equals a softmax over the chosen scores alone; then multiplied by `scale`. `shared` is a network applied to every token in addition
+    (DeepSeek-AI 2024, section 2.2). With `groups`, only experts of the `chosen_groups` groups with the best single expert can be
+    chosen.
     """
 
     kind: ClassVar[str] = "moe"
@@ -36,13 +37,19 @@ class MoE(Layer):
     def __post_init__(self) -> None:
         self.require_positive(hidden=self.hidden)
         require_activation(self, self.act)
-        self.require(0 < self.chosen <= self.experts, f"can't choose {self.chosen} of {self.experts} experts")
+        self.require(
+            0 < self.chosen <= self.experts, f"chosen must be between 1 and experts ({self.experts}), got {self.chosen}"
+        )
         self.require(
             0 < self.chosen_groups <= self.groups and self.experts % self.groups == 0,
-            f"can't choose {self.chosen_groups} of {self.groups} equal groups of {self.experts} experts",
+            f"can't choose {self.chosen_groups} of {self.groups} equal groups of {self.experts} experts: chosen_groups must be"
+            " between 1 and groups, and groups must divide experts",
         )
         reach = self.experts // self.groups * self.chosen_groups
-        self.require(self.chosen <= reach, f"{self.chosen_groups} groups have only {reach} of {self.chosen} experts")
+        self.require(
+            self.chosen <= reach,
+            f"{self.chosen_groups} groups have only {reach} experts, fewer than the {self.chosen} to choose",
+        )
 
     def resized(self, sizes: Sizes, width: int) -> Self:
         return replace(self, hidden=resized_ffn(self.hidden, sizes, width))
@@ -71,7 +78,7 @@ class MoE(Layer):
         return y if self.shared is None else y + p.shared(x)
 
     def _allowed(self, ops: Ops, scores: Tensor) -> Tensor:
-        """Scores [B, T, experts], 0 where an expert's group is not among the best."""
+        """Scores [B, T, experts], set to 0 for experts outside the chosen groups."""
         if self.chosen_groups == self.groups:
             return scores
         per = self.experts // self.groups

@@ -1,4 +1,4 @@
-"""Root mean square norm around a weight of one."""
+"""Root mean square norm whose weight is an offset from one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Block that normalises what each of its parts adds."""
+"""Block that normalises the output of attention and FFN before the residual addition."""
 
 from __future__ import annotations
 

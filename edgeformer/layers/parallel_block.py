@@ -1,4 +1,4 @@
-"""Block whose attention and FFN read the same residual stream."""
+"""Block with attention and FFN in parallel on the same residual stream."""
 
 from __future__ import annotations
 

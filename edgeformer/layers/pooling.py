@@ -1,4 +1,4 @@
-"""One vector per sequence, as sentence-transformers computes it."""
+"""Sentence embedding by pooling, as in sentence-transformers."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def first_token(ops: Ops, x: Tensor) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Pooling(Layer):
-    """The mean over real tokens, or the first token (`mode` "mean" or "cls"), divided by its length if `normalize`.
+    """The mean over real tokens or the first token (`mode` "mean" or "cls"), L2-normalised if `normalize`.
 
     Reimers & Gurevych 2019 (Sentence-BERT), section 3.
     """
@@ -31,10 +31,10 @@ class Pooling(Layer):
         self.require(self.mode in ("mean", "cls"), f"mode must be 'mean' or 'cls', got {self.mode!r}")
 
     def apply(self, ops: Ops, p: LayerHandle, x: Tensor, mask: Tensor) -> Tensor:
-        """x: [B, T, D]; mask: int64 [B, T]; returns [B, D]."""
+        """Pool x: [B, T, D] with mask: int64 [B, T]; returns [B, D]."""
         if self.mode == "cls":
             y = ops.f32(first_token(ops, x))
-        else:  # a long text's sum leaves fp16's range
+        else:  # the sum over a long text overflows fp16
             states = ops.f32(x)
             weights = ops.expand_dims(ops.cast(mask, states), 2)
             y = ops.sum(states * weights, 1) / (ops.sum(weights, 1) + 1e-9)

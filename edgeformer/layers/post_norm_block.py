@@ -15,9 +15,9 @@ from edgeformer.spec import Declaration, Dropout, Layer, Norm, Sub
 
 @dataclass(frozen=True, kw_only=True)
 class PostNormBlock(Layer):
-    """x = norm(x + attention(x)); x = norm(x + ffn(x)) (Vaswani et al. 2017; BERT). `cross` adds a step in between.
+    """x = norm(x + attention(x)); x = norm(x + ffn(x)) (Vaswani et al. 2017; BERT). `cross` adds cross-attention in between.
 
-    `residual_scale` is DeepNorm's alpha: norm(alpha · x + ...) (Wang et al. 2022, arXiv 2203.00555; `deep_norm_init` is for it).
+    `residual_scale` is DeepNorm's alpha: norm(alpha · x + ...) (Wang et al. 2022, arXiv 2203.00555; use with `deep_norm_init`).
     """
 
     kind: ClassVar[str] = "post_norm_block"

@@ -15,11 +15,11 @@ from edgeformer.spec import Const, Declaration, Node, Position, Table
 
 @dataclass(frozen=True, kw_only=True)
 class RelativeBias(Position):
-    """A learned bias per head and bucket of distances (Raffel et al. 2019, arXiv 1910.10683, section 2.1).
+    """A learned bias per head and distance bucket (Raffel et al. 2019, arXiv 1910.10683, section 2.1).
 
-    Half of the `buckets` (of each direction, if `bidirectional`) are single distances, the others grow logarithmically up to
-    `furthest`, beyond which all distances share the last. Which bucket a distance falls into is a table made at build time, so
-    that no runtime computes a logarithm.
+    Half of the `buckets` (per direction, if `bidirectional`) hold one distance each, the others grow logarithmically up to
+    `furthest`; larger distances share the last. The map from distances to buckets is a table made at build time, so that no
+    runtime computes a logarithm.
     """
 
     kind: ClassVar[str] = "relative_bias"
@@ -31,18 +31,19 @@ class RelativeBias(Position):
     def __post_init__(self) -> None:
         self.require_positive(heads=self.heads, buckets=self.buckets, furthest=self.furthest)
         self.require(
-            self.buckets % 2 == 0 or not self.bidirectional, f"buckets ({self.buckets}) must be even for two directions"
+            self.buckets % 2 == 0 or not self.bidirectional,
+            f"buckets must be even if bidirectional, got {self.buckets}",
         )
         self.require(self.furthest <= 2**20, f"furthest must be at most {2**20:,}, got {self.furthest:,}")
         least = 4 if self.bidirectional else 2
         self.require(self.buckets >= least, f"buckets must be at least {least}, got {self.buckets}")
         self.require(
             self.furthest > self.buckets // (4 if self.bidirectional else 2),
-            "furthest lies within the single distances",
+            f"furthest must exceed the number of single-distance buckets, got {self.furthest}",
         )
 
     def lookup(self) -> np.ndarray:
-        """int64 [2 · furthest + 1]: the bucket of key − query = −furthest .. furthest."""
+        """Bucket of key − query = −furthest .. furthest, int64 [2 · furthest + 1]."""
         distance = np.arange(-self.furthest, self.furthest + 1)
         count, offset = self.buckets, 0
         if self.bidirectional:
@@ -51,7 +52,7 @@ class RelativeBias(Position):
         else:
             away = np.maximum(-distance, 0)
         exact = count // 2
-        # rounded where the published code rounds: float32 logarithms, cut off towards zero
+        # same rounding as the published code: float32 logarithms, truncated towards zero
         far = np.log(np.maximum(away, 1).astype(np.float32) / np.float32(exact)) / np.float32(
             np.log(self.furthest / exact)
         )
@@ -59,7 +60,7 @@ class RelativeBias(Position):
         return (offset + np.where(away < exact, away, grown)).astype(np.int64)
 
     def require_heads(self, owner: Node, heads: int, head_dim: int) -> None:
-        owner.require(self.heads == heads, f"position is for {self.heads} heads, and these are {heads}")
+        owner.require(self.heads == heads, f"position has {self.heads} heads, but the attention has {heads}")
 
     def for_heads(self, heads: int, head_dim: int, old_head_dim: int) -> Self:
         return replace(self, heads=heads)

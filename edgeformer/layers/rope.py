@@ -19,37 +19,37 @@ _ROWS = 65_536
 
 @dataclass(frozen=True, kw_only=True)
 class RopeScaling(Node):
-    """How a model reaches beyond its training length. `rope_parameters` of Hugging Face configs name these.
+    """RoPE scaling: extends a model beyond its training length, as named by `rope_parameters` in Hugging Face configs.
 
-    The inverse frequencies are numpy constants made at build time, so no runtime computes a power or a logarithm.
+    Inverse frequencies are numpy constants made at build time, so no runtime computes a power or a logarithm.
     """
 
     per_length: ClassVar[bool] = False
-    """Whether the frequencies depend on the length of the sequence."""
+    """Whether the frequencies depend on the sequence length."""
 
     def frequencies(self, dim: int, theta: float) -> np.ndarray:
         """Inverse frequencies, float32: `[dim/2]`, or `[n, dim/2]` when `per_length`."""
         raise NotImplementedError
 
     def row(self, ops: Ops, length: Tensor) -> Tensor:
-        """Which row of an `[n, dim/2]` table holds for a sequence of `length` tokens (a tensor of shape [1])."""
+        """Row index into an `[n, dim/2]` table for a sequence of `length` tokens (a tensor of shape [1])."""
         raise NotImplementedError
 
     @property
     def restarts_at(self) -> int | None:
-        """The length beyond which cached keys have to be made anew; None if they keep the angles they were stored with."""
+        """The length beyond which cached keys must be recomputed; None if they keep the angles they were stored with."""
         return None
 
     def magnitude(self) -> float:
-        """Factor on cos and sin (YaRN's attention temperature, LongRoPE's)."""
+        """Factor on cos and sin (attention temperature of YaRN and LongRoPE)."""
         return 1.0
 
 
 def base_frequencies(dim: int, theta: float) -> np.ndarray:
     """theta ** (-2i / dim), i = 0 .. dim/2 - 1, float32.
 
-    Rounded where the training code rounds (float32 exponent, float32 power, float32 reciprocal): the angle grows
-    with the position, and so does an error in the last place.
+    Same rounding as the training code (float32 exponent, float32 power, float32 reciprocal): a last-bit error of a frequency
+    grows with the position.
     """
     exponents = (np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)).astype(np.float64)
     return np.float32(1) / (theta**exponents).astype(np.float32)
@@ -59,7 +59,7 @@ def base_frequencies(dim: int, theta: float) -> np.ndarray:
 class Rope(Position):
     """Rotates pairs (i, i + dim/2) of the first `dim` channels of each head by position · theta ** (-2i/dim).
 
-    Su et al. 2021, arXiv 2104.09864; the half-split pairing of GPT-NeoX, which Hugging Face checkpoints are stored for.
+    Su et al. 2021, arXiv 2104.09864; half-split pairs as in GPT-NeoX, the layout of Hugging Face checkpoints.
     """
 
     kind: ClassVar[str] = "rope"
@@ -79,10 +79,10 @@ class Rope(Position):
         return self if sizes.rope_theta is None else replace(self, theta=sizes.rope_theta)
 
     def require_heads(self, owner: Node, heads: int, head_dim: int) -> None:
-        owner.require(self.dim <= head_dim, f"position rotates {self.dim} of only {head_dim} channels (head_dim)")
+        owner.require(self.dim <= head_dim, f"position rotates {self.dim} channels, but head_dim is only {head_dim}")
 
     def for_heads(self, heads: int, head_dim: int, old_head_dim: int) -> Self:
-        """Rotates the same share of each head."""
+        """The scheme for another head_dim, rotating the same share of each head."""
         if head_dim == old_head_dim:
             return self
         return replace(self, dim=max(round(self.dim / old_head_dim * head_dim / 2) * 2, 2))
@@ -103,20 +103,20 @@ class Rope(Position):
         return 1.0 if self.scaling is None else self.scaling.magnitude()
 
     def table(self, length: int) -> tuple[np.ndarray, np.ndarray] | None:
-        """cos and sin, float32 `[length, dim/2]`, for kernels that look positions up.
+        """cos and sin tables, float32 `[length, dim/2]`, for kernels that look up positions.
 
-        None when the angles depend on the sequence length. The angle is rounded to float32 before the cosine, as every
-        runtime that computes it does.
+        None if the angles depend on the sequence length. Angles are rounded to float32 before taking the cosine, as in every
+        runtime that computes them.
         """
         if self.per_length:
             return None
         frequencies = self.frequencies()
         self.require(
             length * len(frequencies) <= MAX_CONSTANT,
-            f"a table of {length:,} positions × {len(frequencies):,} angles is too large; export with --context N",
+            f"a RoPE table of {length:,} positions × {len(frequencies):,} angles is too large; export with a smaller --context N",
         )
         cos, sin = (np.empty((length, len(frequencies)), np.float32) for _ in range(2))
-        for start in range(0, length, _ROWS):  # what is computed in float64 is never more than a piece
+        for start in range(0, length, _ROWS):  # in pieces, to bound the float64 temporaries
             rows = slice(start, min(start + _ROWS, length))
             positions = np.arange(rows.start, rows.stop).astype(np.float32)
             angles = (positions[:, None] * frequencies).astype(np.float64)
@@ -134,15 +134,15 @@ class Rope(Position):
 
 
 def length_dependent(model: Layer) -> bool:
-    """Whether a model's rotation depends on how long the sequence is: what is cached then keeps the rotation of its own step,
-    and a prompt taken in pieces is not what it is in one."""
+    """Whether a model's RoPE angles depend on the sequence length: cached keys then keep their own step's rotation, and chunked
+    prefill differs from a single pass."""
     schemes = [layer for _, layer, _ in layers(model) if isinstance(layer, Rope)]
     return any(rope.per_length for rope in schemes)
 
 
 def cache_restart(model: Layer) -> int | None:
-    """The length of a sequence beyond which all its keys are rotated by other angles, so that what was cached before has to be
-    made anew; None of a model that has no such length."""
+    """The sequence length beyond which all keys need other RoPE angles, so that the KV cache must be recomputed; None if there
+    is no such length."""
     schemes = [layer for _, layer, _ in layers(model) if isinstance(layer, Rope)]
     lengths = {rope.scaling.restarts_at for rope in schemes if rope.scaling is not None}
     return min((length for length in lengths if length is not None), default=None)

@@ -13,11 +13,12 @@ from edgeformer.ops.step import Step
 
 @dataclass(frozen=True, kw_only=True)
 class Rope2D(Rope):
-    """Rotations by two counts: the place in a prefix, and the place after it (Du et al. 2022, arXiv 2103.10360, section 2.3).
+    """2D RoPE: one position within the prefix, one after it (Du et al. 2022, arXiv 2103.10360, section 2.3).
 
-    In a prefix of n tokens the first count runs 0 .. n − 1 and stays there, the second is 0 in it and runs 1, 2, .. after it. The
-    first half of the `dim/2` pairs turns by the first count, the second by the second, both with the frequencies of `dim/2`
-    channels. Pairs are (i, i + dim/2); ChatGLM-6B stores each half's pairs side by side, another order of the same rows.
+    For a prefix of n tokens, the first position runs 0 .. n − 1 and then stays at n − 1; the second is 0 in the prefix and runs
+    1, 2, .. after it. The first half of the `dim/2` pairs rotates by the first position, the second half by the second, both
+    with the frequencies of `dim/2` channels. Pairs are (i, i + dim/2); ChatGLM-6B stores the pairs of each half adjacently, a
+    permutation of the same rows.
     """
 
     kind: ClassVar[str] = "rope_2d"
@@ -25,7 +26,7 @@ class Rope2D(Rope):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(self.dim % 4 == 0, f"dim must be a multiple of 4, got {self.dim}")
-        self.require(self.scaling is None, "it has no scaling")
+        self.require(self.scaling is None, "scaling is not supported")
 
     def frequencies(self) -> Any:
         return Rope(dim=self.dim // 2, theta=self.theta).frequencies()

@@ -15,11 +15,11 @@ from edgeformer.ops.tensor import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicScaling(RopeScaling):
-    """theta grows with the sequence once it is longer than `original_context` (bloc97 & emozilla 2023; Code Llama's kin).
+    """theta grows with the sequence length beyond `original_context` (bloc97 & emozilla 2023; related to Code Llama's).
 
-    theta' = theta · (factor · L / original − (factor − 1)) ** (dim / (dim − 2)) for a sequence of L tokens. One row of
-    frequencies per length up to `factor · original_context`; longer sequences keep the last row. Keys already in a cache
-    keep the angles they were stored with, as in transformers.
+    theta' = theta · (factor · L / original − (factor − 1)) ** (dim / (dim − 2)) for a sequence of L tokens. There is one row of
+    frequencies per length up to `factor · original_context`; longer sequences use the last row. Cached keys keep the angles
+    they were stored with, as in transformers.
     """
 
     kind: ClassVar[str] = "rope_dynamic"
@@ -32,7 +32,9 @@ class DynamicScaling(RopeScaling):
         self.require(self.factor >= 1, f"factor must be at least 1, got {self.factor}")
 
     def frequencies(self, dim: int, theta: float) -> np.ndarray:
-        self.require(dim > 2, f"one pair of channels has no lowest frequency to scale (dim {dim})")
+        self.require(
+            dim > 2, f"dim must exceed 2, since a single channel pair has no lower frequency to scale, got {dim}"
+        )
         longest = math.ceil(self.factor * self.original_context)
         lengths = np.arange(self.original_context, longest + 1, dtype=np.float64)
         stretch = self.factor * lengths / self.original_context - (self.factor - 1)

@@ -1,4 +1,4 @@
-"""Rotary position embedding of neighbouring channels."""
+"""Rotary position embedding with interleaved pairs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from edgeformer.layers.rope import Rope
 class RopeInterleaved(Rope):
     """Rotates pairs (2i, 2i + 1), as in the paper (Su et al. 2021, arXiv 2104.09864, section 3.2.2).
 
-    GPT-J, Cohere, GLM and DeepSeek. The same rotation as `Rope`'s, of channels in another order.
+    Used by GPT-J, Cohere, GLM and DeepSeek. The same rotation as `Rope`, up to a permutation of channels.
     """
 
     kind: ClassVar[str] = "rope_interleaved"

@@ -12,7 +12,7 @@ from edgeformer.layers.rope import RopeScaling, base_frequencies
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScaling(RopeScaling):
-    """Every frequency divided by `factor` (Chen et al. 2023, arXiv 2306.15595)."""
+    """Divide every frequency by `factor` (Chen et al. 2023, arXiv 2306.15595)."""
 
     kind: ClassVar[str] = "rope_linear"
     factor: float

@@ -12,7 +12,7 @@ from edgeformer.layers.rope import RopeScaling, base_frequencies
 
 @dataclass(frozen=True, kw_only=True)
 class Llama3Scaling(RopeScaling):
-    """Long wavelengths divided by `factor`, short ones kept, a linear blend between (Llama 3.1 reference code).
+    """Divide the frequencies of long wavelengths by `factor`, keep short ones, blend in between (Llama 3.1 reference code).
 
     A wavelength is long above original_context / low_freq_factor, short below original_context / high_freq_factor.
     """

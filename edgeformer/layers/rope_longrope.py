@@ -14,11 +14,11 @@ from edgeformer.ops.tensor import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class LongRopeScaling(RopeScaling):
-    """Searched factors per channel, one set up to `original_context` tokens, one beyond (Ding et al. 2024, 2402.13753).
+    """Searched factors per channel pair: one set up to `original_context` tokens, one beyond (Ding et al. 2024, 2402.13753).
 
-    `temperature` scales cos and sin. Which set holds is decided by the length of the whole sequence at each step.
-    `restarts`: when a sequence grows beyond `original_context`, its cache is made anew, as Phi-3's `generate` does; without,
-    cached keys keep the angles that they were stored with.
+    `temperature` scales cos and sin. The total sequence length selects the set at each step. `restarts`: when a sequence grows
+    beyond `original_context`, its cache is recomputed, as in Phi-3's `generate`; otherwise cached keys keep the angles they
+    were stored with.
     """
 
     kind: ClassVar[str] = "rope_longrope"
@@ -34,12 +34,12 @@ class LongRopeScaling(RopeScaling):
         self.require(all(f > 0 for f in (*self.short_factor, *self.long_factor)), "factors must be positive")
         self.require(
             len(self.short_factor) == len(self.long_factor),
-            f"short_factor has {len(self.short_factor)} entries, long_factor {len(self.long_factor)}",
+            f"short_factor ({len(self.short_factor)} entries) and long_factor ({len(self.long_factor)}) must be equally long",
         )
 
     def frequencies(self, dim: int, theta: float) -> np.ndarray:
         self.require(
-            len(self.short_factor) == dim // 2, f"{len(self.short_factor)} factors for {dim // 2} channel pairs"
+            len(self.short_factor) == dim // 2, f"got {len(self.short_factor)} factors for {dim // 2} channel pairs"
         )
         return base_frequencies(dim, theta) / np.array([self.short_factor, self.long_factor])
 

@@ -14,7 +14,7 @@ from edgeformer.layers.rope import RopeScaling, base_frequencies
 class NtkScaling(RopeScaling):
     """theta' = theta · factor ** (dim / (dim − 2)), at any length (bloc97 2023, "NTK-aware scaled RoPE").
 
-    The lowest frequency is divided by `factor`, the highest stays.
+    The lowest frequency is divided by `factor`, the highest is unchanged.
     """
 
     kind: ClassVar[str] = "rope_ntk"
@@ -24,5 +24,7 @@ class NtkScaling(RopeScaling):
         self.require(self.factor > 0, f"factor must be positive, got {self.factor}")
 
     def frequencies(self, dim: int, theta: float) -> np.ndarray:
-        self.require(dim > 2, f"one pair of channels has no lowest frequency to scale (dim {dim})")
+        self.require(
+            dim > 2, f"dim must exceed 2, since a single channel pair has no lower frequency to scale, got {dim}"
+        )
         return base_frequencies(dim, theta * self.factor ** (dim / (dim - 2)))

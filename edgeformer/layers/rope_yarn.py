@@ -13,10 +13,10 @@ from edgeformer.layers.rope import RopeScaling, base_frequencies
 
 @dataclass(frozen=True, kw_only=True)
 class YarnScaling(RopeScaling):
-    """Low frequencies interpolated, high ones kept, a linear ramp over channels between (Peng et al. 2023, 2309.00071).
+    """Interpolate low frequencies, keep high ones, with a linear ramp over channels in between (Peng et al. 2023, 2309.00071).
 
-    The ramp runs between the channels that turn `beta_fast` and `beta_slow` times over the original context, rounded
-    outwards when `truncate`. `temperature` scales cos and sin; the paper's is 0.1·ln(factor) + 1.
+    The ramp runs between the channels that rotate `beta_fast` and `beta_slow` times over the original context, rounded
+    outwards if `truncate`. `temperature` scales cos and sin; the paper's is 0.1·ln(factor) + 1.
     """
 
     kind: ClassVar[str] = "rope_yarn"
@@ -32,10 +32,10 @@ class YarnScaling(RopeScaling):
         self.require_positive(beta_fast=self.beta_fast, beta_slow=self.beta_slow)
 
     def frequencies(self, dim: int, theta: float) -> np.ndarray:
-        self.require(theta > 1, f"the ramp needs a theta above 1, got {theta}")
+        self.require(theta > 1, f"theta must exceed 1 for YaRN's ramp, got {theta}")
         base = base_frequencies(dim, theta)
 
-        def channel(turns: float) -> float:  # the channel that turns this often, eq. 23 solved for the index
+        def channel(turns: float) -> float:  # the channel with this many rotations: eq. 23 solved for the index
             return dim * math.log(self.original_context / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
         low, high = channel(self.beta_fast), channel(self.beta_slow)

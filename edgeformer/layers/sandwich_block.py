@@ -1,4 +1,4 @@
-"""Block with norms before and after each of its parts."""
+"""Block with norms before and after attention and FFN."""
 
 from __future__ import annotations
 

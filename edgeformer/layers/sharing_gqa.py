@@ -1,4 +1,4 @@
-"""Attention whose keys and values later layers use, too."""
+"""Attention that shares its keys and values with later layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgeformer.spec import SharedKV
 
 @dataclass(frozen=True, kw_only=True)
 class SharingGQA(GQA):
-    """`GQA` that leaves its keys and values, rotated, from the first token on, to layers that ask for `shares` (`borrowed_kv`).
+    """`GQA` that publishes its rotated K/V, past and new, under the name `shares` for later `borrowed_kv` layers.
 
     Cross-layer attention: Brandon et al. 2024, arXiv 2405.12981.
     """

@@ -15,8 +15,8 @@ from edgeformer.spec import Declaration, Layer, Linear, Node, Table
 
 @dataclass(frozen=True, kw_only=True)
 class ShawAttention(Layer):
-    """score = q · (k + aᴷ) / √head_dim, out = Σ weight · (v + aⱽ), with learned vectors aᴷ and aⱽ for each distance key − query,
-    cut off at ± `furthest`, that all heads share (Shaw et al. 2018, arXiv 1803.02155, eq. 3, 4). `values`: whether there is aⱽ.
+    """score = q · (k + aᴷ) / √head_dim, out = Σ weight · (v + aⱽ), with learned vectors aᴷ and aⱽ per distance key − query,
+    clipped to ± `furthest` and shared by all heads (Shaw et al. 2018, arXiv 1803.02155, eq. 3, 4). `values`: use aⱽ.
     """
 
     kind: ClassVar[str] = "shaw_attention"
@@ -60,12 +60,10 @@ class ShawAttention(Layer):
         distance = ops.expand_dims(step.keys, 1) - ops.expand_dims(step.queries, 2)  # [B or 1, T, S]
         distance = ops.clip(distance, -self.furthest, self.furthest) + self.furthest
 
-        def by_query(
-            y: Tensor,
-        ) -> Any:  # heads and queries change places: the vectors of a query are one matrix for all heads
+        def by_query(y: Tensor) -> Any:  # swap heads and queries: a query's vectors are one matrix for all heads
             return ops.permute(y, (0, 2, 1, 3))
 
-        q = q * self.head_dim**-0.5  # before the products, which may leave fp16's range
+        q = q * self.head_dim**-0.5  # before the matmul, which could overflow fp16
         scores = q @ ops.permute(k, (0, 1, 3, 2))
         vectors = p.key_distance(distance)  # [B or 1, T, S, K]
         scores = scores + by_query(by_query(q) @ ops.permute(vectors, (0, 1, 3, 2)))

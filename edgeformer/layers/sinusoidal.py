@@ -19,8 +19,8 @@ from edgeformer.spec import Const, Declaration, Layer, Sizes
 class Sinusoidal(Layer):
     """sin and cos of position / 10000 ** (2i / width), added to the embedding (Vaswani et al. 2017, section 3.5).
 
-    `interleaved`: sin and cos in turn, as in the paper; otherwise all sines, then all cosines (Marian).
-    There are `count` rows.
+    `interleaved`: sin and cos alternate, as in the paper; otherwise all sines, then all cosines (Marian).
+    `count` is the number of positions.
     """
 
     kind: ClassVar[str] = "sinusoidal"
@@ -35,9 +35,11 @@ class Sinusoidal(Layer):
         return self if sizes.context is None else replace(self, count=sizes.context)
 
     def table(self, width: int) -> np.ndarray:
-        """float32 [count, width]."""
-        self.require(width % 2 == 0, f"the width must be even, got {width}")
-        self.require(self.count * width <= MAX_CONSTANT, f"a table of {self.count:,} × {width:,} numbers is too large")
+        """The position table, float32 [count, width]."""
+        self.require(width % 2 == 0, f"width must be even, got {width}")
+        self.require(
+            self.count * width <= MAX_CONSTANT, f"a position table of {self.count:,} × {width:,} values is too large"
+        )
         angles = np.arange(self.count)[:, None] / 10_000 ** (2 * np.arange(width // 2) / width)
         pair = np.stack([np.sin(angles), np.cos(angles)], -1 if self.interleaved else 1)
         return pair.reshape(self.count, width).astype(np.float32)

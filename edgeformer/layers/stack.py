@@ -1,6 +1,6 @@
-"""What every stack of blocks does: shared position schemes and masks, the residual pair, the final norm.
+"""Base classes of block stacks: shared position schemes and masks, the residual pair, the final norm.
 
-Not a kind of its own: decoders and encoders hold their blocks directly, so that `model.layers[i]` is a block.
+Not a kind of spec node: decoders and encoders hold their blocks directly, so that `model.layers[i]` is a block.
 """
 
 from __future__ import annotations
@@ -22,32 +22,38 @@ def add_norm(norm: LayerHandle, x: T, d: T | None) -> tuple[T, T]:
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks(Layer):
-    """Blocks and, unless None, a final norm. `order` says which block runs when, if one runs more than once (ALBERT)."""
+    """Blocks and, unless None, a final norm. `order` lists block indices in execution order, if blocks are reused (ALBERT)."""
 
     blocks: tuple[Layer, ...]
     norm: Norm | None = None
     order: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
-        self.require(len(self.blocks) > 0, "at least one block is needed")
+        self.require(len(self.blocks) > 0, "needs at least one block")
         if self.order is not None:
             known = all(0 <= i < len(self.blocks) for i in self.order)
-            self.require(bool(self.order) and known, f"order names blocks 0..{len(self.blocks) - 1}, got {self.order}")
+            self.require(
+                bool(self.order) and known,
+                f"order must list block indices from 0 to {len(self.blocks) - 1}, got {self.order}",
+            )
             remembers = any(layer.cache() for block in self.blocks for _, layer, _ in layers(block, 1))
-            self.require(not remembers, "a block that remembers tokens can run only once per step")
+            self.require(
+                not remembers,
+                "order can't be combined with blocks that have a KV cache: such a block may run only once per step",
+            )
         _check_sharing(self, self.blocks)
-        # found once: a forward pass must not walk the tree
+        # computed once, so that a forward pass doesn't walk the tree
         nodes = dict.fromkeys(n for b in dict.fromkeys(self.blocks) for _, x, _ in layers(b, 1) for n in x.per_step())
         for node in nodes:
             self.require(
-                isinstance(node, (Layer, Mask)), f"per_step gives layers and masks, and {node.kind} is neither"
+                isinstance(node, (Layer, Mask)), f"per_step must return layers and masks; {node.kind} is neither"
             )
         object.__setattr__(self, "_positions", tuple(n for n in nodes if isinstance(n, Layer)))
         object.__setattr__(self, "_masks", tuple(n for n in nodes if isinstance(n, Mask)))
 
     @property
     def prefixed(self) -> bool:
-        """Whether the first tokens of a sequence are seen by all, so that a step needs their number (`Step.prefix`)."""
+        """Whether a prefix of the sequence is visible to all tokens (prefix LM), so that a step needs `Step.prefix`."""
         return any(mask.prefix for mask in self._masks)  # pyright: ignore[reportAttributeAccessIssue]
 
     def passes(self, child: str) -> int:
@@ -56,7 +62,7 @@ class Blocks(Layer):
         return self.order.count(int(child.removeprefix("layers.")))
 
     def depth(self) -> int:
-        """How many blocks a token passes."""
+        """Number of blocks run per forward pass."""
         return len(self.blocks if self.order is None else self.order)
 
     def stack_params(self, width: int) -> dict[str, Declaration]:
@@ -68,7 +74,7 @@ class Blocks(Layer):
         return params if self.norm is None else params | {"norm": Sub(self.norm, width)}
 
     def run_stack(self, p: LayerHandle, x: Tensor, step: Step) -> Any:
-        """All blocks and the final norm on x: [B, T, D]."""
+        """Run all blocks and the final norm on x: [B, T, D]."""
         step, d = step.prepare(p, self._positions, self._masks), None  # pyright: ignore[reportAttributeAccessIssue]
         for layer in p.layers if self.order is None else [p.layers[i] for i in self.order]:
             x, d = layer(x, d, step)
@@ -88,18 +94,16 @@ class BlockStack(Blocks, Model):
         self.require_positive(vocab=self.vocab, width=self.width, context=self.context)
 
     def resized(self, sizes: Sizes, width: int) -> Self:
-        """More layers repeat the pattern of those there are (windows, dense and sparse ones)."""
+        """Resize; additional layers continue the existing pattern (windows, dense and sparse layers)."""
         given: dict[str, Any] = {"width": sizes.width, "vocab": sizes.vocab, "context": sizes.context}
         if sizes.layers is not None:
-            self.require(
-                self.order is None, "the number of layers can't change where `order` runs blocks more than once"
-            )
+            self.require(self.order is None, "the number of layers can't change if `order` runs blocks more than once")
             given["blocks"] = _repeated(self.blocks, sizes.layers)
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
 
 def _repeated(blocks: tuple[Layer, ...], count: int) -> tuple[Layer, ...]:
-    """The first `count`; more go on with the shortest pattern that the blocks repeat."""
+    """The first `count` blocks; additional ones continue the blocks' shortest repeating pattern."""
     if count <= len(blocks):
         return blocks[:count]
     period = next(p for p in range(1, len(blocks) + 1) if all(a == b for a, b in zip(blocks, blocks[p:], strict=False)))
@@ -110,18 +114,18 @@ def _repeated(blocks: tuple[Layer, ...], count: int) -> tuple[Layer, ...]:
 
 
 def _check_sharing(stack: Node, blocks: tuple[Layer, ...]) -> None:
-    """Raise `SpecError` unless keys and values that a layer borrows were shared before, by one layer, in the same shape."""
+    """Raise `SpecError` unless borrowed K/V are published by exactly one earlier layer, in the same shape."""
     shared: dict[str, SharedKV] = {}
     for i, block in enumerate(blocks):
         for _, layer, _ in layers(block, 1):
             if (kv := layer.publishes()) is not None:
                 stack.require(
                     kv.name not in shared,
-                    f"block {i} shares keys and values as {kv.name!r}, which another does already",
+                    f"block {i} shares its keys and values as {kv.name!r}, a name already taken by another layer",
                 )
                 shared[kv.name] = kv
             if (kv := layer.borrows()) is not None:
-                stack.require(kv.name in shared, f"block {i} borrows {kv.name!r}, which no block before it shares")
+                stack.require(kv.name in shared, f"block {i} borrows {kv.name!r}, which no earlier block shares")
                 made = shared[kv.name]
                 stack.require(
                     made == kv,

@@ -13,7 +13,7 @@ from edgeformer.spec import Declaration, Layer, Vector
 
 @dataclass(frozen=True, kw_only=True)
 class Swish(Layer):
-    """x · sigmoid(beta · x) (Ramachandran et al. 2017, arXiv 1710.05941). `learned`: beta is a parameter that starts there.
+    """x · sigmoid(beta · x) (Ramachandran et al. 2017, arXiv 1710.05941). `learned`: beta is a parameter with this initial value.
 
     beta = 1 is SiLU (activation "silu"), 1.702 quick GELU.
     """

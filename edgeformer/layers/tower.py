@@ -1,4 +1,4 @@
-"""A stack of blocks inside a model that has more than one."""
+"""A stack of blocks in a model with several stacks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from edgeformer.spec import Declaration, Dropout, Layer, Norm, Sub
 
 @dataclass(frozen=True, kw_only=True)
 class Tower(Blocks):
-    """What an encoder or a decoder does between embedding and head: positions, a norm, blocks, a final norm."""
+    """The part of an encoder or decoder between embedding and head: positions, a norm, blocks, a final norm."""
 
     kind: ClassVar[str] = "tower"
     positions: Layer | None = None
@@ -34,7 +34,7 @@ class Tower(Blocks):
         return params | self.stack_params(width)
 
     def apply(self, ops: Ops, p: LayerHandle, x: Tensor, step: Step) -> Tensor:
-        """Embeddings [B, T, D] -> what the head, or the other tower, is given."""
+        """Map embeddings [B, T, D] to the final hidden states [B, T, D]."""
         if self.embed_scale != 1:
             x = x * self.embed_scale
         if self.positions is not None:

@@ -1,4 +1,4 @@
-"""A norm of queries or keys over all heads at once."""
+"""Norm of queries or keys over all heads at once."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from edgeformer.spec import Declaration, Norm
 
 @dataclass(frozen=True, kw_only=True)
 class WholeNorm(Norm):
-    """`norm` of the projected query (or key) before it is cut into heads (OLMo Team 2024, arXiv 2501.00656, section 3.2)."""
+    """Apply `norm` to the projected query or key before splitting into heads (OLMo Team 2024, arXiv 2501.00656, section 3.2)."""
 
     kind: ClassVar[str] = "whole_norm"
     over_heads: ClassVar[bool] = True

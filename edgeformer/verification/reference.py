@@ -124,7 +124,9 @@ def run_cached(session: Session, ids: np.ndarray, prefill: int, depth: int = 0) 
 
 
 def greedy(session: Session, prompt: np.ndarray, count: int, depth: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Generate `count` greedy tokens after prompts [B, P]; return them and their margins over the second best, both [B, count]."""
+    """Generate `count` greedy tokens after prompts [B, P]; return them and their margins over the second best,
+    both [B, count].
+    """
     session.reset()
     if depth:
         session.forward(prompt[:, :depth])
