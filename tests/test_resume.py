@@ -181,7 +181,7 @@ def test_out_of_memory_is_a_row(tmp_path):
     assert "status -9 (SIGKILL, as sent by Linux when memory runs out)" in found["torch"]["error"]
     assert (
         found["numpy"]["status"] == "ok"
-        and "no reference: the process ended" in found["numpy"]["parity_checks"][0]["note"]
+        and "no reference: the process exited" in found["numpy"]["parity_checks"][0]["note"]
     )
 
 

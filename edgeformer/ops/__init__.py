@@ -1,5 +1,5 @@
-"""The op vocabulary (`primitives`, `fused`), and what a forward pass and generation are made of besides layers: `step`,
-`sampling`, and the loss that balances experts."""
+"""The op vocabulary (`primitives`, `fused`), and the non-layer parts of forward passes and generation: `step`, `sampling`, and
+the load-balancing loss for experts."""
 
 from edgeformer.ops.fused import MASKED, Bias, Heads, Ops, Rotary
 

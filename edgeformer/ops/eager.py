@@ -1,4 +1,4 @@
-"""Primitives that array libraries have in common: what follows from Python's operators, and elementwise functions."""
+"""Primitives shared by array libraries: those built from Python operators, and elementwise functions."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from edgeformer.ops.tensor import A
 
 
 def elementwise(function: Callable[[Any], Any]) -> Any:
-    """A primitive that applies a library's function: `exp = elementwise(np.exp)`."""
+    """Make a primitive from a library's elementwise function: `exp = elementwise(np.exp)`."""
 
     def apply(self: Ops, x: Any) -> Any:
         return function(x)
@@ -19,7 +19,7 @@ def elementwise(function: Callable[[Any], Any]) -> Any:
 
 
 class EagerOps(Ops[A]):
-    """The vocabulary of a library whose arrays have shapes, slices, operators, `reshape`, `cumsum` and `max`."""
+    """The vocabulary for a library whose arrays support shapes, slicing, operators, `reshape`, `cumsum` and `max`."""
 
     def shape(self, x, axis):
         return x.shape[axis]

@@ -1,4 +1,4 @@
-"""The loss that keeps a mixture of experts from sending all tokens to a few (Fedus et al. 2021, arXiv 2101.03961)."""
+"""Load-balancing loss for mixtures of experts (Fedus et al. 2021, arXiv 2101.03961)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @contextlib.contextmanager
 def load_balancing(model: Any) -> Iterator[Callable[[], Any]]:
-    """Remember what a model's mixtures of experts decide inside the block; the value gives the loss of that, a scalar tensor.
+    """Record the routing of a model's mixtures of experts inside the block; calling the value returns the loss, a scalar tensor.
 
     Example:
         with edgeformer.load_balancing(model) as balance:
@@ -18,10 +18,10 @@ def load_balancing(model: Any) -> Iterator[Callable[[], Any]]:
     Args:
         model: a torch or MLX module of ours.
 
-    The loss is E · Σᵢ fᵢ · Pᵢ over the E experts: fᵢ the share of tokens that chose expert i (it sums to k for k chosen), Pᵢ the
-    mean of its scores, over all tokens of all layers. It is k where experts are chosen evenly. Padding counts.
+    The loss is E · Σᵢ fᵢ · Pᵢ over the E experts: fᵢ is the share of tokens routed to expert i (they sum to k for k chosen), Pᵢ
+    the mean of its scores, over all tokens of all layers. It equals k if experts are chosen evenly. Padding is included.
 
-    Raises (the value, when called):
+    Raises (when the value is called):
         ValueError: no mixture of experts ran.
     """
     ops = model.ops
@@ -34,7 +34,7 @@ def load_balancing(model: Any) -> Iterator[Callable[[], Any]]:
 
 def _loss(ops: Any, routings: list[tuple[Any, Any]]) -> Any:
     if not routings:
-        raise ValueError("no mixture of experts ran: the model has none, or was not called")
+        raise ValueError("no mixture of experts ran: the model has none, or wasn't called inside the block")
     share = score = 0.0
     tokens, experts = 0, routings[0][0].shape[-1]
     for scores, chosen in routings:

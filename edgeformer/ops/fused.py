@@ -1,7 +1,7 @@
-"""The op vocabulary: primitives that each back end implements, and fused ops with a default body written in them.
+"""Fused ops of the vocabulary, each with a default body written in the primitives that every back end implements.
 
-The default body of a fused op is its definition: reference, fallback, test oracle, and the function body that an ONNX
-file carries. A back end overrides a fused op where it has something faster.
+The default body of a fused op is its definition: reference, fallback, test oracle, and the function body in ONNX files. A back
+end overrides a fused op if it has a faster implementation.
 
 Shapes use these letters: B batch, T new tokens, S keys (past and new tokens), D hidden width, H query heads, G key/value
 heads, K head width, F feed-forward width, E experts, V vocabulary.
@@ -34,15 +34,15 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 MASKED = -1e9
-"""What a hidden key's score gets. Finite: a row that sees no key must not become NaN (it does in MLX and ONNX Runtime
-with -inf), and its garbage must not spread."""
+"""Added to the score of a masked key. Finite: with -inf, rows without a visible key become NaN in MLX and ONNX Runtime, which
+would spread to other rows."""
 
 
 @dataclass(frozen=True)
 class Rotary:
     """Rotation angles of the new tokens: `cos` and `sin` are `[B, 1, T, rotated/2]`.
 
-    `layer` is the spec node they came from: a back end whose kernel wants a table over positions asks it.
+    `layer` is the spec node they came from, for back ends whose kernel needs a table over positions.
     """
 
     cos: Any
@@ -52,15 +52,15 @@ class Rotary:
 
 @dataclass(frozen=True)
 class Bias:
-    """A position scheme that adds to the scores: `[B or 1, H, T, S]`."""
+    """A position bias added to the scores: `[B or 1, H, T, S]`."""
 
     tensor: Any
 
 
 @dataclass(frozen=True)
 class Heads:
-    """Sizes of attention: `heads` query heads (H) share `kv_heads` key and value heads (G); a key has `head_dim` channels (K), a
-    value `value_dim`. Scores are multiplied by `scale`, then limited to ±`softcap` by tanh if there is one."""
+    """Sizes of attention: `heads` query heads (H) share `kv_heads` key and value heads (G); keys have `head_dim` channels (K),
+    values `value_dim`. Scores are multiplied by `scale`, then soft-capped to ±`softcap` by tanh if given."""
 
     heads: int
     kv_heads: int
@@ -71,7 +71,7 @@ class Heads:
 
     @property
     def groups(self) -> int:
-        """Query heads to a key head."""
+        """Query heads per key/value head."""
         return self.heads // self.kv_heads
 
 
@@ -82,14 +82,14 @@ class Ops(Primitives[T]):
     """
 
     routings: list[tuple[T, T]] | None = None
-    """What mixtures of experts decided, while it is recorded; see `routed`."""
+    """Recorded routing of mixtures of experts, or None while not recording; see `routed`."""
 
     def enter(self, handle: LayerHandle, method: Callable[..., R], *inputs: Any) -> R:
-        """Call a layer's method (`apply`, `add`, ...) for its handle: the one seam that all layers are entered through."""
+        """Call a layer's method (`apply`, `add`, ...) with its handle: the single hook through which all layers are entered."""
         return method(self, handle, *inputs)
 
     def part(self, name: str, function: Callable[..., R], *inputs: Any) -> R:
-        """Call a part of a layer's maths that profiles show on its own, such as `head`."""
+        """Call a part of a layer that profiles list separately, such as `head`."""
         return function(*inputs)
 
     # ------------------------------------------------------------------------------------------------- activations
@@ -132,7 +132,7 @@ class Ops(Primitives[T]):
         return self.tanh(x)
 
     def act_identity(self, x: T) -> T:
-        """x: the bilinear gate of Shazeer 2020."""
+        """x, which gives the bilinear gate of Shazeer 2020."""
         return x
 
     # ------------------------------------------------------------------------------------------------------- norms
@@ -163,9 +163,9 @@ class Ops(Primitives[T]):
     # ---------------------------------------------------------------------------------------- linear maps and FFNs
 
     def linears(self, x: T, *handles: LinearMap) -> tuple[T, ...]:
-        """Several linear maps of one input (q, k, v). The seam for a back end that packs them into one.
+        """Apply several linear maps to one input (q, k, v): the hook for back ends that pack them into one.
 
-        A back end may return a tuple of its own that remembers the packed product; `attend` is given it as it is.
+        A back end may return its own tuple type that keeps the packed product; `attend` receives it unchanged.
         """
         return tuple(handle(x) for handle in handles)
 
@@ -174,9 +174,9 @@ class Ops(Primitives[T]):
         return down(self.activate(act, gate(x)) * up(x))
 
     def routed(self, scores: T, chosen: T) -> None:
-        """Told by mixtures of experts: each token's scores [B, T, E], which sum to 1, and the experts chosen [B, T, k].
+        """Called by mixtures of experts with each token's scores [B, T, E], which sum to 1, and its chosen experts [B, T, k].
 
-        Kept where someone asked for it (`expert_balance.load_balancing`).
+        Recorded only inside `expert_balance.load_balancing`.
         """
         if self.routings is not None:
             self.routings.append((scores, chosen))
@@ -195,7 +195,7 @@ class Ops(Primitives[T]):
     ) -> T:
         """Mixture of gated FFNs. weights, chosen: [B, T, k]; handles are Stacked over `count` experts.
 
-        The default computes every expert and weighs it (0 when not chosen).
+        The default computes every expert and multiplies it by its weight (0 if not chosen).
         """
         hits = self.equal(self.expand_dims(chosen, 3), self.arange(count, chosen))  # [B, T, k, E]
         dense = self.sum(self.cast(hits, x) * self.expand_dims(weights, 3), 2)  # [B, T, E]
@@ -214,13 +214,13 @@ class Ops(Primitives[T]):
         return self.reshape(self.permute(x, (0, 2, 1, 3)), (0, -1, width))
 
     def norm_heads(self, norm: LayerHandle, x: T, heads: int, dim: int) -> T:
-        """A norm's handle on queries or keys [B, T, heads·dim]: on each head, or as the norm says (`Norm.over_heads`)."""
+        """Apply a norm's handle to queries or keys [B, T, heads·dim]: per head, or over all heads if `Norm.over_heads`."""
         if norm.layer.over_heads:
             return norm.layer.on_heads(self, norm, x, heads, dim)
         return self.reshape(norm(self.reshape(x, (0, -1, heads, dim))), (0, -1, heads * dim))
 
     def rotary(self, layer: RotaryScheme, step: HasPositions, frequencies: T) -> Rotary:
-        """The angles of a step's new tokens: position · frequency. frequencies: [dim/2], those in force now."""
+        """The angles of a step's new tokens: position · frequency. frequencies: [dim/2], those of this step."""
         angles = self.expand_dims(self.cast(step.positions, frequencies), 2) * frequencies
         cos, sin = self.expand_dims(self.cos(angles), 1), self.expand_dims(self.sin(angles), 1)
         if (magnitude := layer.magnitude()) != 1.0:
@@ -228,8 +228,8 @@ class Ops(Primitives[T]):
         return Rotary(cos, sin, layer)
 
     def rotate(self, x: T, cos: T, sin: T, *, dim: int, rotated: int, interleaved: bool = False) -> T:
-        """Rotary position embedding (Su et al. 2021) on the first `rotated` of `dim` channels, of the pairs (i, i + rotated/2),
-        or (2i, 2i + 1) if `interleaved`. x: [B, H, T, dim]; cos, sin: [B, 1, T, rotated/2]."""
+        """Apply RoPE (Su et al. 2021) to the first `rotated` of `dim` channels, in pairs (i, i + rotated/2), or (2i, 2i + 1) if
+        `interleaved`. x: [B, H, T, dim]; cos, sin: [B, 1, T, rotated/2]."""
         cos, sin, half = self.cast(cos, x), self.cast(sin, x), rotated // 2
         if interleaved:
             head, *rest = self.split(x, (rotated, dim - rotated), -1) if rotated < dim else (x,)
@@ -244,13 +244,13 @@ class Ops(Primitives[T]):
         return self.concat([a * cos - b * sin, b * cos + a * sin], -1)
 
     def turn(self, x: T, position: Rotary, head_dim: int) -> T:
-        """`rotate` by a position scheme. x: [B, H, T, head_dim]."""
+        """`rotate` with a position scheme's angles and sizes. x: [B, H, T, head_dim]."""
         layer = position.layer
         cos, sin = position.cos, position.sin
         return self.rotate(x, cos, sin, dim=head_dim, rotated=layer.dim, interleaved=layer.interleaved)
 
     def mask(self, spec: MaskRule, queries: T, keys: T, valid: T | None, prefix: T | None = None) -> Opaque:
-        """Which keys a query may see, as this back end's `attention` wants it (opaque to layers).
+        """Mask of the keys visible to each query, in the form this back end's `attention` takes (opaque to layers).
 
         spec: a `Mask` node; queries: positions [B or 1, T]; keys: positions [B or 1, S]; valid: bool [B, S] or None; prefix:
         int64 [B], for masks that have one.
@@ -268,7 +268,7 @@ class Ops(Primitives[T]):
             same = self.equal(self.floor_divide(q, spec.chunk), self.floor_divide(k, spec.chunk))
             seen = same if seen is None else seen & same
         if spec.prefix and seen is not None:
-            assert prefix is not None  # `Step.prepare` has checked it
+            assert prefix is not None  # checked by `Step.prepare`
             first = self.less(k, self.expand_dims(self.expand_dims(prefix, 1), 2))
             seen = self.less(0, self.cast(seen, k) + self.cast(first, k))  # either
         if valid is not None:
@@ -296,9 +296,7 @@ class Ops(Primitives[T]):
         """
         if groups > 1:
             k, v = self.repeat_heads(k, groups), self.repeat_heads(v, groups)
-        scores = self.f32(
-            (q * scale) @ self.permute(k, (0, 1, 3, 2))
-        )  # products of 128 channels may leave fp16's range
+        scores = self.f32((q * scale) @ self.permute(k, (0, 1, 3, 2)))  # dot products of 128 channels can overflow fp16
         if softcap is not None:
             scores = self.tanh(scores * (1 / softcap)) * softcap
         if bias is not None:
@@ -306,11 +304,11 @@ class Ops(Primitives[T]):
         return self.weigh(scores if mask is None else scores + mask, v, sinks, dropout)
 
     def weigh(self, scores: T, v: T, sinks: T | None = None, dropout: DropoutMap | None = None) -> T:
-        """softmax(scores) v. scores: float32 [B, H, T, S], masked already; v: [B, H, S, Kv].
+        """softmax(scores) v. scores: float32 [B, H, T, S], already masked; v: [B, H, S, Kv].
 
-        sinks: [H], a logit per head that takes part in the softmax and has no value (OpenAI 2025, gpt-oss; Miller 2023).
+        sinks: [H], a logit per head that is part of the softmax but has no value (OpenAI 2025, gpt-oss; Miller 2023).
         """
-        if sinks is not None:  # as a key before all others, whose value is 0
+        if sinks is not None:  # as an extra key in front, with value 0
             sink = self.expand_dims(self.expand_dims(self.cast(sinks, scores), 1), 2)
             scores = self.concat([self.sum(scores, -1, keep=True) * 0.0 + sink, scores], -1)
             v = self.concat([self.sum(v, 2, keep=True) * 0.0, v], 2)
@@ -318,7 +316,7 @@ class Ops(Primitives[T]):
         return (weights if dropout is None else dropout(weights)) @ v
 
     def additive_mask(self, mask: Opaque, scores: T) -> T | None:
-        """A mask as a tensor to add to scores [B, H, T, S], for layers that compute scores of their own."""
+        """The mask as a tensor to add to scores [B, H, T, S], for layers that compute their own scores."""
         return mask
 
     def attend(
@@ -333,10 +331,10 @@ class Ops(Primitives[T]):
         sinks: T | None = None,
         dropout: DropoutMap | None = None,
     ) -> T:
-        """Normalise heads, rotate, remember k and v, attend: the one seam for fused kernels and caches.
+        """Normalise heads, rotate, cache k and v, attend: the single hook for fused kernels and KV caches.
 
-        qkv: [B, T, H·K], [B, T, G·K], [B, T, G·Kv], as `linears` gave them; returns [B, T, H·Kv]. `norms` are handles for
-        each head's query and key, or None; `slot` is the layer's place in the cache, None without one.
+        qkv: [B, T, H·K], [B, T, G·K], [B, T, G·Kv], as returned by `linears`; returns [B, T, H·Kv]. `norms` are the handles of
+        the query and key norms, or None; `slot` is the layer's place in the KV cache, or None.
         """
         q, k, v = qkv
         if norms is not None:

@@ -1,5 +1,4 @@
-"""A layer with its parameters, as the maths of layers see it: `p` in `apply(ops, p, ...)`, with the same methods on every
-back end."""
+"""A layer together with its parameters: the `p` in `apply(ops, p, ...)`, with the same methods on every back end."""
 
 from __future__ import annotations
 
@@ -9,18 +8,18 @@ from edgeformer.ops.tensor import T
 
 
 class LayerHandle:
-    """The entry points of a layer, for a back end's own class to inherit.
+    """Base class of a back end's layer handles, with the entry points of layers.
 
-    Attributes named as the layer's declarations hold what these became. A layer enters another one through the handle's methods
-    and through nothing else, so that a name that isn't here fails on all back ends alike; a new entry point is a method here.
+    Attributes with the names of the layer's declarations hold what the back end made of them. Layers call each other only
+    through these methods, so that a missing one fails on all back ends alike; add new entry points here.
     """
 
     layer: Any
-    """The `Layer`, of whatever kind: which entry points it has is known when one is entered."""
+    """The `Layer`; which entry points it has depends on its kind."""
     ops: Any
     """The back end's own `Ops`."""
     path: str
-    """Where the layer is in the tree: `layers.0.attention`; empty for the root."""
+    """The layer's path in the tree, e.g. `layers.0.attention`; empty for the root."""
 
     def __call__(self, *inputs: Any) -> Any:
         """`Layer.apply`."""
@@ -34,6 +33,6 @@ class LayerHandle:
         """`CrossAttention.remember`."""
         return self.ops.enter(self, self.layer.remember, memory)
 
-    if TYPE_CHECKING:  # what the declarations became
+    if TYPE_CHECKING:  # the back end's objects for the declarations
 
         def __getattr__(self, name: str) -> Any: ...

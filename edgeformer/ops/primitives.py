@@ -1,7 +1,7 @@
-"""The primitives of the op vocabulary: what a back end must implement. `edgeformer.ops` builds on them.
+"""The primitives of the op vocabulary, which every back end must implement. `edgeformer.ops` builds on them.
 
-Tensors support `+ - * / @ &` and unary `-` with numbers on either side; a number takes the other operand's dtype. Axes and
-sizes are Python ints unless they come from `shape`.
+Tensors support `+ - * / @ &` and unary `-` with numbers on either side; a number is converted to the other operand's dtype.
+Axes and sizes are Python ints unless they come from `shape`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from edgeformer.ops.tensor import Size, T
 
 
 class Primitives(ABC, Generic[T]):
-    """What a back end must implement. Every method takes and returns the back end's own tensors."""
+    """The methods every back end must implement, on its own tensors."""
 
     @abstractmethod
     def shape(self, x: T, axis: int) -> Size:
@@ -22,7 +22,7 @@ class Primitives(ABC, Generic[T]):
 
     @abstractmethod
     def reshape(self, x: T, sizes: Sequence[Size]) -> T:
-        """New shape; 0 keeps the size of the same axis, -1 is inferred."""
+        """Change the shape; 0 keeps the size of the same axis, -1 is inferred."""
 
     @abstractmethod
     def permute(self, x: T, axes: Sequence[int]) -> T:
@@ -34,11 +34,11 @@ class Primitives(ABC, Generic[T]):
 
     @abstractmethod
     def concat(self, xs: Sequence[T], axis: int) -> T:
-        """Join along an axis."""
+        """Concatenate along an axis."""
 
     @abstractmethod
     def split(self, x: T, sizes: Sequence[int], axis: int) -> Sequence[T]:
-        """Cut an axis into pieces of the given sizes."""
+        """Split an axis into pieces of the given sizes."""
 
     @abstractmethod
     def last(self, x: T, count: Size) -> T:
@@ -46,7 +46,7 @@ class Primitives(ABC, Generic[T]):
 
     @abstractmethod
     def repeat_heads(self, x: T, count: int) -> T:
-        """`[B, G, S, K] -> [B, G·count, S, K]`, each head `count` times in a row."""
+        """`[B, G, S, K] -> [B, G·count, S, K]`, each head repeated `count` times consecutively."""
 
     @abstractmethod
     def mean(self, x: T) -> T:
@@ -62,7 +62,7 @@ class Primitives(ABC, Generic[T]):
 
     @abstractmethod
     def cumsum(self, x: T) -> T:
-        """Running sum over axis 1 of an integer tensor `[B, S]`."""
+        """Cumulative sum over axis 1 of an integer tensor `[B, S]`."""
 
     @abstractmethod
     def rsqrt(self, x: T) -> T:
@@ -106,11 +106,11 @@ class Primitives(ABC, Generic[T]):
 
     @abstractmethod
     def topk(self, x: T, count: int) -> tuple[T, T]:
-        """The `count` largest entries of the last axis, in falling order, and their int64 indices."""
+        """The `count` largest entries of the last axis, in descending order, and their int64 indices."""
 
     @abstractmethod
     def where(self, condition: T, a: float, b: float) -> T:
-        """float32 tensor: `a` where the boolean tensor holds, else `b`."""
+        """float32 tensor: `a` where `condition` is true, else `b`."""
 
     @abstractmethod
     def equal(self, a: T, b: T | float) -> T:
@@ -122,11 +122,11 @@ class Primitives(ABC, Generic[T]):
 
     @abstractmethod
     def clip(self, x: T, low: float, high: float) -> T:
-        """Limit a tensor to `[low, high]`."""
+        """Clamp a tensor to `[low, high]`."""
 
     @abstractmethod
     def floor_divide(self, x: T, count: int) -> T:
-        """x // count of an integer tensor; what it gives for negative numbers is up to the back end."""
+        """x // count for an integer tensor; rounding of negative numbers depends on the back end."""
 
     @abstractmethod
     def arange(self, count: int, like: T) -> T:
@@ -138,7 +138,7 @@ class Primitives(ABC, Generic[T]):
 
     @abstractmethod
     def f32(self, x: T) -> T:
-        """`x` in float32 (float64 stays float64: the oracle's precision)."""
+        """`x` in float32 (float64, the oracle's precision, stays float64)."""
 
     @abstractmethod
     def boolean(self, x: T) -> T:

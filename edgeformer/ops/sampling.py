@@ -1,4 +1,4 @@
-"""How the next token is chosen from logits."""
+"""Sampling: choosing the next token from logits."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from edgeformer.errors import InputError, NumericError
 
 @dataclass(frozen=True)
 class Rules:
-    """What changes logits before a token is chosen, as in transformers' `generate`, in this order.
+    """Logits processors applied before sampling, as in transformers' `generate`, in this order.
 
-    repetition_penalty: logits of tokens that occur already are divided by it, negative ones multiplied (Keskar et al. 2019,
-    arXiv 1909.05858, section 4.1). no_repeat_ngram: no sequence of so many tokens occurs twice; 0 is off. bad_words: sequences
-    that may not be completed. min_length, min_new: no `eos` before so many tokens in all, or new ones. forced_bos: the token
-    after the first. forced_eos: the last one where the length is reached. suppressed: never; suppressed_first: not as the first.
+    repetition_penalty: logits of tokens that already occur are divided by it, negative ones multiplied (Keskar et al. 2019,
+    arXiv 1909.05858, section 4.1). no_repeat_ngram: no n-gram of this size occurs twice; 0 is off. bad_words: token sequences
+    that are never completed. min_length, min_new: minimum number of total, or new, tokens before `eos`. forced_bos: the token
+    after the first. forced_eos: the last token at maximum length. suppressed: never generated; suppressed_first: never generated
+    as the first token.
     """
 
     repetition_penalty: float = 1.0
@@ -39,7 +40,7 @@ class Rules:
                 raise InputError(f"{name} must not be negative, got {getattr(self, name)}")
 
     def apply(self, logits: np.ndarray, ids: Sequence[int], prompt: int, longest: int) -> np.ndarray:
-        """Logits [V] as they count after the sequence `ids`, whose first `prompt` were given; `longest` is how long it gets."""
+        """Process logits [V] that follow the sequence `ids`, whose first `prompt` are the prompt; `longest`: maximum length."""
         out = logits.astype(np.float32, copy=True)
         if self.repetition_penalty != 1:
             seen = np.unique(np.asarray(ids))
@@ -60,7 +61,7 @@ class Rules:
         return out
 
     def _repeated(self, ids: Sequence[int]) -> list[int]:
-        """Tokens that would repeat a sequence."""
+        """Tokens that would repeat an n-gram."""
         size = self.no_repeat_ngram
         if not size or len(ids) + 1 < size:
             return []
@@ -81,7 +82,7 @@ def _within(ids: Sequence[int], logits: np.ndarray) -> list[int]:
 
 
 def _only(ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
-    """Logits that leave nothing but these tokens."""
+    """Logits that allow only these tokens."""
     out = np.full_like(logits, -np.inf)
     out[_within(ids, out)] = 0
     return out
@@ -89,8 +90,8 @@ def _only(ids: Sequence[int], logits: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Sampling:
-    """temperature 0 is greedy. `top_k` 0 keeps all; `top_p` keeps the smallest set with that probability; `min_p` drops
-    tokens below that share of the best one's probability. `rules` change the logits before all that."""
+    """Sampling parameters. `temperature` 0 is greedy. `top_k` 0 keeps all tokens; `top_p` keeps the smallest set with that
+    probability; `min_p` drops tokens below that share of the best one's probability. `rules` are applied to the logits first."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -108,25 +109,25 @@ class Sampling:
 
 
 def check_logits(logits: np.ndarray) -> None:
-    """Refuse logits whose largest is no finite number (it is NaN where any is): there is no best token.
+    """Reject logits whose maximum is not finite (it is NaN if any logit is), since there is no best token.
 
     Raises:
-        NumericError: saying which it is.
+        NumericError: the maximum is NaN or infinite.
     """
     if not np.isfinite(best := logits.max()):
         raise NumericError(nonfinite_logits(str(best)))
 
 
 def nonfinite_logits(best: str) -> str:
-    """The message about logits the largest of which is `best`."""
+    """The error message for logits whose maximum is `best`."""
     return (
-        f"the model's logits are not finite (the largest is {best}): its weights hold NaN or infinities, or a number"
+        f"the model's logits are not finite (the largest is {best}): its weights contain NaN or infinities, or a value"
         " overflows in this precision; try --precision fp32"
     )
 
 
 def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> int:
-    """One token id from logits [V]; `Sampling.rules` were applied before.
+    """Choose a token id from logits [V], to which `Sampling.rules` were already applied.
 
     Raises:
         NumericError: the best logit is NaN or infinite.
@@ -134,7 +135,9 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
     check_logits(logits)
     if sampling.temperature == 0:
         return int(logits.argmax())
-    with np.errstate(over="ignore"):  # the best is 0, and what is far below it -inf, however small the temperature
+    with np.errstate(
+        over="ignore"
+    ):  # the best score is 0; a tiny temperature may overflow the others to -inf, as intended
         scores = (logits.astype(np.float64) - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         scores[scores < np.partition(scores, -sampling.top_k)[-sampling.top_k]] = -np.inf

@@ -1,7 +1,7 @@
-"""One forward pass as data: positions, which keys are real, and where the cache lives. Nothing here mutates a step.
+"""The data of one forward pass: positions, key validity, and the KV cache. Nothing here mutates a step.
 
-Masks and rotary tables come from *positions*, never from slot numbers, so left padding, right padding, gaps, growing and
-fixed caches and chunked prefill are all one formula.
+Masks and rotary tables are computed from *positions*, never from slot numbers, so one formula covers left padding, right
+padding, gaps, growing and fixed-size caches, and chunked prefill.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 
 class Store(Protocol):
-    """Where keys and values live between steps, in its back end's tensors. Paths are layer paths such as `layers.0.attention`."""
+    """Storage of keys and values between steps, in back-end tensors. Paths are layer paths such as `layers.0.attention`."""
 
     def append(self, path: str, tensors: dict[str, Any]) -> tuple[Any, ...]:
-        """Remember new tokens' tensors `[B, heads, T, dim]`; return the full ones `[B, heads, S, dim]`."""
+        """Append the new tokens' tensors `[B, heads, T, dim]`; return the full ones `[B, heads, S, dim]`."""
         ...
 
     def once(self, path: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """The tensors made once from the encoder's output, by `make()` where they aren't stored yet."""
+        """Tensors computed once from the encoder's output: the stored ones, or those of `make()` on first use."""
         ...
 
 
@@ -38,7 +38,7 @@ class Slot:
     path: str
 
     def append(self, **tensors: T) -> tuple[T, ...]:
-        """Remember the new tokens' tensors; the full tensors, in the same order."""
+        """Append the new tokens' tensors; return the full ones, in the same order."""
         return self.store.append(self.path, tensors)
 
     def once(self, make: Callable[[], dict[str, T]]) -> dict[str, T]:
@@ -47,25 +47,25 @@ class Slot:
 
 
 class GrowingStore:
-    """A store that concatenates: `past` is what came in, `present` what goes out, both keyed by (path, name)."""
+    """A store that concatenates `past`, the input cache, into `present`, the output cache; both keyed by (path, name)."""
 
     def __init__(self, ops: Ops, past: dict | None = None, memory: dict | None = None):
         self.ops, self.past, self.present = ops, past or {}, {}
         self.memory = {} if memory is None else memory
 
     def length(self) -> int:
-        """Tokens remembered before this step."""
+        """Number of tokens cached before this step."""
         return next((x.shape[2] for x in self.past.values()), 0)
 
     def append(self, path: str, tensors: dict[str, T]) -> tuple[T, ...]:
-        """Past and new tensors joined along the sequence axis."""
+        """Concatenate past and new tensors along the sequence axis."""
         for name, new in tensors.items():
             old = self.past.get((path, name))
             self.present[path, name] = new if old is None else self.ops.concat([old, new], 2)
         return tuple(self.present[path, name] for name in tensors)
 
     def once(self, path: str, make: Callable[[], dict[str, T]]) -> dict[str, T]:
-        """The stored tensors, made on first use."""
+        """Return the stored tensors, computed on first use."""
         if not any(p == path for p, _ in self.memory):
             self.memory.update({(path, name): x for name, x in make().items()})
         return {name: x for (p, name), x in self.memory.items() if p == path}
@@ -73,13 +73,13 @@ class GrowingStore:
 
 @dataclass(frozen=True)
 class Step(Generic[T]):
-    """What a forward pass knows besides its input ids.
+    """The inputs of a forward pass besides the token ids.
 
-    queries, keys: how many real tokens come before each new token [B or 1, T] and each token [B or 1, S]: what masks are made
-    of. positions: what position schemes are given [B or 1, T], usually the queries. valid: bool [B, S], False where padded,
-    or None; keep: how many last positions need logits (0 all). memory: the encoder's output [B, M, D] with
-    `memory_valid` [B, M]. tables: what `prepare` computed, by spec node. shared: keys and values that a layer leaves to later
-    ones, by name; `prepare` begins a new one. prefix: int64 [B], how many tokens every token may see (`Mask.prefix`).
+    queries, keys: number of real tokens before each new token [B or 1, T] and before each token [B or 1, S], from which masks
+    are computed. positions: input of position schemes [B or 1, T], usually equal to queries. valid: bool [B, S], False for
+    padding, or None; keep: number of last positions that need logits (0: all). memory: the encoder's output [B, M, D] with
+    `memory_valid` [B, M]. tables: the results of `prepare`, by spec node. shared: K/V published by a layer for later ones, by
+    name; `prepare` resets it. prefix: int64 [B], the number of first tokens visible to all (`Mask.prefix`).
     """
 
     ops: Ops[T]
@@ -96,18 +96,18 @@ class Step(Generic[T]):
     prefix: T | None = None
 
     def slot(self, p: LayerHandle) -> Slot | None:
-        """The layer's place in the cache. `p.path` is left unread without one: torch.compile specialises on it."""
+        """The layer's place in the KV cache, or None. Without a store `p.path` isn't read, as torch.compile specialises on it."""
         return None if self.store is None else Slot(self.store, p.path)
 
     def prepare(self, p: LayerHandle, positions: tuple[Hashable, ...], masks: tuple[MaskRule, ...]) -> Step[T]:
         """Compute each distinct position scheme and mask once, before the first block.
 
-        `p.positions` holds the schemes' parameters in the same order. Eager on purpose: tables made lazily inside a
-        block break activation checkpointing when the table has weights.
+        `p.positions` holds the schemes' handles in the same order. Deliberately eager: tables made lazily inside a block break
+        activation checkpointing if they depend on weights.
         """
         ops = self.ops
         if self.prefix is None and any(spec.prefix for spec in masks):
-            raise InputError("this model's first tokens are seen by all: say how many they are, by prefix_length")
+            raise InputError("this model is a prefix LM: pass prefix_length, the number of first tokens visible to all")
         tables: dict[Any, Opaque] = {spec: p.positions[i](self) for i, spec in enumerate(positions)}
         for spec in masks:
             tables[spec] = ops.mask(spec, self.queries, self.keys, self.valid, self.prefix)
@@ -124,11 +124,11 @@ def begin(
     slots: bool = False,
     **rest: Any,
 ) -> Step[T]:
-    """The step of a padded batch, from the Hugging Face inputs.
+    """Make the step of a padded batch from Hugging Face inputs.
 
     attention_mask: int64 [B, S], 1 for real tokens, over past and new tokens; position_ids: int64 [B, T], or None to count
-    the real tokens; new: T. places: int64 [T], the columns of the new tokens where they aren't the last ones (a store of fixed
-    size). `slots` counts padding too (BERT numbers its slots).
+    the real tokens; new: T. places: int64 [T], the columns of the new tokens if they aren't the last ones (fixed-size store).
+    `slots`: positions count padding too (as in BERT).
     """
     valid = ops.boolean(attention_mask)
     counted = ops.cumsum(attention_mask * 0 + 1 if slots else attention_mask) - 1

@@ -8,15 +8,15 @@ if TYPE_CHECKING:
     import numpy as np
 
 Opaque: TypeAlias = Any
-"""What a back end makes and only it reads, such as a mask; layers hand it on."""
+"""A value that only its back end reads, such as a mask; layers pass it through."""
 Size: TypeAlias = Any
 """A size: an int, or in a graph, where sizes are symbolic, an int64 tensor of shape [1]."""
 
 
 class Tensor(Protocol):
-    """What layers compute with: an array of numpy, torch or MLX, or a value of an ONNX graph.
+    """The tensors layers compute with: numpy, torch or MLX arrays, or values of an ONNX graph.
 
-    Operators take numbers on either side. Shapes are read by `ops.shape`, since a graph has no static ones.
+    Operators take numbers on either side. Read shapes with `ops.shape`, since graphs have no static ones.
     """
 
     @property
@@ -34,7 +34,7 @@ class Tensor(Protocol):
 
 
 class Array(Tensor, Protocol):
-    """A tensor that holds its numbers, as numpy, torch and MLX have them."""
+    """A tensor with concrete values, as in numpy, torch and MLX."""
 
     @property
     def shape(self) -> Any: ...
@@ -53,13 +53,13 @@ A = TypeVar("A", bound=Array)
 
 
 class LinearMap(Protocol):
-    """What a `Linear` became: `[..., inputs] -> [..., outputs]`."""
+    """A back end's `Linear`: `[..., inputs] -> [..., outputs]`."""
 
     def __call__(self, x: Any, /) -> Any: ...
 
 
 class StackedMaps(Protocol):
-    """What a `Stacked` became."""
+    """A back end's `Stacked`."""
 
     def each(self, x: Any, /) -> Any:
         """[B, count or 1, T, inputs] -> [B, count, T, outputs]."""
@@ -67,7 +67,7 @@ class StackedMaps(Protocol):
 
 
 class DropoutMap(Protocol):
-    """What a `Dropout` became, of back ends that train."""
+    """A training back end's `Dropout`."""
 
     p: float
     training: bool

@@ -1,4 +1,4 @@
-"""What a layer declares: parameters, children, channels that can be rescaled, keys and values that it shares."""
+"""Declarations of layers: parameters, children, rescalable channels, shared keys and values."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class Linear:
 
 @dataclass(frozen=True)
 class Stacked:
-    """`count` bias-free linear maps held in one tensor `[count, outputs, inputs]` (experts; per-head maps of MLA).
+    """`count` bias-free linear maps stored in one tensor `[count, outputs, inputs]` (experts; per-head maps of MLA).
 
-    `active`: how many of them multiply a token (the chosen experts); None for all.
+    `active`: how many of them are applied per token (the chosen experts); None for all.
     """
 
     count: int
@@ -60,7 +60,7 @@ class Vector:
 
 @dataclass(frozen=True)
 class Table:
-    """A lookup table `[rows, width]`: an embedding. Its handle maps ids to rows; `as_linear` is the tied head."""
+    """An embedding table `[rows, width]`. Its handle maps ids to rows; `as_linear` is the tied head."""
 
     rows: int
     width: int
@@ -79,14 +79,14 @@ class Const:
 
 @dataclass(frozen=True)
 class Dropout:
-    """Zeroes elements with probability `rate` while training; the identity everywhere else."""
+    """Zeroes elements with probability `rate` during training; the identity otherwise."""
 
     rate: float
 
 
 @dataclass(frozen=True)
 class Sub:
-    """A child layer working on vectors of `width`."""
+    """A child layer with inputs of `width`."""
 
     layer: Layer
     width: int
@@ -98,7 +98,7 @@ Declaration = Leaf | Const | Dropout | Sub | tuple[Sub, ...]
 
 @dataclass(frozen=True)
 class SharedKV:
-    """Keys and values that a layer leaves to later ones of its stack as `name`: `kv_heads` heads of `head_dim` channels."""
+    """K/V that a layer publishes to later layers of its stack under `name`: `kv_heads` heads of `head_dim` channels."""
 
     name: str
     kv_heads: int
@@ -107,11 +107,11 @@ class SharedKV:
 
 @dataclass(frozen=True)
 class Fold:
-    """A place where channels can be rescaled without changing what a layer computes: `source` (a norm, or a linear map) gives its
-    outputs divided by s > 0, and the linear maps `consumers` take their inputs multiplied by s.
+    """A place where channels can be rescaled without changing a layer's output: outputs of `source` (a norm or a linear map) are
+    divided by s > 0, and inputs of the linear maps `consumers` multiplied by s.
 
-    Names are paths below the layer. Where each head's channels of the source are used by `repeat` heads of the consumer, s
-    repeats so, in blocks of `block` channels.
+    Names are paths below the layer. If `repeat` heads of the consumer use each head's channels of the source, s is repeated
+    accordingly, in blocks of `block` channels.
     """
 
     source: str

@@ -1,4 +1,4 @@
-"""A new spec from one that there is, with other sizes."""
+"""Derives a resized spec from an existing one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ _WHOLE_MODEL = frozenset(("layers", "vocab", "context", "tied"))
 
 
 def derive(spec: Model, sizes: Sizes) -> Model:
-    """The spec with other sizes: each node is asked for itself with them (`Node.resized`).
+    """Return the spec with other sizes, by calling `Node.resized` on every node.
 
-    A new width keeps head_dim and scales the FFN with it, and the number of heads (and of key heads) where these were as wide as
-    the model together. More layers go on with the pattern of those there are (windows, dense and sparse ones).
+    A new width keeps head_dim and scales the FFN, and also the number of heads (and of key heads) if heads · head_dim equalled
+    the width. Additional layers continue the existing pattern (windows, dense and sparse layers).
 
     Raises:
-        InputError: a size that this architecture hasn't, or that does not divide.
-        SpecError: sizes that don't fit each other.
+        InputError: a size that this architecture doesn't have, or that isn't divisible.
+        SpecError: sizes that contradict each other.
     """
     if not spec.resizes:
-        raise InputError(f"a {spec.kind} has no resizable sizes; derive a spec from a decoder or an encoder")
+        raise InputError(f"a model of kind {spec.kind!r} can't be resized; derive a spec from a decoder or an encoder")
     given = {name for name, value in dataclasses.asdict(sizes).items() if value is not None}
     nodes = [layer for _, layer, _ in layers(spec)]
     inner = [layer for layer in nodes if layer is not spec]
@@ -42,7 +42,7 @@ def derive(spec: Model, sizes: Sizes) -> Model:
 
 
 def rebuilt(node: Node, change: Callable[[Node], Node]) -> Node:
-    """A tree with `change` applied to every node, the inner ones first."""
+    """Return the tree with `change` applied to every node, children first."""
     fields = {}
     for field in dataclasses.fields(node):
         value = getattr(node, field.name)

@@ -1,4 +1,4 @@
-"""A spec as lines of text."""
+"""Prints a spec as text."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgeformer.spec import Layer, Model
 
 
 def tree(spec: Model) -> list[str]:
-    """The spec as indented lines; runs of equal blocks are one line."""
+    """The spec as indented lines; runs of equal blocks are merged into one."""
     lines: list[str] = []
 
     def describe(layer: Layer, depth: int, label: str) -> None:

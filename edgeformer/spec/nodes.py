@@ -1,4 +1,4 @@
-"""Nodes of the spec tree: data, layers, norms, position schemes, models."""
+"""Base classes of spec nodes: data, layers, norms, position schemes, models."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ class Node:
     kind: ClassVar[str]
 
     resizes: ClassVar[frozenset[str]] = frozenset()
-    """The fields of `Sizes` that `resized` answers to."""
+    """The fields of `Sizes` that `resized` supports."""
 
     def resized(self, sizes: Sizes, width: int) -> Self:
-        """This node with other sizes, in a model that was `width` wide; nodes inside have been resized already."""
+        """This node with other sizes, in a model whose old width is `width`; its child nodes are already resized."""
         return self
 
     def require_positive(self, **fields: float | None) -> None:
-        """Raise `SpecError` unless these fields are positive, or None."""
+        """Raise `SpecError` unless these fields are positive or None."""
         for name, value in fields.items():
             self.require(value is None or value > 0, f"{name} must be positive, got {value}")
 
@@ -42,71 +42,71 @@ class Node:
 
 @dataclass(frozen=True, kw_only=True)
 class Layer(Node):
-    """A node with parameters and maths."""
+    """A node with parameters and a computation."""
 
     same_input: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """Groups of `Linear` parameters that `apply` gives one and the same input: a back end may hold each as one matrix."""
+    """Groups of `Linear` parameters that `apply` calls with the same input: a back end may pack each group into one matrix."""
 
     reads: ClassVar[tuple[str, ...]] = ()
-    """The `Linear` parameters that `apply` gives its input, if nothing else in it uses that input."""
+    """The `Linear` parameters that `apply` calls with its input, if nothing else uses that input."""
 
     def params(self, width: int) -> dict[str, Declaration]:
         """Parameter name -> declaration, for input vectors of `width`."""
         return {}
 
     def folds(self) -> tuple[Fold, ...]:
-        """Where channels can be rescaled (quantization by AWQ uses it)."""
+        """Places where channels can be rescaled (used by AWQ quantization)."""
         return ()
 
     def cache(self) -> dict[str, tuple[int, int]]:
-        """What is remembered per token: name -> (heads, dim); tensors are `[B, heads, S, dim]`."""
+        """Tensors cached per token: name -> (heads, dim); their shape is `[B, heads, S, dim]`."""
         return {}
 
     def once(self) -> dict[str, tuple[int, int]]:
-        """What is computed once from the encoder's output: name -> (heads, dim)."""
+        """Tensors computed once from the encoder's output: name -> (heads, dim)."""
         return {}
 
     def per_step(self) -> tuple[Node, ...]:
-        """What the stack computes once per forward pass for all layers that name an equal node: position schemes (layers that are
-        given the step) and masks. `apply` finds the results in `step.tables`, by node."""
+        """Nodes the stack computes once per forward pass, shared by all layers that name an equal node: position schemes (layers
+        called with the step) and masks. `apply` finds the results in `step.tables`, by node."""
         return ()
 
     def publishes(self) -> SharedKV | None:
-        """The keys and values that `apply` puts into `step.shared`."""
+        """The K/V that `apply` puts into `step.shared`."""
         return None
 
     def borrows(self) -> SharedKV | None:
-        """The keys and values that `apply` takes from `step.shared`."""
+        """The K/V that `apply` takes from `step.shared`."""
         return None
 
     def passes(self, child: str) -> int:
-        """How often one forward pass runs the child `child` (`layers.3`)."""
+        """How many times one forward pass runs the child `child` (e.g. `layers.3`)."""
         return 1
 
     def ffn_width(self) -> int | None:
-        """The hidden width of a feed-forward network; None of other layers."""
+        """The hidden width of a feed-forward network; None for other layers."""
         return None
 
     def flops_per_key(self) -> int:
-        """Operations of one query's score and weighted value, for each key that it sees (a multiply and an add are two); 0 of a
-        layer that doesn't attend."""
+        """FLOPs of one query's score and weighted value per visible key (a multiply-add counts as two); 0 for layers that aren't
+        attention."""
         return 0
 
     def keys_seen(self, position: int, length: int) -> int:
-        """How many keys the query at `position` sees in a sequence of `length` tokens, of a layer that attends."""
+        """For attention layers: number of keys visible to the query at `position` in a sequence of `length` tokens."""
         return length
 
     def apply(self, ops: Ops, p: LayerHandle, *inputs: Any) -> Any:
-        """The layer's maths. `p` holds what each declaration became."""
+        """The layer's computation. `p` holds the back end's object for each declaration."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class Position(Layer):
-    """A position scheme that attention uses: a rotation of queries and keys, or a bias on scores."""
+    """A position scheme for attention: a rotation of queries and keys, or a bias on scores."""
 
     def require_heads(self, owner: Node, heads: int, head_dim: int) -> None:
-        """Raise `SpecError` unless the scheme suits attention of `heads` query heads of `head_dim` channels."""
+        """Raise `SpecError` unless the scheme fits attention with `heads` query heads of `head_dim` channels."""
 
     def for_heads(self, heads: int, head_dim: int, old_head_dim: int) -> Self:
         """The scheme for attention of other sizes."""
@@ -118,24 +118,24 @@ class Norm(Layer):
     """A layer that normalises the last axis."""
 
     def add(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
-        """`(x + d, normalised x + d)`: the residual addition and the norm as one step."""
+        """`(x + d, norm(x + d))`: residual addition and norm in one step."""
         raise NotImplementedError
 
     over_heads: ClassVar[bool] = False
-    """Whether, as a norm of queries or keys, it has parameters over all heads (`on_heads`) instead of one head's."""
+    """Whether, as a norm of queries or keys, its parameters cover all heads (`on_heads`) instead of one."""
 
     def on_heads(self, ops: Ops, p: LayerHandle, x: Tensor, heads: int, dim: int) -> Tensor:
-        """The norm of queries or keys [B, T, heads · dim], of those that go over all heads."""
+        """Normalise queries or keys [B, T, heads · dim]; only for norms with `over_heads`."""
         raise NotImplementedError
 
     def divided(self, tensors: dict[str, Any], scale: Any) -> dict[str, Any]:
-        """Its vectors such that the output comes divided by `scale`, one number per channel: of a norm that is linear in them."""
+        """Parameters that divide the norm's output by `scale`, one number per channel; for norms linear in their parameters."""
         return {name: x / scale for name, x in tensors.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Init(Node):
-    """Initialisation of a fresh model: normal with `std`; residual projections optionally by 1/sqrt(2 · blocks).
+    """Initialisation of a new model: normal with `std`; residual projections optionally scaled by 1/sqrt(2 · blocks).
 
     `scale_residual` is GPT-2's rule (Radford et al. 2019, section 2.3).
     """
@@ -145,14 +145,14 @@ class Init(Node):
     scale_residual: bool = False
 
     def deviation(self, path: str, leaf: Leaf, depth: int) -> float:
-        """The standard deviation of a weight of a model of `depth` blocks."""
+        """The standard deviation of a weight in a model of `depth` blocks."""
         residual = self.scale_residual and getattr(leaf, "residual", False)
         return self.std / (2 * depth) ** 0.5 if residual else self.std
 
 
 @dataclass(frozen=True)
 class Input:
-    """An integer input of a program: name and symbolic shape, e.g. `("batch_size", "sequence_length")`."""
+    """An integer input of a model's program: name and symbolic shape, e.g. `("batch_size", "sequence_length")`."""
 
     name: str
     shape: tuple[str, ...]
@@ -164,7 +164,7 @@ class Model(Layer):
 
     task: ClassVar[Task]
     counts_padding: bool = False
-    """Whether positions number slots, padding included, instead of real tokens (BERT does)."""
+    """Whether positions count all slots including padding (as in BERT), instead of real tokens only."""
     vocab: int
     width: int
     context: int
@@ -172,12 +172,12 @@ class Model(Layer):
 
     @property
     def prefixed(self) -> bool:
-        """Whether the first tokens of a sequence are seen by all, so that a step needs their number (`Step.prefix`)."""
+        """Whether a prefix of the sequence is visible to all tokens (prefix LM), so that a step needs `Step.prefix`."""
         return False
 
     @property
     def head_is_embedding(self) -> bool:
-        """Whether the map to logits is the transposed embedding."""
+        """Whether the head is the transposed embedding (tied embeddings)."""
         return False
 
     @property

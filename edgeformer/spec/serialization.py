@@ -1,4 +1,4 @@
-"""The spec tree as JSON, and back."""
+"""Conversion between spec trees and JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from edgeformer.spec import Init, Node
 
 
 def to_json(node: Node) -> dict[str, Any]:
-    """The node as plain JSON data. Runs of equal blocks are written once, as `{"repeat": n, "of": {...}}`."""
+    """Convert a node to plain JSON data. Runs of equal blocks are written once, as `{"repeat": n, "of": {...}}`."""
 
     def plain(value: Any) -> Any:
         if isinstance(value, Node):
@@ -47,7 +47,7 @@ def to_json(node: Node) -> dict[str, Any]:
 
 
 def from_json(data: Any) -> Node:
-    """The node that `data` describes.
+    """Build the node that `data` describes.
 
     Raises:
         SpecError: an unknown kind or field, a missing field, or a value of the wrong type.
@@ -55,9 +55,7 @@ def from_json(data: Any) -> Node:
     if not isinstance(data, dict) or "kind" not in data:
         raise SpecError(f"a spec node is an object with a 'kind', not {shown(data)}")
     if (count := _nodes(data)) > MAX_NODES:
-        raise SpecError(
-            f"the spec has {count:,} nodes with all repetitions written out; at most {MAX_NODES:,} are built"
-        )
+        raise SpecError(f"the spec expands to {count:,} nodes; the limit is {MAX_NODES:,}")
     return _node(data)
 
 
@@ -80,7 +78,7 @@ def _node(data: dict[str, Any]) -> Node:
 
 
 def node_class(kind: str) -> type[Node]:
-    """The class of a kind, from `edgeformer/layers/<kind>.py` or an entry point."""
+    """Find the class of a kind, in `edgeformer/layers/<kind>.py` or an entry point."""
     if kind == Init.kind:
         return Init
     module = discover.find("edgeformer.layers", kind)
@@ -112,7 +110,7 @@ def _value(value: Any) -> Any:
 
 
 def _nodes(value: Any) -> int:
-    """How many nodes and values in lists a description makes, repetitions written out; it stops counting above the limit."""
+    """Number of nodes and list values after expanding repetitions; counting stops above the limit."""
     if isinstance(value, dict):
         if value.keys() == {"repeat", "of"} and type(value["repeat"]) is int:
             return max(value["repeat"], 1) * _nodes(value["of"])
@@ -138,7 +136,7 @@ def _matches(value: Any, hint: Any) -> bool:
     if hint is Any:
         return True
     if hint is float:
-        # whole numbers up to those that a double holds; no NaN or infinity, which JSON has no name for
+        # integers that a double represents exactly; no NaN or infinity, which JSON can't represent
         return (type(value) is int and abs(value) <= 2**53) or (type(value) is float and math.isfinite(value))
     if hint is int:
         return type(value) is int and abs(value) <= MAX_SIZE
@@ -146,9 +144,9 @@ def _matches(value: Any, hint: Any) -> bool:
 
 
 def digest(node: Node) -> str:
-    """Sixteen hex digits that identify the spec, whatever the order of its JSON keys.
+    """Sixteen hex digits that identify the spec, independent of the order of its JSON keys.
 
-    Fields that have their default are left out, so that a field that comes later changes no digest; a default must never change.
+    Fields with default values are left out, so that adding a field changes no digest; a default must therefore never change.
     """
     return hashlib.sha256(json.dumps(_without_defaults(to_json(node)), sort_keys=True).encode()).hexdigest()[:16]
 

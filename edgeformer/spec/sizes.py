@@ -1,4 +1,4 @@
-"""Other sizes for a spec, and the arithmetic of those that follow from others."""
+"""Sizes for resizing a spec, and the arithmetic of derived sizes."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import asdict, dataclass
 from edgeformer.errors import InputError
 
 FFN_MULTIPLE = 64
-"""What a feed-forward network's width is rounded to where it follows from another size."""
+"""A derived feed-forward width is rounded to a multiple of this."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Other sizes for a spec; None keeps a size, or lets it follow from those that are given."""
+    """New sizes for a spec; None keeps a size, or derives it from the given ones."""
 
     layers: int | None = None
     width: int | None = None
@@ -27,21 +27,19 @@ class Sizes:
 
 
 def whole(value: float, name: str, sizes: Sizes) -> int:
-    """A size that follows from others, as a whole number.
+    """Return a derived size as an integer.
 
     Raises:
-        InputError: it isn't one.
+        InputError: it isn't a whole number.
     """
     if value < 1 or abs(value - round(value)) > 1e-9:
         given = ", ".join(f"{k} {v}" for k, v in asdict(sizes).items() if v is not None)
-        raise InputError(
-            f"{given}: {name} would be {value:g}, which is no whole number; give --{name.replace('_', '-')} too"
-        )
+        raise InputError(f"{given}: {name} would be {value:g}, not a whole number; give --{name.replace('_', '-')} too")
     return round(value)
 
 
 def resized_ffn(hidden: int, sizes: Sizes, width: int) -> int:
-    """A network's hidden width: as given, or scaled with the model's width and rounded to `FFN_MULTIPLE`."""
+    """A feed-forward hidden width: as given, or scaled with the model's width and rounded to a multiple of `FFN_MULTIPLE`."""
     if sizes.ffn is not None or sizes.width is None or sizes.width == width:
         return sizes.ffn or hidden
     return max(round(hidden * sizes.width / width / FFN_MULTIPLE), 1) * FFN_MULTIPLE

@@ -1,10 +1,10 @@
-"""What a model is for, by Hugging Face's names of pipelines."""
+"""Model tasks, by their Hugging Face pipeline names."""
 
 from enum import StrEnum
 
 
 class Task(StrEnum):
-    """The tasks that programs are built for."""
+    """The supported tasks."""
 
     TEXT_GENERATION = "text-generation"
     FEATURE_EXTRACTION = "feature-extraction"

@@ -1,4 +1,4 @@
-"""Walks over a spec tree, and the canonical names of its tensors."""
+"""Traversal of spec trees, and canonical tensor names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from edgeformer.errors import SpecError
 from edgeformer.spec.declarations import Declaration, Leaf, Linear, Stacked, Sub, Table, Vector
 from edgeformer.spec.nodes import Layer
 
-# names that a torch or MLX module already uses for itself
+# names that torch and MLX modules already use
 RESERVED = frozenset(
     ("add", "apply", "buffers", "children", "eval", "forward", "items", "keys", "layer", "ops", "parameters", "path")
     + ("pop", "remember", "state", "train", "update", "values", "width")
@@ -16,7 +16,7 @@ RESERVED = frozenset(
 
 
 def children(name: str, declaration: Declaration) -> Iterator[tuple[str, Sub]]:
-    """The `(name, Sub)` pairs below one parameter; a tuple's are named `name.0`, `name.1`, ..."""
+    """Yield the `(name, Sub)` pairs of one parameter; those of a tuple are named `name.0`, `name.1`, ..."""
     if isinstance(declaration, Sub):
         yield name, declaration
     elif isinstance(declaration, tuple):
@@ -24,7 +24,7 @@ def children(name: str, declaration: Declaration) -> Iterator[tuple[str, Sub]]:
 
 
 def layers(layer: Layer, width: int = 0, path: str = "") -> Iterator[tuple[str, Layer, int]]:
-    """Every `(path, layer, width)` of the tree, parents first."""
+    """Yield every `(path, layer, width)` of the tree, parents first."""
     yield path, layer, width
     for name, declaration in layer.params(width).items():
         for child, sub in children(name, declaration):
@@ -32,7 +32,7 @@ def layers(layer: Layer, width: int = 0, path: str = "") -> Iterator[tuple[str, 
 
 
 def passes(layer: Layer, width: int = 0, times: int = 1) -> Iterator[tuple[Layer, int, int]]:
-    """Every `(layer, width, times)` of the tree: how often one forward pass runs it, parents first."""
+    """Yield every `(layer, width, times)` of the tree, parents first; `times`: how often one forward pass runs the layer."""
     yield layer, width, times
     for name, declaration in layer.params(width).items():
         for child, sub in children(name, declaration):
@@ -40,7 +40,7 @@ def passes(layer: Layer, width: int = 0, times: int = 1) -> Iterator[tuple[Layer
 
 
 def leaves(layer: Layer, width: int = 0) -> Iterator[tuple[str, Leaf]]:
-    """Every `(path, declaration)` that owns tensors."""
+    """Yield every `(path, declaration)` that owns tensors."""
     for path, node, node_width in layers(layer, width):
         for name, declaration in node.params(node_width).items():
             if isinstance(declaration, (Linear, Stacked, Vector, Table)):
@@ -53,7 +53,7 @@ def tensor_name(path: str, suffix: str) -> str:
 
 
 def tensors(layer: Layer) -> dict[str, tuple[int, ...]]:
-    """Canonical tensor name -> shape, for the whole tree."""
+    """Map canonical tensor names to shapes, for the whole tree."""
     return {
         tensor_name(path, suffix): shape for path, leaf in leaves(layer) for suffix, shape in leaf.tensors().items()
     }
@@ -63,9 +63,11 @@ def check(model: Layer) -> None:
     """Check that every parameter name can be an attribute of a module.
 
     Raises:
-        SpecError: naming the first parameter that can't.
+        SpecError: a parameter's name is reserved, private or no identifier.
     """
     for path, layer, width in layers(model):
         for name in layer.params(width):
             if not name.isidentifier() or name.startswith("_") or name in RESERVED:
-                raise SpecError(f"{layer.kind} at {path or 'the root'}: {name!r} can't be a parameter's name")
+                raise SpecError(
+                    f"{layer.kind} at {path or 'the root'}: parameter name {name!r} is reserved, private or no identifier"
+                )
