@@ -67,7 +67,7 @@ def test_repetitions_of_a_spec():
         nested: dict = {"kind": "decoder", "blocks": [node]}
         for _ in range(depth):
             nested = {"kind": "decoder", "blocks": [{"repeat": 10**6 if depth == 1 else 1000, "of": nested}]}
-        with pytest.raises(SpecError, match="the spec expands to [0-9,]+ nodes"):
+        with pytest.raises(SpecError, match=r"the spec expands to [0-9,]+ nodes"):
             from_json(nested)
 
 

@@ -16,10 +16,10 @@ from edgeformer.spec import Declaration, Layer, Linear, Sizes, Stacked, Sub, res
 class MoE(Layer):
     """Route each token to its top `chosen` of `experts` gated FFNs (Shazeer et al. 2017; Jiang et al. 2024, Mixtral).
 
-    weights = softmax over all experts' router scores, top `chosen`; if `renormalize`, divided by their sum, which
-    equals a softmax over the chosen scores alone; then multiplied by `scale`. `shared` is a network applied to every token
-    in addition (DeepSeek-AI 2024, section 2.2). With `groups`, only experts of the `chosen_groups` groups with the best single expert can be
-    chosen.
+    weights = softmax over all experts' router scores, top `chosen`; if `renormalize`, divided by their sum, which equals a
+    softmax over the chosen scores alone; then multiplied by `scale`. `shared` is a network applied to every token in addition
+    (DeepSeek-AI 2024, section 2.2). With `groups`, experts are chosen only from the `chosen_groups` groups with the best
+    single expert.
     """
 
     kind: ClassVar[str] = "moe"
