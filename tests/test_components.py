@@ -169,7 +169,7 @@ def test_borrowed_keys_have_to_be_there():
     ):
         with pytest.raises(SpecError, match=words):
             replace(spec, blocks=blocks)
-    with pytest.raises(SpecError, match="for 8 heads"):
+    with pytest.raises(SpecError, match="position has 8 heads"):
         replace(COMPONENTS["alibi"].blocks[0].attention, position=Alibi(heads=8))
 
 

@@ -41,9 +41,7 @@ class MLP(Layer):
         }
 
     def folds(self) -> tuple[Fold, ...]:
-        return (
-            (Fold("up", ("down",)),) if self.act == "relu" else ()
-        )  # other activations don't commute with positive scales
+        return (Fold("up", ("down",)),) if self.act == "relu" else ()  # others don't commute with positive scales
 
     def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         return p.down(activate(ops, p, self.act, p.up(x)))

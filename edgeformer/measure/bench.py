@@ -150,7 +150,7 @@ def check_lengths(settings: Settings, spec: Model, context: int, what: str) -> N
     needed = settings.longest(spec)
     if needed > context:
         raise InputError(
-            f"{needed} tokens (depth, prompt and generated) exceed the context of {context} positions of {what}; reduce --prompt,"
+            f"{needed} tokens (depth, prompt and generated) exceed the {context} positions of {what}; reduce --prompt,"
             " --gen or --depth"
         )
 

@@ -198,9 +198,7 @@ def _from_llama_bench(row: dict[str, Any], path: Path) -> dict[str, Any]:
         row["load_mode"] = "mmap" if row["use_mmap"] else "none"
     elif "use_mmap" not in row and "load_mode" in row:
         row["use_mmap"] = "mmap" in str(row["load_mode"])
-    if (
-        isinstance(row.get("stddev_ns"), int) and row["stddev_ns"] > 2**62
-    ):  # computed in unsigned arithmetic, it wrapped around
+    if isinstance(row.get("stddev_ns"), int) and row["stddev_ns"] > 2**62:  # unsigned arithmetic wrapped around
         row["stddev_ns"] = None
     samples, tokens = row.get("samples_ns") or [], (row["n_prompt"] or 0) + (row["n_gen"] or 0)
     rates = row.get("samples_ts") or [tokens * 1e9 / ns for ns in samples if ns]

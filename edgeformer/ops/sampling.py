@@ -135,9 +135,7 @@ def choose(logits: np.ndarray, sampling: Sampling, rng: np.random.Generator) -> 
     check_logits(logits)
     if sampling.temperature == 0:
         return int(logits.argmax())
-    with np.errstate(
-        over="ignore"
-    ):  # the best score is 0; a tiny temperature may overflow the others to -inf, as intended
+    with np.errstate(over="ignore"):  # a tiny temperature may overflow all but the best score, 0, to -inf
         scores = (logits.astype(np.float64) - logits.max()) / sampling.temperature
     if 0 < sampling.top_k < len(scores):
         scores[scores < np.partition(scores, -sampling.top_k)[-sampling.top_k]] = -np.inf
