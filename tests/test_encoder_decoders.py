@@ -79,7 +79,11 @@ def test_exported_verified_and_generated_from(precision, tmp_path):
 
 def test_what_is_not_done_is_said(tmp_path):
     tiny(tmp_path / "hf", "t5", "plain")
-    for command, words in (("bench", "not measured"), ("compare", "not measured"), ("launches", "no decode step")):
+    for command, words in (
+        ("bench", "can't be measured"),
+        ("compare", "can't be measured"),
+        ("launches", "no decode step"),
+    ):
         said = CliRunner().invoke(cli, [command, str(tmp_path / "hf")])
         assert said.exit_code == 1 and words in str(said.exception), said.output
     linked = ["export", str(tmp_path / "hf"), "-o", str(tmp_path / "linked"), "--weights", "link"]

@@ -18,7 +18,9 @@ def activations() -> list[str]:
 def require_activation(node: Node, act: Activation) -> None:
     """Raise `SpecError` unless `act` is a layer or one of the vocabulary's activations."""
     known = ", ".join(activations())
-    node.require(isinstance(act, Layer) or act in activations(), f"unknown act {act!r}; known activations: {known}")
+    node.require(
+        isinstance(act, Layer) or act in activations(), f"act {act!r} is not known; known activations: {known}"
+    )
 
 
 def activation_params(act: Activation, width: int) -> dict[str, Declaration]:
