@@ -241,5 +241,5 @@ def test_encoders_have_no_budget(tmp_path):
 
     encoder = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 64}
     bert, _ = load_tiny(tmp_path / "b", "bert", **encoder, vocab_size=97)
-    with pytest.raises(InputError, match="next-token predictions"):
+    with pytest.raises(InputError, match="a decoder's next-token predictions"):
         mixed(bert, random_ids(97, 2, 16), 5.0)

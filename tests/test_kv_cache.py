@@ -120,7 +120,7 @@ def test_refusals(tmp_path, text):
         require("mlx")[0].open(loaded, Options(variant="kv-int8"))
     encoder = {"hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
     bert, _ = load_tiny(tmp_path / "bert", "bert", **encoder, vocab_size=TINY["vocab_size"])
-    with pytest.raises(InputError, match="encoders have no KV cache to quantize"):
+    with pytest.raises(InputError, match="measured on decoders only, and this model is not a decoder"):
         cache_scales(bert, ids)
 
 

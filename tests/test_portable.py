@@ -168,9 +168,9 @@ def test_coreml_stays_within_the_published_list(tmp_path):
 def test_targets_refuse_what_they_cannot_hold(tmp_path):
     from edgeformer.errors import ExportError
 
-    with pytest.raises(ExportError, match="the target coreml holds fp32, fp16, bf16, not q4"):
+    with pytest.raises(ExportError, match="the target coreml supports fp32, fp16, bf16, not q4"):
         export(load(STDLIB), tmp_path / "m", target="coreml", precision="q4")
     made = export(load(STDLIB), tmp_path / "c", target="cuda")
-    assert any("computes in FLOAT16, not in FLOAT" in note for note in made.notes)
+    assert any("GroupQueryAttention supports FLOAT16, not FLOAT" in note for note in made.notes)
     made = export(load(STDLIB), tmp_path / "d", target="cuda", precision="q4f16")
     assert not made.notes

@@ -21,7 +21,7 @@ def cache_scales(loaded: LoadedModel, ids: np.ndarray) -> dict[tuple[str, str], 
         ids: calibration tokens int64 [n, T].
 
     Raises:
-        InputError: the model has no KV cache.
+        InputError: the model is not a decoder.
         RuntimeUnavailable: torch is not installed.
     """
     torch = require_torch()
@@ -29,7 +29,7 @@ def cache_scales(loaded: LoadedModel, ids: np.ndarray) -> dict[tuple[str, str], 
     from edgeformer.runtimes.torch import build_torch
 
     if loaded.spec.task != Task.TEXT_GENERATION:
-        raise InputError("encoders have no KV cache to quantize")
+        raise InputError("scales of an int8 KV cache are measured on decoders only, and this model is not a decoder")
     largest: dict[tuple[str, str], Any] = {}
 
     class Watching(GrowingStore):
