@@ -14,9 +14,12 @@ import pkgutil
 from collections.abc import Iterator
 from functools import cache
 from types import ModuleType
+from typing import TypeVar
 
 from edgeformer.errors import PluginError, is_fault
 from edgeformer.files.quoting import plain
+
+T = TypeVar("T")
 
 
 @cache
@@ -49,6 +52,22 @@ def find(package: str, name: str) -> ModuleType | None:
         if not is_fault(e) and not isinstance(e, SystemExit):
             raise
         raise fault_of(package, name, e) from e
+
+
+def declared(module: ModuleType, name: str, kind: type[T]) -> T:
+    """What a part declares under `name`: a class (`kind` is then `type`), or an object of the class `kind`.
+
+    Raises:
+        PluginError: the module declares nothing by this name, or something else.
+    """
+    found = getattr(module, name, None)
+    if isinstance(found, kind):
+        return found
+    has = "nothing" if found is None else f"a {type(found).__name__}"
+    wants = "a class" if kind is type else f"a {kind.__name__}"
+    raise PluginError(
+        f"{module.__name__} must define {name}, {wants}, and defines {has}; CONTRIBUTING.md shows what a file there declares"
+    )
 
 
 def is_plugin(package: str, name: str) -> bool:

@@ -40,7 +40,7 @@ class RuntimeUnavailable(EdgeformerError):
 
 
 class PluginError(EdgeformerError):
-    """A plug-in from another package fails, or can't be imported."""
+    """A plug-in from another package fails or can't be imported, or a part doesn't declare what it must."""
 
 
 class RuntimeFault(EdgeformerError):

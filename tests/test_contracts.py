@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar
 
@@ -296,3 +297,48 @@ def test_an_option_of_measuring_reaches_the_other_machine(command):
     assert made is not None
     left = {p.name for p in made.params} - set(_PASSED) - set(_FLAGS) - named - here - apart
     assert not left
+
+
+@pytest.mark.parametrize(
+    ("package", "content", "command", "words"),
+    [
+        ("runtimes", "", ["runtimes"], "must define Runtime, a class, and defines nothing"),
+        ("runtimes", "Runtime = 3", ["runtimes"], "must define Runtime, a class, and defines a int"),
+        (
+            "exporters.onnx.targets",
+            "",
+            ["export", str(STDLIB), "-o", "x", "--target", "unfinished"],
+            "must define Target",
+        ),
+        ("models", "", None, "must define FAMILY"),
+        (
+            "quantization.methods",
+            "",
+            ["quantize", str(STDLIB), "-o", "x", "--method", "unfinished"],
+            "must define Method",
+        ),
+    ],
+)
+def test_a_part_that_is_not_finished_is_named(package, content, command, words, monkeypatch, tmp_path):
+    """An empty file of our own ended in a traceback, and as a family in a message that contradicted itself."""
+    import importlib
+
+    from click.testing import CliRunner
+
+    from edgeformer.checkpoint.loading import family
+    from edgeformer.cli import cli
+    from edgeformer.errors import PluginError
+
+    (tmp_path / "unfinished.py").write_text(content)
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(f"edgeformer.{package}")
+    monkeypatch.setattr(module, "__path__", [*module.__path__, str(tmp_path)])
+    monkeypatch.delitem(sys.modules, f"edgeformer.{package}.unfinished", raising=False)
+    importlib.invalidate_caches()
+    if command is None:
+        with pytest.raises(PluginError, match=words):
+            family("unfinished")
+        return
+    done = CliRunner().invoke(cli, command)
+    said = done.output + str(done.exception or "")
+    assert words in " ".join(said.split()), said

@@ -46,7 +46,7 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
             f"{file} has llama.cpp's architecture {reader.architecture!r}, which edgeformer doesn't read from GGUF yet;"
             f" supported are {', '.join(known)}"
         )
-    arch: Architecture = module.ARCHITECTURE
+    arch = discover.declared(module, "ARCHITECTURE", Architecture)
     config = arch.config(reader)
     unread = reader.unread()
     if unread and not allow_unread:

@@ -98,14 +98,13 @@ def family(model_type: str) -> Family:
     """
     name = model_type.replace("-", "_")  # xlm-roberta's model_type has a hyphen
     module = None if name.startswith("_") else discover.find("edgeformer.models", name)
-    found = None if module is None else family_of(module)
-    if found is None:
-        raise ConfigError(
-            f"model_type {shown(model_type)} is not known: there is no models/{model_type[:60]}.py (and no entry point of that"
-            f" name in the group 'edgeformer.models'). Known: {', '.join(discover.names('edgeformer.models'))}."
-            " CONTRIBUTING.md shows how to add a family in one file"
-        )
-    return found
+    if module is not None:
+        return family_of(module) or discover.declared(module, "FAMILY", Family)
+    raise ConfigError(
+        f"model_type {shown(model_type)} is not known: there is no models/{model_type[:60]}.py (and no entry point of that"
+        f" name in the group 'edgeformer.models'). Known: {', '.join(discover.names('edgeformer.models'))}."
+        " CONTRIBUTING.md shows how to add a family in one file"
+    )
 
 
 def named_specs() -> dict[str, Path]:

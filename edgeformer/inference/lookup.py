@@ -59,25 +59,28 @@ class Broken(Runtime):
 
 def _made(module: ModuleType, name: str) -> Runtime:
     """A module's runtime, or `Broken` with the reason why there is none."""
-    if not discover.is_plugin(PACKAGE, name):
-        return module.Runtime()
+    plugin = discover.is_plugin(PACKAGE, name)
     try:
-        made = module.Runtime()
+        made = discover.declared(module, "Runtime", type)()
         wrong = (
             None
             if isinstance(made, Runtime)
             else "its Runtime is not a subclass of edgeformer.inference.runtime.Runtime"
         )
-        if wrong is None and not (isinstance(made.opens, str) and all(isinstance(v, str) for v in made.variants)):
+        if wrong is None and not (
+            isinstance(getattr(made, "opens", None), str) and all(isinstance(v, str) for v in made.variants)
+        ):
             wrong = "`opens` and `variants` must be strings"
+    except PluginError as e:
+        made, wrong = None, str(e)
     except BaseException as e:
-        if not is_fault(e):
+        if not plugin or not is_fault(e):
             raise
         made, wrong = None, f"{type(e).__name__}: {e}"
     return (
         made
         if made is not None and wrong is None
-        else Broken(f"the plug-in {name!r} is broken: {wrong}; fix it or uninstall it")
+        else Broken(f"the {'plug-in' if plugin else 'runtime'} {name!r} is broken: {wrong}; fix it or uninstall it")
     )
 
 

@@ -59,7 +59,7 @@ def method_named(name: str) -> Method:
     module = discover.find(package, name)
     if module is None:
         raise InputError(f"unknown quantization method {name!r}; methods are {', '.join(discover.names(package))}")
-    return module.Method()
+    return discover.declared(module, "Method", type)()
 
 
 def quantize(

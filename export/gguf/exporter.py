@@ -129,7 +129,7 @@ def architecture(spec: Model) -> tuple[str, dict[str, Any], Architecture]:
     for name, module in discover.each("edgeformer.checkpoint.gguf_archs"):
         with discover.sparing("edgeformer.checkpoint.gguf_archs", name):
             try:
-                arch: Architecture = module.ARCHITECTURE
+                arch = discover.declared(module, "ARCHITECTURE", Architecture)
                 return name, arch.metadata(spec), arch
             except Unmapped as e:
                 reasons.append(f"{name}: {e}")

@@ -63,7 +63,7 @@ def target_class(target: str) -> type[FunctionOps]:
     if module is None:
         known = ", ".join(discover.names("edgeformer.exporters.onnx.targets"))
         raise ExportError(f"unknown ONNX target {target!r}; targets are {known}")
-    return module.Target
+    return discover.declared(module, "Target", type)
 
 
 def cache_names(spec: Model) -> dict[tuple[str, str], str]:

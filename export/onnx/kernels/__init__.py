@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -75,6 +76,13 @@ def library_path() -> Path:
     return library
 
 
+def _shortened(done: subprocess.CompletedProcess[str]) -> str:
+    """The output of a failed build from its first error on: errors after it often follow from it."""
+    text = done.stdout + done.stderr
+    first = re.search(r"^.*\berror\b.*$", text, re.M | re.I)
+    return text[first.start() :][:2000] if first else text[-2000:]
+
+
 def _build(library: Path) -> None:
     library.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=library.parent) as scratch:
@@ -85,7 +93,7 @@ def _build(library: Path) -> None:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
             if done.returncode:
                 raise RuntimeUnavailable(
-                    f"building the native kernels failed: `{' '.join(command)}`:\n{(done.stdout + done.stderr)[-2000:]}"
+                    f"building the native kernels failed: `{' '.join(command)}`:\n{_shortened(done)}"
                 )
         made = next(Path(scratch).rglob("libedgeformer_ops.*"))
         os.replace(made, library)

@@ -27,7 +27,7 @@ def get(name: str) -> Kernel:
     module = None if name.startswith("_") else discover.find(PACKAGE, name)
     if module is None:
         raise InputError(f"unknown Metal kernel {name!r}; kernels are {', '.join(names())}")
-    return module.KERNEL()
+    return discover.declared(module, "KERNEL", type)()
 
 
 __all__ = ["Kernel", "get", "names"]
