@@ -342,3 +342,25 @@ def test_a_part_that_is_not_finished_is_named(package, content, command, words, 
     done = CliRunner().invoke(cli, command)
     said = done.output + str(done.exception or "")
     assert words in " ".join(said.split()), said
+
+
+def test_the_family_in_contributing_works():
+    """Its code block, run."""
+    import re
+
+    from support import ROOT
+
+    from edgeformer.models._config import HfConfig
+
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.S)
+    made: dict[str, Any] = {}
+    exec(code, made)
+    sizes = {
+        "hidden_size": 64,
+        "num_attention_heads": 4,
+        "num_hidden_layers": 2,
+        "intermediate_size": 96,
+        "vocab_size": 97,
+    }
+    spec = made["FAMILY"].spec(HfConfig({"model_type": "mymodel", "clip_qkv": 8.0, **sizes}, "the example"))
+    assert spec.depth() == 2 and spec.blocks[0].attention.clip == 8.0
