@@ -11,10 +11,10 @@ import importlib
 import importlib.util
 import logging
 import pkgutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from edgeformer.errors import PluginError, is_fault
 from edgeformer.files.quoting import plain
@@ -58,15 +58,30 @@ def declared(module: ModuleType, name: str, kind: type[T]) -> T:
     """What a part declares under `name`: a class (`kind` is then `type`), or an object of the class `kind`.
 
     Raises:
-        PluginError: the module declares nothing by this name, or something else.
+        PluginError: the module declares nothing under this name, or something else.
     """
     found = getattr(module, name, None)
-    if isinstance(found, kind):
-        return found
-    has = "nothing" if found is None else f"a {type(found).__name__}"
-    wants = "a class" if kind is type else f"a {kind.__name__}"
-    raise PluginError(
-        f"{module.__name__} must define {name}, {wants}, and defines {has}; CONTRIBUTING.md shows what a file there declares"
+    if not isinstance(found, kind):
+        raise _undeclared(module, name, "a class" if kind is type else f"an object of type {kind.__name__}", found)
+    return found
+
+
+def function(module: ModuleType, name: str) -> Callable[..., Any]:
+    """The function that a part declares under `name`.
+
+    Raises:
+        PluginError: the module declares nothing under this name, or something that can't be called.
+    """
+    found = getattr(module, name, None)
+    if not callable(found):
+        raise _undeclared(module, name, "a function", found)
+    return found
+
+
+def _undeclared(module: ModuleType, name: str, wanted: str, found: Any) -> PluginError:
+    has = "nothing" if found is None else f"an object of type {type(found).__name__}"
+    return PluginError(
+        f"{module.__name__} must define {name}, {wanted}, but defines {has}; CONTRIBUTING.md shows what a file there declares"
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from edgeformer.checkpoint.artefact import Exported
 from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.discover import function
 from edgeformer.errors import InputError
 from edgeformer.exporters import formats
 
@@ -27,7 +28,7 @@ def exporter(name: str) -> Exporter:
     """
     if name not in formats():
         raise InputError(f"unknown export format {name!r}; formats are: {', '.join(formats())}")
-    return import_module(f"edgeformer.exporters.{name}.exporter").EXPORTER
+    return function(import_module(f"edgeformer.exporters.{name}.exporter"), "EXPORTER")
 
 
 def export_as(loaded: LoadedModel, output: str | os.PathLike, to: str, **options: Any) -> Exported:

@@ -101,6 +101,20 @@ def test_what_per_step_may_give():
         _with_attention(lambda a: Wrong(heads=4, kv_heads=2, head_dim=16))
 
 
+def test_a_mask_that_is_not_declared_is_refused():
+    """A layer written when tables were found by fields' names would end in a KeyError in the middle of a forward pass."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Undeclared(GQA):
+        kind: ClassVar[str] = "undeclared"
+
+        def per_step(self) -> tuple[Node, ...]:
+            return ()
+
+    with pytest.raises(SpecError, match="undeclared has a mask that its per_step doesn't return"):
+        _with_attention(lambda a: Undeclared(heads=4, kv_heads=2, head_dim=16))
+
+
 def test_shared_keys_and_values_must_have_one_shape():
     @dataclass(frozen=True, kw_only=True)
     class Lender(GQA):
@@ -302,8 +316,8 @@ def test_an_option_of_measuring_reaches_the_other_machine(command):
 @pytest.mark.parametrize(
     ("package", "content", "command", "words"),
     [
-        ("runtimes", "", ["runtimes"], "must define Runtime, a class, and defines nothing"),
-        ("runtimes", "Runtime = 3", ["runtimes"], "must define Runtime, a class, and defines a int"),
+        ("runtimes", "", ["runtimes"], "must define Runtime, a class, but defines nothing"),
+        ("runtimes", "Runtime = 3", ["runtimes"], "must define Runtime, a class, but defines an object of type int"),
         (
             "exporters.onnx.targets",
             "",
@@ -312,6 +326,13 @@ def test_an_option_of_measuring_reaches_the_other_machine(command):
         ),
         ("models", "", None, "must define FAMILY"),
         (
+            "advise.rules",
+            "TARGET = 'x'",
+            ["advise", str(STDLIB)],
+            "must define remarks, a function, but defines nothing",
+        ),
+        ("cli", "", ["unfinished"], "must define command"),
+        (
             "quantization.methods",
             "",
             ["quantize", str(STDLIB), "-o", "x", "--method", "unfinished"],
@@ -319,7 +340,7 @@ def test_an_option_of_measuring_reaches_the_other_machine(command):
         ),
     ],
 )
-def test_a_part_that_is_not_finished_is_named(package, content, command, words, monkeypatch, tmp_path):
+def test_a_part_that_is_not_finished_is_named(package, content, command, words, monkeypatch, tmp_path, caplog):
     """An empty file of our own ended in a traceback, and as a family in a message that contradicted itself."""
     import importlib
 
@@ -340,7 +361,7 @@ def test_a_part_that_is_not_finished_is_named(package, content, command, words, 
             family("unfinished")
         return
     done = CliRunner().invoke(cli, command)
-    said = done.output + str(done.exception or "")
+    said = done.output + str(done.exception or "") + caplog.text
     assert words in " ".join(said.split()), said
 
 

@@ -24,5 +24,7 @@ def advise(spec: Model) -> list[Remark]:
     found: list[Remark] = []
     for name, module in discover.each("edgeformer.advise.rules"):
         with discover.sparing("edgeformer.advise.rules", name):
-            found += [Remark(module.TARGET, text) for text in module.remarks(spec)]
+            target = discover.declared(module, "TARGET", str)
+            remarks = discover.function(module, "remarks")
+            found += [Remark(target, text) for text in remarks(spec)]
     return found

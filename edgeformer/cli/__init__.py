@@ -27,26 +27,20 @@ class Commands(click.Group):
         name = cmd_name.replace("-", "_")
         try:
             module = None if name.startswith("_") else discover.find("edgeformer.cli", name)
-            found = None if module is None else module.command
+            return None if module is None else discover.declared(module, "command", click.Command)
         except BaseException as e:
             if not isinstance(e, PluginError) and not (is_fault(e) and discover.is_plugin("edgeformer.cli", name)):
                 raise
             return _broken(cmd_name, e if isinstance(e, PluginError) else discover.fault_of("edgeformer.cli", name, e))
-        if found is None or isinstance(found, click.Command):
-            return found
-        wrong = TypeError("its `command` is not a click.Command")
-        return _broken(cmd_name, discover.fault_of("edgeformer.cli", name, wrong))
 
 
 def _broken(name: str, fault: PluginError) -> click.Command:
-    """A stand-in for a broken plug-in: running it raises the fault, and the other commands stay usable."""
+    """A stand-in for a broken command: running it raises the fault, and the other commands stay usable."""
 
     def refuse(**_: Any) -> NoReturn:
         raise fault
 
-    return click.Command(
-        name, callback=refuse, short_help="(broken plug-in)", params=[click.Argument(["words"], nargs=-1)]
-    )
+    return click.Command(name, callback=refuse, short_help="(broken)", params=[click.Argument(["words"], nargs=-1)])
 
 
 @click.group(

@@ -5,14 +5,14 @@ Not a kind of spec node: decoders and encoders hold their blocks directly, so th
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Self
 
 from edgeformer.layers.mask import Mask
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import Step
 from edgeformer.ops.tensor import T, Tensor
-from edgeformer.spec import Declaration, Layer, Model, Node, Norm, SharedKV, Sizes, Sub, layers
+from edgeformer.spec import Declaration, Layer, Model, Node, Norm, Position, SharedKV, Sizes, Sub, layers
 
 
 def add_norm(norm: LayerHandle, x: T, d: T | None) -> tuple[T, T]:
@@ -48,6 +48,7 @@ class Blocks(Layer):
             self.require(
                 isinstance(node, (Layer, Mask)), f"per_step must return layers and masks; {node.kind} is neither"
             )
+        _check_declared(self, self.blocks)
         object.__setattr__(self, "_positions", tuple(n for n in nodes if isinstance(n, Layer)))
         object.__setattr__(self, "_masks", tuple(n for n in nodes if isinstance(n, Mask)))
 
@@ -111,6 +112,17 @@ def _repeated(blocks: tuple[Layer, ...], count: int) -> tuple[Layer, ...]:
     while len(out) < count:
         out.append(out[-period])
     return tuple(out)
+
+
+def _check_declared(stack: Node, blocks: tuple[Layer, ...]) -> None:
+    """Raise `SpecError` if a layer holds a mask or position scheme that its `per_step` doesn't return: `apply` would not find it
+    in `step.tables`."""
+    for block in dict.fromkeys(blocks):
+        for _, layer, _ in layers(block, 1):
+            held = (getattr(layer, f.name) for f in fields(layer))
+            for node in held:
+                if isinstance(node, (Mask, Position)) and node not in layer.per_step():
+                    stack.require(False, f"{layer.kind} has a {node.kind} that its per_step doesn't return")
 
 
 def _check_sharing(stack: Node, blocks: tuple[Layer, ...]) -> None:

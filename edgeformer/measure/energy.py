@@ -31,7 +31,7 @@ def find_meter() -> Meter | None:
     """The first counter available on this machine."""
     for name, module in discover.each(PACKAGE):
         with discover.sparing(PACKAGE, name):
-            if (meter := module.open_meter()) is not None:
+            if (meter := discover.function(module, "open_meter")()) is not None:
                 return meter
     return None
 

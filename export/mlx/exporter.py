@@ -157,7 +157,7 @@ def stock_config(spec: Model) -> tuple[dict[str, Any] | None, str]:
     for name, module in discover.each("edgeformer.exporters.mlx.types"):
         with discover.sparing("edgeformer.exporters.mlx.types", name):
             try:
-                return module.config(spec), ""
+                return discover.function(module, "config")(spec), ""
             except Unmapped as e:
                 reasons.append(f"{name}: {e}")
     return None, "; ".join(reasons)
