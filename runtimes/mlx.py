@@ -33,11 +33,21 @@ def build_mlx(loaded: LoadedModel, *, precision: str = "fp32") -> Any:
     """
     from edgeformer.backends.mlx.load import load_model
 
+    exact_float32()
     return load_model(loaded.spec, loaded.require_weights(), precision)
+
+
+def exact_float32() -> None:
+    """Make fp32 mean fp32: by default MLX multiplies float32 in TF32 (three decimal digits) on GPUs that support it.
+
+    Call it before MLX is imported. A value that the user has set stays.
+    """
+    os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 
 def back_end_missing() -> str | None:
     """None, or what is missing: on Linux the package `mlx` alone has no back end."""
+    exact_float32()
     try:
         import mlx.core  # noqa: F401
     except ImportError as e:
@@ -55,10 +65,6 @@ def _installed(package: str) -> bool:
         return bool(version(package))
     except PackageNotFoundError:
         return False
-
-
-# fp32 means fp32: by default MLX multiplies float32 in TF32 (three decimal digits) on GPUs that support it
-os.environ.setdefault("MLX_ENABLE_TF32", "0")
 
 
 class MlxSession(Session):
@@ -162,6 +168,7 @@ def tune_here(loaded: LoadedModel, precision: str, **options: Any) -> Any:
         RuntimeUnavailable: Metal is not available.
         InputError: the model is an encoder.
     """
+    exact_float32()
     import mlx.core as mx
 
     from edgeformer.backends.mlx import metal
@@ -218,6 +225,7 @@ class Runtime(base.Runtime):
         return super().unavailable() or back_end_missing()
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        exact_float32()
         if isinstance(source, Path):  # an exported folder is a checkpoint, too
             manifest = bundle.opened(source, {CODE_NAME: MODEL_FILE})  # code that this runtime doesn't run
             precision = (

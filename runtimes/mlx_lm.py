@@ -19,7 +19,7 @@ from edgeformer.inference.runtime import Options, Session
 from edgeformer.inference.text import ToolText
 from edgeformer.layers.rope import length_dependent
 from edgeformer.ops.sampling import Sampling, check_logits
-from edgeformer.runtimes.mlx import back_end_missing, has_gpu
+from edgeformer.runtimes.mlx import back_end_missing, exact_float32, has_gpu
 from edgeformer.spec.task import Task
 
 
@@ -121,5 +121,6 @@ class Runtime(base.Runtime):
         return super().unavailable() or back_end_missing()
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        exact_float32()
         assert isinstance(source, Path)
         return MlxLmSession(source, options)

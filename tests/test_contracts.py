@@ -385,3 +385,16 @@ def test_the_family_in_contributing_works():
     }
     spec = made["FAMILY"].spec(HfConfig({"model_type": "mymodel", "clip_qkv": 8.0, **sizes}, "the example"))
     assert spec.depth() == 2 and spec.blocks[0].attention.clip == 8.0
+
+
+def test_importing_a_runtime_sets_no_environment_variable(monkeypatch):
+    """MLX's was set by an import; now by what uses MLX, and before it computes anything."""
+    import subprocess
+
+    program = (
+        "import os, edgeformer.runtimes.mlx as mlx; assert 'MLX_ENABLE_TF32' not in os.environ\n"
+        "mlx.back_end_missing(); print(os.environ['MLX_ENABLE_TF32'])"
+    )
+    monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "0\n"
