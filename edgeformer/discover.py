@@ -21,6 +21,8 @@ from edgeformer.files.quoting import plain
 
 T = TypeVar("T")
 
+_plugins: dict[str, tuple[str, str]] = {}  # by module: the group and the name of the entry point that led to it
+
 
 @cache
 def _entry_points(package: str) -> dict[str, str]:
@@ -46,6 +48,7 @@ def find(package: str, name: str) -> ModuleType | None:
         return importlib.import_module(f"{package}.{name}")
     if (target := _entry_points(package).get(name)) is None:
         return None
+    _plugins[target] = package, name
     try:
         return importlib.import_module(target)
     except BaseException as e:
@@ -60,7 +63,7 @@ def declared(module: ModuleType, name: str, kind: type[T]) -> T:
     Raises:
         PluginError: the module declares nothing under this name, or something else.
     """
-    found = getattr(module, name, None)
+    found = _attribute(module, name)
     if not isinstance(found, kind):
         raise _undeclared(module, name, "a class" if kind is type else f"an object of type {kind.__name__}", found)
     return found
@@ -72,16 +75,28 @@ def function(module: ModuleType, name: str) -> Callable[..., Any]:
     Raises:
         PluginError: the module declares nothing under this name, or something that can't be called.
     """
-    found = getattr(module, name, None)
+    found = _attribute(module, name)
     if not callable(found):
         raise _undeclared(module, name, "a function", found)
     return found
 
 
-def _undeclared(module: ModuleType, name: str, wanted: str, found: Any) -> PluginError:
+def _attribute(module: ModuleType, name: str) -> object:
+    try:
+        return getattr(module, name, None)
+    except Exception as e:  # a plug-in's own `__getattr__`
+        if (plugin := _plugins.get(module.__name__)) is None:
+            raise
+        raise fault_of(*plugin, e) from e
+
+
+def _undeclared(module: ModuleType, name: str, wanted: str, found: object) -> PluginError:
     has = "nothing" if found is None else f"an object of type {type(found).__name__}"
+    must = f"must define {name}, {wanted}, but defines {has}; CONTRIBUTING.md shows what a file there declares"
+    if (plugin := _plugins.get(module.__name__)) is None:
+        return PluginError(f"{module.__name__} {must}")
     return PluginError(
-        f"{module.__name__} must define {name}, {wanted}, but defines {has}; CONTRIBUTING.md shows what a file there declares"
+        f"the plug-in {plugin[1]!r} of {plugin[0]} ({module.__name__}) is broken: it {must}; fix or uninstall it"
     )
 
 

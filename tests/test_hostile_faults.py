@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -178,6 +179,9 @@ def test_types_are_told_apart():
 # ---------------------------------------------------------------------------------------------------------------- plug-ins
 
 
+_numbers = itertools.count()
+
+
 @pytest.fixture
 def plugin(tmp_path, monkeypatch):
     """Installs a plug-in: its group, its name, and the text of its module."""
@@ -185,7 +189,7 @@ def plugin(tmp_path, monkeypatch):
     discover._warn.cache_clear()
 
     def install(group: str, name: str, content: str) -> None:
-        module = f"plugin_{name}_{len(list(tmp_path.iterdir()))}"
+        module = f"plugin_{name}_{next(_numbers)}"  # a name of its own: what a test imported stays imported
         (tmp_path / f"{module}.py").write_text(content)
         known = discover._entry_points
         monkeypatch.setattr(discover, "_entry_points", lambda g: {**known(g), **({name: module} if g == group else {})})

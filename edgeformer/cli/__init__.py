@@ -11,7 +11,7 @@ import click
 
 from edgeformer import __version__, discover
 from edgeformer.cli import _crash as crash
-from edgeformer.errors import EdgeformerError, PluginError, is_fault
+from edgeformer.errors import EdgeformerError, PluginError
 from edgeformer.files.quoting import MAX_MESSAGE, plain
 
 
@@ -28,10 +28,8 @@ class Commands(click.Group):
         try:
             module = None if name.startswith("_") else discover.find("edgeformer.cli", name)
             return None if module is None else discover.declared(module, "command", click.Command)
-        except BaseException as e:
-            if not isinstance(e, PluginError) and not (is_fault(e) and discover.is_plugin("edgeformer.cli", name)):
-                raise
-            return _broken(cmd_name, e if isinstance(e, PluginError) else discover.fault_of("edgeformer.cli", name, e))
+        except PluginError as e:
+            return _broken(cmd_name, e)
 
 
 def _broken(name: str, fault: PluginError) -> click.Command:
