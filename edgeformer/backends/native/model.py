@@ -1,0 +1,235 @@
+"""A spec with weights in the native engine: tiles filled straight from the files, and sessions that step."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+
+import numpy as np
+
+from edgeformer.backends.native.library import load_library, pointer
+from edgeformer.backends.native.ops import record
+from edgeformer.backends.native.program import (
+    Constant,
+    Instruction,
+    Kind,
+    Op,
+    Part,
+    Recorded,
+    expanded,
+    places,
+    quantized_buffers,
+)
+from edgeformer.spec import Model
+from edgeformer.weights.binding import Weights
+from edgeformer.weights.formats import QuantizedTensor
+
+TILE = 16
+"""Rows of a tile."""
+MAX_NEW = 256
+"""Tokens per sequence that one step computes; longer prompts are cut."""
+
+
+class NativeModel:
+    """A decoder whose weights lie in the engine's tiles.
+
+    Args:
+        spec: the model.
+        weights: its weights; codes of q4 and q8 are taken as they are.
+        capacity: the longest sequence of its sessions.
+        isa: an instruction set by name; None chooses the fastest.
+
+    Raises:
+        NotCovered: see `ops.record`.
+        RuntimeUnavailable: the library isn't built, and can't be built here.
+    """
+
+    def __init__(self, spec: Model, weights: Weights, capacity: int, *, isa: str | None = None):
+        self.spec, self.capacity, self.library = spec, capacity, load_library()
+        self.isa = self.library.isa(isa)
+        self.handle = ctypes.c_void_p()
+        self.library.call("ef_model_new", self.isa.encode(), spec.vocab, ctypes.byref(self.handle))
+        program = record(spec, capacity)
+        self._tables, self._weights = program.tables, weights
+        self._matrices: dict[tuple[Op, tuple[Part, ...]], int] = {}
+        self._vectors: dict[Constant, int] = {}
+        kinds = {p.weight: self._kind(p) for i in program.code for p in i.parts}
+        code = expanded(program.code, kinds, program.buffer)
+        placed, widths = places(code)
+        read_as_int8 = quantized_buffers(code, kinds)
+        instructions = (Instruction * len(code))(*(self._laid_out(i, placed, kinds, read_as_int8) for i in code))
+        caches, sizes = np.array(program.caches, np.int32).reshape(-1, 3), np.array(widths, np.int32)
+        self.library.call(
+            "ef_model_program", self.handle, pointer(sizes), len(sizes), ctypes.addressof(instructions), len(code),
+            pointer(caches), len(caches),
+        )  # fmt: skip
+        self.kinds = {kinds[p.weight] for i in code for p in i.parts if i.op is not Op.LOOKUP}
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.library.delete("ef_model_delete", self.handle)
+
+    def _laid_out(self, i: Recorded, placed: dict[int, int], kinds: dict[str, Kind], as_int8: set[int]) -> Instruction:
+        """An instruction with the numbers of its buffers, matrices and vectors."""
+        made = Instruction(
+            op=i.op, dst=-1, src=-1, other=-1, total=-1, matrix=-1, weight=-1, bias=-1, table=-1, slopes=-1, sinks=-1, cache=-1,
+            scale=1.0,
+        )  # fmt: skip
+        for name, value in i.numbers.items():
+            setattr(made, name, value)
+        for name in ("dst", "src", "other", "total"):
+            if (buffer := getattr(i, name)) is not None:
+                setattr(made, name, placed[buffer.number])
+        for name in ("weight", "bias", "table", "slopes", "sinks"):
+            if (constant := getattr(i, name)) is not None:
+                setattr(made, name, self._vector(constant))
+        if i.parts:
+            made.matrix = self._matrix(i, kinds)
+            gate, up = _biases(i)
+            made.weight = made.weight if gate is None else self._vector(gate)
+            made.bias = made.bias if up is None else self._vector(up)
+        written = i.dst or i.src
+        made.kept = int((i.dst is None and i.op is not Op.APPEND) or (written is not None and written.kept))
+        made.quantize = int(i.dst is not None and i.dst.number in as_int8)
+        return made
+
+    # ------------------------------------------------------------------------------------------------------ weights
+
+    def _kind(self, part: Part) -> Kind:
+        if part.weight in self._tables:
+            return Kind.FP32
+        source = self._weights.sources[part.weight]
+        if isinstance(source.stored, QuantizedTensor) and source.part is None:
+            return Kind[source.stored.format.name.upper()]
+        return {"F16": Kind.FP16, "BF16": Kind.BF16}.get(source.stored.dtype, Kind.FP32)
+
+    def _vector(self, constant: Constant) -> int:
+        if constant not in self._vectors:
+            arrays = [np.asarray(self._weights[name]).astype(np.float32) for name in constant.names]
+            values = np.ascontiguousarray(constant.make(*arrays), np.float32)
+            self._vectors[constant] = self.library.call("ef_vector_new", self.handle, pointer(values), values.size)
+        return self._vectors[constant]
+
+    def _matrix(self, i: Recorded, kinds: dict[str, Kind]) -> int:
+        """The matrix of an instruction's parts; a table and the head tied to it share one."""
+        key = (Op.GLU if i.op is Op.GLU else Op.LINEAR, tuple(Part(p.weight, p.inputs, p.outputs) for p in i.parts))
+        if key in self._matrices:
+            return self._matrices[key]
+        kind, tiles = kinds[i.parts[0].weight], [-(-p.outputs // TILE) for p in i.parts]
+        alone = len(i.parts) == 1
+        rows = i.parts[0].outputs if alone else sum(tiles) * TILE
+        number = self.library.call("ef_matrix_new", self.handle, kind, rows, i.parts[0].inputs)
+        first = 0
+        for n, part in enumerate(i.parts):
+            tile, step = (n, 2) if i.op is Op.GLU else (first, 1)
+            for row, data, scales in self._rows(part, kind):
+                fill = (number, tile, step, row, len(data), pointer(data), pointer(scales))
+                self.library.call("ef_matrix_fill", self.handle, *fill)
+            first += tiles[n]
+        self._matrices[key] = number
+        return number
+
+    def _rows(self, part: Part, kind: Kind) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
+        """(first row, rows, scales or None) of a weight, as files hold them. One weight is in memory at a time."""
+        if part.weight in self._tables:
+            yield 0, np.ascontiguousarray(self._tables[part.weight], np.float32), None
+            return
+        source = self._weights.sources[part.weight]
+        if kind.quantized:
+            assert isinstance(source.stored, QuantizedTensor)
+            codes, scales = source.stored.quantized()
+            shape = (part.outputs, -1)
+            yield 0, np.ascontiguousarray(codes).reshape(shape), np.ascontiguousarray(scales).reshape(shape)
+            return
+        array = source.read().reshape(part.outputs, part.inputs)
+        yield (
+            0,
+            np.ascontiguousarray(array if kind in (Kind.FP16, Kind.BF16) else array.astype(np.float32, copy=False)),
+            None,
+        )
+
+
+def _biases(i: Recorded) -> tuple[Constant | None, Constant | None]:
+    """The vectors of an instruction's biases: of GLU's gate, and of everything else. Parts without one get zeros."""
+    if i.op not in (Op.LINEAR, Op.GLU) or not any(p.bias for p in i.parts):
+        return None, None
+
+    def padded(parts: tuple[Part, ...], to: int) -> Constant:
+        named = [p.bias for p in parts]
+
+        def make(*found: np.ndarray) -> np.ndarray:
+            given = iter(found)
+            pieces = [np.zeros(p.outputs, np.float32) if p.bias is None else next(given) for p in parts]
+            whole = np.concatenate(pieces)
+            return np.pad(whole, (0, -len(whole) % to))
+
+        return Constant(tuple(n for n in named if n is not None), make)
+
+    if i.op is Op.GLU:
+        return padded(i.parts[:1], TILE), padded(i.parts[1:], TILE)
+    return None, padded(i.parts, 1)
+
+
+class NativeDecoder:
+    """A sequence (or `batch` of them) in the making.
+
+    cache: "fp32" or "fp16", of keys and values.
+    """
+
+    def __init__(self, model: NativeModel, *, batch: int = 1, threads: int = 1, cache: str = "fp16"):
+        self.model, self.batch, self.length = model, batch, 0
+        self.handle = ctypes.c_void_p()
+        kind = ("fp32", "fp16").index(cache)
+        model.library.call(
+            "ef_session_new", model.handle, batch, model.capacity, threads, kind, ctypes.byref(self.handle)
+        )
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.model.library.delete("ef_session_delete", self.handle)
+
+    def reset(self) -> None:
+        """Start a new sequence."""
+        self.length = 0
+
+    def step(
+        self, ids: np.ndarray, mask: np.ndarray | None = None, *, keep: int = 1, prefix: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Append tokens and compute the logits of the last `keep` positions (0: all): float32 [B, keep, V].
+
+        ids: int64 [B, T]; mask: [B, past + T], 0 where padded, None when nothing is; prefix: [B], for prefix LMs, whose prefix
+        must lie in the first step.
+        """
+        new, past = ids.shape[1], self.length
+        keep = keep or new
+        out = np.empty((self.batch, keep, self.model.spec.vocab), np.float32)
+        counted = None if mask is None or np.all(mask) else np.cumsum(mask, 1, dtype=np.int32) - 1
+        piece = new if prefix is not None else MAX_NEW
+        for start in range(0, new, piece):
+            end = min(start + piece, new)
+            wanted = max(0, end - max(start, new - keep))  # of this piece's positions
+            logits = out if wanted == keep else np.empty((self.batch, wanted, out.shape[2]), np.float32)
+            self._step(ids[:, start:end], mask, counted, past + start, wanted, prefix, logits)
+            if wanted and logits is not out:
+                at = keep - (new - start) if start > new - keep else 0
+                out[:, at : at + wanted] = logits
+        self.length = past + new
+        return out
+
+    def _step(self, ids, mask, counted, start, keep, prefix, out) -> None:
+        new, capacity = ids.shape[1], self.model.capacity
+        ids = np.ascontiguousarray(ids, np.int64)
+        valid = keys = None
+        if counted is None:
+            queries = np.broadcast_to(np.arange(start, start + new, dtype=np.int32), ids.shape)
+        else:
+            queries = counted[:, start : start + new]
+            keys, valid = np.zeros((len(ids), capacity), np.int32), np.zeros((len(ids), capacity), np.uint8)
+            keys[:, : counted.shape[1]], valid[:, : mask.shape[1]] = counted, mask != 0
+        queries = np.ascontiguousarray(queries)
+        positions = np.maximum(queries, 0)
+        lengths = None if prefix is None else np.ascontiguousarray(prefix, np.int32)
+        self.model.library.call(
+            "ef_session_step", self.handle, pointer(ids), pointer(positions), pointer(queries), pointer(keys), pointer(valid),
+            pointer(lengths), start, new, keep, pointer(out),
+        )  # fmt: skip

@@ -1,0 +1,378 @@
+"""Records a spec's instructions: the op vocabulary on values that only have a place and a width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, NoReturn
+
+import numpy as np
+
+from edgeformer.backends.native.program import ACTS, Constant, Op, Part, Program, Recorded
+from edgeformer.backends.native.values import NotCovered, Positions, TokenIds, Value, Vector
+from edgeformer.layers.alibi import Alibi
+from edgeformer.layers.mask import Mask
+from edgeformer.layers.rope import Rope
+from edgeformer.ops.fused import Bias, Heads, Ops, Rotary
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.step import Step
+from edgeformer.spec import Const, Dropout, Layer, Linear, Model, Stacked, Sub, Table, tensor_name
+from edgeformer.spec import Vector as VectorDeclaration
+from edgeformer.spec.task import Task
+
+RMS, LAYER = 0, 1
+
+
+def _missing(name: str) -> Callable[..., NoReturn]:
+    """A primitive that the engine has no instruction for."""
+
+    def refuse(self: NativeOps, *inputs: object, **options: object) -> NoReturn:
+        raise NotCovered(f"the native back end has no instruction for `{name}`, which {self.where} uses")
+
+    return refuse
+
+
+class NativeOps(Ops[Value]):
+    """The vocabulary as instructions. A layer that needs another primitive isn't covered: `NotCovered` names both."""
+
+    permute = _missing("permute")
+    expand_dims = _missing("expand_dims")
+    concat = _missing("concat")
+    repeat_heads = _missing("repeat_heads")
+    mean = _missing("mean")
+    sum = _missing("sum")
+    largest = _missing("largest")
+    cumsum = _missing("cumsum")
+    rsqrt = _missing("rsqrt")
+    exp = _missing("exp")
+    sin = _missing("sin")
+    cos = _missing("cos")
+    erf = _missing("erf")
+    softmax = _missing("softmax")
+    topk = _missing("topk")
+    where = _missing("where")
+    equal = _missing("equal")
+    less = _missing("less")
+    floor_divide = _missing("floor_divide")
+    arange = _missing("arange")
+    boolean = _missing("boolean")
+    shape = _missing("shape")
+    moe = _missing("moe")
+    attention = _missing("attention")
+
+    def __init__(self, spec: Model, capacity: int):
+        self.program, self.capacity, self.where = Program(spec.vocab), capacity, "the model"
+        self.consumed: set[int] = set()
+        self.angles: dict[Rope, Constant] = {}
+
+    # ------------------------------------------------------------------------------------------------- recording
+
+    def value(self, width: int, *, kept: bool = False) -> Value:
+        """A value in a new buffer."""
+        return Value(self, self.program.buffer(width, kept=kept), 0, width)
+
+    def record(self, op: Op, dst: Value | None, src: Value | None = None, **rest: Any) -> None:
+        """Append an instruction; numbers among `rest` become its numbers."""
+        fixed = {k: rest.pop(k) for k in ("parts", "weight", "bias", "table", "slopes", "sinks") if k in rest}
+        numbers: dict[str, float] = {}
+        for name, value in (
+            ("dst", dst),
+            ("src", src),
+            ("other", rest.pop("other", None)),
+            ("total", rest.pop("total", None)),
+        ):
+            fixed[name] = None if value is None else value.buffer
+            if value is not None:
+                if value.buffer.number in self.consumed:
+                    raise NotCovered(f"{self.where} uses a value again that another instruction has changed")
+                numbers[f"{name}_at"] = value.at
+        self.program.code.append(Recorded(op, numbers={**numbers, **rest}, **fixed))
+
+    def like(self, x: Value, width: int | None = None) -> Value:
+        """A new value with as many rows as `x`."""
+        return self.value(x.width if width is None else width, kept=x.buffer.kept)
+
+    def combine(self, op: Op, x: Value, other: Value | Vector | float) -> Value:
+        """x + other or x · other, elementwise."""
+        y = self.like(x)
+        if isinstance(other, Value):
+            if other.width != x.width or other.buffer.kept != x.buffer.kept:
+                raise NotCovered(f"{self.where} combines rows of {x.width} and {other.width} values")
+            self.record(op, y, x, other=other, width=x.width)
+        elif isinstance(other, Vector):
+            self.record(op, y, x, weight=other.repeated(x.width), width=x.width)
+        else:
+            self.record(op, y, x, scale=float(other), width=x.width)
+        return y
+
+    def enter(self, handle, method, *inputs):
+        """Remember where we are, for messages; position schemes that kernels know are not traced."""
+        before, self.where = self.where, f"{handle.path or 'the model'} ({handle.layer.kind})"
+        try:
+            if isinstance(handle.layer, Alibi):
+                return Bias(handle.layer)
+            if isinstance(handle.layer, Rope) and type(handle.layer).apply is Rope.apply:
+                if handle.layer.per_length:
+                    raise NotCovered(
+                        "its RoPE angles depend on the sequence length, which the native back end doesn't cover"
+                    )
+                return Rotary(None, None, handle.layer)
+            return method(self, handle, *inputs)
+        finally:
+            self.where = before
+
+    # ------------------------------------------------------------------------------------------------- primitives
+
+    def cast(self, x, like):
+        return x
+
+    def f32(self, x):
+        return x
+
+    def last(self, x, count):
+        y = self.value(x.width, kept=True)
+        self.record(Op.LAST, y, x, width=x.width)
+        return y
+
+    def reshape(self, x, sizes):
+        """Only between [B, T, width] and [B, T, heads, dim]."""
+        match tuple(sizes):
+            case (0, -1, int(heads), int(dim)) if heads * dim == x.width:
+                return replace(x, heads=heads)
+            case (0, -1, int(width)) if width == x.width:
+                return replace(x, heads=1)
+        raise NotCovered(f"the native back end can't reshape rows as {self.where} does")
+
+    def split(self, x, sizes, axis):
+        if axis != -1 or x.heads != 1:
+            raise NotCovered(f"the native back end splits the last axis only, unlike {self.where}")
+        starts = np.cumsum([0, *sizes])
+        return [Value(self, x.buffer, x.at + int(at), size) for at, size in zip(starts, sizes, strict=False)]
+
+    def take(self, table, ids):
+        """Rows of a constant table by position."""
+        if not isinstance(ids, Positions) or not isinstance(table, np.ndarray):
+            raise NotCovered(f"the native back end takes rows by position only, unlike {self.where}")
+        name = f"table {len(self.program.tables)}"
+        self.program.tables[name] = table
+        return self.lookup(Part(name, table.shape[1], table.shape[0]), ids)
+
+    def lookup(self, part: Part, ids: Positions | TokenIds) -> Value:
+        """Rows of a table."""
+        y = self.value(part.inputs)
+        op = Op.EMBED if isinstance(ids, TokenIds) else Op.LOOKUP
+        offset = ids.offset if isinstance(ids, Positions) else 0
+        self.record(op, y, parts=(part,), width=part.inputs, count=offset, scale=1.0)
+        return y
+
+    def clip(self, x, low, high):
+        if not isinstance(x, Value) or low != -high:
+            raise NotCovered(f"the native back end clamps symmetrically only, unlike {self.where}")
+        y = self.like(x)
+        self.record(Op.CLAMP, y, x, scale=high, width=x.width)
+        return y
+
+    def _act(self, name: str, x: Value) -> Value:
+        y = self.like(x)
+        self.record(Op.ACT, y, x, act=ACTS.index(name), width=x.width)
+        return y
+
+    def tanh(self, x):
+        return self._act("tanh", x)
+
+    def sigmoid(self, x):
+        return self._act("sigmoid", x)
+
+    def relu(self, x):
+        return self._act("relu", x)
+
+    # ---------------------------------------------------------------------------------------------------- fused ops
+
+    def activate(self, name, x):
+        """In the product that made `x`, if it has just been recorded."""
+        if name not in ACTS:
+            raise NotCovered(f"the native back end has no activation {name!r}")
+        made = self.program.code[-1]
+        if made.op is not Op.LINEAR or made.dst != x.buffer or len(made.parts) > 1 or "act" in made.numbers:
+            return self._act(name, x)
+        self.program.code[-1] = replace(made, numbers={**made.numbers, "act": ACTS.index(name)})
+        return x
+
+    def _norm(
+        self, kind: int, x: Value, d: Value | None, weight: Vector | None, bias: Vector | None, eps: float
+    ) -> Any:
+        y, total = self.like(x), None if d is None else self.like(x)
+        size = x.width // x.heads
+        vectors = {"weight": weight, "bias": bias}
+        constants = {k: None if v is None else v.repeated(size) for k, v in vectors.items()}
+        self.record(Op.NORM, y, x, other=d, total=total, norm=kind, width=size, count=x.heads, eps=eps, **constants)
+        return replace(y, heads=x.heads) if total is None else (total, y)
+
+    def rms_norm(self, x, weight, *, eps):
+        return self._norm(RMS, x, None, weight, None, eps)
+
+    def add_rms_norm(self, x, d, weight, *, eps):
+        return self._norm(RMS, x, d, weight, None, eps)
+
+    def layer_norm(self, x, weight, bias, *, eps):
+        return self._norm(LAYER, x, None, weight, bias, eps)
+
+    def add_layer_norm(self, x, d, weight, bias, *, eps):
+        return self._norm(LAYER, x, d, weight, bias, eps)
+
+    def linears(self, x, *handles):
+        if len(handles) == 1 or not all(isinstance(h, LinearHandle) for h in handles):
+            return tuple(handle(x) for handle in handles)
+        parts = tuple(h.part for h in handles)
+        y = self.like(x, sum(p.outputs for p in parts))
+        self.record(Op.LINEAR, y, x, parts=parts)
+        return tuple(self.split(y, [p.outputs for p in parts], -1))
+
+    def glu_ffn(self, x, gate, up, down, *, act):
+        if act not in ACTS:
+            raise NotCovered(f"the native back end has no activation {act!r}")
+        y = self.like(x, gate.part.outputs)
+        self.record(Op.GLU, y, x, parts=(gate.part, up.part), act=ACTS.index(act))
+        return down(y)
+
+    def mask(self, spec, queries, keys, valid, prefix=None):
+        return spec
+
+    def attend(self, slot, qkv, shape, *, norms=None, position=None, mask=None, sinks=None, dropout=None):
+        q, k, v = qkv
+        if slot is None or not isinstance(mask, Mask):
+            raise NotCovered(f"the native back end attends to a cache only, unlike {self.where}")
+        if norms is not None:
+            q = self.norm_heads(norms[0], q, shape.heads, shape.head_dim)
+            k = self.norm_heads(norms[1], k, shape.kv_heads, shape.head_dim)
+        turn: dict[str, Any] = {}
+        if isinstance(position, Rotary):
+            layer = position.layer
+            assert isinstance(layer, Rope)
+            turn = {"table": self._angles(layer), "rotated": layer.dim, "interleaved": int(layer.interleaved)}
+        cache, self.program.caches = len(self.program.caches), [*self.program.caches, _cache_of(shape)]
+        sizes = {"count": shape.heads, "heads": shape.kv_heads, "dim": shape.head_dim, "value_dim": shape.value_dim}
+        self.record(Op.APPEND, None, q, other=k, total=v, cache=cache, **sizes, **turn)
+        y = self.like(q, shape.heads * shape.value_dim)
+        self.record(
+            Op.ATTEND, y, q, cache=cache, **sizes, scale=shape.scale, softcap=shape.softcap or 0.0, causal=int(mask.causal),
+            window=mask.window or 0, chunk=mask.chunk or 0, prefix=int(mask.prefix),
+            slopes=_slopes(position), sinks=None if sinks is None else sinks.constant,
+        )  # fmt: skip
+        if turn:
+            self.consumed |= {q.buffer.number, k.buffer.number}
+        return y
+
+    def _angles(self, layer: Rope) -> Constant:
+        """cos and sin of each position, side by side: [capacity, rotated]. One constant per scheme: its layers share it."""
+        if layer not in self.angles:
+            capacity = self.capacity
+
+            def make() -> np.ndarray:
+                table = layer.table(capacity)
+                assert table is not None  # `enter` refuses schemes whose angles depend on the length
+                return np.concatenate(table, 1)
+
+            self.angles[layer] = Constant((), make)
+        return self.angles[layer]
+
+
+def _cache_of(shape: Heads) -> tuple[int, int, int]:
+    return shape.kv_heads, shape.head_dim, shape.value_dim
+
+
+def _slopes(position: Rotary | Bias | None) -> Constant | None:
+    if not isinstance(position, Bias):
+        return None
+    if not isinstance(position.tensor, Alibi):
+        raise NotCovered("the native back end knows ALiBi's biases only")
+    return Constant((), position.tensor.slopes)
+
+
+class LinearHandle:
+    """A linear map of the recorded model."""
+
+    def __init__(self, ops: NativeOps, part: Part):
+        self.ops, self.part = ops, part
+
+    def __call__(self, x: Value) -> Value:
+        y = self.ops.like(x, self.part.outputs)
+        self.ops.record(Op.LINEAR, y, x, parts=(self.part,))
+        return y
+
+
+class TableHandle:
+    """An embedding table: rows by id or position, or a tied head."""
+
+    def __init__(self, ops: NativeOps, part: Part):
+        self.ops, self.part = ops, part
+
+    def __call__(self, ids: Positions | TokenIds) -> Value:
+        return self.ops.lookup(self.part, ids)
+
+    def as_linear(self, x: Value) -> Value:
+        """[B, T, width] -> [B, T, rows]."""
+        return LinearHandle(self.ops, self.part)(x)
+
+
+class Handle(LayerHandle):
+    """A layer of the recorded model."""
+
+    def __init__(self, ops: NativeOps, layer: Layer, width: int, path: str = ""):
+        self.ops, self.layer, self.path = ops, layer, path
+        for name, declaration in layer.params(width).items():
+            child = f"{path}.{name}" if path else name
+            if isinstance(declaration, tuple):
+                setattr(self, name, [Handle(ops, s.layer, s.width, f"{child}.{i}") for i, s in enumerate(declaration)])
+            else:
+                setattr(self, name, self._make(declaration, child))
+
+    def _make(self, declaration: Any, path: str) -> Any:
+        weight = tensor_name(path, "weight")
+        match declaration:
+            case Linear():
+                bias = tensor_name(path, "bias") if declaration.bias else None
+                return LinearHandle(self.ops, Part(weight, declaration.inputs, declaration.outputs, bias))
+            case Stacked():
+                return None  # only ops that aren't covered take it
+            case Table():
+                return TableHandle(self.ops, Part(weight, declaration.width, declaration.rows))
+            case VectorDeclaration():
+                return Vector(Constant((path,), lambda x: x), declaration.size)
+            case Const():
+                return declaration.make()
+            case Dropout():
+                return lambda x: x
+            case Sub():
+                return Handle(self.ops, declaration.layer, declaration.width, path)
+        raise TypeError(declaration)
+
+
+class _Cached:
+    """Marks that the model has a cache; only `attend` uses it."""
+
+    def append(self, path: str, tensors: dict[str, Any]) -> NoReturn:
+        raise NotCovered(f"{path} keeps a cache of its own, which the native back end doesn't cover")
+
+    def once(self, path: str, make: Callable[[], dict[str, Any]]) -> NoReturn:
+        raise NotCovered(f"{path} attends to an encoder, which the native back end doesn't cover")
+
+
+def record(spec: Model, capacity: int) -> Program:
+    """A decoder's instructions for sequences of up to `capacity` tokens.
+
+    Raises:
+        NotCovered: a layer uses something that the engine has no instruction for; the message names both.
+    """
+    if spec.task != Task.TEXT_GENERATION:
+        raise NotCovered("the native back end runs decoders only")
+    ops = NativeOps(spec, capacity)
+    new: Any = Positions()
+    step = Step(ops, new, new, new, store=_Cached(), keep=1, prefix=new)
+    root = Handle(ops, spec, 0)
+    logits = ops.enter(root, spec.apply, {"input_ids": TokenIds()}, step)["logits"]
+    code = ops.program.code
+    if code[-1].dst != logits.buffer:
+        raise NotCovered("the native back end can't return values that were computed before others")
+    code[-1] = replace(code[-1], dst=None)  # straight into the caller's array
+    return ops.program

@@ -1,0 +1,222 @@
+"""The engine's instructions, as recorded and as laid out. `src/engine.h` says what each one does."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+
+import numpy as np
+
+
+class Op(IntEnum):
+    """`Op` of `src/engine.h`, in its order."""
+
+    EMBED = 0
+    LOOKUP = 1
+    ADD = 2
+    MUL = 3
+    CLAMP = 4
+    ACT = 5
+    NORM = 6
+    LINEAR = 7
+    GLU = 8
+    APPEND = 9
+    ATTEND = 10
+    LAST = 11
+
+
+class Kind(IntEnum):
+    """`Kind` of `src/kernels.h`: how a matrix holds its weights."""
+
+    FP32 = 0
+    FP16 = 1
+    BF16 = 2
+    Q8 = 3
+    Q4 = 4
+
+    @property
+    def quantized(self) -> bool:
+        """Whether activations are rounded to int8 before the product."""
+        return self in (Kind.Q8, Kind.Q4)
+
+
+ACTS = ("identity", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "sigmoid", "tanh")
+"""Activations in the order of `Act` in `src/kernels.h`."""
+
+_FIELDS = [
+    "op",
+    "dst",
+    "src",
+    "other",
+    "total",
+    "dst_at",
+    "src_at",
+    "other_at",
+    "total_at",
+    "width",
+    "count",
+    "heads",
+    "dim",
+    "value_dim",
+    "matrix",
+    "weight",
+    "bias",
+    "act",
+    "norm",
+    "cache",
+    "table",
+    "rotated",
+    "interleaved",
+    "causal",
+    "window",
+    "chunk",
+    "prefix",
+    "slopes",
+    "sinks",
+    "quantize",
+    "kept",
+]
+
+
+class Instruction(ctypes.Structure):
+    """`Instruction` of `src/engine.h`."""
+
+    _fields_ = [(name, ctypes.c_int32) for name in _FIELDS] + [
+        (name, ctypes.c_float) for name in ("eps", "scale", "softcap")
+    ]
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A value's rows of `width` floats. `kept`: one row per position that needs logits instead of one per new token."""
+
+    number: int
+    width: int
+    kept: bool = False
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A vector made from weights when they are loaded; `names` are its tensors, `make` gets them as float32."""
+
+    names: tuple[str, ...]
+    make: Callable[..., np.ndarray]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A linear map: its weight's name, sizes, and its bias's name or None."""
+
+    weight: str
+    inputs: int
+    outputs: int
+    bias: str | None = None
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """An instruction before numbers are given out: buffers are objects (None: the logits), vectors are constants.
+
+    parts: of LINEAR, maps of one input whose outputs lie side by side; of GLU, gate and up; of EMBED and LOOKUP, the table.
+    numbers: fields of `Instruction` by name.
+    """
+
+    op: Op
+    dst: Buffer | None
+    src: Buffer | None = None
+    other: Buffer | None = None
+    total: Buffer | None = None
+    parts: tuple[Part, ...] = ()
+    weight: Constant | None = None
+    bias: Constant | None = None
+    table: Constant | None = None
+    slopes: Constant | None = None
+    sinks: Constant | None = None
+    numbers: Mapping[str, float] = field(default_factory=dict)
+
+    def reads(self) -> list[Buffer]:
+        """The buffers whose contents it needs."""
+        found = [self.src, self.other]
+        if self.op is Op.APPEND:
+            found.append(self.total)
+        return [b for b in found if b is not None]
+
+    def writes(self) -> list[Buffer]:
+        """The buffers that it fills."""
+        found = [self.dst]
+        if self.op is Op.NORM:
+            found.append(self.total)
+        return [b for b in found if b is not None]
+
+
+@dataclass
+class Program:
+    """What `ops.record` makes of a spec.
+
+    caches: (heads, dim, value_dim) of each layer that caches keys and values; tables: constant matrices by the name that parts
+    refer to, float32 [rows, width].
+    """
+
+    vocab: int
+    code: list[Recorded] = field(default_factory=list)
+    caches: list[tuple[int, int, int]] = field(default_factory=list)
+    tables: dict[str, np.ndarray] = field(default_factory=dict)
+    buffers: int = 0
+
+    def buffer(self, width: int, *, kept: bool = False) -> Buffer:
+        """A new buffer."""
+        self.buffers += 1
+        return Buffer(self.buffers - 1, width, kept)
+
+
+def expanded(code: list[Recorded], kinds: Mapping[str, Kind], new: Callable[..., Buffer]) -> list[Recorded]:
+    """The same code where each product is one that a single matrix can do: maps of one input share it only if they have the same
+    kind and whole tiles, gates and ups only if they have the same kind. `new` makes a buffer.
+    """
+    out: list[Recorded] = []
+    for i in code:
+        found = {kinds[p.weight] for p in i.parts}
+        if i.op is Op.LINEAR and len(i.parts) > 1 and (len(found) > 1 or any(p.outputs % 16 for p in i.parts)):
+            at = 0
+            for part in i.parts:
+                out.append(replace(i, parts=(part,), numbers={**i.numbers, "dst_at": at}))
+                at += part.outputs
+        elif i.op is Op.GLU and len(found) > 1:
+            assert i.dst is not None
+            gate, up = i.parts
+            gated, upped = new(gate.outputs, kept=i.dst.kept), new(up.outputs, kept=i.dst.kept)
+            out.append(replace(i, op=Op.LINEAR, dst=gated, parts=(gate,)))
+            out.append(replace(i, op=Op.LINEAR, dst=upped, parts=(up,), numbers={**i.numbers, "act": 0}))
+            out.append(Recorded(Op.MUL, i.dst, gated, upped, numbers={"width": gate.outputs}))
+        else:
+            out.append(i)
+    return out
+
+
+def places(code: list[Recorded]) -> tuple[dict[int, int], list[int]]:
+    """Where buffers lie: buffer number -> place, and the places' widths. A place is used again once its value has been read for
+    the last time."""
+    last = {b.number: n for n, i in enumerate(code) for b in (*i.reads(), *i.writes())}
+    free: dict[int, list[int]] = {}
+    placed: dict[int, int] = {}
+    widths: list[int] = []
+    for n, i in enumerate(code):
+        for b in i.writes():
+            if b.number not in placed:
+                if free.get(b.width):
+                    placed[b.number] = free[b.width].pop()
+                else:
+                    placed[b.number] = len(widths)
+                    widths.append(b.width)
+        for b in {b.number: b for b in (*i.reads(), *i.writes())}.values():
+            if last[b.number] == n:
+                free.setdefault(b.width, []).append(placed[b.number])
+    return placed, widths
+
+
+def quantized_buffers(code: list[Recorded], kinds: Mapping[str, Kind]) -> set[int]:
+    """Numbers of the buffers whose rows are also needed as int8, since a quantized matrix reads them."""
+    products = (Op.LINEAR, Op.GLU)
+    return {i.src.number for i in code if i.op in products and i.src is not None and kinds[i.parts[0].weight].quantized}

@@ -1,0 +1,198 @@
+// Attention with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022), for (row, head) pairs that share keys and values.
+//
+// Keys lie in tiles [dim][16], so that 16 keys are the lanes of a score; values in rows, so that channels are the lanes.
+#pragma once
+#include "math.h"
+
+namespace edgeformer {
+namespace {
+
+constexpr float kMasked = -1e30f;
+
+inline F element(const float* p) { return load(p); }
+inline F element(const uint16_t* p) { return load_half(p); }
+
+// scores[p][0..15] = q[p] . keys of one tile, for M pairs.
+template <int M, typename E>
+inline void scores_of_tile(const E* tile, int dim, const float* const* q, float* const* scores) {
+  F acc[M];
+  for (int p = 0; p < M; ++p) acc[p] = zero();
+  for (int d = 0; d < dim; ++d, tile += kLanes) {
+    const F k = element(tile);
+    for (int p = 0; p < M; ++p) acc[p] = fma(k, set1(q[p][d]), acc[p]);
+  }
+  for (int p = 0; p < M; ++p) store(scores[p], acc[p]);
+}
+
+// out[p][0 .. 16 N) += sum over keys of weight[p][key] * values[key], for M pairs.
+template <int M, int N, typename E>
+inline void add_values(const E* values, int64_t width, int keys, const float* const* weights, float* const* out) {
+  F acc[M * N];
+  for (int p = 0; p < M; ++p)
+    for (int n = 0; n < N; ++n) acc[p * N + n] = load(out[p] + n * kLanes);
+  for (int k = 0; k < keys; ++k, values += width) {
+    F v[N];
+    for (int n = 0; n < N; ++n) v[n] = element(values + n * kLanes);
+    for (int p = 0; p < M; ++p) {
+      const F w = set1(weights[p][k]);
+      for (int n = 0; n < N; ++n) acc[p * N + n] = fma(v[n], w, acc[p * N + n]);
+    }
+  }
+  for (int p = 0; p < M; ++p)
+    for (int n = 0; n < N; ++n) store(out[p] + n * kLanes, acc[p * N + n]);
+}
+
+struct Pair {
+  const float* q;
+  float* out;
+  float *largest, *total;
+  int32_t position;
+  float slope;
+};
+
+inline bool visible(const Attention& a, int64_t key, int32_t position) {
+  if (a.valid != nullptr && a.valid[key] == 0) return false;
+  const int32_t k = a.key_positions != nullptr ? a.key_positions[key] : static_cast<int32_t>(key);
+  if (k < a.prefix) return true;
+  if (a.causal && k > position) return false;
+  if (a.window > 0 && (position - k >= a.window || (!a.causal && k - position >= a.window))) return false;
+  if (a.chunk > 0 && k / a.chunk != position / a.chunk) return false;
+  return true;
+}
+
+// Whether every key in [first, end) is visible from `position`, judged cheaply: false means that each has to be asked.
+inline bool all_visible(const Attention& a, int64_t first, int64_t end, int32_t position) {
+  if (a.valid != nullptr || a.key_positions != nullptr || a.chunk > 0) return false;
+  if (a.causal ? end - 1 > position : a.window > 0 && end - 1 - position >= a.window) return false;
+  return a.window == 0 || position - first < a.window;
+}
+
+// Scales, caps, biases and masks one pair's scores, and turns them into weights; adjusts the pair's running sums.
+inline void soften(const Attention& a, const Pair& pair, int64_t first, int count, float* scores) {
+  const int padded = (count + kLanes - 1) / kLanes * kLanes;
+  F top = set1(kMasked);
+  for (int i = 0; i < padded; i += kLanes) {
+    F s = mul(load(scores + i), set1(a.scale));
+    if (a.softcap > 0) s = mul(tanh(mul(s, set1(1.0f / a.softcap))), set1(a.softcap));
+    const int64_t key = first + i, end = key + kLanes < first + count ? key + kLanes : first + count;
+    const bool whole = end == key + kLanes && all_visible(a, key, end, pair.position);
+    if (!whole || pair.slope != 0) {
+      float t[kLanes];
+      store(t, s);
+      for (int j = 0; j < kLanes; ++j) {
+        if (key + j >= end || !visible(a, key + j, pair.position)) {
+          t[j] = kMasked;
+        } else if (pair.slope != 0) {
+          const int32_t k = a.key_positions != nullptr ? a.key_positions[key + j] : static_cast<int32_t>(key + j);
+          t[j] += pair.slope * static_cast<float>(k - pair.position);
+        }
+      }
+      s = load(t);
+    }
+    store(scores + i, s);
+    top = max(top, s);
+  }
+  const float old = *pair.largest, now = largest(top) > old ? largest(top) : old;
+  F sums = zero();
+  for (int i = 0; i < padded; i += kLanes) {
+    const F e = exp(sub(load(scores + i), set1(now)));
+    // e ** -87 is the least that exp returns, and lanes beyond `count` must not count at all
+    const int n = count - i;
+    F kept = e;
+    if (n < kLanes) {
+      float t[kLanes] = {};
+      store_some(t, e, n);
+      kept = load(t);
+    }
+    store(scores + i, kept);
+    sums = add(sums, kept);
+  }
+  if (now > old) {
+    const float shrink = old <= kMasked ? 0.0f : std::exp(old - now);
+    *pair.total *= shrink;
+    for (int d = 0; d < a.value_dim; d += kLanes) store(pair.out + d, mul(load(pair.out + d), set1(shrink)));
+    *pair.largest = now;
+  }
+  *pair.total += sum(sums);
+}
+
+template <typename E>
+inline void attend_block(const Attention& a, const Pair* pairs, int count, int64_t first, int keys) {
+  const E* k = static_cast<const E*>(a.keys) + first * a.dim;
+  const E* v = static_cast<const E*>(a.values) + first * a.value_dim;
+  const float *q[kPairs], *w[kPairs];
+  float *s[kPairs], *o[kPairs];
+  for (int p = 0; p < count; ++p) {
+    q[p] = pairs[p].q;
+    w[p] = s[p] = a.scratch + p * kKeyBlock;
+    o[p] = pairs[p].out;
+  }
+  for (int i = 0; i < keys; i += kLanes, k += static_cast<int64_t>(kLanes) * a.dim) {
+    float* at[kPairs];
+    for (int p = 0; p < count; ++p) at[p] = s[p] + i;
+    int p = 0;
+    for (; p + kRowsAtOnce <= count; p += kRowsAtOnce) scores_of_tile<kRowsAtOnce>(k, a.dim, q + p, at + p);
+    for (; p + 3 <= count; p += 3) scores_of_tile<3>(k, a.dim, q + p, at + p);
+    for (; p < count; ++p) scores_of_tile<1>(k, a.dim, q + p, at + p);
+  }
+  for (int p = 0; p < count; ++p) soften(a, pairs[p], first, keys, s[p]);
+  int d = 0;
+  for (; d + kValuesAtOnce * kLanes <= a.value_dim; d += kValuesAtOnce * kLanes) {
+    float* at[kPairs];
+    for (int p = 0; p < count; ++p) at[p] = o[p] + d;
+    int p = 0;
+    for (; p + kPairsAtOnce <= count; p += kPairsAtOnce)
+      add_values<kPairsAtOnce, kValuesAtOnce>(v + d, a.value_dim, keys, w + p, at + p);
+    if (p + 3 <= count) add_values<3, kValuesAtOnce>(v + d, a.value_dim, keys, w + p, at + p), p += 3;
+    for (; p < count; ++p) add_values<1, kValuesAtOnce>(v + d, a.value_dim, keys, w + p, at + p);
+  }
+  for (; d < a.value_dim; d += kLanes)
+    for (int p = 0; p < count; ++p) {
+      float* at = o[p] + d;
+      add_values<1, 1>(v + d, a.value_dim, keys, w + p, &at);
+    }
+}
+
+void attend(const Attention& a) {
+  for (int row = 0; row < a.rows;) {
+    // as many rows as fit: their heads' pairs share every key and value that is read
+    const int rows = a.heads >= kPairs ? 1 : (kPairs / a.heads < a.rows - row ? kPairs / a.heads : a.rows - row);
+    for (int head0 = 0; head0 < a.heads; head0 += kPairs) {
+      const int heads = a.heads - head0 < kPairs ? a.heads - head0 : kPairs;
+      Pair pairs[kPairs];
+      int count = 0;
+      int32_t lowest = INT32_MAX, highest = INT32_MIN;
+      for (int r = row; r < row + rows; ++r) {
+        const int32_t position = a.query_positions[r];
+        lowest = position < lowest ? position : lowest;
+        highest = position > highest ? position : highest;
+        for (int h = head0; h < head0 + heads; ++h) {
+          const int64_t at = r * a.row_stride + h;
+          Pair& pair = pairs[count++];
+          pair = {a.q + r * a.q_stride + static_cast<int64_t>(h) * a.dim, a.outputs + at * a.out_stride, a.maxima + at,
+                  a.totals + at, position, a.slopes != nullptr ? a.slopes[h] : 0.0f};
+          *pair.largest = kMasked;
+          *pair.total = 0;
+          for (int d = 0; d < a.value_dim; ++d) pair.out[d] = 0;
+        }
+      }
+      int64_t first = a.first, end = a.end;
+      if (a.key_positions == nullptr && a.prefix == 0) {  // keys that no row sees are not read
+        if (a.causal && end > static_cast<int64_t>(highest) + 1) end = static_cast<int64_t>(highest) + 1;
+        if (a.window > 0 && lowest - a.window + 1 > first) first = (lowest - a.window + 1) / kLanes * kLanes;
+        if (first < a.first) first = a.first;
+      }
+      for (int64_t k = first; k < end; k += kKeyBlock) {
+        const int keys = static_cast<int>(end - k < kKeyBlock ? end - k : kKeyBlock);
+        if (a.cache == CacheKind::kF16)
+          attend_block<uint16_t>(a, pairs, count, k, keys);
+        else
+          attend_block<float>(a, pairs, count, k, keys);
+      }
+    }
+    row += rows;
+  }
+}
+
+}  // namespace
+}  // namespace edgeformer

@@ -1,0 +1,148 @@
+// A model as a list of instructions over rows of activations, and its sessions. `program.py` writes the instructions.
+#pragma once
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "kernels.h"
+#include "memory.h"
+#include "team.h"
+
+namespace edgeformer {
+
+enum class Op : int32_t {
+  kEmbed,   // dst = rows of `matrix` by token id, times `scale`
+  kLookup,  // dst = rows of `matrix` by position + `count`
+  kAdd,     // dst = src + other, or src + `weight`, or src + `scale`
+  kMul,     // dst = src * other, or src * `weight`, or src * `scale`
+  kClamp,   // dst = src within +-`scale`
+  kAct,     // dst = act(src)
+  kNorm,    // dst = norm(src (+ other)) for `count` segments of `width`; the sum is written over `total`, if given
+  kLinear,  // dst = act(matrix . src + bias)
+  kGlu,     // dst = act(gate . src + weight) * (up . src + bias), gate and up being `matrix`'s even and odd tiles
+  kAppend,  // rotates `count` query heads in src and `heads` key heads in other, caches keys, and values in `total`
+  kAttend,  // dst = attention of src to the cache
+  kLast,    // dst = the last positions of src that are kept
+};
+
+// One instruction; `program.py` mirrors it. Buffers are numbers, -1 for none; *_at are the first columns.
+struct Instruction {
+  Op op;
+  int32_t dst, src, other, total;
+  int32_t dst_at, src_at, other_at, total_at;
+  int32_t width, count, heads, dim, value_dim;
+  int32_t matrix, weight, bias;
+  int32_t act, norm;
+  int32_t cache, table, rotated, interleaved;
+  int32_t causal, window, chunk, prefix, slopes, sinks;
+  int32_t quantize, kept;
+  float eps, scale, softcap;
+};
+
+struct CacheShape {
+  int32_t heads, dim, value_dim;
+};
+
+class Model {
+ public:
+  Model(const Kernels* kernels, int32_t vocab) : kernels(kernels), vocab(vocab) {}
+
+  // Sets the instructions, after all matrices and vectors were added; throws if one of them refers to what isn't there.
+  void set_program(std::vector<int32_t> buffer_widths, std::vector<Instruction> instructions, std::vector<CacheShape> shapes);
+  int add_matrix(Kind kind, int64_t rows, int64_t cols);
+  // Rows [row, row + count) of the part that starts at tile `tile` and takes every `step`-th one. fp32, fp16 and bf16 data are
+  // [count, cols]; codes [count, cols * bits / 8] come with fp16 scales [count, cols / 32].
+  void fill(int matrix, int64_t tile, int64_t step, int64_t row, int64_t count, const void* data, const uint16_t* scales);
+  int add_vector(const float* data, int64_t count);
+
+  const Kernels* kernels;
+  int32_t vocab;
+  std::vector<int32_t> widths;
+  std::vector<Instruction> program;
+  std::vector<CacheShape> caches;
+  std::vector<Matrix> matrices;
+  std::vector<std::vector<float>> vectors;
+
+ private:
+  std::vector<Memory> memory_;
+  uint8_t* arena_ = nullptr;
+  size_t arena_left_ = 0;
+};
+
+class Session {
+ public:
+  // capacity: tokens per sequence; positions must be below it, too.
+  Session(const Model& model, int64_t batch, int64_t capacity, int threads, CacheKind cache);
+
+  // One forward pass of `count` new tokens per sequence.
+  // ids, positions [batch, count]; query_positions [batch, count]; key_positions, valid [batch, capacity] or null;
+  // prefix [batch] or null; out [batch, keep or count, vocab].
+  struct Inputs {
+    const int64_t* ids;
+    const int32_t *positions, *query_positions, *key_positions;
+    const uint8_t* valid;
+    const int32_t* prefix;
+    int64_t start, count, keep;
+    float* out;
+  };
+  void step(const Inputs& inputs);
+
+  int threads() const { return team_.size(); }
+
+ private:
+  struct Cache {
+    Memory keys, values;
+    int64_t value_dim;  // padded to whole vectors
+  };
+  struct Buffer {
+    float* x;
+    int8_t* codes;
+    float* scales;
+    int32_t* sums;
+    int64_t width, groups;
+  };
+  // How an attention is cut into chunks: `splits` ranges of keys, and blocks of rows.
+  struct Cut {
+    int64_t splits, keys_per_split, row_block, blocks;
+  };
+
+  void reserve(int64_t rows);
+  void work();
+  template <typename Body>
+  void phase(uint32_t& number, int64_t chunks, const Body& body);
+  void product(const Instruction& i, uint32_t& number);
+  void row(const Instruction& i, int64_t row);
+  void append(const Instruction& i, int64_t block);
+  void attend(const Instruction& i, const Cut& cut, int64_t chunk);
+  void merge(const Instruction& i, const Cut& cut, int64_t row);
+  Cut cut(const Instruction& i) const;
+  Rows rows_of(int32_t buffer, int32_t at) const;
+  // A row of a buffer from a column on; buffer -1 is the caller's array of logits.
+  float* at(int32_t buffer, int32_t column, int64_t row) const {
+    if (buffer < 0) return in_.out + row * model_.vocab + column;
+    const Buffer& b = buffers_[static_cast<size_t>(buffer)];
+    return b.x + row * b.width + column;
+  }
+  const float* vector(int32_t index) const {
+    return index < 0 ? nullptr : model_.vectors[static_cast<size_t>(index)].data();
+  }
+  void quantize(const Instruction& i, int64_t row, int64_t column, int64_t count) const;
+
+  const Model& model_;
+  const int64_t batch_, positions_, capacity_;  // capacity_: positions_ in whole tiles
+  const CacheKind kind_;
+  std::vector<Cache> caches_;
+  std::vector<Buffer> buffers_;
+  Memory activations_;
+  int64_t rows_held_ = 0;
+  size_t partials_held_ = 0;
+  uint32_t first_phase_ = 0;
+  Inputs in_{};
+  int64_t rows_ = 0, kept_ = 0;  // of the step
+  Memory partial_;                // of attentions: sums of values, then largest scores and totals
+  float *outputs_ = nullptr, *maxima_ = nullptr, *totals_ = nullptr;
+  Phases phases_;
+  Team team_;
+};
+
+}  // namespace edgeformer

@@ -1,0 +1,156 @@
+// Weights: from rows, as files hold them, into tiles.
+#include <algorithm>
+#include <cstring>
+#include <stdexcept>
+
+#include "engine.h"
+
+namespace edgeformer {
+
+int Model::add_matrix(Kind kind, int64_t rows, int64_t cols) {
+  if (rows <= 0 || cols <= 0 || (quantized(kind) && cols % kGroup != 0))
+    throw std::invalid_argument("a matrix needs rows and columns, and a quantized one whole groups of 32 columns");
+  const size_t bytes = static_cast<size_t>((rows + kLanes - 1) / kLanes) * tile_bytes(kind, cols);
+  constexpr size_t kArena = size_t{64} << 20;  // matrices share large blocks, so that few pages are partly empty
+  if (bytes > arena_left_) {
+    arena_left_ = std::max(bytes, kArena);
+    memory_.emplace_back(arena_left_);
+    arena_ = memory_.back().data();
+  }
+  matrices.push_back({kind, rows, cols, arena_});
+  const size_t taken = std::min((bytes + 127) / 128 * 128, arena_left_);
+  arena_ += taken;
+  arena_left_ -= taken;
+  return static_cast<int>(matrices.size()) - 1;
+}
+
+int Model::add_vector(const float* data, int64_t count) {
+  vectors.emplace_back(data, data + count);
+  return static_cast<int>(vectors.size()) - 1;
+}
+
+namespace {
+
+template <typename T>
+void fill_plain(T* tile, int64_t lane, int64_t cols, const T* data) {
+  for (int64_t k = 0; k < cols; ++k) tile[k * kLanes + lane] = data[k];
+}
+
+void fill_q8(uint8_t* tile, int64_t lane, int64_t cols, const uint8_t* codes, const uint16_t* scales) {
+  for (int64_t b = 0; b < cols / kGroup; ++b, tile += 544) {
+    for (int g = 0; g < 8; ++g) std::memcpy(tile + g * 64 + lane * 4, codes + b * 32 + g * 4, 4);
+    std::memcpy(tile + 512 + lane * 2, scales + b, 2);
+  }
+}
+
+// Stored: the first code of a byte is the low one. In a tile, the low ones are inputs 0..15 of the group, the high ones 16..31.
+void fill_q4(uint8_t* tile, int64_t lane, int64_t cols, const uint8_t* codes, const uint16_t* scales) {
+  for (int64_t b = 0; b < cols / kGroup; ++b, tile += 288, codes += 16) {
+    for (int k = 0; k < 16; ++k) {
+      const uint8_t first = codes[k / 2], second = codes[8 + k / 2];
+      const uint8_t low = k % 2 == 0 ? first & 15 : first >> 4, high = k % 2 == 0 ? second & 15 : second >> 4;
+      tile[k / 4 * 64 + lane * 4 + k % 4] = static_cast<uint8_t>(low | high << 4);
+    }
+    std::memcpy(tile + 256 + lane * 2, scales + b, 2);
+  }
+}
+
+}  // namespace
+
+void Model::fill(int index, int64_t tile, int64_t step, int64_t row, int64_t count, const void* data,
+                 const uint16_t* scales) {
+  const Matrix& m = matrices.at(static_cast<size_t>(index));
+  const size_t bytes = tile_bytes(m.kind, m.cols);
+  const int64_t tiles = (m.rows + kLanes - 1) / kLanes;
+  if (row < 0 || count < 0 || step <= 0 || tile < 0 || (count > 0 && tile + (row + count - 1) / kLanes * step >= tiles))
+    throw std::invalid_argument("these rows lie outside the matrix");
+  for (int64_t r = row; r < row + count; ++r) {
+    uint8_t* at = const_cast<uint8_t*>(m.tiles) + static_cast<size_t>(tile + r / kLanes * step) * bytes;
+    const int64_t lane = r % kLanes, n = r - row;
+    switch (m.kind) {
+      case Kind::kF32:
+        fill_plain(reinterpret_cast<float*>(at), lane, m.cols, static_cast<const float*>(data) + n * m.cols);
+        break;
+      case Kind::kF16:
+      case Kind::kBF16:
+        fill_plain(reinterpret_cast<uint16_t*>(at), lane, m.cols, static_cast<const uint16_t*>(data) + n * m.cols);
+        break;
+      case Kind::kQ8:
+        fill_q8(at, lane, m.cols, static_cast<const uint8_t*>(data) + n * m.cols, scales + n * (m.cols / kGroup));
+        break;
+      case Kind::kQ4:
+        fill_q4(at, lane, m.cols, static_cast<const uint8_t*>(data) + n * (m.cols / 2), scales + n * (m.cols / kGroup));
+        break;
+    }
+  }
+}
+
+void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruction> instructions,
+                        std::vector<CacheShape> shapes) {
+  auto require = [](bool holds, const char* rule) {
+    if (!holds) throw std::invalid_argument(std::string("an instruction is malformed: ") + rule);
+  };
+  auto fits = [&](int32_t buffer, int64_t column, int64_t width) {
+    if (column < 0 || width < 0) return false;
+    if (buffer < 0) return buffer == -1 && column + width <= vocab;
+    return buffer < static_cast<int32_t>(buffer_widths.size()) &&
+           column + width <= (buffer_widths[static_cast<size_t>(buffer)] + 31) / 32 * 32;
+  };
+  auto vector_of = [&](int32_t index, int64_t size) {
+    return index < 0 || (index < static_cast<int32_t>(vectors.size()) &&
+                         static_cast<int64_t>(vectors[static_cast<size_t>(index)].size()) >= size);
+  };
+  for (const Instruction& i : instructions) {
+    require(static_cast<int32_t>(i.op) >= 0 && i.op <= Op::kLast, "unknown op");
+    require(i.quantize == 0 || (i.dst >= 0 && i.dst_at % kGroup == 0), "rows for int8 start at whole groups of 32");
+    if (i.op == Op::kLinear || i.op == Op::kGlu || i.op == Op::kEmbed || i.op == Op::kLookup) {
+      require(i.matrix >= 0 && i.matrix < static_cast<int32_t>(matrices.size()), "no such matrix");
+      const Matrix& m = matrices[static_cast<size_t>(i.matrix)];
+      const bool product = i.op == Op::kLinear || i.op == Op::kGlu;
+      const int64_t outputs = i.op == Op::kGlu ? m.rows / 2 : product ? m.rows : m.cols;
+      require(fits(i.dst, i.dst_at, outputs), "the result doesn't fit its buffer");
+      require(!product || (i.src >= 0 && fits(i.src, i.src_at, m.cols)), "the inputs don't fit the matrix");
+      require(!product || !quantized(m.kind) || i.src_at % kGroup == 0, "rows for int8 start at whole groups of 32");
+      require(vector_of(i.bias, product ? outputs : 0) && vector_of(i.weight, i.op == Op::kGlu ? outputs : 0), "short bias");
+      require(i.act >= 0 && i.act <= static_cast<int32_t>(Act::kTanh), "unknown activation");
+      continue;
+    }
+    if (i.op == Op::kAppend || i.op == Op::kAttend) {
+      require(i.cache >= 0 && i.cache < static_cast<int32_t>(shapes.size()), "no such cache");
+      const CacheShape& c = shapes[static_cast<size_t>(i.cache)];
+      require(i.heads > 0 && i.count > 0 && i.count % i.heads == 0 && c.heads == i.heads && c.dim == i.dim &&
+                  c.value_dim == i.value_dim && i.dim > 0 && i.value_dim > 0,
+              "the heads don't fit the cache");
+      require(i.src >= 0 && fits(i.src, i.src_at, int64_t{i.count} * i.dim), "the queries don't fit their buffer");
+      if (i.op == Op::kAppend) {
+        require(i.other >= 0 && fits(i.other, i.other_at, int64_t{i.heads} * i.dim) && i.total >= 0 &&
+                    fits(i.total, i.total_at, int64_t{i.heads} * i.value_dim),
+                "the keys or values don't fit their buffers");
+        require(i.rotated >= 0 && i.rotated % 2 == 0 && i.rotated <= i.dim && (i.table < 0 || i.rotated > 0) &&
+                    vector_of(i.table, i.rotated),
+                "the rotation doesn't fit the heads");
+      } else {
+        require(i.dst >= 0 && fits(i.dst, i.dst_at, int64_t{i.count} * i.value_dim), "the result doesn't fit its buffer");
+        require(vector_of(i.slopes, i.count) && vector_of(i.sinks, i.count), "short slopes or sinks");
+      }
+      continue;
+    }
+    const int64_t width = int64_t{i.width} * (i.op == Op::kNorm ? i.count : 1);
+    require(i.width > 0 && fits(i.dst, i.dst_at, width) && i.src >= 0 && fits(i.src, i.src_at, width), "rows don't fit");
+    require(i.other < 0 || fits(i.other, i.other_at, width), "the second rows don't fit");
+    require(i.total < 0 || fits(i.total, i.total_at, width), "the sums don't fit");
+    require(vector_of(i.weight, i.width) && vector_of(i.bias, i.width), "short vectors");
+    require(i.act >= 0 && i.act <= static_cast<int32_t>(Act::kTanh), "unknown activation");
+  }
+  widths = std::move(buffer_widths);
+  program = std::move(instructions);
+  caches = std::move(shapes);
+}
+
+const Kernels* choose_kernels(const char* name) {
+  for (const Kernels* k : {avx512_kernels(), avx2_kernels(), neon_kernels(), portable_kernels()})
+    if (k != nullptr && k->available() && (name == nullptr || std::strcmp(name, k->name) == 0)) return k;
+  return nullptr;
+}
+
+}  // namespace edgeformer

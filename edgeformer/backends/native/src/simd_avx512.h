@@ -1,0 +1,59 @@
+// Vectors of 16 lanes in one AVX-512 register (F, BW, DQ, VL, VNNI).
+#pragma once
+#include <immintrin.h>
+
+#include <cstdint>
+#include <cstring>
+
+namespace edgeformer {
+namespace {
+
+using F = __m512;
+using I = __m512i;
+using B = __m512i;
+
+constexpr int kQ4Zero = 8, kQ8Zero = 128;  // what dot_q4 and dot_q8 leave to be subtracted from each code
+constexpr int kRowsAtOnce = 8, kTilesAtOnce = 2, kPairsAtOnce = 4, kValuesAtOnce = 4;
+
+inline F zero() { return _mm512_setzero_ps(); }
+inline F set1(float x) { return _mm512_set1_ps(x); }
+inline F load(const float* p) { return _mm512_loadu_ps(p); }
+inline void store(float* p, F a) { _mm512_storeu_ps(p, a); }
+inline F load_half(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))); }
+inline F load_bf16(const uint16_t* p) {
+  return _mm512_castsi512_ps(
+      _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p))), 16));
+}
+inline void store_half(uint16_t* p, F a) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_cvtps_ph(a, 0)); }
+inline F add(F a, F b) { return _mm512_add_ps(a, b); }
+inline F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+inline F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+inline F div(F a, F b) { return _mm512_div_ps(a, b); }
+inline F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+inline F max(F a, F b) { return _mm512_max_ps(a, b); }
+inline F min(F a, F b) { return _mm512_min_ps(a, b); }
+inline F abs(F a) { return _mm512_abs_ps(a); }
+inline F round(F a) { return _mm512_roundscale_ps(a, 8); }
+inline F exp2i(F n) { return _mm512_scalef_ps(_mm512_set1_ps(1.0f), n); }
+inline float sum(F a) { return _mm512_reduce_add_ps(a); }
+inline float largest(F a) { return _mm512_reduce_max_ps(a); }
+inline int32_t store_codes(int8_t* p, F a) {
+  const __m512i codes = _mm512_cvtps_epi32(a);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8(codes));
+  return _mm512_reduce_add_epi32(codes);
+}
+inline I set1i(int32_t x) { return _mm512_set1_epi32(x); }
+inline I addi(I a, I b) { return _mm512_add_epi32(a, b); }
+inline F to_float(I a) { return _mm512_cvtepi32_ps(a); }
+inline B load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline B low4(B a) { return _mm512_and_si512(a, _mm512_set1_epi8(15)); }
+inline B high4(B a) { return _mm512_and_si512(_mm512_srli_epi16(a, 4), _mm512_set1_epi8(15)); }
+inline I dot_q4(I acc, B w, const int8_t* x) {
+  int32_t four;
+  std::memcpy(&four, x, 4);
+  return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
+}
+inline I dot_q8(I acc, B w, const int8_t* x) { return dot_q4(acc, w, x); }
+
+}  // namespace
+}  // namespace edgeformer

@@ -1,0 +1,103 @@
+"""What layers compute with while the native back end records them: rows of activations, weights, positions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgeformer.backends.native.program import Buffer, Constant, Op
+from edgeformer.errors import EdgeformerError
+
+if TYPE_CHECKING:
+    from edgeformer.backends.native.ops import NativeOps
+
+
+class NotCovered(EdgeformerError):
+    """An op that the native engine has no instruction for."""
+
+
+@dataclass(frozen=True)
+class Positions:
+    """The new tokens' positions, plus `offset`."""
+
+    offset: int = 0
+
+    def __add__(self, other: int) -> Positions:
+        return Positions(self.offset + other)
+
+
+@dataclass(frozen=True)
+class TokenIds:
+    """The new tokens' ids."""
+
+
+@dataclass(frozen=True)
+class Vector:
+    """A vector of weights, or computed from one."""
+
+    constant: Constant
+    size: int
+
+    def _with(self, change: Callable[[np.ndarray], np.ndarray]) -> Vector:
+        make = self.constant.make
+        return Vector(Constant(self.constant.names, lambda *x: change(make(*x))), self.size)
+
+    def __add__(self, other: float) -> Vector:
+        return self._with(lambda x: x + np.float32(other))
+
+    def __mul__(self, other: float) -> Vector:
+        return self._with(lambda x: x * np.float32(other))
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def repeated(self, width: int) -> Constant:
+        """The vector's constant; one number is repeated `width` times."""
+        if self.size == width:
+            return self.constant
+        if self.size == 1:
+            return self._with(lambda x: np.repeat(x, width)).constant
+        raise NotCovered(f"the native back end can't combine a vector of {self.size} with rows of {width}")
+
+
+@dataclass(frozen=True)
+class Value:
+    """Rows `[B, T, width]`: columns `at` .. `at + width` of a buffer. `heads`: seen as [B, T, heads, width / heads]."""
+
+    ops: NativeOps
+    buffer: Buffer
+    at: int
+    width: int
+    heads: int = 1
+
+    dtype = np.dtype(np.float32)
+
+    def __add__(self, other: Value | Vector | float) -> Value:
+        return self.ops.combine(Op.ADD, self, other)
+
+    def __mul__(self, other: Value | Vector | float) -> Value:
+        return self.ops.combine(Op.MUL, self, other)
+
+    def __sub__(self, other: Value | float) -> Value:
+        return self + other * -1.0
+
+    def __truediv__(self, other: float) -> Value:
+        if not isinstance(other, (int, float)):
+            raise NotCovered("the native back end divides by numbers only")
+        return self * (1 / other)
+
+    def __neg__(self) -> Value:
+        return self * -1.0
+
+    __radd__, __rmul__ = __add__, __mul__
+
+    def __rsub__(self, other: float) -> Value:
+        return -self + other
+
+    def __matmul__(self, other: object) -> Value:
+        raise NotCovered("the native back end multiplies by weights only")
+
+    def __and__(self, other: object) -> Value:
+        raise NotCovered("the native back end has no logic on activations")

@@ -1,0 +1,71 @@
+"""edgeformer's own CPU engine: C++ kernels for this processor's instruction set, one call per step.
+
+It opens ONNX artefacts (their bits, not their graph) and checkpoints. Weights of q4 and q8 meet activations rounded to int8, as
+in llama.cpp; all others are computed in float32. Keys and values are kept in fp32; the variant `kv-f16` keeps them in fp16.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from edgeformer.checkpoint.loading import LoadedModel, load
+from edgeformer.inference import runtime as base
+from edgeformer.inference.runtime import Options, Session
+from edgeformer.spec.task import Task
+
+
+class NativeSession(Session):
+    """One `NativeDecoder`; weights lie in tiles, a copy of the stored ones."""
+
+    def __init__(self, loaded: LoadedModel, options: Options):
+        from edgeformer.backends.native.model import NativeDecoder, NativeModel
+
+        super().__init__(loaded.spec, options)
+        self.kv = "fp16" if options.variant == "kv-f16" else "fp32"
+        self.model = NativeModel(loaded.spec, loaded.require_weights(), self.capacity)
+        self.decoder = NativeDecoder(self.model, batch=options.batch, threads=options.threads, cache=self.kv)
+        if any(kind.quantized for kind in self.model.kinds):
+            self.compute = "int8"
+
+    def _step(self, ids, mask, all_positions):
+        logits = self.decoder.step(
+            ids, None if mask.all() else mask, keep=0 if all_positions else 1, prefix=self.prefix
+        )  # fmt: skip
+        return logits if all_positions else logits[:, -1]
+
+    def _reset(self):
+        self.decoder.reset()
+
+    def facts(self):
+        return {"device": "cpu", "kv": self.kv, "weights_mmap": False, "isa": self.model.isa}
+
+
+class Runtime(base.Runtime):
+    """The native engine. `EDGEFORMER_ISA` chooses an instruction set, `EDGEFORMER_NATIVE` a prebuilt library."""
+
+    opens = "onnx"
+    also_opens = ("checkpoint",)
+    packages = ("numpy",)
+    tasks = (Task.TEXT_GENERATION,)
+    prefixes = True
+    variants = ("kv-f16",)
+
+    def unavailable(self):
+        from edgeformer.backends.native.library import LIBRARY
+
+        return LIBRARY.missing()
+
+    def refuses(self, spec, options):
+        from edgeformer.backends.native.ops import record
+        from edgeformer.backends.native.values import NotCovered
+
+        if (reason := super().refuses(spec, options)) is not None:
+            return reason
+        try:
+            record(spec, 1)
+        except NotCovered as e:
+            return str(e)
+        return None
+
+    def open(self, source: Path | LoadedModel, options: Options) -> Session:
+        return NativeSession(load(source) if isinstance(source, Path) else source, options)
