@@ -19,10 +19,11 @@ class NativeSession(Session):
 
     def __init__(self, loaded: LoadedModel, options: Options):
         from edgeformer.backends.native.model import NativeDecoder, NativeModel
+        from edgeformer.backends.native.ops import record
 
         super().__init__(loaded.spec, options)
         self.kv = "fp16" if options.variant == "kv-f16" else "fp32"
-        self.model = NativeModel(loaded.spec, loaded.require_weights(), self.capacity)
+        self.model = NativeModel(record(loaded.spec, self.capacity), loaded.require_weights(), self.capacity)
         self.decoder = NativeDecoder(self.model, batch=options.batch, threads=options.threads, cache=self.kv)
         if any(kind.quantized for kind in self.model.kinds):
             self.compute = "int8"

@@ -44,9 +44,9 @@ def open_onnx(folder: Path, manifest: Manifest, options: Options, profile: Path 
             raise ArtefactError(
                 f"the native kernels compute in fp32, but {folder} in {manifest['compute']}; leave out :kernels"
             )
-        from edgeformer.exporters.onnx.kernels import library_path
+        from edgeformer.exporters.onnx.kernels import LIBRARY
 
-        settings.register_custom_ops_library(str(library_path()))
+        settings.register_custom_ops_library(str(LIBRARY.path()))
     providers = use(options.variant, settings)
     try:
         return onnxruntime.InferenceSession(str(file), settings, providers=providers or None)

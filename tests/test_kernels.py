@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
@@ -24,7 +25,7 @@ from edgeformer.exporters.onnx.graph_ops import CONTRIB, DOMAIN, FLOAT, OPSET, G
 from edgeformer.inference.lookup import require
 from edgeformer.inference.runtime import Options
 
-needs_compiler = pytest.mark.skipif(kernels._missing_tools() is not None, reason=str(kernels._missing_tools()))
+needs_compiler = pytest.mark.skipif(kernels.LIBRARY.missing() is not None, reason=str(kernels.LIBRARY.missing()))
 RNG = np.random.default_rng(0)
 
 
@@ -45,7 +46,7 @@ def session(build, arrays, library, optimized=None, lie=False):
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     if library:
-        settings.register_custom_ops_library(str(kernels.library_path()))
+        settings.register_custom_ops_library(str(kernels.LIBRARY.path()))
     made = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), settings)
     return made.run(None, {f"x{i}": a for i, a in enumerate(arrays)})[0]
 
@@ -124,29 +125,28 @@ def test_fp16_artefacts_are_refused(tmp_path):
 
 def test_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("EDGEFORMER_CACHE", str(tmp_path))
-    monkeypatch.delenv(kernels.ENVIRONMENT, raising=False)
+    monkeypatch.delenv(kernels.LIBRARY.environment, raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert kernels.status() == "models use their function bodies: cmake is not installed; pip install cmake"
+    assert kernels.LIBRARY.status() == "models use their function bodies: cmake is not installed; pip install cmake"
     with pytest.raises(RuntimeUnavailable, match="pip install cmake"):
-        kernels.library_path()
+        kernels.LIBRARY.path()
 
 
 @needs_compiler
 def test_a_failed_build_shows_the_compilers_words(monkeypatch, tmp_path):
     sources = tmp_path / "sources"
-    shutil.copytree(kernels.SOURCES, sources, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(kernels.LIBRARY.sources, sources, ignore=shutil.ignore_patterns("__pycache__"))
     (sources / "library.cc").write_text("this is not C++;\n")
-    monkeypatch.setattr(kernels, "SOURCES", sources)
     monkeypatch.setenv("EDGEFORMER_CACHE", str(tmp_path / "cache"))
     with pytest.raises(RuntimeUnavailable, match=r"library\.cc"):
-        kernels.library_path()
+        replace(kernels.LIBRARY, sources=sources).path()
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
 def test_a_library_of_ones_own(monkeypatch, tmp_path):
-    monkeypatch.setenv(kernels.ENVIRONMENT, str(tmp_path / "mine.so"))
+    monkeypatch.setenv(kernels.LIBRARY.environment, str(tmp_path / "mine.so"))
     with pytest.raises(RuntimeUnavailable, match="does not exist"):
-        kernels.library_path()
+        kernels.LIBRARY.path()
 
 
 def headers():
@@ -163,7 +163,7 @@ def headers():
 @pytest.mark.skipif(headers() is None, reason="no ONNX Runtime headers here (Debian: libonnxruntime-dev)")
 def test_the_abi_against_the_real_headers(tmp_path):
     """Every slot number and the size of OrtCustomOp, checked by the compiler."""
-    text = (kernels.SOURCES / "ort_abi.h").read_text()
+    text = (kernels.LIBRARY.sources / "ort_abi.h").read_text()
     lines = [line.strip().rstrip(",").split(" = ") for line in text.splitlines()]
     prefixes = ("kCreateS", "kCreateC", "kCustom", "kAdd", "kGet", "kKernel", "kRelease")
     slots = dict(line for line in lines if len(line) == 2 and line[0].startswith(prefixes))
@@ -184,5 +184,5 @@ def test_the_abi_against_the_real_headers(tmp_path):
 
 
 def test_sources_are_installed():
-    assert {"library.cc", "ort_abi.h", "CMakeLists.txt"} <= {p.name for p in kernels._source_files()}
-    assert json.dumps(kernels.status())
+    assert {"library.cc", "ort_abi.h", "CMakeLists.txt"} <= {p.name for p in kernels.LIBRARY.sources.iterdir()}
+    assert json.dumps(kernels.LIBRARY.status())

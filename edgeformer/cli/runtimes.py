@@ -11,6 +11,7 @@ from edgeformer.cli._common import as_json, echo, print_json, text_table
 @as_json
 def command(as_json: bool) -> None:
     """List runtimes: installed ones with their versions, missing ones with the exact line that installs them."""
+    from edgeformer.backends.native.library import LIBRARY, built_facts
     from edgeformer.exporters.onnx import kernels
     from edgeformer.inference import lookup
 
@@ -28,9 +29,11 @@ def command(as_json: bool) -> None:
                 "missing": missing,
             }
         )
-    library = kernels.status()
+    library, engine = kernels.LIBRARY.status(), LIBRARY.status()
+    if facts := built_facts():
+        engine += "; " + ", ".join(facts)
     if as_json:
-        print_json({"runtimes": rows, "kernels": library})
+        print_json({"runtimes": rows, "kernels": library, "native": engine})
         return
     from rich.console import Console
     from rich.text import Text
@@ -48,4 +51,5 @@ def command(as_json: bool) -> None:
     for row in rows:
         if not row["installed"]:  # not in the table, which would truncate the install line
             echo(f"{row['runtime']}: {row['missing']}")
-    echo(f"native kernels: {library}")
+    echo(f"native kernels for ONNX Runtime: {library}")
+    echo(f"native engine: {engine}")

@@ -41,6 +41,11 @@ class NativeLibrary:
             h.update(file.name.encode() + file.read_bytes())
         return cache_folder("kernels") / h.hexdigest()[:16] / f"lib{self.target}.so"
 
+    def exists(self) -> bool:
+        """Whether it is built, or given."""
+        given = os.environ.get(self.environment)
+        return (self._cached() if given is None else Path(given)).exists()
+
     def missing(self) -> str | None:
         """None if the library exists or can be built, else the missing tool and how to install it."""
         if (given := os.environ.get(self.environment)) is not None:

@@ -30,7 +30,7 @@ def _signatures() -> dict[str, tuple[object, list[object]]]:
         "ef_model_new": (i32, [c_char_p, i32, POINTER(p)]),
         "ef_model_program": (i32, [p, p, i32, p, i32, p, i32]),
         "ef_model_delete": (None, [p]),
-        "ef_matrix_new": (i32, [p, i32, i64, i64]),
+        "ef_matrix_new": (i32, [p, i32, i64, i64, i64]),
         "ef_matrix_fill": (i32, [p, i32, i64, i64, i64, i64, p, p]),
         "ef_vector_new": (i32, [p, p, i64]),
         "ef_session_new": (i32, [p, i64, i64, i32, i32, POINTER(p)]),
@@ -98,3 +98,18 @@ def load_library() -> Library:
 def pointer(array: np.ndarray | None) -> int | None:
     """An array's address for a call; the caller keeps the array alive. None stays None."""
     return None if array is None else array.ctypes.data
+
+
+def built_facts() -> list[str]:
+    """The instruction set in use, and whether the system gives out 2 MB pages; empty while the library isn't built."""
+    if not LIBRARY.exists():
+        return []
+    return [f"instruction set {load_library().isa()}", huge_pages()]
+
+
+def huge_pages() -> str:
+    """Whether memory can be in 2 MB pages: on virtual machines they double the bandwidth of one core."""
+    file = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if not file.exists():
+        return "huge pages as the system decides"
+    return "no huge pages (never)" if "[never]" in file.read_text() else "huge pages"

@@ -8,19 +8,18 @@ from collections.abc import Iterator
 import numpy as np
 
 from edgeformer.backends.native.library import load_library, pointer
-from edgeformer.backends.native.ops import record
 from edgeformer.backends.native.program import (
     Constant,
     Instruction,
     Kind,
     Op,
     Part,
+    Program,
     Recorded,
     expanded,
     places,
     quantized_buffers,
 )
-from edgeformer.spec import Model
 from edgeformer.weights.binding import Weights
 from edgeformer.weights.formats import QuantizedTensor
 
@@ -31,25 +30,24 @@ MAX_NEW = 256
 
 
 class NativeModel:
-    """A decoder whose weights lie in the engine's tiles.
+    """A program whose weights lie in the engine's tiles.
 
     Args:
-        spec: the model.
+        program: the instructions; `ops.record` makes a decoder's.
         weights: its weights; codes of q4 and q8 are taken as they are.
-        capacity: the longest sequence of its sessions.
+        capacity: the longest sequence of its sessions, as the program was recorded for.
         isa: an instruction set by name; None chooses the fastest.
 
     Raises:
-        NotCovered: see `ops.record`.
         RuntimeUnavailable: the library isn't built, and can't be built here.
+        InputError: this processor doesn't have the instruction set.
     """
 
-    def __init__(self, spec: Model, weights: Weights, capacity: int, *, isa: str | None = None):
-        self.spec, self.capacity, self.library = spec, capacity, load_library()
+    def __init__(self, program: Program, weights: Weights, capacity: int, *, isa: str | None = None):
+        self.vocab, self.capacity, self.library = program.vocab, capacity, load_library()
         self.isa = self.library.isa(isa)
         self.handle = ctypes.c_void_p()
-        self.library.call("ef_model_new", self.isa.encode(), spec.vocab, ctypes.byref(self.handle))
-        program = record(spec, capacity)
+        self.library.call("ef_model_new", self.isa.encode(), program.vocab, ctypes.byref(self.handle))
         self._tables, self._weights = program.tables, weights
         self._matrices: dict[tuple[Op, tuple[Part, ...]], int] = {}
         self._vectors: dict[Constant, int] = {}
@@ -116,9 +114,8 @@ class NativeModel:
         if key in self._matrices:
             return self._matrices[key]
         kind, tiles = kinds[i.parts[0].weight], [-(-p.outputs // TILE) for p in i.parts]
-        alone = len(i.parts) == 1
-        rows = i.parts[0].outputs if alone else sum(tiles) * TILE
-        number = self.library.call("ef_matrix_new", self.handle, kind, rows, i.parts[0].inputs)
+        rows = sum(p.outputs for p in i.parts)
+        number = self.library.call("ef_matrix_new", self.handle, kind, rows, i.parts[0].inputs, sum(tiles))
         first = 0
         for n, part in enumerate(i.parts):
             tile, step = (n, 2) if i.op is Op.GLU else (first, 1)
@@ -154,20 +151,19 @@ def _biases(i: Recorded) -> tuple[Constant | None, Constant | None]:
     if i.op not in (Op.LINEAR, Op.GLU) or not any(p.bias for p in i.parts):
         return None, None
 
-    def padded(parts: tuple[Part, ...], to: int) -> Constant:
+    def joined(parts: tuple[Part, ...]) -> Constant:
         named = [p.bias for p in parts]
 
         def make(*found: np.ndarray) -> np.ndarray:
             given = iter(found)
             pieces = [np.zeros(p.outputs, np.float32) if p.bias is None else next(given) for p in parts]
-            whole = np.concatenate(pieces)
-            return np.pad(whole, (0, -len(whole) % to))
+            return np.concatenate(pieces)
 
         return Constant(tuple(n for n in named if n is not None), make)
 
     if i.op is Op.GLU:
-        return padded(i.parts[:1], TILE), padded(i.parts[1:], TILE)
-    return None, padded(i.parts, 1)
+        return joined(i.parts[:1]), joined(i.parts[1:])
+    return None, joined(i.parts)
 
 
 class NativeDecoder:
@@ -202,7 +198,7 @@ class NativeDecoder:
         """
         new, past = ids.shape[1], self.length
         keep = keep or new
-        out = np.empty((self.batch, keep, self.model.spec.vocab), np.float32)
+        out = np.empty((self.batch, keep, self.model.vocab), np.float32)
         counted = None if mask is None or np.all(mask) else np.cumsum(mask, 1, dtype=np.int32) - 1
         piece = new if prefix is not None else MAX_NEW
         for start in range(0, new, piece):

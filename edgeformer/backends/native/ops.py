@@ -27,7 +27,7 @@ def _missing(name: str) -> Callable[..., NoReturn]:
     """A primitive that the engine has no instruction for."""
 
     def refuse(self: NativeOps, *inputs: object, **options: object) -> NoReturn:
-        raise NotCovered(f"the native back end has no instruction for `{name}`, which {self.where} uses")
+        raise NotCovered(f"the native back end has no instruction for `{name}`, which {self.place} uses")
 
     return refuse
 
@@ -61,7 +61,7 @@ class NativeOps(Ops[Value]):
     attention = _missing("attention")
 
     def __init__(self, spec: Model, capacity: int):
-        self.program, self.capacity, self.where = Program(spec.vocab), capacity, "the model"
+        self.program, self.capacity, self.place = Program(spec.vocab), capacity, "the model"
         self.consumed: set[int] = set()
         self.angles: dict[Rope, Constant] = {}
 
@@ -84,7 +84,7 @@ class NativeOps(Ops[Value]):
             fixed[name] = None if value is None else value.buffer
             if value is not None:
                 if value.buffer.number in self.consumed:
-                    raise NotCovered(f"{self.where} uses a value again that another instruction has changed")
+                    raise NotCovered(f"{self.place} uses a value again that another instruction has changed")
                 numbers[f"{name}_at"] = value.at
         self.program.code.append(Recorded(op, numbers={**numbers, **rest}, **fixed))
 
@@ -97,7 +97,7 @@ class NativeOps(Ops[Value]):
         y = self.like(x)
         if isinstance(other, Value):
             if other.width != x.width or other.buffer.kept != x.buffer.kept:
-                raise NotCovered(f"{self.where} combines rows of {x.width} and {other.width} values")
+                raise NotCovered(f"{self.place} combines rows of {x.width} and {other.width} values")
             self.record(op, y, x, other=other, width=x.width)
         elif isinstance(other, Vector):
             self.record(op, y, x, weight=other.repeated(x.width), width=x.width)
@@ -105,9 +105,9 @@ class NativeOps(Ops[Value]):
             self.record(op, y, x, scale=float(other), width=x.width)
         return y
 
-    def enter(self, handle, method, *inputs):
+    def enter(self, handle: LayerHandle, method: Callable[..., Any], *inputs: Any) -> Any:
         """Remember where we are, for messages; position schemes that kernels know are not traced."""
-        before, self.where = self.where, f"{handle.path or 'the model'} ({handle.layer.kind})"
+        before, self.place = self.place, f"{handle.path or 'the model'} ({handle.layer.kind})"
         try:
             if isinstance(handle.layer, Alibi):
                 return Bias(handle.layer)
@@ -119,7 +119,7 @@ class NativeOps(Ops[Value]):
                 return Rotary(None, None, handle.layer)
             return method(self, handle, *inputs)
         finally:
-            self.where = before
+            self.place = before
 
     # ------------------------------------------------------------------------------------------------- primitives
 
@@ -141,18 +141,18 @@ class NativeOps(Ops[Value]):
                 return replace(x, heads=heads)
             case (0, -1, int(width)) if width == x.width:
                 return replace(x, heads=1)
-        raise NotCovered(f"the native back end can't reshape rows as {self.where} does")
+        raise NotCovered(f"the native back end can't reshape rows as {self.place} does")
 
     def split(self, x, sizes, axis):
         if axis != -1 or x.heads != 1:
-            raise NotCovered(f"the native back end splits the last axis only, unlike {self.where}")
+            raise NotCovered(f"the native back end splits the last axis only, unlike {self.place}")
         starts = np.cumsum([0, *sizes])
         return [Value(self, x.buffer, x.at + int(at), size) for at, size in zip(starts, sizes, strict=False)]
 
     def take(self, table, ids):
         """Rows of a constant table by position."""
         if not isinstance(ids, Positions) or not isinstance(table, np.ndarray):
-            raise NotCovered(f"the native back end takes rows by position only, unlike {self.where}")
+            raise NotCovered(f"the native back end takes rows by position only, unlike {self.place}")
         name = f"table {len(self.program.tables)}"
         self.program.tables[name] = table
         return self.lookup(Part(name, table.shape[1], table.shape[0]), ids)
@@ -167,7 +167,7 @@ class NativeOps(Ops[Value]):
 
     def clip(self, x, low, high):
         if not isinstance(x, Value) or low != -high:
-            raise NotCovered(f"the native back end clamps symmetrically only, unlike {self.where}")
+            raise NotCovered(f"the native back end clamps symmetrically only, unlike {self.place}")
         y = self.like(x)
         self.record(Op.CLAMP, y, x, scale=high, width=x.width)
         return y
@@ -208,27 +208,25 @@ class NativeOps(Ops[Value]):
         self.record(Op.NORM, y, x, other=d, total=total, norm=kind, width=size, count=x.heads, eps=eps, **constants)
         return replace(y, heads=x.heads) if total is None else (total, y)
 
-    def rms_norm(self, x, weight, *, eps):
+    def rms_norm(self, x, weight: Vector, *, eps):
         return self._norm(RMS, x, None, weight, None, eps)
 
-    def add_rms_norm(self, x, d, weight, *, eps):
+    def add_rms_norm(self, x, d, weight: Vector, *, eps):
         return self._norm(RMS, x, d, weight, None, eps)
 
-    def layer_norm(self, x, weight, bias, *, eps):
+    def layer_norm(self, x, weight: Vector | None, bias: Vector | None, *, eps):
         return self._norm(LAYER, x, None, weight, bias, eps)
 
-    def add_layer_norm(self, x, d, weight, bias, *, eps):
+    def add_layer_norm(self, x, d, weight: Vector | None, bias: Vector | None, *, eps):
         return self._norm(LAYER, x, d, weight, bias, eps)
 
-    def linears(self, x, *handles):
-        if len(handles) == 1 or not all(isinstance(h, LinearHandle) for h in handles):
-            return tuple(handle(x) for handle in handles)
+    def linears(self, x, *handles: LinearHandle):
         parts = tuple(h.part for h in handles)
         y = self.like(x, sum(p.outputs for p in parts))
         self.record(Op.LINEAR, y, x, parts=parts)
         return tuple(self.split(y, [p.outputs for p in parts], -1))
 
-    def glu_ffn(self, x, gate, up, down, *, act):
+    def glu_ffn(self, x, gate: LinearHandle, up: LinearHandle, down: LinearHandle, *, act):
         if act not in ACTS:
             raise NotCovered(f"the native back end has no activation {act!r}")
         y = self.like(x, gate.part.outputs)
@@ -238,10 +236,12 @@ class NativeOps(Ops[Value]):
     def mask(self, spec, queries, keys, valid, prefix=None):
         return spec
 
-    def attend(self, slot, qkv, shape, *, norms=None, position=None, mask=None, sinks=None, dropout=None):
+    def attend(
+        self, slot, qkv, shape, *, norms=None, position=None, mask=None, sinks: Vector | None = None, dropout=None
+    ):
         q, k, v = qkv
         if slot is None or not isinstance(mask, Mask):
-            raise NotCovered(f"the native back end attends to a cache only, unlike {self.where}")
+            raise NotCovered(f"the native back end attends to a cache only, unlike {self.place}")
         if norms is not None:
             q = self.norm_heads(norms[0], q, shape.heads, shape.head_dim)
             k = self.norm_heads(norms[1], k, shape.kv_heads, shape.head_dim)

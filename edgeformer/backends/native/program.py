@@ -185,7 +185,7 @@ def expanded(code: list[Recorded], kinds: Mapping[str, Kind], new: Callable[...,
                 at += part.outputs
         elif i.op is Op.GLU and len(found) > 1:
             assert i.dst is not None
-            gate, up = i.parts
+            gate, up = list(i.parts)
             gated, upped = new(gate.outputs, kept=i.dst.kept), new(up.outputs, kept=i.dst.kept)
             out.append(replace(i, op=Op.LINEAR, dst=gated, parts=(gate,)))
             out.append(replace(i, op=Op.LINEAR, dst=upped, parts=(up,), numbers={**i.numbers, "act": 0}))

@@ -59,9 +59,9 @@ EF_EXPORT int ef_model_program(Model* model, const int32_t* widths, int32_t buff
 
 EF_EXPORT void ef_model_delete(Model* model) { delete model; }
 
-EF_EXPORT int ef_matrix_new(Model* model, int32_t kind, int64_t rows, int64_t cols) {
+EF_EXPORT int ef_matrix_new(Model* model, int32_t kind, int64_t rows, int64_t cols, int64_t tiles) {
   int made = -1;
-  return guarded([&] { made = model->add_matrix(static_cast<Kind>(kind), rows, cols); }) == 0 ? made : -1;
+  return guarded([&] { made = model->add_matrix(static_cast<Kind>(kind), rows, cols, tiles); }) == 0 ? made : -1;
 }
 
 EF_EXPORT int ef_matrix_fill(Model* model, int32_t matrix, int64_t tile, int64_t step, int64_t row, int64_t count,

@@ -49,7 +49,7 @@ class Model {
 
   // Sets the instructions, after all matrices and vectors were added; throws if one of them refers to what isn't there.
   void set_program(std::vector<int32_t> buffer_widths, std::vector<Instruction> instructions, std::vector<CacheShape> shapes);
-  int add_matrix(Kind kind, int64_t rows, int64_t cols);
+  int add_matrix(Kind kind, int64_t rows, int64_t cols, int64_t tile_count);
   // Rows [row, row + count) of the part that starts at tile `tile` and takes every `step`-th one. fp32, fp16 and bf16 data are
   // [count, cols]; codes [count, cols * bits / 8] come with fp16 scales [count, cols / 32].
   void fill(int matrix, int64_t tile, int64_t step, int64_t row, int64_t count, const void* data, const uint16_t* scales);

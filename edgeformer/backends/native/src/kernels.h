@@ -34,6 +34,7 @@ inline size_t tile_bytes(Kind kind, int64_t cols) {
 struct Matrix {
   Kind kind;
   int64_t rows, cols;
+  int64_t tile_count;  // of gates and ups, each of which ends with a tile of its own, more than rows / 16
   const uint8_t* tiles;
 };
 

@@ -7,17 +7,17 @@
 
 namespace edgeformer {
 
-int Model::add_matrix(Kind kind, int64_t rows, int64_t cols) {
-  if (rows <= 0 || cols <= 0 || (quantized(kind) && cols % kGroup != 0))
+int Model::add_matrix(Kind kind, int64_t rows, int64_t cols, int64_t tile_count) {
+  if (rows <= 0 || cols <= 0 || tile_count < (rows + kLanes - 1) / kLanes || (quantized(kind) && cols % kGroup != 0))
     throw std::invalid_argument("a matrix needs rows and columns, and a quantized one whole groups of 32 columns");
-  const size_t bytes = static_cast<size_t>((rows + kLanes - 1) / kLanes) * tile_bytes(kind, cols);
+  const size_t bytes = static_cast<size_t>(tile_count) * tile_bytes(kind, cols);
   constexpr size_t kArena = size_t{64} << 20;  // matrices share large blocks, so that few pages are partly empty
   if (bytes > arena_left_) {
     arena_left_ = std::max(bytes, kArena);
     memory_.emplace_back(arena_left_);
     arena_ = memory_.back().data();
   }
-  matrices.push_back({kind, rows, cols, arena_});
+  matrices.push_back({kind, rows, cols, tile_count, arena_});
   const size_t taken = std::min((bytes + 127) / 128 * 128, arena_left_);
   arena_ += taken;
   arena_left_ -= taken;
@@ -31,9 +31,11 @@ int Model::add_vector(const float* data, int64_t count) {
 
 namespace {
 
+// `rows` rows, the first of them in lane `lane`: a tile is written in its own order, once.
 template <typename T>
-void fill_plain(T* tile, int64_t lane, int64_t cols, const T* data) {
-  for (int64_t k = 0; k < cols; ++k) tile[k * kLanes + lane] = data[k];
+void fill_plain(T* tile, int64_t lane, int64_t rows, int64_t cols, const T* data) {
+  for (int64_t k = 0; k < cols; ++k)
+    for (int64_t r = 0; r < rows; ++r) tile[k * kLanes + lane + r] = data[r * cols + k];
 }
 
 void fill_q8(uint8_t* tile, int64_t lane, int64_t cols, const uint8_t* codes, const uint16_t* scales) {
@@ -61,25 +63,28 @@ void Model::fill(int index, int64_t tile, int64_t step, int64_t row, int64_t cou
                  const uint16_t* scales) {
   const Matrix& m = matrices.at(static_cast<size_t>(index));
   const size_t bytes = tile_bytes(m.kind, m.cols);
-  const int64_t tiles = (m.rows + kLanes - 1) / kLanes;
-  if (row < 0 || count < 0 || step <= 0 || tile < 0 || (count > 0 && tile + (row + count - 1) / kLanes * step >= tiles))
+  if (row < 0 || count < 0 || step <= 0 || tile < 0 || (count > 0 && tile + (row + count - 1) / kLanes * step >= m.tile_count))
     throw std::invalid_argument("these rows lie outside the matrix");
-  for (int64_t r = row; r < row + count; ++r) {
+  for (int64_t r = row, rows; r < row + count; r += rows) {
     uint8_t* at = const_cast<uint8_t*>(m.tiles) + static_cast<size_t>(tile + r / kLanes * step) * bytes;
     const int64_t lane = r % kLanes, n = r - row;
+    rows = std::min(kLanes - lane, count - n);
     switch (m.kind) {
       case Kind::kF32:
-        fill_plain(reinterpret_cast<float*>(at), lane, m.cols, static_cast<const float*>(data) + n * m.cols);
+        fill_plain(reinterpret_cast<float*>(at), lane, rows, m.cols, static_cast<const float*>(data) + n * m.cols);
         break;
       case Kind::kF16:
       case Kind::kBF16:
-        fill_plain(reinterpret_cast<uint16_t*>(at), lane, m.cols, static_cast<const uint16_t*>(data) + n * m.cols);
+        fill_plain(reinterpret_cast<uint16_t*>(at), lane, rows, m.cols, static_cast<const uint16_t*>(data) + n * m.cols);
         break;
       case Kind::kQ8:
-        fill_q8(at, lane, m.cols, static_cast<const uint8_t*>(data) + n * m.cols, scales + n * (m.cols / kGroup));
+        for (int64_t i = n; i < n + rows; ++i)
+          fill_q8(at, lane + i - n, m.cols, static_cast<const uint8_t*>(data) + i * m.cols, scales + i * (m.cols / kGroup));
         break;
       case Kind::kQ4:
-        fill_q4(at, lane, m.cols, static_cast<const uint8_t*>(data) + n * (m.cols / 2), scales + n * (m.cols / kGroup));
+        for (int64_t i = n; i < n + rows; ++i)
+          fill_q4(at, lane + i - n, m.cols, static_cast<const uint8_t*>(data) + i * (m.cols / 2),
+                  scales + i * (m.cols / kGroup));
         break;
     }
   }
@@ -107,6 +112,7 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
       require(i.matrix >= 0 && i.matrix < static_cast<int32_t>(matrices.size()), "no such matrix");
       const Matrix& m = matrices[static_cast<size_t>(i.matrix)];
       const bool product = i.op == Op::kLinear || i.op == Op::kGlu;
+      require(i.op != Op::kGlu || (m.tile_count % 2 == 0 && m.rows % 2 == 0), "gates and ups are not alike");
       const int64_t outputs = i.op == Op::kGlu ? m.rows / 2 : product ? m.rows : m.cols;
       require(fits(i.dst, i.dst_at, outputs), "the result doesn't fit its buffer");
       require(!product || (i.src >= 0 && fits(i.src, i.src_at, m.cols)), "the inputs don't fit the matrix");

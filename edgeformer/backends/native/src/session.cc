@@ -11,6 +11,11 @@ namespace edgeformer {
 
 Session::Session(const Model& model, int64_t batch, int64_t capacity, int threads, CacheKind cache)
     : model_(model), batch_(batch), positions_(capacity), capacity_((capacity + kLanes - 1) / kLanes * kLanes), kind_(cache), team_(threads) {
+  if (batch <= 0 || capacity <= 0 || threads <= 0) throw std::invalid_argument("batch, capacity and threads must be positive");
+  for (const Instruction& i : model.program)
+    if (i.op == Op::kAppend && i.table >= 0 &&
+        static_cast<int64_t>(model.vectors[static_cast<size_t>(i.table)].size()) < capacity * i.rotated)
+      throw std::invalid_argument("the model's table of rotations is shorter than the session's capacity");
   const size_t bytes = cache == CacheKind::kF16 ? 2 : 4;
   for (const CacheShape& c : model.caches) {
     const int64_t padded = (c.value_dim + kLanes - 1) / kLanes * kLanes;
@@ -248,7 +253,7 @@ void Session::phase(uint32_t& number, int64_t chunks, const Body& body) {
 void Session::product(const Instruction& i, uint32_t& number) {
   const Matrix& m = model_.matrices[static_cast<size_t>(i.matrix)];
   const bool glu = i.op == Op::kGlu;
-  const int64_t rows = i.kept != 0 ? kept_ : rows_, tiles = (m.rows + kLanes - 1) / kLanes, units = glu ? tiles / 2 : tiles;
+  const int64_t rows = i.kept != 0 ? kept_ : rows_, units = glu ? m.tile_count / 2 : m.tile_count;
   if (rows == 0) return;
   const Rows in = rows_of(i.src, i.src_at);
   float* out = at(i.dst, i.dst_at, 0);

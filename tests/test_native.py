@@ -1,0 +1,336 @@
+"""The native engine: each product against float64, int8 activations against an emulation of their rounding, whole models against
+the numpy back end in float64, on every instruction set of this machine."""
+
+from __future__ import annotations
+
+import ctypes
+
+import numpy as np
+import pytest
+import tolerances
+from component_cases import COMPONENTS, PREFIXED
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import STDLIB, random_ids, run_cached, saved
+
+from edgeformer.backends.native.library import LIBRARY, load_library
+from edgeformer.backends.native.model import NativeDecoder, NativeModel
+from edgeformer.backends.native.ops import record
+from edgeformer.backends.native.program import ACTS, Instruction, Kind, Op, Part, Program, Recorded
+from edgeformer.backends.native.values import NotCovered
+from edgeformer.backends.numpy import NumpyModel, NumpyOps
+from edgeformer.checkpoint.loading import load
+from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.exporters.onnx.exporter import export_onnx
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
+from edgeformer.weights.binding import Source, Weights
+from edgeformer.weights.formats import QUANTIZED, GroupTensor, dequantize, quantize
+from edgeformer.weights.safetensors_file import StoredTensor
+
+pytestmark = pytest.mark.skipif(LIBRARY.missing() is not None, reason=str(LIBRARY.missing()))
+
+
+def isas():
+    """The instruction sets that run here; the portable one always does."""
+    if LIBRARY.missing() is not None:
+        return []
+    return [name for name in ("portable", "avx2", "avx512vnni", "neon") if _runs(name)]
+
+
+def _runs(name):
+    try:
+        return load_library().isa(name) == name
+    except InputError:
+        return False
+
+
+class Fixed(StoredTensor):
+    """A tensor in memory in place of one in a file."""
+
+    def __init__(self, array, dtype):
+        super().__init__("w", None, 0, array.nbytes, dtype, array.shape)
+        object.__setattr__(self, "array", array)
+
+    def read(self):
+        return self.array
+
+
+class FixedCodes(GroupTensor):
+    """Codes and scales in memory."""
+
+    def __init__(self, codes, scales, format, shape):
+        plain = StoredTensor("s", None, 0, scales.nbytes, "F16", scales.shape)
+        super().__init__("w", None, 0, codes.nbytes, "U8", shape, format, plain)
+        object.__setattr__(self, "held", (codes, scales))
+
+    def quantized(self):
+        return self.held
+
+
+def stored(weight, kind):
+    """A weight [outputs, inputs] in a kind: what the engine reads, and its values in float64."""
+    import ml_dtypes
+
+    if kind.quantized:
+        format = QUANTIZED[kind.name.lower()]
+        codes, scales = quantize(weight, format)
+        exact = dequantize(codes, scales, format).astype(np.float64)
+        return Source(FixedCodes(codes, scales, format, weight.shape), None), exact
+    dtypes = {Kind.FP32: ("F32", np.float32), Kind.FP16: ("F16", np.float16), Kind.BF16: ("BF16", ml_dtypes.bfloat16)}
+    name, dtype = dtypes[kind]
+    rounded = weight.astype(dtype)
+    return Source(Fixed(rounded, name), None), rounded.astype(np.float64)
+
+
+def rounded_to_int8(x):
+    """Activations as a quantized product sees them: 8 bits, groups of 32, scale = largest / 127, in float32."""
+    groups = x.astype(np.float32).reshape(*x.shape[:-1], -1, 32)
+    top = np.abs(groups).max(-1, keepdims=True)
+    inverse = np.where(top > 0, np.float32(127) / np.where(top > 0, top, 1), 0).astype(np.float32)
+    codes = np.rint(groups * inverse)
+    return (codes.astype(np.float64) * (top / np.float32(127)).astype(np.float64)).reshape(x.shape)
+
+
+def run(program, weights, tokens, *, isa, threads=1, capacity=64):
+    """The rows that a program makes of token ids [B, T], in one step; guards around the result stay as they were."""
+    model = NativeModel(program, Weights(weights), capacity, isa=isa)
+    decoder = NativeDecoder(model, batch=len(tokens), threads=threads, cache="fp32")
+    size = tokens.size * program.vocab
+    whole = np.full(size + 512, 7.25, np.float32)
+    out = whole[256 : 256 + size].reshape(*tokens.shape, program.vocab)
+    decoder._step(tokens, None, None, 0, tokens.shape[1], None, out)
+    assert (whole[:256] == 7.25).all() and (whole[-256:] == 7.25).all()
+    return out
+
+
+def product(kind, inputs, outputs, rows, *, isa, threads=1, act="identity", bias=True, glu=False, seed=0):
+    """A program of one product of random rows, its result, and the one in float64."""
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, inputs)).astype(np.float32)
+    names = ["a", "b"] if glu else ["a"]
+    made = {n: stored(rng.normal(size=(outputs, inputs)).astype(np.float32) * 0.1, kind) for n in names}
+    biases = {f"{n}.bias": rng.normal(size=outputs).astype(np.float32) for n in names if bias}
+    parts = tuple(Part(n, inputs, outputs, f"{n}.bias" if bias else None) for n in names)
+    program = Program(max(outputs, rows), tables={"rows": x})  # ids are rows of the table
+    given_rows = program.buffer(inputs, kept=False)
+    last = program.buffer(inputs, kept=True)
+    program.code = [
+        Recorded(Op.EMBED, given_rows, parts=(Part("rows", inputs, rows),), numbers={"width": inputs, "scale": 1.0}),
+        Recorded(Op.LAST, last, given_rows, numbers={"width": inputs}),
+        Recorded(Op.GLU if glu else Op.LINEAR, None, last, parts=parts, numbers={"act": ACTS.index(act)}),
+    ]
+    weights = {n: source for n, (source, _) in made.items()}
+    weights |= {n: Source(Fixed(b, "F32"), None) for n, b in biases.items()}
+    found = run(program, weights, np.arange(rows)[None], isa=isa, threads=threads, capacity=max(rows, 64))
+    seen = rounded_to_int8(x) if kind.quantized else x.astype(np.float64)
+    ys = [seen @ made[n][1].T + (biases[f"{n}.bias"].astype(np.float64) if bias else 0) for n in names]
+    terms = np.abs(seen) @ np.abs(made["a"][1]).T + 1
+    activated = ys[0] if act == "identity" else NumpyOps().activate(act, ys[0])
+    return found[0, :, :outputs], activated * ys[1] if glu else activated, terms
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("kind", Kind)
+@pytest.mark.parametrize("shape", [(32, 16, 1), (64, 33, 2), (96, 7, 9), (160, 40, 5), (288, 100, 23)])
+def test_a_product(kind, shape, isa):
+    inputs, outputs, rows = shape
+    found, expected, terms = product(kind, inputs, outputs, rows, isa=isa)
+    assert (np.abs(found - expected) / terms).max() <= tolerances.KERNEL
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("act", ACTS)
+def test_gated_products_and_activations(act, isa):
+    for glu in (True, False):
+        found, expected, terms = product(Kind.FP32, 48, 20, 5, isa=isa, act=act, glu=glu)
+        assert (np.abs(found - expected) / np.maximum(terms, np.abs(expected))).max() <= 2 * tolerances.KERNEL
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_products_of_any_shape(data):
+    """Shapes, kinds, threads and instruction sets at random."""
+    kind = data.draw(st.sampled_from(list(Kind)))
+    inputs = data.draw(st.integers(1, 9)) * 32 if kind.quantized else data.draw(st.integers(1, 200))
+    shape = inputs, data.draw(st.integers(1, 90)), data.draw(st.integers(1, 40))
+    glu, threads = data.draw(st.booleans()), data.draw(st.sampled_from([1, 2, 3, 8]))
+    found, expected, terms = product(
+        kind, *shape, isa=data.draw(st.sampled_from(isas())), threads=threads, bias=data.draw(st.booleans()), glu=glu
+    )
+    assert (np.abs(found - expected) / np.maximum(terms, np.abs(expected))).max() <= (
+        2 if glu else 1
+    ) * tolerances.KERNEL
+
+
+def covered():
+    """Components that the engine has instructions for."""
+    for name, spec in COMPONENTS.items():
+        try:
+            record(spec, 1)
+        except NotCovered:
+            continue
+        yield name
+
+
+NOT_COVERED = {
+    "moe", "moe-raw-weights", "moe-shared-grouped", "mla", "mla-query-latent", "additive", "cross-layer-kv", "shaw",
+    "shaw-keys-only", "t5-bias", "rope-dynamic", "rope-longrope",
+}  # fmt: skip
+
+
+def test_what_is_covered():
+    """Everything but these, which are refused with the reason."""
+    assert set(COMPONENTS) - set(covered()) == NOT_COVERED
+    runtime, _ = require("native")
+    for name in NOT_COVERED:
+        assert "native back end" in (runtime.refuses(COMPONENTS[name], Options()) or "")
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("case", covered())
+def test_component(case, isa, tmp_path, monkeypatch):
+    """Two blocks, a prefill of 14 tokens and 10 single ones, the second row with padding on the left and a hole."""
+    monkeypatch.setenv("EDGEFORMER_ISA", isa)
+    spec = COMPONENTS[case]
+    loaded, weights = saved(spec, tmp_path / "model")
+    ids, valid = random_ids(31, 2, 24), np.ones((2, 24), np.int64)
+    valid[1, :5] = valid[1, 9] = 0
+    expected = NumpyModel(spec, weights, np.float64)(ids, valid)[0]["logits"]
+    session = require("native")[0].open(loaded, Options(batch=2, capacity=32, threads=2))
+    found = run_cached(session, ids, valid, 14)
+    error = np.abs(found - expected)[valid.astype(bool)].max()
+    assert error <= tolerances.LAYER * max(1.0, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("isa", isas())
+def test_a_prefix_language_model(isa, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEFORMER_ISA", isa)
+    spec = PREFIXED["prefix-mask"]
+    loaded, weights = saved(spec, tmp_path / "model")
+    ids, prefix = random_ids(31, 2, 24), np.array([7, 11])
+    expected = NumpyModel(spec, weights, np.float64)(ids, prefix_length=prefix)[0]["logits"]
+    model = NativeModel(record(spec, 32), loaded.weights, 32)
+    found = NativeDecoder(model, batch=2, cache="fp32").step(ids, keep=0, prefix=prefix)
+    assert np.abs(found - expected).max() <= tolerances.LAYER * max(1.0, np.abs(expected).max())
+
+
+@pytest.mark.parametrize("threads", [1, 2, 8])
+@pytest.mark.parametrize("cache", ["fp32", "fp16"])
+def test_long_prompts_and_many_threads(threads, cache):
+    """Prompts longer than one step, attention cut into ranges of keys, more threads than cores."""
+    loaded = load(STDLIB)
+    ids = random_ids(loaded.spec.vocab, 1, 700)
+    expected = NumpyModel(loaded.spec, loaded.weights)(ids, keep=3)[0]["logits"]
+    model = NativeModel(record(loaded.spec, 720), loaded.weights, 720)
+    decoder = NativeDecoder(model, threads=threads, cache=cache)
+    limit = tolerances.REAL_WEIGHTS if cache == "fp32" else tolerances.FP16
+    assert np.abs(decoder.step(ids, keep=3) - expected).max() <= limit
+    decoder.reset()
+    decoder.step(ids[:, :697], keep=1)
+    found = np.concatenate([decoder.step(ids[:, i : i + 1]) for i in range(697, 700)], 1)
+    assert np.abs(found - expected).max() <= limit
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("precision", ["q4", "q8", "bf16", "fp16"])
+def test_the_bits_of_an_artefact(precision, isa, tmp_path, monkeypatch):
+    """KL divergence from the same bits in float32, for int8 activations; other precisions are exact."""
+    monkeypatch.setenv("EDGEFORMER_ISA", isa)
+    export_onnx(load(STDLIB), tmp_path / "m", precision=precision)
+    same = load(tmp_path / "m")
+    ids = random_ids(same.spec.vocab, 1, 60)
+    expected = NumpyModel(same.spec, same.weights)(ids)[0]["logits"]
+    session = require("native")[0].open(tmp_path / "m", Options(capacity=64, threads=2))
+    found = session.forward(ids, all_positions=True)
+    if precision in QUANTIZED:
+        assert session.compute == "int8"
+        assert 0 < divergence(expected, found) < 1e-3
+    else:
+        assert np.abs(found - expected).max() <= tolerances.REAL_WEIGHTS
+
+
+def divergence(expected, found):
+    """Mean KL divergence of two arrays of logits."""
+    logp, logq = (
+        x.astype(np.float64) - np.log(np.exp(x.astype(np.float64)).sum(-1, keepdims=True)) for x in (expected, found)
+    )
+    return float((np.exp(logp) * (logp - logq)).sum(-1).mean())
+
+
+def test_mixed_precisions_of_maps_that_share_an_input(tmp_path):
+    """q stays unquantized, k and v are q8: one product becomes three."""
+    export_onnx(load(STDLIB), tmp_path / "m", precision="q8", keep=["*.attention.q.weight", "*.ffn.up.weight"])
+    same = load(tmp_path / "m")
+    ids = random_ids(same.spec.vocab, 1, 20)
+    expected = NumpyModel(same.spec, same.weights)(ids)[0]["logits"]
+    model = NativeModel(record(same.spec, 32), same.weights, 32)
+    assert len(model.kinds) == 2
+    assert 0 < divergence(expected, NativeDecoder(model).step(ids, keep=0)) < 1e-3
+
+
+# ------------------------------------------------------------------------------------------------------------ refusals
+
+
+def model_of(**numbers):
+    """The engine's answer to one malformed instruction."""
+    library, handle = load_library(), ctypes.c_void_p()
+    library.call("ef_model_new", None, 10, ctypes.byref(handle))
+    fields = dict(
+        op=Op.ADD,
+        dst=0,
+        src=0,
+        other=-1,
+        total=-1,
+        matrix=-1,
+        weight=-1,
+        bias=-1,
+        table=-1,
+        slopes=-1,
+        sinks=-1,
+        width=8,
+    )
+    code = (Instruction * 1)(Instruction(**fields | numbers))
+    widths = np.array([32], np.int32)
+    try:
+        library.call("ef_model_program", handle, widths.ctypes.data, 1, ctypes.addressof(code), 1, None, 0)
+    finally:
+        library.delete("ef_model_delete", handle)
+
+
+def test_a_well_formed_instruction():
+    model_of()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"op": 99}, {"op": -1}, {"dst": 1}, {"src": 5}, {"src": -1}, {"width": 33}, {"width": 0}, {"dst_at": 30}, {"other": 3},
+     {"weight": 0}, {"op": Op.LINEAR}, {"op": Op.LINEAR, "matrix": 0}, {"op": Op.ATTEND, "cache": 0}, {"op": Op.APPEND},
+     {"act": 77}, {"quantize": 1, "dst_at": 8}, {"op": Op.NORM, "count": 5}],
+)  # fmt: skip
+def test_malformed_instructions_are_refused(wrong):
+    with pytest.raises(InputError, match="malformed"):
+        model_of(**wrong)
+
+
+def test_tokens_and_lengths_are_checked():
+    loaded = load(STDLIB)
+    decoder = NativeDecoder(NativeModel(record(loaded.spec, 16), loaded.weights, 16))
+    with pytest.raises(InputError, match="out of range"):
+        decoder.step(np.array([[loaded.spec.vocab]]))
+    with pytest.raises(InputError, match="don't fit the cache"):
+        decoder.step(np.zeros((1, 17), np.int64))
+
+
+def test_an_instruction_set_that_is_not_here(monkeypatch):
+    monkeypatch.setenv("EDGEFORMER_ISA", "sse9")
+    with pytest.raises(InputError, match="'sse9'"):
+        load_library().isa()
+
+
+def test_a_library_of_another_version(monkeypatch, tmp_path):
+    from edgeformer.backends.native.library import Library
+
+    (tmp_path / "mine.so").write_bytes(b"no library")
+    with pytest.raises(RuntimeUnavailable, match=r"mine\.so is not a library"):
+        Library(tmp_path / "mine.so")
