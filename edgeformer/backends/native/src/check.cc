@@ -1,0 +1,277 @@
+// Compares every instruction set that runs here with the portable one, and sessions of many threads with one of one thread.
+// `cmake --build . --target edgeformer_native_check`, for sanitizers and for processors that only an emulator offers.
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <random>
+
+#include "engine.h"
+#include "half.h"
+
+using namespace edgeformer;
+
+namespace {
+
+std::mt19937 generator(0);
+int failures = 0;
+
+std::vector<float> normal(int64_t count, float scale = 1.0f) {
+  std::normal_distribution<float> draw(0.0f, scale);
+  std::vector<float> out(static_cast<size_t>(count));
+  for (float& x : out) x = draw(generator);
+  return out;
+}
+
+void expect_close(const std::vector<float>& found, const std::vector<float>& expected, float limit, const char* what,
+                  const char* isa, int64_t detail) {
+  float top = 1.0f, worst = 0.0f;
+  for (float x : expected) top = std::fmax(top, std::fabs(x));
+  for (size_t i = 0; i < found.size(); ++i) {
+    const float error = std::fabs(found[i] - expected[i]);
+    worst = error <= worst ? worst : error;  // a NaN stays
+  }
+  if (!(worst <= limit * top)) {
+    std::printf("%s on %s (%lld): error %g of %g\n", what, isa, static_cast<long long>(detail), worst, top);
+    ++failures;
+  }
+}
+
+// A matrix with random weights of a kind.
+int add_random(Model& model, Kind kind, int64_t rows, int64_t cols, int64_t parts = 1) {
+  const int64_t tiles = (rows + kLanes - 1) / kLanes;
+  const int index = model.add_matrix(kind, rows * parts, cols, tiles * parts);
+  for (int64_t p = 0; p < parts; ++p) {
+    const std::vector<float> w = normal(rows * cols, 0.1f);
+    std::vector<uint16_t> halves(w.size());
+    for (size_t i = 0; i < w.size(); ++i) {
+      uint32_t bits;
+      std::memcpy(&bits, &w[i], 4);
+      halves[i] = kind == Kind::kBF16 ? static_cast<uint16_t>(bits >> 16) : to_half(w[i]);
+    }
+    std::vector<uint8_t> codes(w.size());
+    for (uint8_t& c : codes) c = static_cast<uint8_t>(1 + generator() % 255);
+    std::vector<uint16_t> scales(static_cast<size_t>(rows * (cols / kGroup + 1)));
+    for (uint16_t& s : scales) s = to_half(1e-3f * static_cast<float>(1 + generator() % 16));
+    const void* data = kind == Kind::kF32 ? static_cast<const void*>(w.data())
+                       : quantized(kind)  ? static_cast<const void*>(codes.data())
+                                          : static_cast<const void*>(halves.data());
+    model.fill(index, p, parts, 0, rows, data, scales.data());
+  }
+  return index;
+}
+
+struct Int8Rows {
+  std::vector<float> x, scales;
+  std::vector<int8_t> codes;
+  std::vector<int32_t> sums;
+  Rows view;
+  Int8Rows(const Kernels& k, int64_t rows, int64_t cols)
+      : x(normal(rows * cols)), scales(x.size()), codes(x.size()), sums(x.size()) {
+    const int64_t groups = cols / kGroup;
+    for (int64_t r = 0; r < rows; ++r)
+      k.quantize(x.data() + r * cols, cols, {codes.data() + r * cols, scales.data() + r * groups, sums.data() + r * groups});
+    view = {x.data(), cols, codes.data(), scales.data(), sums.data(), cols, groups};
+  }
+};
+
+void check_products(const Kernels& k, const Kernels& p) {
+  for (Kind kind : {Kind::kF32, Kind::kF16, Kind::kBF16, Kind::kQ8, Kind::kQ4})
+    for (int64_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 13, 17})
+      for (int64_t cols : {32, 96, 288}) {
+        const int64_t outputs = 40;
+        Model model(&p, 1);
+        const Matrix m = model.matrices[static_cast<size_t>(add_random(model, kind, outputs, cols))];
+        const Matrix g = model.matrices[static_cast<size_t>(add_random(model, kind, outputs, cols, 2))];
+        const std::vector<float> bias = normal(outputs);
+        const Int8Rows in(p, rows, cols);
+        std::vector<float> a(static_cast<size_t>(rows * outputs)), b(a.size());
+        k.linear(m, 0, m.tile_count, in.view, 0, rows, a.data(), outputs, bias.data(), Act::kNone);
+        p.linear(m, 0, m.tile_count, in.view, 0, rows, b.data(), outputs, bias.data(), Act::kNone);
+        expect_close(a, b, 4e-6f, "linear", k.name, static_cast<int64_t>(kind) * 100 + rows);
+        k.glu(g, 0, g.tile_count / 2, in.view, 0, rows, a.data(), outputs, bias.data(), bias.data(), Act::kSilu);
+        p.glu(g, 0, g.tile_count / 2, in.view, 0, rows, b.data(), outputs, bias.data(), bias.data(), Act::kSilu);
+        expect_close(a, b, 8e-6f, "glu", k.name, static_cast<int64_t>(kind) * 100 + rows);
+      }
+}
+
+void check_rows(const Kernels& k, const Kernels& p) {
+  for (int64_t count : {1, 15, 16, 17, 100, 576}) {
+    const std::vector<float> x = normal(count, 3.0f), d = normal(count), w = normal(count), bias = normal(count);
+    std::vector<float> a(x.size()), b(x.size()), sum_a(x.size()), sum_b(x.size());
+    for (NormKind kind : {NormKind::kRms, NormKind::kLayer}) {
+      k.norm(kind, x.data(), d.data(), sum_a.data(), a.data(), count, w.data(), bias.data(), 1e-5f);
+      p.norm(kind, x.data(), d.data(), sum_b.data(), b.data(), count, w.data(), bias.data(), 1e-5f);
+      expect_close(a, b, 4e-6f, "norm", k.name, count);
+      expect_close(sum_a, sum_b, 0.0f, "sum", k.name, count);
+    }
+    for (int act = 0; act <= static_cast<int>(Act::kTanh); ++act) {
+      a = b = x;
+      k.activate(static_cast<Act>(act), a.data(), count);
+      p.activate(static_cast<Act>(act), b.data(), count);
+      expect_close(a, b, 1e-6f, "activation", k.name, act);
+    }
+  }
+  for (int64_t groups : {1, 5}) {
+    const std::vector<float> x = normal(groups * kGroup);
+    std::vector<int8_t> a(x.size()), b(x.size());
+    std::vector<float> sa(5), sb(5);
+    std::vector<int32_t> ta(5), tb(5);
+    k.quantize(x.data(), groups * kGroup, {a.data(), sa.data(), ta.data()});
+    p.quantize(x.data(), groups * kGroup, {b.data(), sb.data(), tb.data()});
+    if (a != b || sa != sb || ta != tb) std::printf("quantize on %s\n", k.name), ++failures;
+  }
+}
+
+template <typename E>
+void fill_cache(std::vector<E>& to) {
+  const std::vector<float> x = normal(static_cast<int64_t>(to.size()));
+  for (size_t i = 0; i < x.size(); ++i) {
+    if constexpr (sizeof(E) == 2)
+      to[i] = to_half(x[i]);
+    else
+      to[i] = x[i];
+  }
+}
+
+template <typename E>
+void check_attention(const Kernels& k, const Kernels& p) {
+  const int64_t capacity = 320;
+  for (int dim : {16, 20, 64})
+    for (int heads : {1, 3, 8, 40})
+      for (int which = 0; which < 6; ++which) {
+        const int rows = 1 + static_cast<int>(generator() % 7), value_dim = 48;
+        std::vector<E> keys(static_cast<size_t>(capacity * dim)), values(static_cast<size_t>(capacity * value_dim));
+        fill_cache(keys);
+        fill_cache(values);
+        const std::vector<float> q = normal(rows * heads * dim), slopes = normal(heads, 0.1f);
+        std::vector<int32_t> at(static_cast<size_t>(rows)), key_positions(static_cast<size_t>(capacity));
+        std::vector<uint8_t> valid(static_cast<size_t>(capacity), 1);
+        const int32_t past = static_cast<int32_t>(generator() % 250);
+        for (int r = 0; r < rows; ++r) at[static_cast<size_t>(r)] = past + r;
+        for (int64_t i = 0; i < capacity; ++i) key_positions[static_cast<size_t>(i)] = static_cast<int32_t>(i);
+        valid[3] = 0;
+        std::vector<float> results[2];
+        for (int turn = 0; turn < 2; ++turn) {
+          const Kernels* table = turn == 0 ? &k : &p;
+          const size_t pairs = static_cast<size_t>(rows * heads);
+          std::vector<float> maxima(pairs), totals(pairs), out(pairs * static_cast<size_t>(value_dim)),
+              scratch(static_cast<size_t>(kScratch));
+          Attention a{};
+          a.q = q.data(), a.q_stride = heads * dim, a.rows = rows, a.heads = heads, a.dim = dim, a.value_dim = value_dim;
+          a.keys = keys.data(), a.values = values.data();
+          a.cache = sizeof(E) == 2 ? CacheKind::kF16 : CacheKind::kF32;
+          a.first = 0, a.end = past + rows, a.scale = 0.2f, a.causal = true;
+          a.query_positions = at.data();
+          if (which == 1) a.softcap = 5.0f;
+          if (which == 2) a.window = 37;
+          if (which == 3) a.chunk = 50;
+          if (which == 4) a.slopes = slopes.data(), a.prefix = past + rows;
+          if (which == 5) a.key_positions = key_positions.data(), a.valid = valid.data();
+          a.maxima = maxima.data(), a.totals = totals.data(), a.outputs = out.data();
+          a.out_stride = value_dim, a.row_stride = heads, a.scratch = scratch.data();
+          table->attend(a);
+          for (size_t i = 0; i < pairs; ++i)
+            for (int d = 0; d < value_dim; ++d) out[i * static_cast<size_t>(value_dim) + static_cast<size_t>(d)] /= totals[i];
+          results[turn] = out;
+        }
+        expect_close(results[0], results[1], 4e-6f, "attention", k.name, dim * 1000 + heads * 10 + which);
+      }
+}
+
+// A model of one attention and one FFN in q8, stepped by some threads.
+std::vector<float> stepped(const Kernels& k, int threads) {
+  generator.seed(7);
+  const int32_t width = 96, heads = 6, kv_heads = 2, dim = 16, hidden = 160, vocab = 70;
+  Model model(&k, vocab);
+  const int table = add_random(model, Kind::kQ8, vocab, width), qkv = add_random(model, Kind::kQ8, (heads + 2 * kv_heads) * dim, width);
+  const int o = add_random(model, Kind::kQ4, width, heads * dim), ffn = add_random(model, Kind::kQ8, hidden, width, 2);
+  const int down = add_random(model, Kind::kQ8, width, hidden);
+  const std::vector<float> ones(static_cast<size_t>(width), 1.0f), angles = normal(64 * dim);
+  const int weight = model.add_vector(ones.data(), width), turns = model.add_vector(angles.data(), 64 * dim);
+  auto make = [](Op op, int32_t dst, int32_t src) {
+    Instruction i{};
+    i.op = op, i.dst = dst, i.src = src;
+    i.other = i.total = i.matrix = i.weight = i.bias = i.cache = i.table = i.slopes = i.sinks = -1;
+    i.scale = 1.0f;
+    return i;
+  };
+  std::vector<Instruction> code;
+  Instruction i = make(Op::kEmbed, 0, -1);
+  i.matrix = table, i.width = width;
+  code.push_back(i);
+  i = make(Op::kNorm, 1, 0);
+  i.width = width, i.count = 1, i.weight = weight, i.quantize = 1;
+  code.push_back(i);
+  i = make(Op::kLinear, 2, 1);
+  i.matrix = qkv;
+  code.push_back(i);
+  i = make(Op::kAppend, -1, 2);
+  i.other = i.total = 2, i.other_at = heads * dim, i.total_at = (heads + kv_heads) * dim;
+  i.count = heads, i.heads = kv_heads, i.dim = i.value_dim = dim, i.cache = 0, i.table = turns, i.rotated = dim;
+  code.push_back(i);
+  i.op = Op::kAttend, i.dst = 3, i.other = i.total = i.table = -1, i.causal = 1, i.scale = 0.25f, i.quantize = 1;
+  code.push_back(i);
+  i = make(Op::kLinear, 4, 3);
+  i.matrix = o;
+  code.push_back(i);
+  i = make(Op::kNorm, 1, 0);
+  i.other = 4, i.total = 5, i.width = width, i.count = 1, i.weight = weight, i.quantize = 1;
+  code.push_back(i);
+  i = make(Op::kGlu, 6, 1);
+  i.matrix = ffn, i.act = static_cast<int32_t>(Act::kSilu), i.quantize = 1;
+  code.push_back(i);
+  i = make(Op::kLinear, 4, 6);
+  i.matrix = down;
+  code.push_back(i);
+  i = make(Op::kLast, 1, 4);
+  i.width = width, i.quantize = 1, i.kept = 1;
+  code.push_back(i);
+  i = make(Op::kLinear, -1, 1);
+  i.matrix = table, i.kept = 1;
+  code.push_back(i);
+  model.set_program({width, width, (heads + 2 * kv_heads) * dim, heads * dim, width, width, hidden}, code, {{kv_heads, dim, dim}});
+  Session session(model, 2, 60, threads, CacheKind::kF16);
+  std::vector<float> all;
+  for (int64_t start = 0; start < 50;) {
+    const int64_t count = start == 0 ? 20 : 1 + start % 3;
+    std::vector<int64_t> ids(static_cast<size_t>(2 * count));
+    std::vector<int32_t> positions(ids.size());
+    for (size_t n = 0; n < ids.size(); ++n) {
+      ids[n] = (start * 7 + static_cast<int64_t>(n) * 3) % vocab;
+      positions[n] = static_cast<int32_t>(start + static_cast<int64_t>(n) % count);
+    }
+    std::vector<float> out(static_cast<size_t>(2 * vocab));
+    session.step({ids.data(), positions.data(), positions.data(), nullptr, nullptr, nullptr, start, count, 1, out.data()});
+    all.insert(all.end(), out.begin(), out.end());
+    start += count;
+  }
+  return all;
+}
+
+void check_halves() {
+  for (uint32_t h = 0; h < 65536; ++h) {
+    const float f = from_half(static_cast<uint16_t>(h));
+    if (f == f && to_half(f) != h) std::printf("fp16 %04x\n", h), ++failures;
+  }
+}
+
+}  // namespace
+
+int main() {
+  const Kernels& portable = *portable_kernels();
+  check_halves();
+  int checked = 0;
+  for (const Kernels* k : {avx2_kernels(), avx512_kernels(), neon_kernels(), portable_kernels()}) {
+    if (k == nullptr || !k->available()) continue;
+    std::printf("%s\n", k->name);
+    ++checked;
+    check_products(*k, portable);
+    check_rows(*k, portable);
+    check_attention<float>(*k, portable);
+    check_attention<uint16_t>(*k, portable);
+    const std::vector<float> alone = stepped(*k, 1);
+    for (int threads : {2, 3, 8}) expect_close(stepped(*k, threads), alone, 1e-2f, "threads", k->name, threads);
+  }
+  std::printf("%d instruction sets, %d failures\n", checked, failures);
+  return failures == 0 ? 0 : 1;
+}
