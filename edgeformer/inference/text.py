@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 Messages = Sequence[dict[str, str]]
 
@@ -24,7 +24,7 @@ class ToolText:
     stops: frozenset[int] | None = None
 
 
-def transformers_text(folder: Any) -> ToolText:
+def transformers_text(folder: Path) -> ToolText:
     """The `ToolText` of transformers for a folder, by its AutoTokenizer and GenerationConfig."""
     import transformers
 

@@ -7,7 +7,8 @@ through the blocks already quantized, and later blocks see their errors.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -16,6 +17,10 @@ from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.layers.stack import BlockStack, add_norm
 from edgeformer.spec import Linear, leaves
 from edgeformer.spec.task import Task
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 _BATCH_TOKENS = 4096
 
@@ -77,11 +82,11 @@ class Calibration:
         for start in range(0, len(ids), batch):
             self.inputs.append(self._first(torch.from_numpy(ids[start : start + batch])))
 
-    def _first(self, ids: Any) -> tuple[Any, ...]:
+    def _first(self, ids: torch.Tensor) -> tuple[Any, ...]:
         """The first block's arguments for these ids."""
         found: list[tuple[Any, ...]] = []
 
-        def catch(module: Any, arguments: tuple[Any, ...]) -> None:
+        def catch(module: nn.Module, arguments: tuple[Any, ...]) -> None:
             found.append(arguments)
             raise _Reached
 
@@ -95,7 +100,7 @@ class Calibration:
             hook.remove()
         return found[0]
 
-    def blocks(self) -> Iterator[tuple[str, Any]]:
+    def blocks(self) -> Iterator[tuple[str, nn.Module]]:
         """Each block's path and module, with its inputs in `self.inputs`. Before the next block is yielded, the text passes
         through this one with its current weights."""
         for i, block in enumerate(self.model.layers):  # type: ignore[arg-type]
@@ -103,14 +108,15 @@ class Calibration:
             with self.torch.no_grad():
                 self.inputs = [(*block(*arguments), *arguments[2:]) for arguments in self.inputs]
 
-    def second_moments(self, block: Any, paths: list[str]) -> dict[str, Any]:
+    def second_moments(self, block: nn.Module, paths: list[str]) -> dict[str, torch.Tensor]:
         """Path below the block -> mean of x xᵀ over all inputs of the linear map at that path, float32 [inputs, inputs]."""
         torch = self.torch
-        sums: dict[str, Any] = {}
+        sums: dict[str, torch.Tensor] = {}
         counts: dict[str, int] = {}
-        shared: dict[tuple[int, int], Any] = {}
+        shared: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, int]] = {}
 
-        def add(path: str, x: Any) -> None:
+        def add(path: str, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            x = arguments[0]
             key = (x.data_ptr(), x.numel())
             if key not in shared:  # q, k and v share one input tensor
                 rows = x.reshape(-1, x.shape[-1]).float()
@@ -119,10 +125,7 @@ class Calibration:
             sums[path] = sums[path] + product if path in sums else product.clone()
             counts[path] = counts.get(path, 0) + rows_count
 
-        hooks = [
-            block.get_submodule(path).register_forward_pre_hook(lambda _, a, path=path: add(path, a[0]))
-            for path in paths
-        ]
+        hooks = [block.get_submodule(path).register_forward_pre_hook(partial(add, path)) for path in paths]
         try:
             with torch.no_grad():
                 for arguments in self.inputs:
@@ -133,7 +136,7 @@ class Calibration:
                 hook.remove()
         return {path: sums[path] / counts[path] for path in paths if path in sums}
 
-    def head_second_moments(self) -> Any:
+    def head_second_moments(self) -> torch.Tensor:
         """Second moments of the head's inputs, float32 [width, width]. Call it after the last block."""
         total, count = self.torch.zeros(()), 0
         with self.torch.no_grad():
@@ -153,7 +156,7 @@ class Calibration:
         with self.torch.no_grad():
             getattr(target, leaf).copy_(self.torch.from_numpy(np.ascontiguousarray(value)))
 
-    def logits(self, ids: np.ndarray) -> Any:
+    def logits(self, ids: np.ndarray) -> torch.Tensor:
         """The model's logits with its current weights, float32 [n, T, V]."""
         with self.torch.inference_mode():
             return self.model(self.torch.from_numpy(ids))

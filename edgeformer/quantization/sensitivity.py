@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -22,6 +22,9 @@ from edgeformer.spec.task import Task
 from edgeformer.weights.formats import QUANTIZED, Format, dequantize, quantize
 from edgeformer.weights.rounding import chosen
 from edgeformer.weights.scales import searched
+
+if TYPE_CHECKING:
+    import torch
 
 _TOKENS = 2048
 """Tokens of text to measure on. Few are enough: KL divergences of units differ by factors, not by per cent."""
@@ -109,7 +112,7 @@ def mixed(
     return {name: formats[name] for names in groups for name in names}, made
 
 
-def _divergence(reference: Any, ours: Any) -> float:
+def _divergence(reference: torch.Tensor, ours: torch.Tensor) -> float:
     """Mean KL(reference ‖ ours) of logits [n, T, V] in nats, computed 64 positions at a time."""
     import torch
 

@@ -3,8 +3,8 @@ tokenizer and template engine if it has them, else edgeformer's readers of the a
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -82,7 +82,7 @@ def _completed(tool: ToolText, folder: Path, against: LoadedModel) -> ToolText:
 def _ids(source: Tokenizer, tool: ToolText, session: Session) -> Check:
     """Compare the token ids of a fixed set of texts."""
     assert tool.encode is not None
-    ways: list[tuple[Any, bool]] = [(tool.encode, False)]
+    ways: list[tuple[Callable[[str], list[int]], bool]] = [(tool.encode, False)]
     if tool.surround is not None:
         ways.append((tool.surround, True))
     count = 0
@@ -135,7 +135,7 @@ def _chats(folder: Path, against: LoadedModel, source: Tokenizer, tool: ToolText
     return [Check("chat", PASS, top1=1.0, note=f"{done} conversations, by {tool.name}")]
 
 
-def _attempt(made: Any, messages: list[dict[str, str]]) -> str | None:
+def _attempt(made: Callable[[list[dict[str, str]]], str], messages: list[dict[str, str]]) -> str | None:
     """The rendered text, or None if the template rejects the conversation."""
     try:
         return made(messages)

@@ -22,6 +22,7 @@ from edgeformer.inference.lookup import first_that_opens, get, require
 from edgeformer.inference.runtime import FORMATS, Options, Session
 from edgeformer.inference.threads import physical_cores
 from edgeformer.layers.encoder_decoder import EncoderDecoder
+from edgeformer.spec import Model
 from edgeformer.spec.serialization import digest
 from edgeformer.spec.task import Task
 from edgeformer.verification.chat_checks import chat_prompt, check_surroundings
@@ -207,7 +208,7 @@ def _parts_at(session: Session, before: list[int], tokens: list[int], given: str
 
 
 def encoder_inputs(
-    spec: Any, length: int, *, rows: int = 3, seed: int = 0, ids: np.ndarray | None = None
+    spec: Model, length: int, *, rows: int = 3, seed: int = 0, ids: np.ndarray | None = None
 ) -> dict[str, np.ndarray]:
     """Make a batch: the second row is right-padded, the third left-padded, all others are full.
 

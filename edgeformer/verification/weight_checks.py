@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import numpy.typing as npt
 
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.verification.verdict import FAIL, PASS, UNCHECKED, Check
 from edgeformer.weights.affine import AffineTensor
+from edgeformer.weights.binding import Source
 from edgeformer.weights.formats import QUANTIZED, QuantizedTensor, dequantize, nearest, quantize
+from edgeformer.weights.parts import Cut
 from edgeformer.weights.rounding import stored_format
 from edgeformer.weights.scales import searched
 
@@ -60,7 +61,7 @@ def _check_same_bits(quantized: LoadedModel, original: LoadedModel) -> Check:
     return Check("weights", PASS, max_abs=0.0, limit=0.0, note="the same codes and scales")
 
 
-def _held(source: Any, array: np.ndarray) -> Any:
+def _held(source: Source, array: np.ndarray) -> npt.DTypeLike:
     return np.float32 if isinstance(source.stored, (QuantizedTensor, AffineTensor)) else array.dtype
 
 
@@ -111,7 +112,7 @@ def check_affine(quantized: LoadedModel, original: LoadedModel) -> Check:
 _NOT_AT_ALL = 1e9
 
 
-def _allowed(stored: AffineTensor, part: Any, original: np.ndarray) -> np.ndarray:
+def _allowed(stored: AffineTensor, part: Cut | None, original: np.ndarray) -> np.ndarray:
     """The allowed |difference| of each weight: 1.01 steps, plus (2ᵇ − 1) roundings of the scale and one of the bias.
 
     The step is the stored scale, capped by what the original's range requires (MLX shifts it by at most half a code), so that a

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -59,7 +58,7 @@ def dequantize(packed: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits:
     return (grouped * scales[..., None] + biases[..., None]).reshape(*scales.shape[:-1], -1)
 
 
-def join(stored: Mapping[str, StoredTensor], settings: Any, where: str) -> dict[str, StoredTensor]:
+def join(stored: Mapping[str, StoredTensor], settings: object, where: str) -> dict[str, StoredTensor]:
     """A checkpoint's tensors, with each weight, its scales and its biases joined into one `AffineTensor`.
 
     Args:
@@ -97,7 +96,9 @@ def join(stored: Mapping[str, StoredTensor], settings: Any, where: str) -> dict[
     return out
 
 
-def _affine(weight: StoredTensor, scales: StoredTensor, biases: StoredTensor, entry: Any, where: str) -> AffineTensor:
+def _affine(
+    weight: StoredTensor, scales: StoredTensor, biases: StoredTensor, entry: Mapping[str, object], where: str
+) -> AffineTensor:
     group_size, words = entry.get("group_size") or 64, weight.shape[-1]
     # as in mlx-lm, the shapes decide: a path that the config doesn't name may fall under another path's entry
     inputs = scales.shape[-1] * group_size if isinstance(group_size, int) else 0
@@ -107,7 +108,8 @@ def _affine(weight: StoredTensor, scales: StoredTensor, biases: StoredTensor, en
             f"{where} is quantized by MLX's affine scheme with {bits} bits, which edgeformer doesn't support yet;"
             f" {', '.join(map(str, BITS))} bits are supported. Give the original checkpoint"
         )
-    if bits not in BITS or group_size not in GROUP_SIZES or words * 32 != inputs * bits or weight.dtype != "U32":
+    known = bits in BITS and group_size in GROUP_SIZES and weight.dtype == "U32"
+    if not isinstance(group_size, int) or not known or words * 32 != inputs * bits:
         raise CheckpointError(
             f"{where} has codes {list(weight.shape)} of type {weight.dtype} and scales {list(scales.shape)} for groups of"
             f" {group_size}: that is not affine quantization with {', '.join(map(str, BITS))} bits"

@@ -8,10 +8,9 @@ The product has at most 11 + 8 significant bits, so it is exact in float32, howe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -244,7 +243,7 @@ def check_divides(shape: tuple[int, ...], name: str) -> None:
         )
 
 
-def widest(formats: Any) -> str:
+def widest(formats: Iterable[Format]) -> str:
     """The precision of a model whose weights have these formats: the format's name, or `mixed`."""
     found = {f.name for f in formats}
     return found.pop() if len(found) == 1 else "mixed"

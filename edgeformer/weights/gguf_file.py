@@ -187,7 +187,7 @@ class Reader:
         known = (*_KNOWN_PREFIXES, f"{self.architecture}.")
         return sorted(k for k in self.fields if not k.startswith(known))
 
-    def _value(self, key: str, default: Any) -> Any:
+    def _value(self, key: str, default: object) -> object:
         self._read.add(key)
         value = self.fields.get(f"{self.architecture}.{key}", default)
         if value is None:

@@ -196,7 +196,7 @@ def _scale(config: dict[str, Any], module: str, rank: int, folder: Path) -> floa
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _of_module(config: dict[str, Any], key: str, module: str, usual: Any, folder: Path) -> float:
+def _of_module(config: dict[str, Any], key: str, module: str, usual: object, folder: Path) -> float:
     """The value for a module: that of the first pattern that its name ends with, or the default."""
     patterns, value = config.get(key) or {}, usual
     try:

@@ -7,13 +7,16 @@ import mmap
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from edgeformer.errors import ArtefactError, CheckpointError
 from edgeformer.files.paths import check_regular, inside
 from edgeformer.files.quoting import plain
 from edgeformer.weights.formats import QUANTIZED, SCALES, GroupTensor, join
 from edgeformer.weights.safetensors_file import StoredTensor, identity
+
+if TYPE_CHECKING:
+    import onnx
 
 _TYPES = {1: "F32", 2: "U8", 3: "I8", 10: "F16", 16: "BF16", 22: "I4"}
 """onnx.TensorProto's numbers -> safetensors names; I4 (two codes per byte) is ONNX's own."""
@@ -70,7 +73,7 @@ def read_initializers(file: Path, *, linked: Mapping[str, Path] | None = None) -
     return join(_as_rows(found), str(file))
 
 
-def _check_officially(file: Path, model: Any) -> None:
+def _check_officially(file: Path, model: onnx.ModelProto) -> None:
     """Refuse what onnx.checker refuses. Tensors with external data are passed to it as inputs: their location is checked here,
     and it refuses files with several hard links, which edgeformer's own artefacts have."""
     import onnx

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
 from edgeformer.weights.safetensors_file import StoredTensor
 
+if TYPE_CHECKING:
+    import mlx.core as mx
+
 Shape = tuple[int, ...]
+X = TypeVar("X", np.ndarray, "mx.array")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Part:
         """The fraction of the stored tensor that it takes."""
         return 1 / self.of
 
-    def take(self, x: Any) -> Any:
+    def take(self, x: X) -> X:
         """The canonical tensor of a stored one, a numpy or MLX array."""
         size = x.shape[self.axis] // self.of
         x = x[self._cut(x.ndim, size)]
@@ -96,7 +100,7 @@ class Rows:
         """The fraction of the stored tensor that it takes."""
         return (self.stop - self.start) / self.per
 
-    def take(self, x: Any) -> Any:
+    def take(self, x: X) -> X:
         """The canonical tensor of a stored one, a numpy or MLX array."""
         rest = tuple(x.shape[1:])
         return x.reshape((-1, self.per, *rest))[:, self.start : self.stop].reshape((-1, *rest))
@@ -131,7 +135,7 @@ class PerHead(Rows):
         """Whether rows stay intact."""
         return not self.transposed
 
-    def take(self, x: Any) -> Any:
+    def take(self, x: X) -> X:
         cut = x.reshape((-1, self.per, x.shape[1]))[:, self.start : self.stop]
         return cut.swapaxes(1, 2) if self.transposed else cut
 
@@ -168,14 +172,14 @@ class Reordered:
         """The fraction of the stored tensor that it takes."""
         return 1.0 if self.of is None else self.of.share
 
-    def take(self, x: Any) -> Any:
+    def take(self, x: X) -> X:
         """The canonical tensor of a stored one, a numpy or MLX array."""
         x = x if self.of is None else self.of.take(x)
-        return x[self._index(np.array(self.order), x)]
+        return self._reordered(x, np.array(self.order))
 
     def put(self, whole: np.ndarray, x: np.ndarray) -> None:
         """Write a canonical tensor into its place in a stored one."""
-        y = x[self._index(np.argsort(self.order), x)]
+        y = self._reordered(x, np.argsort(self.order))
         if self.of is None:
             whole[...] = y
         else:
@@ -190,15 +194,15 @@ class Reordered:
         """The stored shape for a canonical one."""
         return shape if self.of is None else self.of.whole(shape)
 
-    def _index(self, order: np.ndarray, x: Any) -> Any:
-        """Row indices, in the type that the array's own package needs."""
+    def _reordered(self, x: X, order: np.ndarray) -> X:
+        """Rows of every block in an order; indices have the type that the array's own package needs."""
         blocks = np.arange(0, x.shape[0], len(order))
         index = (blocks[:, None] + order).reshape(-1)
         if isinstance(x, np.ndarray):
-            return index
+            return x[index]
         import mlx.core as mx
 
-        return mx.array(index)
+        return x[mx.array(index)]
 
 
 @dataclass(frozen=True)
@@ -212,7 +216,7 @@ class Flat:
     whole_rows = False
     share = 1.0
 
-    def take(self, x: Any) -> Any:
+    def take(self, x: X) -> X:
         """The canonical tensor of a stored one, a numpy or MLX array."""
         return x.reshape(-1)
 

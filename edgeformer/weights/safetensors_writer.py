@@ -33,7 +33,12 @@ class Group:
         return sum(int(np.prod(shape)) * dtype.itemsize for dtype, shape in self.tensors.values())
 
 
-def write_shards(folder: Path, groups: Sequence[Group], metadata: dict[str, str], progress: Any = None) -> None:
+def write_shards(
+    folder: Path,
+    groups: Sequence[Group],
+    metadata: dict[str, str],
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
     """Write `model.safetensors`, or shards and `model.safetensors.index.json`.
 
     Args:

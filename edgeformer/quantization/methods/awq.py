@@ -6,7 +6,7 @@ Codes then come from a scale search weighted by the magnitude of the inputs.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -65,7 +65,7 @@ class Method(job.Method):
 class _State:
     """A block's tensors with the folds so far, and the second moments of each linear map's inputs."""
 
-    def __init__(self, weights: Any, moments: dict[str, np.ndarray]):
+    def __init__(self, weights: Mapping[str, np.ndarray], moments: dict[str, np.ndarray]):
         self.weights, self.moments = weights, moments
         self.tensors: dict[str, np.ndarray] = {}
 

@@ -6,7 +6,7 @@ quantized in descending order of that magnitude. Blocks are quantized in order, 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from edgeformer.quantization import job
 from edgeformer.quantization.calibration import Calibration
 from edgeformer.weights.formats import GROUP, Format, dequantize, pack, quantize
 from edgeformer.weights.scales import by_channel, searched
+
+if TYPE_CHECKING:
+    import torch
 
 _COLUMNS = 128
 """Columns processed before the rest of the matrix is updated."""
@@ -49,10 +52,12 @@ class Method(job.Method):
             yield {name: _outside(job, name, weights[name], formats[name], calibration)}
 
 
-def _outside(job: Any, name: str, weight: np.ndarray, format: Format, calibration: Calibration) -> job.Quantized:
+def _outside(
+    running: job.Job, name: str, weight: np.ndarray, format: Format, calibration: Calibration
+) -> job.Quantized:
     """Quantize a weight outside the blocks: an untied head by GPTQ; a tied embedding by a search weighted by the head's inputs
     (its rows are also used directly, as embeddings); others by a plain search."""
-    spec = job.loaded.spec
+    spec = running.loaded.spec
     if name == "head.weight":
         return _quantized(weight, calibration.head_second_moments(), format, name)
     if name == "embed.weight" and spec.head_is_embedding:
@@ -61,13 +66,13 @@ def _outside(job: Any, name: str, weight: np.ndarray, format: Format, calibratio
     return quantize(weight, format, searched, name=name)
 
 
-def _quantized(weight: np.ndarray, moments: Any, format: Format, name: str) -> job.Quantized:
+def _quantized(weight: np.ndarray, moments: torch.Tensor | None, format: Format, name: str) -> job.Quantized:
     if moments is None:  # the calibration text never reached this map
         return quantize(weight, format, searched, name=name)
     return gptq(weight, moments, format, name)
 
 
-def gptq(weight: np.ndarray, moments: Any, format: Format, name: str, damping: float = 0.01) -> job.Quantized:
+def gptq(weight: np.ndarray, moments: torch.Tensor, format: Format, name: str, damping: float = 0.01) -> job.Quantized:
     """GPTQ codes and scales of a weight [outputs, inputs], given the second moments [inputs, inputs] of its inputs."""
     import torch
 
