@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
 
 from edgeformer.errors import RuntimeFault, is_fault
 from edgeformer.files.quoting import plain
 
-Answer = Callable[[str], Any]
+Answer = Callable[[str], object]
 """A method's return value in place of a fault, given the fault's message."""
 
 
@@ -31,9 +30,9 @@ def fault(owner: object, error: BaseException) -> str:
     return f"the runtime {name} failed: {said}"
 
 
-def _guarded(function: Callable[..., Any], answer: Answer | None) -> Callable[..., Any]:
+def _guarded(function: Callable[..., object], answer: Answer | None) -> Callable[..., object]:
     @functools.wraps(function)
-    def call(self: object, *arguments: Any, **options: Any) -> Any:
+    def call(self: object, *arguments: object, **options: object) -> object:
         try:
             return function(self, *arguments, **options)
         except BaseException as e:

@@ -12,10 +12,12 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from edgeformer.ops import Ops
 from edgeformer.ops.handle import LayerHandle
+
+R = TypeVar("R")
 
 BLOCKS = ("attention", "ffn", "norm", "head", "other")
 GLUE = "linear maps and glue"
@@ -54,7 +56,7 @@ def block_of(path: str) -> str:
 class _Clock:
     """Charges elapsed time to the innermost running operation."""
 
-    def __init__(self, wait: Callable[[Any], None]):
+    def __init__(self, wait: Callable[[object], None]):
         self.wait, self.found, self.stack = wait, {}, []
 
     def charge(self) -> None:
@@ -63,7 +65,7 @@ class _Clock:
             self.stack[-1].ns += now - self.since
         self.since = now
 
-    def run(self, block: str, name: str, call: Callable[[], Any], inputs: Any) -> Any:
+    def run(self, block: str, name: str, call: Callable[[], R], inputs: object) -> R:
         self.wait(inputs)
         self.charge()
         operation = self.found.setdefault((block, name), Operation(block, name))
@@ -79,7 +81,7 @@ class _Clock:
 
 
 @contextlib.contextmanager
-def layer_clock(ops: Ops, wait: Callable[[Any], None]) -> Iterator[dict[Any, Operation]]:
+def layer_clock(ops: Ops, wait: Callable[[object], None]) -> Iterator[dict[tuple[str, str], Operation]]:
     """Time every layer and op of a model whose handles share `ops`, inside the `with` block; yields the operations seen so far.
 
     wait: blocks until a value (arrays, or tuples, lists and dicts of them) is computed.
@@ -94,22 +96,22 @@ def layer_clock(ops: Ops, wait: Callable[[Any], None]) -> Iterator[dict[Any, Ope
         ops.__class__ = plain
 
 
-def _enter(clock: _Clock) -> Any:
-    def enter(ops: Ops, handle: LayerHandle, method: Callable[..., Any], *inputs: Any) -> Any:
+def _enter(clock: _Clock) -> Callable[..., object]:
+    def enter(ops: Ops, handle: LayerHandle, method: Callable[..., R], *inputs: object) -> R:
         return clock.run(block_of(handle.path), GLUE, lambda: method(ops, handle, *inputs), inputs)
 
     return enter
 
 
-def _part(clock: _Clock) -> Any:
-    def part(ops: Ops, name: str, function: Callable[..., Any], *inputs: Any) -> Any:
+def _part(clock: _Clock) -> Callable[..., object]:
+    def part(ops: Ops, name: str, function: Callable[..., R], *inputs: object) -> R:
         return clock.run(name, GLUE, lambda: function(*inputs), inputs)
 
     return part
 
 
-def _clocked_op(clock: _Clock, original: Any, name: str) -> Any:
-    def call(self: Any, *arguments: Any, **options: Any) -> Any:
+def _clocked_op(clock: _Clock, original: Callable[..., R], name: str) -> Callable[..., R]:
+    def call(self: Ops, *arguments: object, **options: object) -> R:
         top = clock.stack[-1] if clock.stack else None
         if top is None or top.name != GLUE:  # an op inside another op is charged to the outer one
             return original(self, *arguments, **options)

@@ -82,7 +82,7 @@ class Session:
     prefix_length: int | None = None
     """Number of prefix tokens that every token attends to, in a prefix LM; by default all tokens of the first `forward`."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         answered = ("_step", "_source", "_reset", "_encode", "serve", "text", "text_of_tool", "profile", "facts")
         guard(cls, dict.fromkeys(answered))
@@ -288,7 +288,7 @@ def _faultless(session: Session, tokens: Iterator[int]) -> Iterator[int]:
 class Runtime(ABC):
     """One way to run a model."""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         reasons = dict.fromkeys(("unavailable", "refuses", "declines", "declines_checkpoint"), str)
         answers = {
