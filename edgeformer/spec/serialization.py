@@ -21,14 +21,14 @@ from edgeformer.spec import Init, Node
 def to_json(node: Node) -> dict[str, Any]:
     """Convert a node to plain JSON data. Runs of equal blocks are written once, as `{"repeat": n, "of": {...}}`."""
 
-    def plain(value: Any) -> Any:
+    def plain(value: object) -> object:
         if isinstance(value, Node):
             return to_json(value)
         if isinstance(value, tuple):
-            out: list[Any] = []
+            out: list[object] = []
             for item in map(plain, value):
                 if out and isinstance(out[-1], dict) and isinstance(item, dict):
-                    last = out[-1]
+                    last: dict[str, Any] = out[-1]
                     if last.get("of") == item:
                         last["repeat"] += 1
                         continue
@@ -39,14 +39,14 @@ def to_json(node: Node) -> dict[str, Any]:
             return out
         return value
 
-    def number(field: dataclasses.Field, value: Any) -> Any:  # 10000 and 10000.0 are one spec
+    def number(field: dataclasses.Field, value: object) -> object:  # 10000 and 10000.0 are one spec
         return float(value) if isinstance(value, int) and str(field.type).startswith("float") else value
 
     fields = {f.name: number(f, plain(getattr(node, f.name))) for f in dataclasses.fields(node)}
     return {"kind": node.kind, **fields}
 
 
-def from_json(data: Any) -> Node:
+def from_json(data: object) -> Node:
     """Build the node that `data` describes.
 
     Raises:
@@ -93,11 +93,11 @@ def node_class(kind: str) -> type[Node]:
     raise SpecError(f"the module {module.__name__} defines no class with kind = {kind!r}")
 
 
-def _value(value: Any) -> Any:
+def _value(value: object) -> object:
     if isinstance(value, dict):
         return _node(value)
     if isinstance(value, list):
-        out: list[Any] = []
+        out: list[object] = []
         for item in value:
             if isinstance(item, dict) and item.keys() == {"repeat", "of"}:
                 if type(item["repeat"]) is not int or item["repeat"] < 1:
@@ -109,7 +109,7 @@ def _value(value: Any) -> Any:
     return value
 
 
-def _nodes(value: Any) -> int:
+def _nodes(value: object) -> int:
     """Number of nodes and list values after expanding repetitions; counting stops above the limit."""
     if isinstance(value, dict):
         if value.keys() == {"repeat", "of"} and type(value["repeat"]) is int:
@@ -118,7 +118,7 @@ def _nodes(value: Any) -> int:
     return _sum(value) if isinstance(value, list) else 1
 
 
-def _sum(values: Iterable[Any]) -> int:
+def _sum(values: Iterable[object]) -> int:
     total = 0
     for value in values:
         total += _nodes(value)
@@ -127,7 +127,7 @@ def _sum(values: Iterable[Any]) -> int:
     return total
 
 
-def _matches(value: Any, hint: Any) -> bool:
+def _matches(value: object, hint: Any) -> bool:  # a class, a union, `tuple[...]` or `Any`
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         return any(_matches(value, a) for a in args)
@@ -151,7 +151,7 @@ def digest(node: Node) -> str:
     return hashlib.sha256(json.dumps(_without_defaults(to_json(node)), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _without_defaults(value: Any) -> Any:
+def _without_defaults(value: object) -> object:
     if isinstance(value, list):
         return [_without_defaults(v) for v in value]
     if not isinstance(value, dict) or "kind" not in value:
