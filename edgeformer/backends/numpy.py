@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-from edgeformer.ops.eager import EagerOps, elementwise
+from edgeformer.ops.eager import EagerOps
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import GrowingStore, begin
-from edgeformer.spec import Const, Dropout, Layer, Linear, Model, Stacked, Sub, Table, Vector, tensor_name
+from edgeformer.spec import Const, Declaration, Dropout, Layer, Linear, Model, Stacked, Sub, Table, Vector, tensor_name
 from edgeformer.spec.task import Task
 
 _erf = np.vectorize(math.erf, otypes=[np.float64])
@@ -23,10 +23,17 @@ _erf = np.vectorize(math.erf, otypes=[np.float64])
 class NumpyOps(EagerOps[np.ndarray]):
     """The op vocabulary on NumPy arrays."""
 
-    exp = elementwise(np.exp)
-    sin = elementwise(np.sin)
-    cos = elementwise(np.cos)
-    tanh = elementwise(np.tanh)
+    def exp(self, x):
+        return np.exp(x)
+
+    def sin(self, x):
+        return np.sin(x)
+
+    def cos(self, x):
+        return np.cos(x)
+
+    def tanh(self, x):
+        return np.tanh(x)
 
     def permute(self, x, axes):
         return x.transpose(axes)
@@ -134,7 +141,7 @@ class Handle(LayerHandle):
                 value = self._make(declaration, child, weights)
             setattr(self, name, value)
 
-    def _make(self, declaration: Any, path: str, weights: Callable[[str], np.ndarray]) -> Any:
+    def _make(self, declaration: Declaration, path: str, weights: Callable[[str], np.ndarray]) -> object:
         match declaration:
             case Linear():
                 bias = weights(tensor_name(path, "bias")) if declaration.bias else None
@@ -163,7 +170,7 @@ class NumpyModel:
         dtype: float32, or float64 for an oracle.
     """
 
-    def __init__(self, spec: Model, weights: Mapping[str, np.ndarray], dtype: Any = np.float32):
+    def __init__(self, spec: Model, weights: Mapping[str, np.ndarray], dtype: npt.DTypeLike = np.float32):
         self.spec, self.ops = spec, NumpyOps()
         self.root = Handle(self.ops, spec, 0, lambda name: np.asarray(weights[name]).astype(dtype))
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.ops import Ops
 from edgeformer.ops.handle import LayerHandle
-from edgeformer.ops.tensor import Tensor
+from edgeformer.ops.tensor import T, Tensor
 from edgeformer.spec import Declaration, Vector
 
 
@@ -27,5 +27,5 @@ class OffsetRMSNorm(RMSNorm):
     def add(self, ops: Ops, p: LayerHandle, x: Tensor, d: Tensor) -> tuple[Tensor, Tensor]:
         return ops.add_rms_norm(x, d, p.weight + 1.0, eps=self.eps)
 
-    def divided(self, tensors: dict[str, Any], scale: Any) -> dict[str, Any]:
+    def divided(self, tensors: dict[str, T], scale: T) -> dict[str, T]:
         return {name: (1 + x) / scale - 1 for name, x in tensors.items()}

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Protocol
 
 from edgeformer.ops.fused import Ops
 from edgeformer.ops.tensor import A
 
 
-def elementwise(function: Callable[[Any], Any]) -> Any:
+class Elementwise(Protocol[A]):
+    """A primitive of one tensor, as a method of `Ops`."""
+
+    def __call__(_method, self: Ops[A], x: A) -> A: ...
+
+
+def elementwise(function: Callable[[A], A]) -> Elementwise[A]:
     """Make a primitive from a library's elementwise function: `exp = elementwise(np.exp)`."""
 
-    def apply(self: Ops, x: Any) -> Any:
+    def apply(self: Ops[A], x: A) -> A:
         return function(x)
 
     return apply
@@ -31,7 +37,7 @@ class EagerOps(Ops[A]):
         return x if count == 0 else x[:, -count:]
 
     def largest(self, x):
-        return x.max().reshape(1)
+        return x.max().reshape([1])
 
     def cumsum(self, x):
         return x.cumsum(1)

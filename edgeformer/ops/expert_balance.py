@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Protocol
+
+from edgeformer.ops.fused import Ops
+from edgeformer.ops.tensor import A
+
+
+class HasOps(Protocol[A]):
+    """What `load_balancing` reads of a model."""
+
+    @property
+    def ops(self) -> Ops[A]: ...
 
 
 @contextlib.contextmanager
-def load_balancing(model: Any) -> Iterator[Callable[[], Any]]:
+def load_balancing(model: HasOps[A]) -> Iterator[Callable[[], A]]:
     """Record the routing of a model's mixtures of experts inside the block; calling the value returns the loss, a scalar tensor.
 
     Example:
@@ -27,19 +37,23 @@ def load_balancing(model: Any) -> Iterator[Callable[[], Any]]:
     ops = model.ops
     before, ops.routings = ops.routings, []
     try:
-        yield lambda: _loss(ops, ops.routings)
+        yield lambda: _loss(ops, ops.routings or [])
     finally:
         ops.routings = before
 
 
-def _loss(ops: Any, routings: list[tuple[Any, Any]]) -> Any:
+def _loss(ops: Ops[A], routings: list[tuple[A, A]]) -> A:
     if not routings:
         raise ValueError("no mixture of experts ran: the model has none, or wasn't called inside the block")
-    share = score = 0.0
+    shares, means = [], []
     tokens, experts = 0, routings[0][0].shape[-1]
     for scores, chosen in routings:
         hits = ops.cast(ops.equal(ops.expand_dims(chosen, 3), ops.arange(experts, chosen)), scores)
-        share = ops.sum(ops.sum(ops.sum(hits, 2), 1), 0) + share
-        score = ops.sum(ops.sum(scores, 1), 0) + score
+        shares.append(ops.sum(ops.sum(ops.sum(hits, 2), 1), 0))
+        means.append(ops.sum(ops.sum(scores, 1), 0))
         tokens += scores.shape[0] * scores.shape[1]
-    return ops.sum(share * score, 0) * (experts / tokens**2)
+    return ops.sum(_total(shares) * _total(means), 0) * (experts / tokens**2)
+
+
+def _total(xs: list[A]) -> A:
+    return sum(xs[1:], xs[0])

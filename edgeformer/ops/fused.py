@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from edgeformer.ops.primitives import Primitives
 from edgeformer.ops.tensor import (
@@ -39,22 +39,22 @@ would spread to other rows."""
 
 
 @dataclass(frozen=True)
-class Rotary:
+class Rotary(Generic[T]):
     """Rotation angles of the new tokens: `cos` and `sin` are `[B, 1, T, rotated/2]`.
 
     `layer` is the spec node they came from, for back ends whose kernel needs a table over positions.
     """
 
-    cos: Any
-    sin: Any
+    cos: T
+    sin: T
     layer: RotaryScheme
 
 
 @dataclass(frozen=True)
-class Bias:
+class Bias(Generic[T]):
     """A position bias added to the scores: `[B or 1, H, T, S]`."""
 
-    tensor: Any
+    tensor: T
 
 
 @dataclass(frozen=True)
@@ -84,11 +84,11 @@ class Ops(Primitives[T]):
     routings: list[tuple[T, T]] | None = None
     """Recorded routing of mixtures of experts, or None while not recording; see `routed`."""
 
-    def enter(self, handle: LayerHandle, method: Callable[..., R], *inputs: Any) -> R:
+    def enter(self, handle: LayerHandle, method: Callable[..., R], *inputs: object) -> R:
         """Call a layer's method (`apply`, `add`, ...) with its handle: the single hook through which all layers are entered."""
         return method(self, handle, *inputs)
 
-    def part(self, name: str, function: Callable[..., R], *inputs: Any) -> R:
+    def part(self, name: str, function: Callable[..., R], *inputs: object) -> R:
         """Call a part of a layer that profiles list separately, such as `head`."""
         return function(*inputs)
 
@@ -162,14 +162,14 @@ class Ops(Primitives[T]):
 
     # ---------------------------------------------------------------------------------------- linear maps and FFNs
 
-    def linears(self, x: T, *handles: LinearMap) -> tuple[T, ...]:
+    def linears(self, x: T, *handles: LinearMap[T]) -> tuple[T, ...]:
         """Apply several linear maps to one input (q, k, v): the hook for back ends that pack them into one.
 
         A back end may return its own tuple type that keeps the packed product; `attend` receives it unchanged.
         """
         return tuple(handle(x) for handle in handles)
 
-    def glu_ffn(self, x: T, gate: LinearMap, up: LinearMap, down: LinearMap, *, act: str) -> T:
+    def glu_ffn(self, x: T, gate: LinearMap[T], up: LinearMap[T], down: LinearMap[T], *, act: str) -> T:
         """down(act(gate(x)) · up(x)) (Shazeer 2020). x: [B, T, D]."""
         return down(self.activate(act, gate(x)) * up(x))
 
@@ -186,9 +186,9 @@ class Ops(Primitives[T]):
         x: T,
         weights: T,
         chosen: T,
-        gate: StackedMaps,
-        up: StackedMaps,
-        down: StackedMaps,
+        gate: StackedMaps[T],
+        up: StackedMaps[T],
+        down: StackedMaps[T],
         *,
         act: str,
         count: int,
@@ -219,7 +219,7 @@ class Ops(Primitives[T]):
             return norm.layer.on_heads(self, norm, x, heads, dim)
         return self.reshape(norm(self.reshape(x, (0, -1, heads, dim))), (0, -1, heads * dim))
 
-    def rotary(self, layer: RotaryScheme, step: HasPositions, frequencies: T) -> Rotary:
+    def rotary(self, layer: RotaryScheme, step: HasPositions[T], frequencies: T) -> Rotary[T]:
         """The angles of a step's new tokens: position · frequency. frequencies: [dim/2], those of this step."""
         angles = self.expand_dims(self.cast(step.positions, frequencies), 2) * frequencies
         cos, sin = self.expand_dims(self.cos(angles), 1), self.expand_dims(self.sin(angles), 1)
@@ -243,7 +243,7 @@ class Ops(Primitives[T]):
         a, b = self.split(x, (half, half), -1)
         return self.concat([a * cos - b * sin, b * cos + a * sin], -1)
 
-    def turn(self, x: T, position: Rotary, head_dim: int) -> T:
+    def turn(self, x: T, position: Rotary[T], head_dim: int) -> T:
         """`rotate` with a position scheme's angles and sizes. x: [B, H, T, head_dim]."""
         layer = position.layer
         cos, sin = position.cos, position.sin
@@ -288,7 +288,7 @@ class Ops(Primitives[T]):
         scale: float,
         softcap: float | None = None,
         sinks: T | None = None,
-        dropout: DropoutMap | None = None,
+        dropout: DropoutMap[T] | None = None,
     ) -> T:
         """softmax(softcap(q kᵀ · scale) + bias + mask) v, in float32 (Vaswani et al. 2017; softcap: Gemma Team 2024).
 
@@ -303,7 +303,7 @@ class Ops(Primitives[T]):
             scores = scores + bias
         return self.weigh(scores if mask is None else scores + mask, v, sinks, dropout)
 
-    def weigh(self, scores: T, v: T, sinks: T | None = None, dropout: DropoutMap | None = None) -> T:
+    def weigh(self, scores: T, v: T, sinks: T | None = None, dropout: DropoutMap[T] | None = None) -> T:
         """softmax(scores) v. scores: float32 [B, H, T, S], already masked; v: [B, H, S, Kv].
 
         sinks: [H], a logit per head that is part of the softmax but has no value (OpenAI 2025, gpt-oss; Miller 2023).
@@ -326,10 +326,10 @@ class Ops(Primitives[T]):
         shape: Heads,
         *,
         norms: tuple[LayerHandle, LayerHandle] | None = None,
-        position: Rotary | Bias | None = None,
+        position: Rotary[T] | Bias[T] | None = None,
         mask: Opaque = None,
         sinks: T | None = None,
-        dropout: DropoutMap | None = None,
+        dropout: DropoutMap[T] | None = None,
     ) -> T:
         """Normalise heads, rotate, cache k and v, attend: the single hook for fused kernels and KV caches.
 

@@ -17,11 +17,11 @@ class LayerHandle:
     layer: Any
     """The `Layer`; which entry points it has depends on its kind."""
     ops: Any
-    """The back end's own `Ops`."""
+    """The back end's own `Ops`; not declared as `Ops`, since a subclass couldn't narrow it."""
     path: str
     """The layer's path in the tree, e.g. `layers.0.attention`; empty for the root."""
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: object) -> Any:
         """`Layer.apply`."""
         return self.ops.enter(self, self.layer.apply, *inputs)
 

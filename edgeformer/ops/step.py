@@ -91,7 +91,7 @@ class Step(Generic[T]):
     keep: Size = 0
     memory: T | None = None
     memory_valid: T | None = None
-    tables: dict[Any, Opaque] = field(default_factory=dict)
+    tables: dict[Hashable, Opaque] = field(default_factory=dict)
     shared: dict[str, tuple[T, T]] = field(default_factory=dict)
     prefix: T | None = None
 
@@ -108,7 +108,7 @@ class Step(Generic[T]):
         ops = self.ops
         if self.prefix is None and any(spec.prefix for spec in masks):
             raise InputError("this model is a prefix LM: pass prefix_length, the number of first tokens visible to all")
-        tables: dict[Any, Opaque] = {spec: p.positions[i](self) for i, spec in enumerate(positions)}
+        tables: dict[Hashable, Opaque] = {spec: p.positions[i](self) for i, spec in enumerate(positions)}
         for spec in masks:
             tables[spec] = ops.mask(spec, self.queries, self.keys, self.valid, self.prefix)
         return replace(self, tables=tables, shared={})
@@ -122,13 +122,17 @@ def begin(
     new: Size = None,
     places: T | None = None,
     slots: bool = False,
-    **rest: Any,
+    store: Store | None = None,
+    keep: Size = 0,
+    memory: T | None = None,
+    memory_valid: T | None = None,
+    prefix: T | None = None,
 ) -> Step[T]:
     """Make the step of a padded batch from Hugging Face inputs.
 
     attention_mask: int64 [B, S], 1 for real tokens, over past and new tokens; position_ids: int64 [B, T], or None to count
     the real tokens; new: T. places: int64 [T], the columns of the new tokens if they aren't the last ones (fixed-size store).
-    `slots`: positions count padding too (as in BERT).
+    `slots`: positions count padding too (as in BERT). The others are those of `Step`.
     """
     valid = ops.boolean(attention_mask)
     counted = ops.cumsum(attention_mask * 0 + 1 if slots else attention_mask) - 1
@@ -138,4 +142,15 @@ def begin(
         queries = ops.permute(ops.take(ops.permute(counted, (1, 0)), places), (1, 0))
     if position_ids is None:
         position_ids = ops.clip(queries, 0, 1 << 30)
-    return Step(ops, queries, counted, position_ids, valid, **rest)
+    return Step(
+        ops,
+        queries,
+        counted,
+        position_ids,
+        valid,
+        store,
+        keep,
+        memory=memory,
+        memory_valid=memory_valid,
+        prefix=prefix,
+    )

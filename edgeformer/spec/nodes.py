@@ -13,7 +13,7 @@ from edgeformer.spec.task import Task
 if TYPE_CHECKING:
     from edgeformer.ops import Ops
     from edgeformer.ops.handle import LayerHandle
-    from edgeformer.ops.tensor import Tensor
+    from edgeformer.ops.tensor import T, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,7 @@ class Layer(Node):
         """For attention layers: number of keys visible to the query at `position` in a sequence of `length` tokens."""
         return length
 
-    def apply(self, ops: Ops, p: LayerHandle, *inputs: Any) -> Any:
+    def apply(self, ops: Ops, p: LayerHandle, *inputs: object) -> Any:
         """The layer's computation. `p` holds the back end's object for each declaration."""
         raise NotImplementedError
 
@@ -128,7 +128,7 @@ class Norm(Layer):
         """Normalise queries or keys [B, T, heads · dim]; only for norms with `over_heads`."""
         raise NotImplementedError
 
-    def divided(self, tensors: dict[str, Any], scale: Any) -> dict[str, Any]:
+    def divided(self, tensors: dict[str, T], scale: T) -> dict[str, T]:
         """Parameters that divide the norm's output by `scale`, one number per channel; for norms linear in their parameters."""
         return {name: x / scale for name, x in tensors.items()}
 

@@ -17,7 +17,21 @@ from edgeformer.backends.torch.store import FixedStore
 from edgeformer.ops.eager import EagerOps, elementwise
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import GrowingStore, Step, begin
-from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, leaves
+from edgeformer.spec import (
+    Const,
+    Declaration,
+    Dropout,
+    Init,
+    Layer,
+    Linear,
+    Model,
+    Stacked,
+    Sub,
+    Table,
+    Vector,
+    check,
+    leaves,
+)
 from edgeformer.spec.task import Task
 
 
@@ -159,6 +173,8 @@ class _Stacked(nn.Module):
 class Module(nn.Module, LayerHandle):
     """A layer with its parameters as an `nn.Module`; children are attributes with the names that the layer declares."""
 
+    ops: TorchOps
+
     def __init__(self, layer: Layer, width: int, ops: TorchOps, path: str = ""):
         super().__init__()
         self.layer, self.width, self.ops, self.path = layer, width, ops, path
@@ -174,7 +190,7 @@ class Module(nn.Module, LayerHandle):
             else:
                 setattr(self, name, self._make(declaration, child))
 
-    def _make(self, declaration: Any, path: str) -> nn.Module | nn.Parameter:
+    def _make(self, declaration: Declaration, path: str) -> nn.Module | nn.Parameter:
         match declaration:
             case Linear():
                 return _Linear(declaration.inputs, declaration.outputs, declaration.bias)
@@ -197,7 +213,7 @@ class Module(nn.Module, LayerHandle):
             with torch.device("cpu"):
                 setattr(self, name, torch.as_tensor(declarations[name].make()).to(device))  # type: ignore[union-attr]
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, *inputs: object) -> Any:
         return self.ops.enter(self, self.layer.apply, *inputs)
 
     def _apply(self, fn: Callable, recurse: bool = True) -> Module:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from edgeformer.spec import layers
+
+if TYPE_CHECKING:
+    from edgeformer.backends.torch.module import TorchModel
 
 
 class FixedStore:
@@ -17,7 +20,7 @@ class FixedStore:
     mask hides unfilled slots), otherwise its filled part.
     """
 
-    def __init__(self, model: Any, batch: int, capacity: int, *, whole: bool = False):
+    def __init__(self, model: TorchModel, batch: int, capacity: int, *, whole: bool = False):
         parameter = next(model.parameters())
         self.whole, self.end = whole, 0
         self.slots = torch.zeros(0, dtype=torch.int64)
