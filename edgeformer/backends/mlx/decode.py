@@ -96,17 +96,21 @@ class DecodeSession:
         """Generate `count` tokens after a prompt [1, T]; while one is yielded, the next is being computed."""
         seed = secrets.randbits(63) if sampling.seed is None else sampling.seed % 2**64
         key, now = mx.random.split(mx.random.key(seed))
-        token: Any = sample(self.prefill(prompt)[:, -1], now, sampling)
+        token = sample(self.prefill(prompt)[:, -1], now, sampling)
         mx.async_eval(token)
         for i in range(count):
-            following = None
+            following = token
             if i + 1 < count:
                 following, key = self.advance(token, None, key, sampling)
                 mx.async_eval(following)
-            yield checked(int(token.item()))
+            found = token.item()
+            assert isinstance(found, int)
+            yield checked(found)
             token = following
 
-    def advance(self, tokens: mx.array, mask: mx.array | None, key: mx.array, sampling: Sampling | None) -> tuple:
+    def advance(
+        self, tokens: mx.array, mask: mx.array | None, key: mx.array, sampling: Sampling | None
+    ) -> tuple[mx.array, mx.array]:
         """Start one step without waiting for it; returns the next tokens (logits if `sampling` is None) and the next key."""
         self._check_room(1)
         visible = min(max(FIRST_VISIBLE, 1 << self.end.bit_length()), self.capacity)

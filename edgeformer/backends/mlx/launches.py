@@ -101,7 +101,7 @@ def mlx_lms(config: dict[str, Any], *, bits: int | None = None) -> Count:
     def build(blocks: int) -> Step:
         data = {**config, key: blocks}
         kind, arguments = _get_classes(data)
-        model: Any = kind(arguments.from_dict(data))
+        model: Any = kind(arguments.from_dict(data))  # a class of mlx-lm, which declares no types
         if bits is not None:
             _quantize(model, bits)
         cache = make_prompt_cache(model)
@@ -134,8 +134,8 @@ def _shortened(spec: Model, blocks: int) -> Model:
 
 
 def _quantize(model: nn.Module, bits: int) -> None:
-    def fits(_: str, module: Any) -> bool:
-        return hasattr(module, "to_quantized") and module.weight.shape[-1] % 64 == 0
+    def fits(_: str, module: nn.Module) -> bool:
+        return hasattr(module, "to_quantized") and module["weight"].shape[-1] % 64 == 0
 
     nn.quantize(model, group_size=64, bits=bits, class_predicate=fits)
 
@@ -196,7 +196,9 @@ def _placeholders() -> Iterator[None]:
             name=name, input_names=[f"a{i}" for i in range(inputs)], output_names=["y"], source=";"
         )
 
-    def launch(made: Any, arrays: list[Any], shape: Any, dtype: Any) -> Any:
+    def launch(
+        made: Callable[..., list[mx.array]], arrays: list[mx.array], shape: tuple[int, ...], dtype: mx.Dtype
+    ) -> mx.array:
         return made(
             inputs=arrays, output_shapes=[tuple(shape)], output_dtypes=[dtype], grid=(1, 1, 1), threadgroup=(1, 1, 1)
         )[0]
@@ -205,7 +207,7 @@ def _placeholders() -> Iterator[None]:
         kernel("rms_norm", 1), kernel("layer_norm", 1), kernel("rope", 1), kernel("scaled_dot_product_attention", 3)
     )  # fmt: skip
 
-    def sdpa(q: Any, k: Any, v: Any, **_: Any) -> Any:
+    def sdpa(q: mx.array, k: mx.array, v: mx.array, **_: object) -> mx.array:
         return launch(attention, [q, k, v], (*q.shape[:-1], v.shape[-1]), q.dtype)
 
     stand_ins = {
@@ -217,7 +219,7 @@ def _placeholders() -> Iterator[None]:
     originals = {name: getattr(mx.fast, name) for name in stand_ins}
     custom, dequantize, made = mx.custom_function, mx.dequantize, kernel("dequantize", 2)
 
-    def dequantized(w: Any, scales: Any, *_: Any, group_size: int = 64, **__: Any) -> Any:
+    def dequantized(w: mx.array, scales: mx.array, *_: object, group_size: int = 64, **__: object) -> mx.array:
         return launch(made, [w, scales], (*scales.shape[:-1], scales.shape[-1] * group_size), scales.dtype)
 
     try:
@@ -241,5 +243,5 @@ class _Undifferentiated:
     def vjp(self, gradient: Callable[..., Any]) -> Callable[..., Any]:
         return gradient
 
-    def __call__(self, *arguments: Any) -> Any:
+    def __call__(self, *arguments: object) -> Any:
         return self.function(*arguments)

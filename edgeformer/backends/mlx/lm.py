@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import mlx.core as mx
 
@@ -16,6 +16,9 @@ from edgeformer.backends.mlx.store import layout
 from edgeformer.errors import InputError, SpecError
 from edgeformer.spec import Model as Spec
 from edgeformer.spec.serialization import from_json
+
+if TYPE_CHECKING:
+    from mlx_lm.models.cache import KVCache
 
 
 @dataclass
@@ -79,7 +82,9 @@ class Model(MlxModel):
         object.__setattr__(self, "model_type", args.model_type)
         object.__setattr__(self, "paths", list(layout(args.spec)))
 
-    def __call__(self, inputs: mx.array, cache: Any = None, input_embeddings: Any = None) -> mx.array:  # type: ignore[override]
+    def __call__(
+        self, inputs: mx.array, cache: list[KVCache] | None = None, input_embeddings: mx.array | None = None
+    ) -> mx.array:  # type: ignore[override]
         """Logits [B, T, V] for token ids [B, T]."""
         if input_embeddings is not None:
             raise InputError("this model takes token ids, not embeddings")

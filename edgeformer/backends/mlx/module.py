@@ -18,7 +18,21 @@ from edgeformer.backends.mlx.packing import pack
 from edgeformer.backends.mlx.store import MlxStore
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import Step, begin
-from edgeformer.spec import Const, Dropout, Init, Layer, Linear, Model, Stacked, Sub, Table, Vector, check, leaves
+from edgeformer.spec import (
+    Const,
+    Declaration,
+    Dropout,
+    Init,
+    Layer,
+    Linear,
+    Model,
+    Stacked,
+    Sub,
+    Table,
+    Vector,
+    check,
+    leaves,
+)
 from edgeformer.spec.task import Task
 
 
@@ -26,7 +40,7 @@ from edgeformer.spec.task import Task
 class MlxStep(Step[mx.array]):
     """A step with an optional `start`, int32 [B] or [1]: if set, positions are consecutive from there."""
 
-    start: Any = None
+    start: mx.array | None = None
 
 
 class _Stacked(nn.Module):
@@ -65,7 +79,7 @@ class Module(nn.Module, LayerHandle):
             else:
                 setattr(self, name, self._make(declaration, child))
 
-    def _make(self, declaration: Any, path: str) -> Any:
+    def _make(self, declaration: Declaration, path: str) -> object:
         match declaration:
             case Linear():
                 return nn.Linear(declaration.inputs, declaration.outputs, declaration.bias)
@@ -182,7 +196,7 @@ class MlxModel(Module):
         found = [x.dtype for _, x in _flat(self) if x.ndim == 1]
         return found[0] if found else mx.float32
 
-    def _whole(self, new: int, position_ids: Any, store: MlxStore | None, keep: int) -> MlxStep:
+    def _whole(self, new: int, position_ids: mx.array | None, store: MlxStore | None, keep: int) -> MlxStep:
         """The step for sequences without padding."""
         start = 0 if store is None else store.start
         fresh = isinstance(start, int) and start == 0
@@ -190,6 +204,7 @@ class MlxModel(Module):
             keys = mx.arange(store.visible)[None]
             queries = (start + mx.arange(new))[None]
         else:
+            assert isinstance(start, int)  # see `MlxStore`
             keys = mx.arange(start + new)[None]
             queries = keys if fresh else keys[:, start:]
         first = mx.array([start], mx.int32) if isinstance(start, int) else start.reshape(1)

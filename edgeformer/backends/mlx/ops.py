@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,19 +20,32 @@ from edgeformer.backends.mlx.store import MlxStore
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.ops import MASKED, Bias, Heads, Rotary
 from edgeformer.ops.eager import EagerOps, elementwise
+from edgeformer.ops.handle import LayerHandle
+from edgeformer.ops.tensor import StackedMaps
+
+Mask = mx.array | str | None
+"""Booleans, "causal", or None where every key is seen."""
+Norms = tuple[LayerHandle, LayerHandle]
+"""The norms of queries and keys."""
 
 
 @dataclass(frozen=True)
-class MlxRotary(Rotary):
+class MlxRotary(Rotary[mx.array]):
     """RoPE angles, and the arguments that `mx.fast.rope` takes instead.
 
     start: int32 [B] or [1], the position of each row's first new token, if positions are consecutive; otherwise None.
     periods: float32 [dim/2], reciprocal frequencies.
     """
 
-    start: Any = None
-    periods: Any = None
-    offsets: dict[Any, Any] = field(default_factory=dict)
+    start: mx.array | None
+    periods: mx.array
+    offsets: dict[tuple[int, int], mx.array] = field(default_factory=dict)
+
+
+class _Experts(StackedMaps[mx.array], Protocol):
+    """The maps of all experts."""
+
+    weight: mx.array
 
 
 class MlxOps(EagerOps[mx.array]):
@@ -138,13 +151,13 @@ class MlxOps(EagerOps[mx.array]):
         g, u = self.linears(x, gate, up)
         return down(_gated(act)(g, u))
 
-    def moe(self, x, weights, chosen, gate, up, down, *, act, count):
+    def moe(self, x, weights, chosen, gate: _Experts, up: _Experts, down: _Experts, *, act, count):
         """Computes only the chosen experts. weights, chosen: [B, T, k]."""
 
         kind = x.dtype
         wide = kind != mx.float32 and mx.default_device() == mx.cpu  # MLX's CPU gather_mm supports float32 only
 
-        def each(stack: Any, y: mx.array) -> mx.array:
+        def each(stack: _Experts, y: mx.array) -> mx.array:
             weight = stack.weight.swapaxes(-1, -2)
             y, weight = (y.astype(mx.float32), weight.astype(mx.float32)) if wide else (y, weight)
             return mx.gather_mm(y, weight, rhs_indices=chosen.astype(mx.uint32)).astype(kind)
@@ -201,7 +214,7 @@ class MlxOps(EagerOps[mx.array]):
         sinks = None if sinks is None else sinks.astype(q.dtype)
         return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale, mask=mask, sinks=sinks)
 
-    def attend(self, slot, qkv, shape, *, norms=None, position=None, mask: Any = None, sinks=None, dropout=None):
+    def attend(self, slot, qkv, shape, *, norms=None, position=None, mask: Mask = None, sinks=None, dropout=None):
         rotary = position if isinstance(position, MlxRotary) else None
         magnitude = 1.0 if rotary is None else rotary.layer.magnitude()
         if rotary is not None and magnitude != 1.0 and rotary.layer.dim == shape.head_dim:
@@ -215,8 +228,9 @@ class MlxOps(EagerOps[mx.array]):
         else:
             direct = rotary.start is not None and magnitude == 1.0
         if slot is None or shape.value_dim != shape.head_dim or not direct or not isinstance(slot.store, MlxStore):
-            rest = dict(mask=mask, sinks=sinks, dropout=dropout)
-            return super().attend(slot, qkv, shape, norms=norms, position=position, **rest)
+            return super().attend(
+                slot, qkv, shape, norms=norms, position=position, mask=mask, sinks=sinks, dropout=dropout
+            )
         q, kv = self._prepared(qkv, rotary, norms, shape)
         k, v = slot.store.write(slot.path, kv)
         y = self.attention(
@@ -233,7 +247,9 @@ class MlxOps(EagerOps[mx.array]):
         )
         return self.merge_heads(y, shape.heads * shape.head_dim)
 
-    def _prepared(self, qkv: Any, rotary: MlxRotary | None, norms: Any, shape: Heads) -> tuple[mx.array, mx.array]:
+    def _prepared(
+        self, qkv: tuple[mx.array, ...], rotary: MlxRotary | None, norms: Norms | None, shape: Heads
+    ) -> tuple[mx.array, mx.array]:
         """Queries `[B, H, T, K]`, and keys and values as one array `[B, 2G, T, K]`; with QK norm and RoPE applied."""
         new, heads, kv_heads, dim = qkv[0].shape[1], shape.heads, shape.kv_heads, shape.head_dim
         plain = norms is None or type(norms[0].layer) is RMSNorm
@@ -252,12 +268,13 @@ class MlxOps(EagerOps[mx.array]):
             q, k = self.norm_heads(norms[0], q, heads, dim), self.norm_heads(norms[1], k, kv_heads, dim)
         q, k = self.split_heads(q, heads, dim), self.split_heads(k, kv_heads, dim)
         if rotary is not None:
+            assert rotary.start is not None  # `attend` asked
             start = rotary.start if rotary.start.size > 1 else rotary.start.reshape(())
             q, k = _fast_rope(q, rotary, start), _fast_rope(k, rotary, start)
         return q, mx.concatenate([k, self.split_heads(v, kv_heads, dim)], 1)
 
     def _prepared_token(
-        self, whole: mx.array, rotary: MlxRotary | None, norms: Any, heads: int, kv_heads: int, dim: int
+        self, whole: mx.array, rotary: MlxRotary | None, norms: Norms | None, heads: int, kv_heads: int, dim: int
     ) -> tuple[mx.array, mx.array]:
         """`_prepared` for one token of a packed product [B, 1, (H+2G)·K], in as few launches as MLX's own ops allow."""
         batch, count = whole.shape[0], heads + 2 * kv_heads
@@ -266,7 +283,9 @@ class MlxOps(EagerOps[mx.array]):
             weight, normed = self._head_weight(norms, heads, kv_heads, dim)
             y = mx.fast.rms_norm(x, None, norms[0].layer.eps) * weight.astype(x.dtype)
             x = mx.where(normed, y, x)
-        if rotary is not None:  # heads become rows; values get position 0, where RoPE is the identity
+        if rotary is not None:
+            assert rotary.start is not None  # `attend` asked
+            # heads become rows; values get position 0, where RoPE is the identity
             if (offsets := rotary.offsets.get((heads, kv_heads))) is None:
                 start = mx.broadcast_to(rotary.start[:, None], (batch, heads + kv_heads))
                 zero = mx.zeros((batch, kv_heads), start.dtype)
@@ -274,7 +293,7 @@ class MlxOps(EagerOps[mx.array]):
             x = _fast_rope(x.reshape(batch * count, 1, 1, dim), rotary, offsets).reshape(batch, count, 1, dim)
         return x[:, :heads], x[:, heads:]
 
-    def _head_weight(self, norms: Any, heads: int, kv_heads: int, dim: int) -> tuple[mx.array, mx.array]:
+    def _head_weight(self, norms: Norms, heads: int, kv_heads: int, dim: int) -> tuple[mx.array, mx.array]:
         """The norms' weights by head `[H + 2G, 1, K]`, and which heads are normalized `[H + 2G, 1, 1]`.
 
         Cached together with the source arrays, which are replaced when the norm is trained.
@@ -319,7 +338,7 @@ def _gated(act: str) -> Callable[[mx.array, mx.array], mx.array]:
     return mx.compile(lambda g, u: ops.activate(act, g) * u, shapeless=True)
 
 
-def _bool_mask(mask: Any, new: int, keys: int) -> mx.array | None:
+def _bool_mask(mask: Mask, new: int, keys: int) -> mx.array | None:
     """A mask as booleans, for `new` queries and `keys` keys; "causal" is expanded to [1, 1, T, S]."""
     if not isinstance(mask, str):
         return mask

@@ -7,15 +7,14 @@ the caller of a step must drop the old arrays (`MlxStore` does).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import mlx.core as mx
 
 from edgeformer.errors import InputError
 from edgeformer.spec import Model, layers
 
-Key = tuple[str, tuple[int, int]]
-"""A layer's path, and (heads, dim) of the tensors stacked in one array."""
+Key = tuple[str, tuple[int, int]] | tuple[str, tuple[int, int], str]
+"""A layer's path, (heads, dim) of the tensors stacked in one array, and in `Int8Store` the name of the array."""
 
 
 def layout(spec: Model) -> dict[str, dict[str, tuple[int, int]]]:
@@ -32,7 +31,7 @@ class MlxStore:
     """
 
     def __init__(self, spec: Model, batch: int, capacity: int, dtype: mx.Dtype):
-        self.start: Any = 0
+        self.start: int | mx.array = 0
         self.visible: int | None = None
         self.arrays: dict[Key, mx.array] = {}
         for path, names in layout(spec).items():
@@ -48,7 +47,7 @@ class MlxStore:
         store.arrays, store.start, store.visible = arrays, start, visible
         return store
 
-    def length(self) -> int:
+    def length(self) -> int | mx.array:
         """Tokens in the cache before this step."""
         return self.start
 
@@ -71,7 +70,7 @@ class MlxStore:
     def _write(self, path: str, new: mx.array) -> mx.array:
         return self._put((path, (new.shape[2], new.shape[4])), new)
 
-    def _put(self, key: Any, new: mx.array) -> mx.array:
+    def _put(self, key: Key, new: mx.array) -> mx.array:
         """Write along the token axis; returns the visible part."""
         old, count = self.arrays[key], new.shape[3]
         if isinstance(self.start, int):
@@ -84,7 +83,7 @@ class MlxStore:
         end = self.visible if self.visible is not None else self.start + count
         return self.arrays[key][:, :, :, :end]
 
-    def once(self, path: str, make: Callable) -> dict[str, Any]:
+    def once(self, path: str, make: Callable[[], dict[str, mx.array]]) -> dict[str, mx.array]:
         """Not implemented: this store doesn't support encoder–decoder models."""
         raise NotImplementedError
 
@@ -98,15 +97,15 @@ class Int8Store(MlxStore):
     def __init__(self, spec: Model, batch: int, capacity: int, dtype: mx.Dtype):
         super().__init__(spec, batch, 1, dtype)
         plain, self.arrays = self.arrays, {}
-        for key, x in plain.items():
+        for (path, shape, *_), x in plain.items():
             count, batch, heads, _, dim = x.shape
             if dim % INT8_GROUP:
                 raise InputError(
-                    f"an int8 KV cache needs a head size divisible by {INT8_GROUP}, and the heads of {key[0]} have {dim} channels"
+                    f"an int8 KV cache needs a head size divisible by {INT8_GROUP}, and the heads of {path} have {dim} channels"
                 )
             sizes = {"codes": (dim // 4, mx.uint32), **dict.fromkeys(("scales", "biases"), (dim // INT8_GROUP, dtype))}
             for part, (size, kind) in sizes.items():
-                self.arrays[*key, part] = mx.zeros((count, batch, heads, capacity, size), kind)  # type: ignore[index]
+                self.arrays[path, shape, part] = mx.zeros((count, batch, heads, capacity, size), kind)
 
     def _write(self, path: str, new: mx.array) -> mx.array:
         key = path, (new.shape[2], new.shape[4])

@@ -63,11 +63,11 @@ class Kernel(ABC):
         """The kernel's body, as `mx.fast.metal_kernel` takes it."""
         return Path(__file__).with_name(f"{cls.name}.metal").read_text()
 
-    def _launch(self, **call: Any) -> list[mx.array]:
+    def _launch(self, **call: object) -> list[mx.array]:
         return built(type(self))(**call)
 
     @abstractmethod
-    def takes(self, *arguments: Any) -> bool:
+    def takes(self, *arguments: object) -> bool:
         """Whether the kernel supports these arguments; otherwise the op-level body runs."""
 
     @abstractmethod
@@ -92,7 +92,9 @@ def differentiable(forward: Callable[..., Any], body: Callable[..., Any]) -> Cal
     function = mx.custom_function(forward)
 
     @function.vjp
-    def gradient(primals: Any, cotangents: Any, outputs: Any) -> Any:
+    def gradient(
+        primals: Sequence[mx.array], cotangents: mx.array | list[mx.array] | tuple[mx.array, ...], outputs: object
+    ) -> list[mx.array]:
         single = not isinstance(cotangents, (list, tuple))
         return mx.vjp(body, list(primals), [cotangents] if single else list(cotangents))[1]
 

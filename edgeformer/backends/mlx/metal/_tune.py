@@ -131,7 +131,7 @@ def _is_right(kernel: Kernel, dtype: mx.Dtype) -> bool:
 def _steps(decoder: DecodeSession, count: int) -> float:
     """Seconds per greedy step, launched one step ahead of the reader, as in generation."""
     key, greedy = mx.random.key(0), Sampling()
-    token: Any = mx.array([1], mx.int32)
+    token = mx.array([1], mx.int32)
     start = time.perf_counter()
     for _ in range(count):
         following, key = decoder.advance(token, None, key, greedy)

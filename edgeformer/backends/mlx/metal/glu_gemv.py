@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -34,7 +33,7 @@ class GluGemv(Kernel):
             (known or plain) and "bias" not in parent and act in ACTIVATIONS and rows <= MAX_ROWS and x.dtype in FLOATS
         )
 
-    def __call__(self, x: mx.array, parent: Any, *, act: str) -> mx.array:
+    def __call__(self, x: mx.array, parent: nn.Linear | nn.QuantizedLinear, *, act: str) -> mx.array:
         """x: [..., D]; parent: the packed map [2F, D]; returns [..., F]."""
         quantized = isinstance(parent, nn.QuantizedLinear)
         hidden, width = parent.weight.shape[0] // 2, x.shape[-1]
@@ -76,9 +75,9 @@ class GluGemv(Kernel):
             )
 
 
-def _parent(w: mx.array, bits: int, group: int) -> Any:
+def _parent(w: mx.array, bits: int, group: int) -> nn.Linear | nn.QuantizedLinear:
     if not bits:
-        parent: Any = nn.Linear(1, 1, bias=False)
+        parent = nn.Linear(1, 1, bias=False)
         parent.weight = w
         return parent
     parent = nn.QuantizedLinear(group, group, False, group, bits)
@@ -86,9 +85,9 @@ def _parent(w: mx.array, bits: int, group: int) -> Any:
     return parent
 
 
-def _expected(x: mx.array, parent: Any, act: str) -> np.ndarray:
-    if "scales" in parent:
-        w = dequantize(np.array(parent.weight), exact(parent.scales), exact(parent.biases), parent.bits)
+def _expected(x: mx.array, parent: nn.Linear | nn.QuantizedLinear, act: str) -> np.ndarray:
+    if isinstance(parent, nn.QuantizedLinear):
+        w = dequantize(np.array(parent.weight), exact(parent["scales"]), exact(parent["biases"]), parent.bits)
     else:
         w = exact(parent.weight)
     gate, up = np.split(exact(x) @ w.T, 2, -1)
@@ -99,7 +98,7 @@ def _expected(x: mx.array, parent: Any, act: str) -> np.ndarray:
     return np.maximum(gate, 0) ** (2 if act == "relu2" else 1) * up
 
 
-def body(x: mx.array, parent: Any, act: str) -> mx.array:
+def body(x: mx.array, parent: nn.Linear | nn.QuantizedLinear, act: str) -> mx.array:
     """The same computation in MLX's ops."""
     gate, up = mx.split(parent(x), 2, -1)
     functions = {"silu": nn.silu, "gelu_tanh": nn.gelu_approx, "relu": nn.relu, "relu2": nn.relu2}
