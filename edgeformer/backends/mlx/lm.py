@@ -84,7 +84,7 @@ class Model(MlxModel):
 
     def __call__(
         self, inputs: mx.array, cache: list[KVCache] | None = None, input_embeddings: mx.array | None = None
-    ) -> mx.array:  # type: ignore[override]
+    ) -> mx.array:
         """Logits [B, T, V] for token ids [B, T]."""
         if input_embeddings is not None:
             raise InputError("this model takes token ids, not embeddings")
