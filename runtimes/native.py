@@ -10,6 +10,7 @@ from pathlib import Path
 
 from edgeformer.checkpoint.loading import LoadedModel, load
 from edgeformer.inference import runtime as base
+from edgeformer.inference.profile import Operation, block_of
 from edgeformer.inference.runtime import Options, Session
 from edgeformer.spec.task import Task
 
@@ -19,7 +20,7 @@ class NativeSession(Session):
 
     def __init__(self, loaded: LoadedModel, options: Options):
         from edgeformer.backends.native.model import NativeDecoder, NativeModel
-        from edgeformer.backends.native.ops import record
+        from edgeformer.backends.native.record import record
 
         super().__init__(loaded.spec, options)
         self.kv = "fp16" if options.variant == "kv-f16" else "fp32"
@@ -36,6 +37,20 @@ class NativeSession(Session):
 
     def _reset(self):
         self.decoder.reset()
+
+    def profile(self, call, before=None):
+        """By the engine's own clock, on the calling thread: an instruction's time includes the wait for the other threads."""
+        if before is not None:
+            before()
+        with self.decoder.profiled() as spent:
+            call()
+        found: dict[tuple[str, str], Operation] = {}
+        for instruction, ns in zip(self.model.code, spent.tolist(), strict=True):
+            key = block_of(instruction.path), instruction.op.name.lower()
+            operation = found.setdefault(key, Operation(*key))
+            operation.ns += ns
+            operation.count += 1
+        return list(found.values())
 
     def facts(self):
         return {"device": "cpu", "kv": self.kv, "weights_mmap": False, "isa": self.model.isa}
@@ -57,7 +72,7 @@ class Runtime(base.Runtime):
         return LIBRARY.missing()
 
     def refuses(self, spec, options):
-        from edgeformer.backends.native.ops import record
+        from edgeformer.backends.native.record import record
         from edgeformer.backends.native.values import NotCovered
 
         if (reason := super().refuses(spec, options)) is not None:

@@ -15,8 +15,8 @@ from support import STDLIB, random_ids, run_cached, saved
 
 from edgeformer.backends.native.library import LIBRARY, load_library
 from edgeformer.backends.native.model import NativeDecoder, NativeModel
-from edgeformer.backends.native.ops import record
 from edgeformer.backends.native.program import ACTS, Instruction, Kind, Op, Part, Program, Recorded
+from edgeformer.backends.native.record import record
 from edgeformer.backends.native.values import NotCovered
 from edgeformer.backends.numpy import NumpyModel, NumpyOps
 from edgeformer.checkpoint.loading import load
@@ -295,7 +295,7 @@ def model_of(**numbers):
     try:
         library.call("ef_model_program", handle, widths.ctypes.data, 1, ctypes.addressof(code), 1, None, 0)
     finally:
-        library.delete("ef_model_delete", handle)
+        library.do("ef_model_delete", handle)
 
 
 def test_a_well_formed_instruction():

@@ -1,5 +1,5 @@
 """The native back end: a spec as a list of instructions, run by a C++ engine with kernels for each instruction set.
 
-`ops` records the instructions from the layers' own `apply`; `program` gives them buffers and matrices; `model` loads weights
-into tiles and steps; `library` builds `src/`, or finds it built.
+`record` and `ops` get the instructions from the layers' own `apply`; `program` gives them buffers and matrices; `model` loads
+weights into tiles and steps; `library` builds `src/`, or finds it built.
 """

@@ -35,6 +35,7 @@ def _signatures() -> dict[str, tuple[object, list[object]]]:
         "ef_vector_new": (i32, [p, p, i64]),
         "ef_session_new": (i32, [p, i64, i64, i32, i32, POINTER(p)]),
         "ef_session_delete": (None, [p]),
+        "ef_session_profile": (None, [p, p]),
         "ef_session_step": (i32, [p, p, p, p, p, p, p, i64, i64, i64, p]),
     }
 
@@ -80,9 +81,9 @@ class Library:
             raise InputError(f"native engine: {self._dll.ef_error().decode()}")
         return result
 
-    def delete(self, name: str, handle: c_void_p) -> None:
-        """Call a destructor."""
-        getattr(self._dll, name)(handle)
+    def do(self, name: str, *arguments: object) -> None:
+        """Call a function that can't fail."""
+        getattr(self._dll, name)(*arguments)
 
 
 @cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 from collections.abc import Iterator
 
@@ -33,7 +34,7 @@ class NativeModel:
     """A program whose weights lie in the engine's tiles.
 
     Args:
-        program: the instructions; `ops.record` makes a decoder's.
+        program: the instructions; `record.record` makes a decoder's.
         weights: its weights; codes of q4 and q8 are taken as they are.
         capacity: the longest sequence of its sessions, as the program was recorded for.
         isa: an instruction set by name; None chooses the fastest.
@@ -61,11 +62,12 @@ class NativeModel:
             "ef_model_program", self.handle, pointer(sizes), len(sizes), ctypes.addressof(instructions), len(code),
             pointer(caches), len(caches),
         )  # fmt: skip
+        self.code = code
         self.kinds = {kinds[p.weight] for i in code for p in i.parts if i.op is not Op.LOOKUP}
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
-            self.library.delete("ef_model_delete", self.handle)
+            self.library.do("ef_model_delete", self.handle)
 
     def _laid_out(self, i: Recorded, placed: dict[int, int], kinds: dict[str, Kind], as_int8: set[int]) -> Instruction:
         """An instruction with the numbers of its buffers, matrices and vectors."""
@@ -182,11 +184,21 @@ class NativeDecoder:
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
-            self.model.library.delete("ef_session_delete", self.handle)
+            self.model.library.do("ef_session_delete", self.handle)
 
     def reset(self) -> None:
         """Start a new sequence."""
         self.length = 0
+
+    @contextlib.contextmanager
+    def profiled(self) -> Iterator[np.ndarray]:
+        """Yields int64 nanoseconds of each of `model.code`'s instructions, summed over the steps inside."""
+        spent = np.zeros(len(self.model.code), np.int64)
+        self.model.library.do("ef_session_profile", self.handle, pointer(spent))
+        try:
+            yield spent
+        finally:
+            self.model.library.do("ef_session_profile", self.handle, None)
 
     def step(
         self, ids: np.ndarray, mask: np.ndarray | None = None, *, keep: int = 1, prefix: np.ndarray | None = None

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import Any, NoReturn
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from edgeformer.backends.native.program import ACTS, Constant, Op, Part, Program, Recorded
+from edgeformer.backends.native.program import ACTS, Buffer, Constant, Op, Part, Program, Recorded
 from edgeformer.backends.native.values import NotCovered, Positions, TokenIds, Value, Vector
 from edgeformer.layers.alibi import Alibi
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.rope import Rope
 from edgeformer.ops.fused import Bias, Heads, Ops, Rotary
 from edgeformer.ops.handle import LayerHandle
-from edgeformer.ops.step import Step
-from edgeformer.spec import Const, Dropout, Layer, Linear, Model, Stacked, Sub, Table, tensor_name
-from edgeformer.spec import Vector as VectorDeclaration
-from edgeformer.spec.task import Task
+from edgeformer.spec import Model
+
+if TYPE_CHECKING:
+    from edgeformer.backends.native.record import LinearHandle
 
 RMS, LAYER = 0, 1
 
@@ -30,6 +30,13 @@ def _missing(name: str) -> Callable[..., NoReturn]:
         raise NotCovered(f"the native back end has no instruction for `{name}`, which {self.place} uses")
 
     return refuse
+
+
+@dataclass(frozen=True)
+class AlibiBias(Bias[Value]):
+    """A bias that the attention kernel computes from its layer's slopes."""
+
+    layer: Alibi
 
 
 class NativeOps(Ops[Value]):
@@ -61,8 +68,10 @@ class NativeOps(Ops[Value]):
     attention = _missing("attention")
 
     def __init__(self, spec: Model, capacity: int):
-        self.program, self.capacity, self.place = Program(spec.vocab), capacity, "the model"
-        self.consumed: set[int] = set()
+        self.program, self.capacity = Program(spec.vocab), capacity
+        self.place, self.path = "the model", ""
+        self.nothing = Value(self, Buffer(-1, 0), 0, 0)  # in place of values that kernels compute themselves
+        self.consumed: set[int] = {self.nothing.buffer.number}
         self.angles: dict[Rope, Constant] = {}
 
     # ------------------------------------------------------------------------------------------------- recording
@@ -86,7 +95,7 @@ class NativeOps(Ops[Value]):
                 if value.buffer.number in self.consumed:
                     raise NotCovered(f"{self.place} uses a value again that another instruction has changed")
                 numbers[f"{name}_at"] = value.at
-        self.program.code.append(Recorded(op, numbers={**numbers, **rest}, **fixed))
+        self.program.code.append(Recorded(op, numbers={**numbers, **rest}, path=self.path, **fixed))
 
     def like(self, x: Value, width: int | None = None) -> Value:
         """A new value with as many rows as `x`."""
@@ -107,19 +116,28 @@ class NativeOps(Ops[Value]):
 
     def enter(self, handle: LayerHandle, method: Callable[..., Any], *inputs: Any) -> Any:
         """Remember where we are, for messages; position schemes that kernels know are not traced."""
-        before, self.place = self.place, f"{handle.path or 'the model'} ({handle.layer.kind})"
+        before = self.place, self.path
+        self.place, self.path = f"{handle.path or 'the model'} ({handle.layer.kind})", handle.path
         try:
             if isinstance(handle.layer, Alibi):
-                return Bias(handle.layer)
+                return AlibiBias(self.nothing, handle.layer)
             if isinstance(handle.layer, Rope) and type(handle.layer).apply is Rope.apply:
                 if handle.layer.per_length:
                     raise NotCovered(
                         "its RoPE angles depend on the sequence length, which the native back end doesn't cover"
                     )
-                return Rotary(None, None, handle.layer)
+                return Rotary(self.nothing, self.nothing, handle.layer)
             return method(self, handle, *inputs)
         finally:
-            self.place = before
+            self.place, self.path = before
+
+    def part(self, name: str, function: Callable[..., Any], *inputs: Any) -> Any:
+        """The instructions of a part go under its name in profiles."""
+        before, self.path = self.path, name
+        try:
+            return function(*inputs)
+        finally:
+            self.path = before
 
     # ------------------------------------------------------------------------------------------------- primitives
 
@@ -284,95 +302,6 @@ def _cache_of(shape: Heads) -> tuple[int, int, int]:
 def _slopes(position: Rotary | Bias | None) -> Constant | None:
     if not isinstance(position, Bias):
         return None
-    if not isinstance(position.tensor, Alibi):
+    if not isinstance(position, AlibiBias):
         raise NotCovered("the native back end knows ALiBi's biases only")
-    return Constant((), position.tensor.slopes)
-
-
-class LinearHandle:
-    """A linear map of the recorded model."""
-
-    def __init__(self, ops: NativeOps, part: Part):
-        self.ops, self.part = ops, part
-
-    def __call__(self, x: Value) -> Value:
-        y = self.ops.like(x, self.part.outputs)
-        self.ops.record(Op.LINEAR, y, x, parts=(self.part,))
-        return y
-
-
-class TableHandle:
-    """An embedding table: rows by id or position, or a tied head."""
-
-    def __init__(self, ops: NativeOps, part: Part):
-        self.ops, self.part = ops, part
-
-    def __call__(self, ids: Positions | TokenIds) -> Value:
-        return self.ops.lookup(self.part, ids)
-
-    def as_linear(self, x: Value) -> Value:
-        """[B, T, width] -> [B, T, rows]."""
-        return LinearHandle(self.ops, self.part)(x)
-
-
-class Handle(LayerHandle):
-    """A layer of the recorded model."""
-
-    def __init__(self, ops: NativeOps, layer: Layer, width: int, path: str = ""):
-        self.ops, self.layer, self.path = ops, layer, path
-        for name, declaration in layer.params(width).items():
-            child = f"{path}.{name}" if path else name
-            if isinstance(declaration, tuple):
-                setattr(self, name, [Handle(ops, s.layer, s.width, f"{child}.{i}") for i, s in enumerate(declaration)])
-            else:
-                setattr(self, name, self._make(declaration, child))
-
-    def _make(self, declaration: Any, path: str) -> Any:
-        weight = tensor_name(path, "weight")
-        match declaration:
-            case Linear():
-                bias = tensor_name(path, "bias") if declaration.bias else None
-                return LinearHandle(self.ops, Part(weight, declaration.inputs, declaration.outputs, bias))
-            case Stacked():
-                return None  # only ops that aren't covered take it
-            case Table():
-                return TableHandle(self.ops, Part(weight, declaration.width, declaration.rows))
-            case VectorDeclaration():
-                return Vector(Constant((path,), lambda x: x), declaration.size)
-            case Const():
-                return declaration.make()
-            case Dropout():
-                return lambda x: x
-            case Sub():
-                return Handle(self.ops, declaration.layer, declaration.width, path)
-        raise TypeError(declaration)
-
-
-class _Cached:
-    """Marks that the model has a cache; only `attend` uses it."""
-
-    def append(self, path: str, tensors: dict[str, Any]) -> NoReturn:
-        raise NotCovered(f"{path} keeps a cache of its own, which the native back end doesn't cover")
-
-    def once(self, path: str, make: Callable[[], dict[str, Any]]) -> NoReturn:
-        raise NotCovered(f"{path} attends to an encoder, which the native back end doesn't cover")
-
-
-def record(spec: Model, capacity: int) -> Program:
-    """A decoder's instructions for sequences of up to `capacity` tokens.
-
-    Raises:
-        NotCovered: a layer uses something that the engine has no instruction for; the message names both.
-    """
-    if spec.task != Task.TEXT_GENERATION:
-        raise NotCovered("the native back end runs decoders only")
-    ops = NativeOps(spec, capacity)
-    new: Any = Positions()
-    step = Step(ops, new, new, new, store=_Cached(), keep=1, prefix=new)
-    root = Handle(ops, spec, 0)
-    logits = ops.enter(root, spec.apply, {"input_ids": TokenIds()}, step)["logits"]
-    code = ops.program.code
-    if code[-1].dst != logits.buffer:
-        raise NotCovered("the native back end can't return values that were computed before others")
-    code[-1] = replace(code[-1], dst=None)  # straight into the caller's array
-    return ops.program
+    return Constant((), position.layer.slopes)

@@ -120,7 +120,7 @@ class Recorded:
     """An instruction before numbers are given out: buffers are objects (None: the logits), vectors are constants.
 
     parts: of LINEAR, maps of one input whose outputs lie side by side; of GLU, gate and up; of EMBED and LOOKUP, the table.
-    numbers: fields of `Instruction` by name.
+    numbers: fields of `Instruction` by name; path: the layer's, or the part's, for profiles.
     """
 
     op: Op
@@ -135,6 +135,7 @@ class Recorded:
     slopes: Constant | None = None
     sinks: Constant | None = None
     numbers: Mapping[str, float] = field(default_factory=dict)
+    path: str = ""
 
     def reads(self) -> list[Buffer]:
         """The buffers whose contents it needs."""
@@ -153,7 +154,7 @@ class Recorded:
 
 @dataclass
 class Program:
-    """What `ops.record` makes of a spec.
+    """What `record.record` makes of a spec.
 
     caches: (heads, dim, value_dim) of each layer that caches keys and values; tables: constant matrices by the name that parts
     refer to, float32 [rows, width].

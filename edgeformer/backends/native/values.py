@@ -83,8 +83,8 @@ class Value:
     def __sub__(self, other: Value | float) -> Value:
         return self + other * -1.0
 
-    def __truediv__(self, other: float) -> Value:
-        if not isinstance(other, (int, float)):
+    def __truediv__(self, other: Value | float) -> Value:
+        if isinstance(other, Value):
             raise NotCovered("the native back end divides by numbers only")
         return self * (1 / other)
 
@@ -93,7 +93,7 @@ class Value:
 
     __radd__, __rmul__ = __add__, __mul__
 
-    def __rsub__(self, other: float) -> Value:
+    def __rsub__(self, other: Value | float) -> Value:
         return -self + other
 
     def __matmul__(self, other: object) -> Value:

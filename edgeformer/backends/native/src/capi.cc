@@ -80,6 +80,9 @@ EF_EXPORT int ef_session_new(const Model* model, int64_t batch, int64_t capacity
 
 EF_EXPORT void ef_session_delete(Session* session) { delete session; }
 
+// Adds each instruction's nanoseconds to the caller's array during later steps; null stops.
+EF_EXPORT void ef_session_profile(Session* session, int64_t* nanoseconds) { session->profile(nanoseconds); }
+
 EF_EXPORT int ef_session_step(Session* session, const int64_t* ids, const int32_t* positions, const int32_t* query_positions,
                               const int32_t* key_positions, const uint8_t* valid, const int32_t* prefix, int64_t start,
                               int64_t count, int64_t keep, float* out) {

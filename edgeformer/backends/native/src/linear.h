@@ -1,5 +1,7 @@
 // Products with tiles of 16 rows: M rows of activations at once, so that a tile is read once for all of them.
 #pragma once
+#include <algorithm>
+
 #include "math.h"
 
 namespace edgeformer {
@@ -121,10 +123,15 @@ template <int N, typename Body>
 inline void over_rows(int64_t tile, int64_t r0, int64_t r1, const Body& body) {
   int64_t r = r0;
   for (; r + kRowsAtOnce <= r1; r += kRowsAtOnce) body.template operator()<kRowsAtOnce, N>(tile, r);
-  if (r + 4 <= r1 && kRowsAtOnce > 4) body.template operator()<4, N>(tile, r), r += 4;
-  if (r + 2 <= r1) body.template operator()<2, N>(tile, r), r += 2;
-  if (r + 2 <= r1) body.template operator()<2, N>(tile, r), r += 2;
-  if (r < r1) body.template operator()<1, N>(tile, r);
+  switch (r1 - r) {  // what is left, at once: a tile that isn't in the cache is read once
+    case 7: return body.template operator()<std::min(7, kRowsAtOnce), N>(tile, r);
+    case 6: return body.template operator()<std::min(6, kRowsAtOnce), N>(tile, r);
+    case 5: return body.template operator()<std::min(5, kRowsAtOnce), N>(tile, r);
+    case 4: return body.template operator()<std::min(4, kRowsAtOnce), N>(tile, r);
+    case 3: return body.template operator()<3, N>(tile, r);
+    case 2: return body.template operator()<2, N>(tile, r);
+    case 1: return body.template operator()<1, N>(tile, r);
+  }
 }
 
 struct LinearBody {

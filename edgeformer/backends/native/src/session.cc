@@ -1,5 +1,6 @@
 // One forward pass: every thread runs the same instructions, each of which is one or two phases of chunks.
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -271,9 +272,12 @@ void Session::product(const Instruction& i, uint32_t& number) {
   });
 }
 
-void Session::work() {
+void Session::work(int thread) {
+  using Clock = std::chrono::steady_clock;
   uint32_t number = first_phase_;
-  for (const Instruction& i : model_.program) {
+  Clock::time_point before = profile_ != nullptr ? Clock::now() : Clock::time_point();
+  for (size_t n = 0; n < model_.program.size(); ++n) {
+    const Instruction& i = model_.program[n];
     const int64_t rows = i.kept != 0 ? kept_ : rows_;
     switch (i.op) {
       case Op::kLinear:
@@ -294,6 +298,11 @@ void Session::work() {
         });
       }
     }
+    if (profile_ != nullptr && thread == 0) {
+      const Clock::time_point now = Clock::now();
+      profile_[n] += std::chrono::duration_cast<std::chrono::nanoseconds>(now - before).count();
+      before = now;
+    }
   }
 }
 
@@ -309,7 +318,7 @@ void Session::step(const Inputs& inputs) {
   kept_ = batch_ * inputs.keep;
   reserve(rows_);
   first_phase_ = phases_.current();
-  team_.run([this](int) { work(); });
+  team_.run([this](int thread) { work(thread); });
 }
 
 }  // namespace edgeformer
