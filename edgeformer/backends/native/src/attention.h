@@ -2,6 +2,8 @@
 //
 // Keys lie in tiles [dim][16], so that 16 keys are the lanes of a score; values in rows, so that channels are the lanes.
 #pragma once
+#include <algorithm>
+
 #include "math.h"
 
 namespace edgeformer {
@@ -15,13 +17,23 @@ inline F element(const uint16_t* p) { return load_half(p); }
 // scores[p][0..15] = q[p] . keys of one tile, for M pairs.
 template <int M, typename E>
 inline void scores_of_tile(const E* tile, int dim, const float* const* q, float* const* scores) {
-  F acc[M];
-  for (int p = 0; p < M; ++p) acc[p] = zero();
-  for (int d = 0; d < dim; ++d, tile += kLanes) {
+  constexpr int kChains = M <= 2 ? 4 : M <= 4 ? 2 : 1;  // few sums alone would wait for their own latency
+  F acc[kChains * M];
+  for (F& a : acc) a = zero();
+  int d = 0;
+  for (; d + kChains <= dim; d += kChains)
+    for (int c = 0; c < kChains; ++c, tile += kLanes) {
+      const F k = element(tile);
+      for (int p = 0; p < M; ++p) acc[c * M + p] = fma(k, set1(q[p][d + c]), acc[c * M + p]);
+    }
+  for (; d < dim; ++d, tile += kLanes) {
     const F k = element(tile);
     for (int p = 0; p < M; ++p) acc[p] = fma(k, set1(q[p][d]), acc[p]);
   }
-  for (int p = 0; p < M; ++p) store(scores[p], acc[p]);
+  for (int p = 0; p < M; ++p) {
+    for (int c = 1; c < kChains; ++c) acc[p] = add(acc[p], acc[c * M + p]);
+    store(scores[p], acc[p]);
+  }
 }
 
 // out[p][0 .. 16 N) += sum over keys of weight[p][key] * values[key], for M pairs.
@@ -120,6 +132,9 @@ template <typename E>
 inline void attend_block(const Attention& a, const Pair* pairs, int count, int64_t first, int keys) {
   const E* k = static_cast<const E*>(a.keys) + first * a.dim;
   const E* v = static_cast<const E*>(a.values) + first * a.value_dim;
+  // Keys and values of one layer are too short a stream for the processor's own prefetcher, and weights have driven them out.
+  for (int64_t n = 0; n < static_cast<int64_t>(keys) * a.value_dim; n += 64 / static_cast<int64_t>(sizeof(E)))
+    __builtin_prefetch(v + n);
   const float *q[kPairs], *w[kPairs];
   float *s[kPairs], *o[kPairs];
   for (int p = 0; p < count; ++p) {
@@ -151,6 +166,35 @@ inline void attend_block(const Attention& a, const Pair* pairs, int count, int64
       float* at = o[p] + d;
       add_values<1, 1>(v + d, a.value_dim, keys, w + p, &at);
     }
+}
+
+void join(const Join& j) {
+  float top = j.sink != nullptr ? *j.sink : kMasked;
+  for (int64_t s = 0; s < j.splits; ++s) top = std::max(top, j.maxima[s * j.split_stride]);
+  float total = j.sink != nullptr ? std::exp(*j.sink - top) : 0.0f;
+  for (int64_t s = 0; s < j.splits; ++s) {
+    const int64_t at = s * j.split_stride;
+    if (j.totals[at] == 0) continue;
+    const float share = j.splits == 1 && j.sink == nullptr ? 1.0f : std::exp(j.maxima[at] - top);
+    total += share * j.totals[at];
+  }
+  const float inverse = 1.0f / total;
+  for (int d = 0; d < j.value_dim; d += kLanes) {
+    F sums = zero();
+    for (int64_t s = 0; s < j.splits; ++s) {
+      const int64_t at = s * j.split_stride;
+      if (j.totals[at] == 0) continue;
+      const float share = j.splits == 1 && j.sink == nullptr ? 1.0f : std::exp(j.maxima[at] - top);
+      sums = fma(load(j.outputs + at * j.out_stride + d), set1(share * inverse), sums);
+    }
+    store_some(j.y + d, sums, lanes_left(d, j.value_dim));
+  }
+}
+
+void to_halves(const float* x, uint16_t* y, int64_t count) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) store_half(y + i, load(x + i));
+  for (; i < count; ++i) y[i] = to_half(x[i]);
 }
 
 void attend(const Attention& a) {

@@ -105,17 +105,20 @@ class Session {
   // How an attention is cut into chunks: `splits` ranges of keys, and blocks of rows.
   struct Cut {
     int64_t splits, keys_per_split, row_block, blocks;
+    bool whole;  // a chunk makes whole results, so that no phase has to join splits
   };
 
   void reserve(int64_t rows);
   void work(int thread);
   template <typename Body>
   void phase(uint32_t& number, int64_t chunks, const Body& body);
+  template <typename Body>
+  void by_rows(uint32_t& number, int64_t rows, const Body& body);
   void product(const Instruction& i, uint32_t& number);
   void row(const Instruction& i, int64_t row);
   void append(const Instruction& i, int64_t block);
   void attend(const Instruction& i, const Cut& cut, int64_t chunk);
-  void merge(const Instruction& i, const Cut& cut, int64_t row);
+  void merge(const Instruction& i, const Cut& cut, int64_t row, int64_t first, int64_t heads);
   Cut cut(const Instruction& i) const;
   Rows rows_of(int32_t buffer, int32_t at) const;
   // A row of a buffer from a column on; buffer -1 is the caller's array of logits.

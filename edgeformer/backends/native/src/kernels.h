@@ -75,6 +75,15 @@ struct Attention {
   int64_t row_stride;
   float* scratch;  // kScratch floats
 };
+
+// One head's result: the splits of its keys joined, with the sink, if it has one.
+struct Join {
+  const float *maxima, *totals, *outputs;
+  int64_t splits, split_stride, out_stride;  // from one split to the next: pairs; and floats of a pair's sums
+  int value_dim;
+  const float* sink;
+  float* y;
+};
 constexpr int kKeyBlock = 128;  // keys whose scores are held at once
 constexpr int kPairs = 32;      // (row, head) pairs at once
 constexpr int64_t kScratch = static_cast<int64_t>(kPairs) * kKeyBlock;
@@ -94,6 +103,8 @@ struct Kernels {
                const float* bias, float eps);
   void (*activate)(Act act, float* x, int64_t count);
   void (*attend)(const Attention&);
+  void (*join)(const Join&);
+  void (*to_halves)(const float* x, uint16_t* y, int64_t count);
   // Row `row` of a matrix as floats.
   void (*row)(const Matrix&, int64_t row, float* out);
 };

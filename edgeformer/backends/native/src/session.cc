@@ -5,7 +5,6 @@
 #include <cstring>
 #include <stdexcept>
 
-#include "half.h"
 #include "engine.h"
 
 namespace edgeformer {
@@ -35,6 +34,7 @@ Session::Cut Session::cut(const Instruction& i) const {
   c.splits = team_.size() == 1 || units >= wanted ? 1 : std::min(most, (wanted + units - 1) / units);
   c.keys_per_split = ((keys + c.splits - 1) / c.splits + kLanes - 1) / kLanes * kLanes;
   c.splits = (keys + c.keys_per_split - 1) / c.keys_per_split;
+  c.whole = c.splits == 1 && (i.quantize == 0 || group * i.value_dim % kGroup == 0);
   return c;
 }
 
@@ -144,6 +144,7 @@ void Session::append(const Instruction& i, int64_t block) {
   const int32_t half = i.rotated / 2;
   const float* table = vector(i.table);
   const int64_t rows = batch_ * in_.count;
+  static thread_local std::vector<uint16_t> halves;
   for (int64_t r = block * kLanes; r < std::min(rows, (block + 1) * kLanes); ++r) {
     float *q = at(i.src, i.src_at, r), *k = at(i.other, i.other_at, r);
     if (table != nullptr) {
@@ -167,8 +168,10 @@ void Session::append(const Instruction& i, int64_t block) {
       if (kind_ == CacheKind::kF16) {
         uint16_t *to = reinterpret_cast<uint16_t*>(cache.keys.data()) + key,
                  *vs = reinterpret_cast<uint16_t*>(cache.values.data()) + value;
-        for (int32_t d = 0; d < shape.dim; ++d) to[d * kLanes] = to_half(k[h * shape.dim + d]);
-        for (int32_t d = 0; d < shape.value_dim; ++d) vs[d] = to_half(v[h * shape.value_dim + d]);
+        halves.resize(static_cast<size_t>(shape.dim));
+        model_.kernels->to_halves(k + h * shape.dim, halves.data(), shape.dim);
+        for (int32_t d = 0; d < shape.dim; ++d) to[d * kLanes] = halves[static_cast<size_t>(d)];
+        model_.kernels->to_halves(v + h * shape.value_dim, vs, shape.value_dim);
       } else {
         float *to = reinterpret_cast<float*>(cache.keys.data()) + key,
               *vs = reinterpret_cast<float*>(cache.values.data()) + value;
@@ -218,37 +221,33 @@ void Session::attend(const Instruction& i, const Cut& c, int64_t chunk) {
   a.row_stride = i.count;
   a.scratch = scratch.data();
   model_.kernels->attend(a);
+  if (c.whole)
+    for (int64_t r = row; r < row + a.rows; ++r) merge(i, c, r, group * heads, heads);
 }
 
-// Joins the splits of a row's heads, and adds the sinks.
-void Session::merge(const Instruction& i, const Cut& c, int64_t r) {
+// Joins the splits of `heads` heads of a row, from head `first` on.
+void Session::merge(const Instruction& i, const Cut& c, int64_t r, int64_t first, int64_t heads) {
   const int64_t width = caches_[static_cast<size_t>(i.cache)].value_dim, pairs = batch_ * in_.count * i.count;
   const float* sinks = vector(i.sinks);
-  float* y = at(i.dst, i.dst_at, r);
-  for (int32_t h = 0; h < i.count; ++h) {
+  for (int64_t h = first; h < first + heads; ++h) {
     const int64_t pair = r * i.count + h;
-    float top = sinks != nullptr ? sinks[h] : -1e30f;
-    for (int64_t s = 0; s < c.splits; ++s) top = std::max(top, maxima_[s * pairs + pair]);
-    float total = sinks != nullptr ? std::exp(sinks[h] - top) : 0.0f;
-    float* out = y + h * i.value_dim;
-    for (int32_t d = 0; d < i.value_dim; ++d) out[d] = 0;
-    for (int64_t s = 0; s < c.splits; ++s) {
-      const int64_t at = s * pairs + pair;
-      if (totals_[at] == 0) continue;
-      const float share = std::exp(maxima_[at] - top);
-      total += share * totals_[at];
-      const float* from = outputs_ + at * width;
-      for (int32_t d = 0; d < i.value_dim; ++d) out[d] += share * from[d];
-    }
-    const float inverse = 1.0f / total;
-    for (int32_t d = 0; d < i.value_dim; ++d) out[d] *= inverse;
+    model_.kernels->join({maxima_ + pair, totals_ + pair, outputs_ + pair * width, c.splits, pairs, width, i.value_dim,
+                          sinks != nullptr ? sinks + h : nullptr, at(i.dst, i.dst_at, r) + h * i.value_dim});
   }
-  if (i.quantize != 0) quantize(i, r, i.dst_at, static_cast<int64_t>(i.count) * i.value_dim);
+  if (i.quantize != 0) quantize(i, r, i.dst_at + first * i.value_dim, heads * i.value_dim);
 }
 
 template <typename Body>
 void Session::phase(uint32_t& number, int64_t chunks, const Body& body) {
   if (chunks > 0) phases_.run(number++, static_cast<uint32_t>(chunks), body);
+}
+
+template <typename Body>
+void Session::by_rows(uint32_t& number, int64_t rows, const Body& body) {
+  const int64_t size = std::max<int64_t>(rows / (4 * team_.size()), 1);
+  phase(number, (rows + size - 1) / size, [&](uint32_t chunk) {
+    for (int64_t r = chunk * size; r < std::min(rows, (chunk + 1) * size); ++r) body(r);
+  });
 }
 
 void Session::product(const Instruction& i, uint32_t& number) {
@@ -288,15 +287,10 @@ void Session::work(int thread) {
       case Op::kAttend: {
         const Cut c = cut(i);
         phase(number, batch_ * i.heads * c.blocks * c.splits, [&](uint32_t chunk) { attend(i, c, chunk); });
-        phase(number, rows, [&](uint32_t r) { merge(i, c, r); });
+        if (!c.whole) by_rows(number, rows, [&](int64_t r) { merge(i, c, r, 0, i.count); });
         break;
       }
-      default: {
-        const int64_t size = std::max<int64_t>(rows / (4 * team_.size()), 1);
-        phase(number, (rows + size - 1) / size, [&](uint32_t chunk) {
-          for (int64_t r = chunk * size; r < std::min(rows, (chunk + 1) * size); ++r) row(i, r);
-        });
-      }
+      default: by_rows(number, rows, [&](int64_t r) { row(i, r); });
     }
     if (profile_ != nullptr && thread == 0) {
       const Clock::time_point now = Clock::now();

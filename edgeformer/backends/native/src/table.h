@@ -6,7 +6,7 @@
 #define EDGEFORMER_TABLE(function, label, test)                                                              \
   namespace edgeformer {                                                                                     \
   const Kernels* function() {                                                                                \
-    static const Kernels table{label, test, linear, glu, quantize, norm, activate, attend, row};             \
+    static const Kernels table{label, test, linear, glu, quantize, norm, activate, attend, join, to_halves, row}; \
     return &table;                                                                                           \
   }                                                                                                          \
   }
