@@ -174,8 +174,8 @@ def covered():
 
 
 NOT_COVERED = {
-    "moe", "moe-raw-weights", "moe-shared-grouped", "mla", "mla-query-latent", "additive", "cross-layer-kv", "shaw",
-    "shaw-keys-only", "t5-bias", "rope-dynamic", "rope-longrope",
+    "moe-shared-grouped", "mla", "mla-query-latent", "additive", "shaw", "shaw-keys-only", "t5-bias", "rope-dynamic",
+    "rope-longrope",
 }  # fmt: skip
 
 

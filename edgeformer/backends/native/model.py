@@ -73,17 +73,19 @@ class NativeModel:
         """An instruction with the numbers of its buffers, matrices and vectors."""
         made = Instruction(
             op=i.op, dst=-1, src=-1, other=-1, total=-1, matrix=-1, weight=-1, bias=-1, table=-1, slopes=-1, sinks=-1, cache=-1,
-            scale=1.0,
+            middle=-1, scale=1.0,
         )  # fmt: skip
         for name, value in i.numbers.items():
             setattr(made, name, value)
-        for name in ("dst", "src", "other", "total"):
+        for name in ("dst", "src", "other", "total", "middle"):
             if (buffer := getattr(i, name)) is not None:
                 setattr(made, name, placed[buffer.number])
         for name in ("weight", "bias", "table", "slopes", "sinks"):
             if (constant := getattr(i, name)) is not None:
                 setattr(made, name, self._vector(constant))
-        if i.parts:
+        if i.op is Op.MOE:
+            made.matrix, made.bias = self._experts(i, kinds)
+        elif i.parts:
             made.matrix = self._matrix(i, kinds)
             gate, up = _biases(i)
             made.weight = made.weight if gate is None else self._vector(gate)
@@ -127,6 +129,28 @@ class NativeModel:
             first += tiles[n]
         self._matrices[key] = number
         return number
+
+    def _experts(self, i: Recorded, kinds: dict[str, Kind]) -> tuple[int, int]:
+        """The first of the experts' gates and ups, and of their downs; the others follow. One tensor is in memory at a time."""
+        gate, up, down = i.parts[0], i.parts[1], i.parts[2]
+        count, tiles = len(i.parts) // 3, -(-gate.outputs // TILE)
+        shapes = [(gate, 2 * gate.outputs, 2 * tiles), (down, down.outputs, -(-down.outputs // TILE))]
+        numbers = [
+            [
+                self.library.call("ef_matrix_new", self.handle, kinds[part.weight], rows, part.inputs, tile_count)
+                for _ in range(count)
+            ]
+            for part, rows, tile_count in shapes
+        ]
+        for part, made, tile, step in ((gate, numbers[0], 0, 2), (up, numbers[0], 1, 2), (down, numbers[1], 0, 1)):
+            whole = np.asarray(self._weights[part.weight])
+            if kinds[part.weight] is Kind.FP32:
+                whole = whole.astype(np.float32, copy=False)
+            for number, weight in zip(made, whole, strict=True):
+                data = np.ascontiguousarray(weight)
+                fill = (number, tile, step, 0, part.outputs, pointer(data), None)
+                self.library.call("ef_matrix_fill", self.handle, *fill)
+        return numbers[0][0], numbers[1][0]
 
     def _rows(self, part: Part, kind: Kind) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
         """(first row, rows, scales or None) of a weight, as files hold them. One weight is in memory at a time."""

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import numpy as np
 
 from edgeformer.backends.native.program import ACTS, Buffer, Constant, Op, Part, Program, Recorded
-from edgeformer.backends.native.values import NotCovered, Positions, TokenIds, Value, Vector
+from edgeformer.backends.native.values import CachedValue, NotCovered, Positions, TokenIds, Value, Vector
 from edgeformer.layers.alibi import Alibi
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.rope import Rope
-from edgeformer.ops.fused import Bias, Heads, Ops, Rotary
+from edgeformer.ops.fused import Bias, Ops, Rotary
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.spec import Model
 
 if TYPE_CHECKING:
-    from edgeformer.backends.native.record import LinearHandle
+    from edgeformer.backends.native.record import LinearHandle, StackedHandle
 
 RMS, LAYER = 0, 1
 
@@ -47,7 +47,6 @@ class NativeOps(Ops[Value]):
     concat = _missing("concat")
     repeat_heads = _missing("repeat_heads")
     mean = _missing("mean")
-    sum = _missing("sum")
     largest = _missing("largest")
     cumsum = _missing("cumsum")
     rsqrt = _missing("rsqrt")
@@ -55,8 +54,6 @@ class NativeOps(Ops[Value]):
     sin = _missing("sin")
     cos = _missing("cos")
     erf = _missing("erf")
-    softmax = _missing("softmax")
-    topk = _missing("topk")
     where = _missing("where")
     equal = _missing("equal")
     less = _missing("less")
@@ -64,14 +61,12 @@ class NativeOps(Ops[Value]):
     arange = _missing("arange")
     boolean = _missing("boolean")
     shape = _missing("shape")
-    moe = _missing("moe")
-    attention = _missing("attention")
 
     def __init__(self, spec: Model, capacity: int):
         self.program, self.capacity = Program(spec.vocab), capacity
         self.place, self.path = "the model", ""
         self.nothing = Value(self, Buffer(-1, 0), 0, 0)  # in place of values that kernels compute themselves
-        self.consumed: set[int] = {self.nothing.buffer.number}
+        self._changed: list[Value] = []
         self.angles: dict[Rope, Constant] = {}
 
     # ------------------------------------------------------------------------------------------------- recording
@@ -84,16 +79,14 @@ class NativeOps(Ops[Value]):
         """Append an instruction; numbers among `rest` become its numbers."""
         fixed = {k: rest.pop(k) for k in ("parts", "weight", "bias", "table", "slopes", "sinks") if k in rest}
         numbers: dict[str, float] = {}
-        for name, value in (
-            ("dst", dst),
-            ("src", src),
-            ("other", rest.pop("other", None)),
-            ("total", rest.pop("total", None)),
-        ):
+        values = {"dst": dst, "src": src} | {name: rest.pop(name, None) for name in ("other", "total", "middle")}
+        for name, value in values.items():
             fixed[name] = None if value is None else value.buffer
-            if value is not None:
-                if value.buffer.number in self.consumed:
+            if value is not None and name != "middle":
+                if value.buffer is self.nothing.buffer or any(map(value.overlaps, self._changed)):
                     raise NotCovered(f"{self.place} uses a value again that another instruction has changed")
+                if value.turned is not None and op not in (Op.APPEND, Op.ROTATE):
+                    raise NotCovered(f"{self.place} computes with rotated heads before they are cached or used")
                 numbers[f"{name}_at"] = value.at
         self.program.code.append(Recorded(op, numbers={**numbers, **rest}, path=self.path, **fixed))
 
@@ -162,7 +155,7 @@ class NativeOps(Ops[Value]):
         raise NotCovered(f"the native back end can't reshape rows as {self.place} does")
 
     def split(self, x, sizes, axis):
-        if axis != -1 or x.heads != 1:
+        if axis != -1 or x.heads != 1 or x.turned is not None:
             raise NotCovered(f"the native back end splits the last axis only, unlike {self.place}")
         starts = np.cumsum([0, *sizes])
         return [Value(self, x.buffer, x.at + int(at), size) for at, size in zip(starts, sizes, strict=False)]
@@ -268,7 +261,8 @@ class NativeOps(Ops[Value]):
             layer = position.layer
             assert isinstance(layer, Rope)
             turn = {"table": self._angles(layer), "rotated": layer.dim, "interleaved": int(layer.interleaved)}
-        cache, self.program.caches = len(self.program.caches), [*self.program.caches, _cache_of(shape)]
+        cache = len(self.program.caches)
+        self.program.caches.append((shape.kv_heads, shape.head_dim, shape.value_dim))
         sizes = {"count": shape.heads, "heads": shape.kv_heads, "dim": shape.head_dim, "value_dim": shape.value_dim}
         self.record(Op.APPEND, None, q, other=k, total=v, cache=cache, **sizes, **turn)
         y = self.like(q, shape.heads * shape.value_dim)
@@ -278,7 +272,91 @@ class NativeOps(Ops[Value]):
             slopes=_slopes(position), sinks=None if sinks is None else sinks.constant,
         )  # fmt: skip
         if turn:
-            self.consumed |= {q.buffer.number, k.buffer.number}
+            self._changed += [q, k]
+        return y
+
+    def split_heads(self, x, heads, dim):
+        return self.reshape(x, (0, -1, heads, dim))
+
+    def merge_heads(self, x, width):
+        return self.reshape(x, (0, -1, width))
+
+    def turn(self, x, position, head_dim):
+        """Noted, and done where the heads are cached or used."""
+        layer = position.layer
+        assert isinstance(layer, Rope)
+        return replace(x, turned=layer)
+
+    def cached(self, k: Value, v: Value) -> tuple[CachedValue, CachedValue]:
+        """Put a layer's keys, rotated if that is still to be done, and values into a cache of their own."""
+        turn: dict[str, Any] = {}
+        if k.turned is not None:
+            turn = {"table": self._angles(k.turned), "rotated": k.turned.dim, "interleaved": int(k.turned.interleaved)}
+        cache, shape = len(self.program.caches), (k.heads, k.width // k.heads, v.width // v.heads)
+        self.program.caches.append(shape)
+        sizes = {"count": 0, "heads": shape[0], "dim": shape[1], "value_dim": shape[2]}
+        self.record(Op.APPEND, None, None, other=k, total=v, cache=cache, **sizes, **turn)
+        if turn:
+            self._changed.append(k)
+        return CachedValue(cache), CachedValue(cache)
+
+    def attention(
+        self, q, k: CachedValue, v: CachedValue, mask, bias, *, groups, scale, softcap=None, sinks: Vector | None = None,
+        dropout=None,
+    ):  # fmt: skip
+        """Attention to what a layer has put into its cache, with queries that are rotated first."""
+        if not isinstance(k, CachedValue) or not isinstance(v, CachedValue) or k != v or not isinstance(mask, Mask):
+            raise NotCovered(f"the native back end attends to a cache only, unlike {self.place}")
+        if q.turned is not None:
+            y, layer = self.like(q), q.turned
+            self.record(
+                Op.ROTATE, y, q, table=self._angles(layer), rotated=layer.dim, interleaved=int(layer.interleaved), count=q.heads,
+                dim=q.width // q.heads, width=q.width,
+            )  # fmt: skip
+            q = replace(y, heads=q.heads)
+        if bias is not None:
+            raise NotCovered("the native back end adds biases only where a layer caches and attends at once")
+        kv_heads, dim, value_dim = self.program.caches[k.cache]
+        y = self.like(q, q.heads * value_dim)
+        self.record(
+            Op.ATTEND, y, q, cache=k.cache, count=q.heads, heads=kv_heads, dim=dim, value_dim=value_dim, scale=scale,
+            softcap=softcap or 0.0, causal=int(mask.causal), window=mask.window or 0, chunk=mask.chunk or 0,
+            prefix=int(mask.prefix), sinks=None if sinks is None else sinks.constant,
+        )  # fmt: skip
+        return replace(y, heads=q.heads)
+
+    # -------------------------------------------------------------------------------------------- mixtures of experts
+
+    def softmax(self, x):
+        y = self.like(x)
+        self.record(Op.SOFTMAX, y, x, width=x.width)
+        return y
+
+    def sum(self, x, axis, *, keep=False):
+        """Over the last axis, kept with size 1."""
+        if axis != -1 or not keep:
+            raise NotCovered(f"the native back end sums over the last axis only, unlike {self.place}")
+        y = self.like(x, 1)
+        self.record(Op.SUM, y, x, width=x.width)
+        return y
+
+    def topk(self, x, count):
+        if x.heads != 1:
+            raise NotCovered(f"the native back end chooses among all entries of a row, unlike {self.place}")
+        y, indices = self.like(x, count), self.like(x, count)
+        self.record(Op.TOPK, y, x, total=indices, count=count, width=x.width)
+        return y, indices
+
+    def moe(self, x, weights, chosen, gate: StackedHandle, up: StackedHandle, down: StackedHandle, *, act, count):
+        if act not in ACTS:
+            raise NotCovered(f"the native back end has no activation {act!r}")
+        padded = -(-gate.part.outputs // 32) * 32
+        y, middle = self.like(x, down.part.outputs), self.like(x, chosen.width * padded)
+        parts = tuple(replace(h.part, entry=e) for e in range(count) for h in (gate, up, down))
+        self.record(
+            Op.MOE, y, x, other=weights, total=chosen, middle=middle, parts=parts, act=ACTS.index(act), count=chosen.width,
+            heads=count, value_dim=gate.part.outputs, width=down.part.outputs,
+        )  # fmt: skip
         return y
 
     def _angles(self, layer: Rope) -> Constant:
@@ -293,10 +371,6 @@ class NativeOps(Ops[Value]):
 
             self.angles[layer] = Constant((), make)
         return self.angles[layer]
-
-
-def _cache_of(shape: Heads) -> tuple[int, int, int]:
-    return shape.kv_heads, shape.head_dim, shape.value_dim
 
 
 def _slopes(position: Rotary | Bias | None) -> Constant | None:

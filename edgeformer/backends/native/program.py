@@ -25,6 +25,12 @@ class Op(IntEnum):
     APPEND = 9
     ATTEND = 10
     LAST = 11
+    ROTATE = 12
+    SOFTMAX = 13
+    TOPK = 14
+    SUM = 15
+    DIVIDE = 16
+    MOE = 17
 
 
 class Kind(IntEnum):
@@ -75,6 +81,7 @@ _FIELDS = [
     "prefix",
     "slopes",
     "sinks",
+    "middle",
     "quantize",
     "kept",
 ]
@@ -113,13 +120,16 @@ class Part:
     inputs: int
     outputs: int
     bias: str | None = None
+    entry: int | None = None
+    """Which one it is of a stack of maps in one tensor."""
 
 
 @dataclass(frozen=True)
 class Recorded:
     """An instruction before numbers are given out: buffers are objects (None: the logits), vectors are constants.
 
-    parts: of LINEAR, maps of one input whose outputs lie side by side; of GLU, gate and up; of EMBED and LOOKUP, the table.
+    parts: of LINEAR, maps of one input whose outputs lie side by side; of GLU, gate and up; of MOE, each expert's gate, up
+    and down; of EMBED and LOOKUP, the table.
     numbers: fields of `Instruction` by name; path: the layer's, or the part's, for profiles.
     """
 
@@ -128,6 +138,7 @@ class Recorded:
     src: Buffer | None = None
     other: Buffer | None = None
     total: Buffer | None = None
+    middle: Buffer | None = None
     parts: tuple[Part, ...] = ()
     weight: Constant | None = None
     bias: Constant | None = None
@@ -140,14 +151,14 @@ class Recorded:
     def reads(self) -> list[Buffer]:
         """The buffers whose contents it needs."""
         found = [self.src, self.other]
-        if self.op is Op.APPEND:
+        if self.op in (Op.APPEND, Op.MOE):
             found.append(self.total)
         return [b for b in found if b is not None]
 
     def writes(self) -> list[Buffer]:
         """The buffers that it fills."""
-        found = [self.dst]
-        if self.op is Op.NORM:
+        found = [self.dst, self.middle]
+        if self.op in (Op.NORM, Op.TOPK):
             found.append(self.total)
         return [b for b in found if b is not None]
 

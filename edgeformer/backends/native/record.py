@@ -42,6 +42,17 @@ class TableHandle:
         return LinearHandle(self.ops, self.part)(x)
 
 
+class StackedHandle:
+    """Maps stacked in one tensor: experts."""
+
+    def __init__(self, part: Part):
+        self.part = part
+
+    def each(self, x: Value) -> NoReturn:
+        """Not covered: a map per head."""
+        raise NotCovered(f"the native back end has no instruction for a map per head, as {self.part.weight}")
+
+
 class Handle(LayerHandle):
     """A layer of the recorded model."""
 
@@ -61,7 +72,7 @@ class Handle(LayerHandle):
                 bias = tensor_name(path, "bias") if declaration.bias else None
                 return LinearHandle(self.ops, Part(weight, declaration.inputs, declaration.outputs, bias))
             case Stacked():
-                return None  # only ops that aren't covered take it
+                return StackedHandle(Part(weight, declaration.inputs, declaration.outputs))
             case Table():
                 return TableHandle(self.ops, Part(weight, declaration.width, declaration.rows))
             case VectorDeclaration():
@@ -76,10 +87,15 @@ class Handle(LayerHandle):
 
 
 class _Cached:
-    """Marks that the model has a cache; only `attend` uses it."""
+    """The caches of layers that fill them by themselves; `attend` doesn't ask."""
 
-    def append(self, path: str, tensors: dict[str, Any]) -> NoReturn:
-        raise NotCovered(f"{path} keeps a cache of its own, which the native back end doesn't cover")
+    def __init__(self, ops: NativeOps):
+        self.ops = ops
+
+    def append(self, path: str, tensors: dict[str, Any]) -> tuple[Any, ...]:
+        if list(tensors) != ["k", "v"]:
+            raise NotCovered(f"{path} caches {' and '.join(tensors)}, which the native back end doesn't cover")
+        return self.ops.cached(tensors["k"], tensors["v"])
 
     def once(self, path: str, make: Callable[[], dict[str, Any]]) -> NoReturn:
         raise NotCovered(f"{path} attends to an encoder, which the native back end doesn't cover")
@@ -95,7 +111,7 @@ def record(spec: Model, capacity: int) -> Program:
         raise NotCovered("the native back end runs decoders only")
     ops = NativeOps(spec, capacity)
     new: Any = Positions()
-    step = Step(ops, new, new, new, store=_Cached(), keep=1, prefix=new)
+    step = Step(ops, new, new, new, store=_Cached(ops), keep=1, prefix=new)
     root = Handle(ops, spec, 0)
     logits = ops.enter(root, spec.apply, {"input_ids": TokenIds()}, step)["logits"]
     code = ops.program.code

@@ -13,6 +13,7 @@ from edgeformer.errors import EdgeformerError
 
 if TYPE_CHECKING:
     from edgeformer.backends.native.ops import NativeOps
+    from edgeformer.layers.rope import Rope
 
 
 class NotCovered(EdgeformerError):
@@ -63,16 +64,30 @@ class Vector:
 
 
 @dataclass(frozen=True)
+class CachedValue:
+    """Keys or values in a layer's cache, past and new."""
+
+    cache: int
+
+
+@dataclass(frozen=True)
 class Value:
-    """Rows `[B, T, width]`: columns `at` .. `at + width` of a buffer. `heads`: seen as [B, T, heads, width / heads]."""
+    """Rows `[B, T, width]`: columns `at` .. `at + width` of a buffer. `heads`: seen as [B, T, heads, width / heads].
+    `turned`: the rotation still to be applied to its heads.
+    """
 
     ops: NativeOps
     buffer: Buffer
     at: int
     width: int
     heads: int = 1
+    turned: Rope | None = None
 
     dtype = np.dtype(np.float32)
+
+    def overlaps(self, other: Value) -> bool:
+        """Whether the two share columns of a buffer."""
+        return self.buffer == other.buffer and self.at < other.at + other.width and other.at < self.at + self.width
 
     def __add__(self, other: Value | Vector | float) -> Value:
         return self.ops.combine(Op.ADD, self, other)
@@ -84,9 +99,13 @@ class Value:
         return self + other * -1.0
 
     def __truediv__(self, other: Value | float) -> Value:
-        if isinstance(other, Value):
-            raise NotCovered("the native back end divides by numbers only")
-        return self * (1 / other)
+        if not isinstance(other, Value):
+            return self * (1 / other)
+        if other.width != 1:
+            raise NotCovered("the native back end divides by numbers, or by one number per row")
+        y = self.ops.like(self)
+        self.ops.record(Op.DIVIDE, y, self, other=other, width=self.width)
+        return y
 
     def __neg__(self) -> Value:
         return self * -1.0

@@ -1,5 +1,6 @@
 // A model as a list of instructions over rows of activations, and its sessions. `program.py` writes the instructions.
 #pragma once
+#include <algorithm>
 #include <memory>
 #include <string>
 #include <vector>
@@ -11,18 +12,24 @@
 namespace edgeformer {
 
 enum class Op : int32_t {
-  kEmbed,   // dst = rows of `matrix` by token id, times `scale`
-  kLookup,  // dst = rows of `matrix` by position + `count`
-  kAdd,     // dst = src + other, or src + `weight`, or src + `scale`
-  kMul,     // dst = src * other, or src * `weight`, or src * `scale`
-  kClamp,   // dst = src within +-`scale`
-  kAct,     // dst = act(src)
-  kNorm,    // dst = norm(src (+ other)) for `count` segments of `width`; the sum is written over `total`, if given
-  kLinear,  // dst = act(matrix . src + bias)
-  kGlu,     // dst = act(gate . src + weight) * (up . src + bias), gate and up being `matrix`'s even and odd tiles
-  kAppend,  // rotates `count` query heads in src and `heads` key heads in other, caches keys, and values in `total`
-  kAttend,  // dst = attention of src to the cache
-  kLast,    // dst = the last positions of src that are kept
+  kEmbed,    // dst = rows of `matrix` by token id, times `scale`
+  kLookup,   // dst = rows of `matrix` by position + `count`
+  kAdd,      // dst = src + other, or src + `weight`, or src + `scale`
+  kMul,      // dst = src * other, or src * `weight`, or src * `scale`
+  kClamp,    // dst = src within +-`scale`
+  kAct,      // dst = act(src)
+  kNorm,     // dst = norm(src (+ other)) for `count` segments of `width`; the sum is written over `total`, if given
+  kLinear,   // dst = act(matrix . src + bias)
+  kGlu,      // dst = act(gate . src + weight) * (up . src + bias), gate and up being `matrix`'s even and odd tiles
+  kAppend,   // rotates `count` query heads in src and `heads` key heads in other, caches keys, and values in `total`
+  kAttend,   // dst = attention of src to the cache
+  kLast,     // dst = the last positions of src that are kept
+  kRotate,   // dst = src's `count` heads, rotated
+  kSoftmax,  // dst = softmax(src)
+  kTopK,     // dst = the `count` largest of src, in descending order, and total = their indices, as floats
+  kSum,      // dst[0] = the sum of src
+  kDivide,   // dst = src / other[0]
+  kMoe,      // dst = sum over the `count` experts in `total` of other's weight times down(act(gate . src) * up . src)
 };
 
 // One instruction; `program.py` mirrors it. Buffers are numbers, -1 for none; *_at are the first columns.
@@ -31,10 +38,11 @@ struct Instruction {
   int32_t dst, src, other, total;
   int32_t dst_at, src_at, other_at, total_at;
   int32_t width, count, heads, dim, value_dim;
-  int32_t matrix, weight, bias;
+  int32_t matrix, weight, bias;  // kMoe: `matrix` and `bias` are the first experts' gates and ups, and downs
   int32_t act, norm;
   int32_t cache, table, rotated, interleaved;
   int32_t causal, window, chunk, prefix, slopes, sinks;
+  int32_t middle;  // kMoe: a buffer for the experts' hidden rows
   int32_t quantize, kept;
   float eps, scale, softcap;
 };
@@ -116,6 +124,7 @@ class Session {
   void by_rows(uint32_t& number, int64_t rows, const Body& body);
   void product(const Instruction& i, uint32_t& number);
   void row(const Instruction& i, int64_t row);
+  void experts(const Instruction& i, uint32_t& number);
   void append(const Instruction& i, int64_t block);
   void attend(const Instruction& i, const Cut& cut, int64_t chunk);
   void merge(const Instruction& i, const Cut& cut, int64_t row, int64_t first, int64_t heads);
@@ -149,5 +158,18 @@ class Session {
   Phases phases_;
   Team team_;
 };
+
+template <typename Body>
+void Session::phase(uint32_t& number, int64_t chunks, const Body& body) {
+  if (chunks > 0) phases_.run(number++, static_cast<uint32_t>(chunks), body);
+}
+
+template <typename Body>
+void Session::by_rows(uint32_t& number, int64_t rows, const Body& body) {
+  const int64_t size = std::max<int64_t>(rows / (4 * team_.size()), 1);
+  phase(number, (rows + size - 1) / size, [&](uint32_t chunk) {
+    for (int64_t r = chunk * size; r < std::min(rows, (chunk + 1) * size); ++r) body(r);
+  });
+}
 
 }  // namespace edgeformer

@@ -106,7 +106,7 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
                          static_cast<int64_t>(vectors[static_cast<size_t>(index)].size()) >= size);
   };
   for (const Instruction& i : instructions) {
-    require(static_cast<int32_t>(i.op) >= 0 && i.op <= Op::kLast, "unknown op");
+    require(static_cast<int32_t>(i.op) >= 0 && i.op <= Op::kMoe, "unknown op");
     require(i.quantize == 0 || (i.dst >= 0 && i.dst_at % kGroup == 0), "rows for int8 start at whole groups of 32");
     if (i.op == Op::kLinear || i.op == Op::kGlu || i.op == Op::kEmbed || i.op == Op::kLookup) {
       require(i.matrix >= 0 && i.matrix < static_cast<int32_t>(matrices.size()), "no such matrix");
@@ -124,10 +124,10 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
     if (i.op == Op::kAppend || i.op == Op::kAttend) {
       require(i.cache >= 0 && i.cache < static_cast<int32_t>(shapes.size()), "no such cache");
       const CacheShape& c = shapes[static_cast<size_t>(i.cache)];
-      require(i.heads > 0 && i.count > 0 && i.count % i.heads == 0 && c.heads == i.heads && c.dim == i.dim &&
+      require(i.heads > 0 && i.count >= (i.op == Op::kAttend ? 1 : 0) && i.count % i.heads == 0 && c.heads == i.heads && c.dim == i.dim &&
                   c.value_dim == i.value_dim && i.dim > 0 && i.value_dim > 0,
               "the heads don't fit the cache");
-      require(i.src >= 0 && fits(i.src, i.src_at, int64_t{i.count} * i.dim), "the queries don't fit their buffer");
+      require(i.count == 0 || (i.src >= 0 && fits(i.src, i.src_at, int64_t{i.count} * i.dim)), "the queries don't fit their buffer");
       if (i.op == Op::kAppend) {
         require(i.other >= 0 && fits(i.other, i.other_at, int64_t{i.heads} * i.dim) && i.total >= 0 &&
                     fits(i.total, i.total_at, int64_t{i.heads} * i.value_dim),
@@ -141,10 +141,37 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
       }
       continue;
     }
+    if (i.op == Op::kMoe) {
+      const int64_t padded = (int64_t{i.value_dim} + kGroup - 1) / kGroup * kGroup, size = static_cast<int64_t>(matrices.size());
+      require(i.heads > 0 && i.count > 0 && i.count <= i.heads && i.width > 0 && i.value_dim > 0, "no experts");
+      require(i.matrix >= 0 && i.bias >= 0 && i.matrix + i.heads <= size && i.bias + i.heads <= size, "no such matrix");
+      for (int32_t e = 0; e < i.heads; ++e) {
+        const Matrix &first = matrices[static_cast<size_t>(i.matrix + e)], &second = matrices[static_cast<size_t>(i.bias + e)];
+        require(!quantized(first.kind) && !quantized(second.kind), "experts aren't quantized");
+        require(first.rows == 2 * int64_t{i.value_dim} && first.tile_count % 2 == 0 && second.cols == i.value_dim &&
+                    second.rows == i.width && i.src >= 0 && fits(i.src, i.src_at, first.cols),
+                "the experts don't fit the rows");
+      }
+      require(i.dst >= 0 && fits(i.dst, i.dst_at, i.width) && i.other >= 0 && fits(i.other, i.other_at, i.count) &&
+                  i.total >= 0 && fits(i.total, i.total_at, i.count),
+              "the chosen experts don't fit");
+      require(i.middle >= 0 && i.middle < static_cast<int32_t>(buffer_widths.size()) &&
+                  buffer_widths[static_cast<size_t>(i.middle)] == i.count * padded,
+              "the hidden rows don't fit");
+      require(i.act >= 0 && i.act <= static_cast<int32_t>(Act::kTanh), "unknown activation");
+      continue;
+    }
+    require(i.op != Op::kTopK || (i.count > 0 && i.count <= i.width && i.total >= 0), "too many to choose");
+    require(i.op != Op::kRotate || (i.count > 0 && i.dim > 0 && i.rotated > 0 && i.rotated % 2 == 0 && i.rotated <= i.dim &&
+                                    i.table >= 0 && vector_of(i.table, i.rotated) && int64_t{i.count} * i.dim == i.width),
+            "the rotation doesn't fit the heads");
+    require(i.op != Op::kDivide || i.other >= 0, "nothing to divide by");
     const int64_t width = int64_t{i.width} * (i.op == Op::kNorm ? i.count : 1);
-    require(i.width > 0 && fits(i.dst, i.dst_at, width) && i.src >= 0 && fits(i.src, i.src_at, width), "rows don't fit");
-    require(i.other < 0 || fits(i.other, i.other_at, width), "the second rows don't fit");
-    require(i.total < 0 || fits(i.total, i.total_at, width), "the sums don't fit");
+    require(i.width > 0 && fits(i.dst, i.dst_at, i.op == Op::kTopK ? i.count : i.op == Op::kSum ? 1 : width) && i.src >= 0 &&
+                fits(i.src, i.src_at, width),
+            "rows don't fit");
+    require(i.other < 0 || fits(i.other, i.other_at, i.op == Op::kDivide ? 1 : width), "the second rows don't fit");
+    require(i.total < 0 || fits(i.total, i.total_at, i.op == Op::kTopK ? i.count : width), "the sums don't fit");
     require(vector_of(i.weight, i.width) && vector_of(i.bias, i.width), "short vectors");
     require(i.act >= 0 && i.act <= static_cast<int32_t>(Act::kTanh), "unknown activation");
   }

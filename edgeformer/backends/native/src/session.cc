@@ -13,7 +13,7 @@ Session::Session(const Model& model, int64_t batch, int64_t capacity, int thread
     : model_(model), batch_(batch), positions_(capacity), capacity_((capacity + kLanes - 1) / kLanes * kLanes), kind_(cache), team_(threads) {
   if (batch <= 0 || capacity <= 0 || threads <= 0) throw std::invalid_argument("batch, capacity and threads must be positive");
   for (const Instruction& i : model.program)
-    if (i.op == Op::kAppend && i.table >= 0 &&
+    if ((i.op == Op::kAppend || i.op == Op::kRotate) && i.table >= 0 &&
         static_cast<int64_t>(model.vectors[static_cast<size_t>(i.table)].size()) < capacity * i.rotated)
       throw std::invalid_argument("the model's table of rotations is shorter than the session's capacity");
   const size_t bytes = cache == CacheKind::kF16 ? 2 : 4;
@@ -87,6 +87,22 @@ void Session::quantize(const Instruction& i, int64_t row, int64_t column, int64_
                            {b.codes + row * b.width + column, b.scales + group, b.sums + group});
 }
 
+namespace {
+
+// Rotates heads in place by a position's cosines and sines.
+void rotate(const Instruction& i, const float* angles, float* x, int32_t heads) {
+  const int32_t half = i.rotated / 2, next = i.interleaved != 0 ? 1 : half, step = i.interleaved != 0 ? 2 : 1;
+  const float *cos = angles, *sin = angles + half;
+  for (int32_t h = 0; h < heads; ++h, x += i.dim)
+    for (int32_t n = 0; n < half; ++n) {
+      const float a = x[n * step], b = x[n * step + next];
+      x[n * step] = a * cos[n] - b * sin[n];
+      x[n * step + next] = b * cos[n] + a * sin[n];
+    }
+}
+
+}  // namespace
+
 // Whatever works on one row.
 void Session::row(const Instruction& i, int64_t r) {
   const Kernels& k = *model_.kernels;
@@ -128,6 +144,43 @@ void Session::row(const Instruction& i, int64_t r) {
                vector(i.bias), i.eps);
       }
       break;
+    case Op::kRotate:
+      std::memcpy(y, at(i.src, i.src_at, r), static_cast<size_t>(i.width) * 4);
+      rotate(i, vector(i.table) + static_cast<int64_t>(in_.positions[r]) * i.rotated, y, i.count);
+      break;
+    case Op::kSoftmax: {
+      const float* x = at(i.src, i.src_at, r);
+      const float top = *std::max_element(x, x + i.width);
+      float total = 0;
+      for (int32_t n = 0; n < i.width; ++n) total += y[n] = std::exp(x[n] - top);
+      for (int32_t n = 0; n < i.width; ++n) y[n] /= total;
+      break;
+    }
+    case Op::kTopK: {
+      const float* x = at(i.src, i.src_at, r);
+      float* indices = at(i.total, i.total_at, r);
+      std::vector<int32_t> order(static_cast<size_t>(i.width));
+      for (int32_t n = 0; n < i.width; ++n) order[static_cast<size_t>(n)] = n;
+      std::partial_sort(order.begin(), order.begin() + i.count, order.end(),
+                        [&](int32_t a, int32_t b) { return x[a] > x[b] || (x[a] == x[b] && a < b); });
+      for (int32_t n = 0; n < i.count; ++n) {
+        const int32_t chosen = order[static_cast<size_t>(n)];
+        indices[n] = static_cast<float>(chosen);
+        y[n] = x[chosen];
+      }
+      break;
+    }
+    case Op::kSum: {
+      const float* x = at(i.src, i.src_at, r);
+      y[0] = 0;
+      for (int32_t n = 0; n < i.width; ++n) y[0] += x[n];
+      break;
+    }
+    case Op::kDivide: {
+      const float *x = at(i.src, i.src_at, r), by = *at(i.other, i.other_at, r);
+      for (int32_t n = 0; n < i.width; ++n) y[n] = x[n] / by;
+      break;
+    }
     case Op::kLast: {
       const int64_t from = r / in_.keep * in_.count + in_.count - in_.keep + r % in_.keep;
       std::memcpy(y, at(i.src, i.src_at, from), static_cast<size_t>(i.width) * 4);
@@ -141,23 +194,15 @@ void Session::row(const Instruction& i, int64_t r) {
 void Session::append(const Instruction& i, int64_t block) {
   const CacheShape& shape = model_.caches[static_cast<size_t>(i.cache)];
   const Cache& cache = caches_[static_cast<size_t>(i.cache)];
-  const int32_t half = i.rotated / 2;
   const float* table = vector(i.table);
   const int64_t rows = batch_ * in_.count;
   static thread_local std::vector<uint16_t> halves;
   for (int64_t r = block * kLanes; r < std::min(rows, (block + 1) * kLanes); ++r) {
-    float *q = at(i.src, i.src_at, r), *k = at(i.other, i.other_at, r);
+    float *q = i.count > 0 ? at(i.src, i.src_at, r) : nullptr, *k = at(i.other, i.other_at, r);
     if (table != nullptr) {
-      const float *cos = table + static_cast<int64_t>(in_.positions[r]) * i.rotated, *sin = cos + half;
-      const int32_t next = i.interleaved != 0 ? 1 : half, step = i.interleaved != 0 ? 2 : 1;
-      for (int32_t h = 0; h < i.count + i.heads; ++h) {
-        float* x = h < i.count ? q + h * i.dim : k + (h - i.count) * i.dim;
-        for (int32_t n = 0; n < half; ++n) {
-          const float a = x[n * step], b = x[n * step + next];
-          x[n * step] = a * cos[n] - b * sin[n];
-          x[n * step + next] = b * cos[n] + a * sin[n];
-        }
-      }
+      const float* angles = table + static_cast<int64_t>(in_.positions[r]) * i.rotated;
+      rotate(i, angles, q, i.count);
+      rotate(i, angles, k, i.heads);
     }
     const float* v = at(i.total, i.total_at, r);
     const int64_t b = r / in_.count, slot = in_.start + r % in_.count;
@@ -237,19 +282,6 @@ void Session::merge(const Instruction& i, const Cut& c, int64_t r, int64_t first
   if (i.quantize != 0) quantize(i, r, i.dst_at + first * i.value_dim, heads * i.value_dim);
 }
 
-template <typename Body>
-void Session::phase(uint32_t& number, int64_t chunks, const Body& body) {
-  if (chunks > 0) phases_.run(number++, static_cast<uint32_t>(chunks), body);
-}
-
-template <typename Body>
-void Session::by_rows(uint32_t& number, int64_t rows, const Body& body) {
-  const int64_t size = std::max<int64_t>(rows / (4 * team_.size()), 1);
-  phase(number, (rows + size - 1) / size, [&](uint32_t chunk) {
-    for (int64_t r = chunk * size; r < std::min(rows, (chunk + 1) * size); ++r) body(r);
-  });
-}
-
 void Session::product(const Instruction& i, uint32_t& number) {
   const Matrix& m = model_.matrices[static_cast<size_t>(i.matrix)];
   const bool glu = i.op == Op::kGlu;
@@ -281,6 +313,7 @@ void Session::work(int thread) {
     switch (i.op) {
       case Op::kLinear:
       case Op::kGlu: product(i, number); break;
+      case Op::kMoe: experts(i, number); break;
       case Op::kAppend:
         phase(number, (rows + kLanes - 1) / kLanes, [&](uint32_t block) { append(i, block); });
         break;
