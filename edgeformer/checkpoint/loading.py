@@ -294,7 +294,8 @@ def _from_folder(
         tied: Mapping[str, str] = {}
         stored = stored_tensors(folder, quantization) if want_weights else None
         if stored and holds_onnx(folder):  # a graph has constants of its own
-            stored = {name: t for name, t in stored.items() if name in tensors(spec)}
+            wanted = tensors(spec)
+            stored = {name: t for name, t in stored.items() if name in wanted}
     elif (file := folder / "config.json").exists():
         config, quantization = split_quantization(read_json(file))
         stored = _renamed(stored_tensors(folder, quantization), config) if want_weights else None

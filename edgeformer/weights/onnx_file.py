@@ -42,6 +42,7 @@ def read_initializers(file: Path, *, linked: Mapping[str, Path] | None = None) -
         raise CheckpointError(f"{file} can't be read as an ONNX model: {e}") from e
     _check_officially(file, model)
     found: dict[str, StoredTensor] = {}
+    places: dict[str, Path] = {name: path for name, path in (linked or {}).items() if path}
     for tensor in model.graph.initializer:
         if tensor.data_location != onnx.TensorProto.EXTERNAL:
             continue
@@ -58,7 +59,9 @@ def read_initializers(file: Path, *, linked: Mapping[str, Path] | None = None) -
         if "location" not in entry or len(entry) != len(tensor.external_data):
             raise CheckpointError(f"{file}: tensor {tensor.name[:80]!r} must name exactly one external file")
         says, shape, dtype = f"{file}: tensor {tensor.name[:80]!r}", tuple(tensor.dims), _TYPES[tensor.data_type]
-        data = (linked or {}).get(entry["location"]) or inside(file.parent, entry["location"], says, CheckpointError)
+        if (location := entry["location"]) not in places:
+            places[location] = inside(file.parent, location, says, CheckpointError)
+        data = places[location]
         if any(n < 0 for n in shape):
             raise CheckpointError(f"{says} has the invalid shape {list(shape)[:8]}")
         needed = -(-math.prod(shape) * _BITS[dtype] // 8)

@@ -100,7 +100,7 @@ class Session {
 
  private:
   struct Cache {
-    Memory keys, values;
+    uint8_t *keys, *values;
     int64_t value_dim;  // padded to whole vectors
   };
   struct Buffer {
@@ -146,7 +146,7 @@ class Session {
   const CacheKind kind_;
   std::vector<Cache> caches_;
   std::vector<Buffer> buffers_;
-  Memory activations_;
+  Memory cache_memory_, activations_;
   int64_t rows_held_ = 0;
   size_t partials_held_ = 0;
   uint32_t first_phase_ = 0;

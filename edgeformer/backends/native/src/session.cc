@@ -16,11 +16,21 @@ Session::Session(const Model& model, int64_t batch, int64_t capacity, int thread
     if ((i.op == Op::kAppend || i.op == Op::kRotate) && i.table >= 0 &&
         static_cast<int64_t>(model.vectors[static_cast<size_t>(i.table)].size()) < capacity * i.rotated)
       throw std::invalid_argument("the model's table of rotations is shorter than the session's capacity");
+  // All caches in one piece: a piece of its own each would waste most of a 2 MB page.
   const size_t bytes = cache == CacheKind::kF16 ? 2 : 4;
+  std::vector<size_t> starts;
+  size_t total = 0;
   for (const CacheShape& c : model.caches) {
     const int64_t padded = (c.value_dim + kLanes - 1) / kLanes * kLanes;
-    const size_t keys = static_cast<size_t>(batch * c.heads * capacity_) * bytes;
-    caches_.push_back({Memory(keys * static_cast<size_t>(c.dim)), Memory(keys * static_cast<size_t>(padded)), padded});
+    for (int64_t dim : {int64_t{c.dim}, padded}) {
+      starts.push_back(total);
+      total += (static_cast<size_t>(batch * c.heads * capacity_ * dim) * bytes + 127) / 128 * 128;
+    }
+  }
+  cache_memory_ = Memory(total);
+  for (size_t n = 0; n < model.caches.size(); ++n) {
+    uint8_t* base = cache_memory_.data();
+    caches_.push_back({base + starts[2 * n], base + starts[2 * n + 1], (model.caches[n].value_dim + kLanes - 1) / kLanes * kLanes});
   }
 }
 
@@ -211,15 +221,15 @@ void Session::append(const Instruction& i, int64_t block) {
       const int64_t key = (head * capacity_ + slot / kLanes * kLanes) * shape.dim + slot % kLanes;
       const int64_t value = (head * capacity_ + slot) * cache.value_dim;
       if (kind_ == CacheKind::kF16) {
-        uint16_t *to = reinterpret_cast<uint16_t*>(cache.keys.data()) + key,
-                 *vs = reinterpret_cast<uint16_t*>(cache.values.data()) + value;
+        uint16_t *to = reinterpret_cast<uint16_t*>(cache.keys) + key,
+                 *vs = reinterpret_cast<uint16_t*>(cache.values) + value;
         halves.resize(static_cast<size_t>(shape.dim));
         model_.kernels->to_halves(k + h * shape.dim, halves.data(), shape.dim);
         for (int32_t d = 0; d < shape.dim; ++d) to[d * kLanes] = halves[static_cast<size_t>(d)];
         model_.kernels->to_halves(v + h * shape.value_dim, vs, shape.value_dim);
       } else {
-        float *to = reinterpret_cast<float*>(cache.keys.data()) + key,
-              *vs = reinterpret_cast<float*>(cache.values.data()) + value;
+        float *to = reinterpret_cast<float*>(cache.keys) + key,
+              *vs = reinterpret_cast<float*>(cache.values) + value;
         for (int32_t d = 0; d < shape.dim; ++d) to[d * kLanes] = k[h * shape.dim + d];
         for (int32_t d = 0; d < shape.value_dim; ++d) vs[d] = v[h * shape.value_dim + d];
       }
@@ -242,8 +252,8 @@ void Session::attend(const Instruction& i, const Cut& c, int64_t chunk) {
   a.heads = static_cast<int>(heads);
   a.dim = i.dim;
   a.value_dim = static_cast<int>(cache.value_dim);
-  a.keys = cache.keys.data() + head * static_cast<size_t>(i.dim) * bytes;
-  a.values = cache.values.data() + head * static_cast<size_t>(cache.value_dim) * bytes;
+  a.keys = cache.keys + head * static_cast<size_t>(i.dim) * bytes;
+  a.values = cache.values + head * static_cast<size_t>(cache.value_dim) * bytes;
   a.cache = kind_;
   a.first = split * c.keys_per_split;
   a.end = std::min(a.first + c.keys_per_split, in_.start + in_.count);
