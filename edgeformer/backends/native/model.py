@@ -63,6 +63,7 @@ class NativeModel:
             pointer(caches), len(caches),
         )  # fmt: skip
         self.code = code
+        self.matrix_kinds = kinds
         self.kinds = {kinds[p.weight] for i in code for p in i.parts if i.op is not Op.LOOKUP}
 
     def __del__(self) -> None:
