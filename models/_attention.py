@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TypedDict, TypeVar, Unpack
 
+from edgeformer.errors import SpecError
+from edgeformer.layers.block import Block
 from edgeformer.layers.gqa import GQA
+from edgeformer.layers.mask import Mask
+from edgeformer.layers.parallel_block import ParallelBlock
+from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.layers.rope import Rope
 from edgeformer.models._config import HfConfig
 from edgeformer.models._rope import rope
+from edgeformer.spec import Layer, Norm
+
+Kind = TypeVar("Kind", bound=Layer)
+
+
+class Parts(TypedDict, total=False):
+    """Fields of `GQA` that not all of Llama's descendants set."""
+
+    mask: Mask
+    qk_norm: Norm | None
+    scale: float | None
+    clip: float | None
+    softcap: float | None
+    sinks: bool
 
 
 def rotary_attention(
@@ -19,7 +38,7 @@ def rotary_attention(
     head_dim: int | None = None,
     theta: float = 10_000.0,
     kind: type[Rope] = Rope,
-    **parts: Any,
+    **parts: Unpack[Parts],
 ) -> tuple[GQA, int]:
     """Grouped-query attention with RoPE and one flag for all biases, and the positions that it reaches.
 
@@ -45,3 +64,16 @@ def rotary_attention(
         **parts,
     )
     return attention, reach
+
+
+def attention_of(block: Layer, kind: type[Kind]) -> Kind:
+    """A block's attention, for names that depend on its sizes.
+
+    Raises:
+        SpecError: it is of another kind.
+    """
+    attention = block.attention if isinstance(block, (Block, ParallelBlock, PostNormBlock)) else None
+    if not isinstance(attention, kind):
+        found = "no attention" if attention is None else f"attention of kind {attention.kind}"
+        raise SpecError(f"{block.kind}: the family's tensors are those of {kind.kind}, but it has {found}")
+    return attention

@@ -101,7 +101,7 @@ class HfConfig:
             raise ConfigError(f"{self.where} has no model_type, which selects the family file")
         return self.data["model_type"]
 
-    def take(self, key: str, default: Any = _REQUIRED) -> Any:
+    def take(self, key: str, default: object = _REQUIRED) -> Any:
         """The value of `key`; the family's default where it is absent."""
         self.read.add(key)
         if key in self.data:
@@ -110,7 +110,7 @@ class HfConfig:
             raise ConfigError(f"{self.where} lacks the key {key!r}, which {self.model_type} requires")
         return default
 
-    def size(self, key: str, default: Any = _REQUIRED, *, limit: int = MAX_SIZE) -> int:
+    def size(self, key: str, default: object = _REQUIRED, *, limit: int = MAX_SIZE) -> int:
         """A positive int, at most `limit`."""
         value = self.take(key, default)
         if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
@@ -119,7 +119,7 @@ class HfConfig:
             raise ConfigError(f"{self.where}: {key} is {shown(value)}; at most {limit:,} is supported")
         return value
 
-    def layers(self, key: str, default: Any = _REQUIRED) -> int:
+    def layers(self, key: str, default: object = _REQUIRED) -> int:
         """The number of blocks in a stack: a positive int."""
         return self.size(key, default, limit=MAX_LAYERS)
 
@@ -163,7 +163,7 @@ class HfConfig:
             raise ConfigError(f"{self.where}: {key} = {shown(name)} is not known; known are {', '.join(ACTIVATIONS)}")
         return ACTIVATIONS[name]
 
-    def expect(self, **values: Any) -> None:
+    def expect(self, **values: object) -> None:
         """Refuse a key whose value is not the supported one (it may be absent)."""
         for key, value in values.items():
             self.read.add(key)
@@ -201,7 +201,7 @@ class HfConfig:
         return unread
 
 
-def _scheme(said: Any) -> str:
+def _scheme(said: object) -> str:
     """The quantization scheme that a `quantization_config` describes."""
     if not isinstance(said, dict):
         return shown(said)

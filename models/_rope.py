@@ -7,6 +7,7 @@ transformers 4: `rope_theta` + `rope_scaling: {"type" or "rope_type": ..., ...}`
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from edgeformer.errors import ConfigError
@@ -124,7 +125,7 @@ def _yarn(data: dict[str, Any], context: int, original: int) -> RopeScaling:
     )
 
 
-def _longrope(data: dict[str, Any], context: int, original: int, need: Any) -> RopeScaling:
+def _longrope(data: dict[str, Any], context: int, original: int, need: Callable[[str], Any]) -> RopeScaling:
     factor, temperature = data.pop("factor", None) or context / original, data.pop("attention_factor", None)
     if temperature is None:
         temperature = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0

@@ -7,8 +7,6 @@ head is rotated, by adjacent channels; q, k and v are one matrix, gate and up an
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
@@ -20,10 +18,11 @@ from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope_2d import Rope2D
 from edgeformer.layers.rope_interleaved import RopeInterleaved
+from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._names import KINDS, Names, halves, named, side_by_side
-from edgeformer.spec import Init, Model, Norm
+from edgeformer.spec import Init, Norm
 from edgeformer.weights.parts import Reordered, Rows
 
 PREFIXES = ("transformer.", "")
@@ -100,7 +99,7 @@ def _first_generation(config: HfConfig) -> Decoder:
 
 def _first_names(spec: Decoder) -> Names:
     """A block's stored first norm is the norm that ends the block before it."""
-    attention: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    attention = attention_of(spec.blocks[0], GQA)
     count, dim = len(spec.blocks), attention.head_dim
     out: Names = named({"embed": "word_embeddings", "embed_norm": "layers.0.input_layernorm", "head": "lm_head"})
     # stored: each half's pairs side by side; canonical: first members of all pairs, then second ones
@@ -123,11 +122,11 @@ def _first_names(spec: Decoder) -> Names:
     return out
 
 
-def names(spec: Model) -> Names:
+def names(spec: Decoder) -> Names:
     """Canonical name -> stored name."""
-    if isinstance(spec, Decoder) and isinstance(spec.blocks[0], PostNormBlock):
+    if isinstance(spec.blocks[0], PostNormBlock):
         return _first_names(spec)
-    a: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    a = attention_of(spec.blocks[0], GQA)
     q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
     theirs = "encoder.layers.{i}."
     return (

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.gqa import GQA
 from edgeformer.layers.heads_layer_norm import HeadsLayerNorm
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.parallel_block import ParallelBlock
 from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.models import llama
-from edgeformer.models._attention import rotary_attention
+from edgeformer.models._attention import attention_of, rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._names import Names
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
-from edgeformer.spec import Model
 from edgeformer.weights.parts import Flat
 
 __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
@@ -32,9 +30,9 @@ def spec(config: HfConfig) -> Decoder:
     return decoder(config, blocks, norm, context, tied=True, logit_scale=scale)
 
 
-def names(spec: Model) -> Names:
+def names(spec: Decoder) -> Names:
     """Canonical name -> stored name."""
-    a: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    a = attention_of(spec.blocks[0], GQA)
     norms: Names = {
         f"layers.{{i}}.attention.{n}_norm.weight": Flat(f"layers.{{i}}.self_attn.{n}_norm.weight", count)
         for n, count in (("q", a.heads), ("k", a.kv_heads))

@@ -14,12 +14,12 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
 from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.models import llama
+from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._names import PROJECTIONS, Names, experts, named, stacked_experts
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
-from edgeformer.spec import Model
 from edgeformer.weights.parts import PerHead
 
 __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec", "spellings"]
@@ -79,9 +79,9 @@ def latent_attention(config: HfConfig, kind: type[Rope], inner_eps: float) -> tu
     ), context
 
 
-def names(spec: Model) -> Names:
+def names(spec: Decoder) -> Names:
     """Canonical name -> stored name."""
-    a: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    a = attention_of(spec.blocks[0], MLA)
     per, up = a.nope + a.v_dim, "layers.{i}.self_attn.kv_b_proj.weight"
     maps = {
         "attention.q": "self_attn.q_proj" if a.q_rank is None else "self_attn.q_b_proj",
@@ -100,7 +100,7 @@ def names(spec: Model) -> Names:
     return llama.NAMES | named(maps, "layers.{i}.", "layers.{i}.") | heads | stacked
 
 
-def spellings(spec: Model) -> list[Names]:
+def spellings(spec: Decoder) -> list[Names]:
     """The expert names of transformers 5 and mlx-lm."""
     return stacked_experts(spec, names(spec), "mlp", "mlp")
 

@@ -5,20 +5,19 @@ Falcon-RW's ALiBi is refused: its biases are rounded to bfloat16 in the publishe
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.parallel_block import ParallelBlock
+from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._names import Names, by_group, named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import decoder
-from edgeformer.spec import Model
+from edgeformer.spec import Layer
 
 PREFIXES = ("transformer.", "")
 TIED = {"lm_head.weight": "embed.weight"}
@@ -53,7 +52,7 @@ def spec(config: HfConfig) -> Decoder:
         num_ln_in_parallel_attn=None if not config.data.get("num_ln_in_parallel_attn") else (norms if new else 1)
     )
     if new or side:
-        block: Any = ParallelBlock(
+        block: Layer = ParallelBlock(
             attention=attention, ffn=ffn, norm=norm, shared_norm=not new or norms == 1, dropout=dropout
         )
     else:
@@ -61,10 +60,10 @@ def spec(config: HfConfig) -> Decoder:
     return decoder(config, [block] * config.layers("num_hidden_layers", 32), norm, context, tied=True)
 
 
-def names(spec: Model) -> Names:
+def names(spec: Decoder) -> Names:
     """Canonical name -> stored name."""
-    block: Any = spec.blocks[0]  # type: ignore[attr-defined]
-    a, ours, theirs = block.attention, "layers.{i}.attention", "h.{i}.self_attention.query_key_value"
+    block = spec.blocks[0]
+    a, ours, theirs = attention_of(block, GQA), "layers.{i}.attention", "h.{i}.self_attention.query_key_value"
     two = isinstance(block, ParallelBlock) and not block.shared_norm
     return (
         named({"embed": "word_embeddings", "norm": "ln_f", "head": "lm_head"})

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mlp import MLP
+from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._names import Names, by_group, named, side_by_side
 from edgeformer.models.gpt2 import gpt2_decoder
-from edgeformer.spec import Model
 
 PREFIXES = ("transformer.", "")
 IGNORED = {r"\.attn\.(masked_)?bias$": ""}  # buffers of old checkpoints
@@ -45,9 +43,9 @@ def spec(config: HfConfig) -> Decoder:
     return gpt2_decoder(config, block)
 
 
-def names(spec: Model) -> Names:
+def names(spec: Decoder) -> Names:
     """Canonical name -> stored name."""
-    a: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    a = attention_of(spec.blocks[0], GQA)
     ours, theirs = "layers.{i}.attention", "h.{i}.attn.c_attn"
     if a.kv_heads == a.heads:
         qkv = by_group(ours, theirs, 1, a.head_dim)

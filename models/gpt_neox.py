@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.parallel_block import ParallelBlock
+from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._names import Names, by_group, named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import decoder
-from edgeformer.spec import Model
 
 PREFIXES = ("gpt_neox.", "")
 RENAMED = {  # as mlx-lm writes it
@@ -49,15 +47,15 @@ def spec(config: HfConfig) -> Decoder:
         dropout=config.number("attention_dropout", 0.0),
     )
     ffn = MLP(hidden=config.size("intermediate_size", 24_576), act=config.activation("hidden_act", "gelu"))
-    kind: Any = ParallelBlock if config.flag("use_parallel_residual", True) else Block
+    kind = ParallelBlock if config.flag("use_parallel_residual", True) else Block
     block = kind(attention=attention, ffn=ffn, norm=norm, dropout=config.number("hidden_dropout", 0.0))
     blocks = [block] * config.layers("num_hidden_layers", 44)
     return decoder(config, blocks, norm, context, dropout=config.number("hidden_dropout", 0.0))
 
 
-def names(spec: Model) -> Names:
+def names(spec: Decoder) -> Names:
     """Canonical name -> stored name."""
-    attention: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    attention = attention_of(spec.blocks[0], GQA)
     return (
         named({"embed": "embed_in", "norm": "final_layer_norm", "head": "embed_out"})
         | named(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from edgeformer.errors import ConfigError
 from edgeformer.layers.block import Block
@@ -65,8 +65,27 @@ def llama_like(config: HfConfig, attentions: list[GQA], context: int, *, ffn_bia
     return decoder(config, [Block(attention=a, ffn=ffn, norm=norm) for a in attentions], norm, context)
 
 
+class Fields(TypedDict, total=False):
+    """Fields of `Decoder` that not all of Llama's descendants set."""
+
+    positions: Layer | None
+    embed_scale: float
+    embed_norm: Norm | None
+    embed_width: int | None
+    head_bias: bool
+    logit_scale: float
+    logit_softcap: float | None
+    dropout: float
+
+
 def decoder(
-    config: HfConfig, blocks: Sequence[Layer], norm: Norm | None, context: int, *, tied: bool = False, **fields: Any
+    config: HfConfig,
+    blocks: Sequence[Layer],
+    norm: Norm | None,
+    context: int,
+    *,
+    tied: bool = False,
+    **fields: Unpack[Fields],
 ) -> Decoder:
     """A decoder of these blocks, with the fields that all of Llama's descendants share; `tied` is the family's default."""
     return Decoder(

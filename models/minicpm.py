@@ -12,7 +12,7 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, decoder, gated
+from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, Fields, decoder, gated
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
 
@@ -22,22 +22,22 @@ def spec(config: HfConfig) -> Decoder:
     norm = RMSNorm(eps=config.number("rms_norm_eps", 1e-6))
     head_dim = config.size("hidden_size") // config.size("num_attention_heads", 32)  # the configs have no key for it
     attention, context = rotary_attention(config, 32, 2048, head_dim=head_dim)
-    scales = multipliers(config)
+    residual_scale, scales = multipliers(config)
     count = config.layers("num_hidden_layers", 32)
     config.expect(mup_denominator=count, num_experts=0)
-    block = Block(attention=attention, ffn=gated(config), norm=norm, residual_scale=scales.pop("residual_scale"))
+    block = Block(attention=attention, ffn=gated(config), norm=norm, residual_scale=residual_scale)
     return decoder(config, [block] * count, norm, context, tied=True, **scales)
 
 
 def multipliers(
     config: HfConfig, *, embed: float = 1.0, depth: float | None = None, base: int | None = None
-) -> dict[str, float]:
-    """MiniCPM's multipliers: scale_emb, scale_depth / √layers and dim_model_base / width. `embed`, `depth` and `base` are the
-    family's defaults of these keys; None for depth or base means a multiplier of 1."""
+) -> tuple[float, Fields]:
+    """MiniCPM's multipliers: of the residual (scale_depth / √layers), and the decoder's (scale_emb, dim_model_base / width).
+
+    `embed`, `depth` and `base` are the family's defaults of these keys; None for depth or base means a multiplier of 1."""
     width, count = config.size("hidden_size"), config.layers("num_hidden_layers", 32)
     scale_depth = config.optional_number("scale_depth", depth)
-    return {
-        "residual_scale": 1.0 if scale_depth is None else scale_depth / count**0.5,
+    return 1.0 if scale_depth is None else scale_depth / count**0.5, {
         "embed_scale": config.number("scale_emb", embed),
         "logit_scale": (config.optional_size("dim_model_base", base) or width) / width,
     }

@@ -19,9 +19,9 @@ def spec(config: HfConfig) -> Decoder:
     """A MiniCPM3 decoder."""
     count, norm = config.layers("num_hidden_layers", 62), RMSNorm(eps=config.number("rms_norm_eps", 1e-5))
     attention, context = latent_attention(config, Rope, inner_eps=norm.eps)
-    scales = multipliers(config, embed=12.0, depth=1.4, base=256)
+    residual_scale, scales = multipliers(config, embed=12.0, depth=1.4, base=256)
     ffn = gated(config, bias=config.flag("mlp_bias", False))
-    block = Block(attention=attention, ffn=ffn, norm=norm, residual_scale=scales.pop("residual_scale"))
+    block = Block(attention=attention, ffn=ffn, norm=norm, residual_scale=residual_scale)
     return decoder(config, [block] * count, norm, context, tied=True, **scales)
 
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgeformer.layers.alibi import Alibi
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mlp import MLP
+from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._names import Names, named, side_by_side
-from edgeformer.spec import Init, Model
+from edgeformer.spec import Init
 
 PREFIXES = ("transformer.", "")
 TIED = {"lm_head.weight": "embed.weight"}
@@ -59,9 +58,9 @@ def spec(config: HfConfig) -> Decoder:
     )
 
 
-def names(spec: Model) -> Names:
+def names(spec: Decoder) -> Names:
     """Canonical name -> stored name."""
-    attention: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    attention = attention_of(spec.blocks[0], GQA)
     size = attention.heads * attention.head_dim
     return (
         named({"embed": "wte", "norm": "norm_f", "head": "lm_head"})

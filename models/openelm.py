@@ -14,10 +14,11 @@ from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
+from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._names import Names, halves, named
-from edgeformer.spec import Init, Model
+from edgeformer.spec import Init
 from edgeformer.weights.parts import Rows
 
 PREFIXES = ("transformer.", "")
@@ -63,11 +64,11 @@ def _divisible(value: float, divisor: int) -> int:
     return nearest + divisor if nearest < 0.9 * value else nearest
 
 
-def names(spec: Model) -> Names:
+def names(spec: Decoder) -> Names:
     """Canonical name -> stored name. Sizes differ from layer to layer."""
     out: Names = named({"embed": "token_embeddings", "norm": "norm", "head": "lm_head"})
-    for i, block in enumerate(spec.blocks):  # type: ignore[attr-defined]
-        a, ours, theirs = block.attention, f"layers.{i}.", f"layers.{i}."
+    for i, block in enumerate(spec.blocks):
+        a, ours, theirs = attention_of(block, GQA), f"layers.{i}.", f"layers.{i}."
         q, kv = a.heads * a.head_dim, a.kv_heads * a.head_dim
         for n, start, stop in (("q", 0, q), ("k", q, q + kv), ("v", q + kv, q + 2 * kv)):
             out[f"{ours}attention.{n}.weight"] = Rows(f"{theirs}attn.qkv_proj.weight", start, stop, q + 2 * kv)

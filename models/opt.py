@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
@@ -59,7 +57,7 @@ def spec(config: HfConfig) -> Decoder:
     )
     act = config.activation("activation_function", "relu")
     ffn = MLP(hidden=config.size("ffn_dim", 3072), act=act, bias=bias)
-    kind: Any = Block if before else PostNormBlock
+    kind = Block if before else PostNormBlock
     block = kind(attention=attention, ffn=ffn, norm=norm, dropout=dropout)
     narrow = config.optional_size("word_embed_proj_dim") or width
     removed = config.flag("_remove_final_layer_norm", False)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
@@ -12,12 +11,12 @@ from edgeformer.layers.mask import Mask
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope_longrope import LongRopeScaling
 from edgeformer.models import llama
+from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._names import Names, halves, side_by_side
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
-from edgeformer.spec import Model
 
 __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
 
@@ -46,9 +45,9 @@ def spec(config: HfConfig) -> Decoder:
     return decoder(config, blocks, norm, context)
 
 
-def names(spec: Model) -> Names:
+def names(spec: Decoder) -> Names:
     """Canonical name -> stored name."""
-    attention: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    attention = attention_of(spec.blocks[0], GQA)
     q, kv = attention.heads * attention.head_dim, attention.kv_heads * attention.head_dim
     qkv = side_by_side("layers.{i}.attention", "layers.{i}.self_attn.qkv_proj", {"q": q, "k": kv, "v": kv})
     return llama.NAMES | qkv | halves("layers.{i}.ffn", "layers.{i}.mlp.gate_up_proj")

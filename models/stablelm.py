@@ -11,12 +11,12 @@ from edgeformer.layers.heads_layer_norm import HeadsLayerNorm
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.parallel_block import ParallelBlock
 from edgeformer.models import llama
+from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._names import Names, named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
-from edgeformer.spec import Model
 from edgeformer.weights.parts import Stack
 
 __all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
@@ -44,9 +44,9 @@ def spec(config: HfConfig) -> Decoder:
     return decoder(config, [block] * config.layers("num_hidden_layers", 32), norm, context)
 
 
-def names(spec: Model) -> Names:
+def names(spec: Decoder) -> Names:
     """Canonical name -> stored name."""
-    a: Any = spec.blocks[0].attention  # type: ignore[attr-defined]
+    a = attention_of(spec.blocks[0], GQA)
     norms = {"attention_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm"}
     per_head: Names = {
         f"layers.{{i}}.attention.{n}_norm.weight": Stack(
