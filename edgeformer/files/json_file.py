@@ -63,7 +63,7 @@ def parse_json(data: bytes | str, says: str, error: type[EdgeformerError]) -> An
     return value
 
 
-def lone_surrogate(value: Any) -> str | None:
+def lone_surrogate(value: object) -> str | None:
     """The first string that can't be encoded as UTF-8: it has an escaped lone surrogate, which no other JSON reader accepts."""
     waiting = [value]
     while waiting:
@@ -81,9 +81,9 @@ def lone_surrogate(value: Any) -> str | None:
     return None
 
 
-def _deeper(value: Any, limit: int) -> bool:
+def _deeper(value: object, limit: int) -> bool:
     """Whether objects and lists are nested deeper than `limit`."""
-    level = [value]
+    level: list[Any] = [value]
     for _ in range(limit):
         level = [v for outer in level for v in (outer.values() if isinstance(outer, dict) else outer)
                  if isinstance(v, (dict, list))] if isinstance(value, (dict, list)) else []  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any
 
 from edgeformer.errors import EdgeformerError
 
@@ -17,7 +16,7 @@ _INSIDE = ("1_Pooling", "onnx", "additional_chat_templates")
 """Subfolders of a model's folder that are read from, linked or not."""
 
 
-def inside(folder: Path, name: Any, says: str, error: type[EdgeformerError]) -> Path:
+def inside(folder: Path, name: object, says: str, error: type[EdgeformerError]) -> Path:
     """The path of `name` below `folder`.
 
     Args:

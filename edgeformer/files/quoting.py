@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sized
 from typing import Any
 
 MAX_VALUE, MAX_ITEMS, MAX_MESSAGE = 200, 20, 4000
 
 
-def shown(value: Any) -> str:
+def shown(value: object) -> str:
     """The `repr` of a value, cut to 200 characters."""
     if isinstance(value, str):
         text = repr(value[: MAX_VALUE + 1])
@@ -55,7 +55,7 @@ def _escape(c: str) -> str:
     return c.encode("unicode_escape").decode("ascii") if c != "\t" else "\t"
 
 
-def _start(value: Any, left: int = MAX_VALUE) -> str:
+def _start(value: dict[Any, Any] | list[Any] | tuple[Any, ...], left: int = MAX_VALUE) -> str:
     """The beginning of a container's `repr`, without building all of it."""
     parts: list[str] = []
     pairs = value.items() if isinstance(value, dict) else ((None, v) for v in value)
@@ -70,7 +70,7 @@ def _start(value: Any, left: int = MAX_VALUE) -> str:
     return f"{{{inside}}}" if isinstance(value, dict) else f"[{inside}]"
 
 
-def _size(value: Any) -> str:
+def _size(value: object) -> str:
     if isinstance(value, str):
         return f"{len(value):,} characters"
-    return f"{len(value):,} items" if hasattr(value, "__len__") else "cut"
+    return f"{len(value):,} items" if isinstance(value, Sized) else "cut"

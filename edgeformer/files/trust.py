@@ -82,7 +82,7 @@ def check_code(folder: Path, own: Mapping[str, str] | None = None) -> None:
                 _check_file(folder, file, key, value, own or {})
 
 
-def _check_file(folder: Path, settings: Path, key: str, value: Any, own: Mapping[str, str]) -> None:
+def _check_file(folder: Path, settings: Path, key: str, value: object, own: Mapping[str, str]) -> None:
     file = inside(folder, value, f"{key} in {settings}", ArtefactError)
     try:
         content = file.read_bytes() if file.exists() else None
@@ -91,7 +91,7 @@ def _check_file(folder: Path, settings: Path, key: str, value: Any, own: Mapping
     if content is None:
         raise ArtefactError(f"{settings} names {value!r} as {key}, but there is no such file")
     digest = hashlib.sha256(content).hexdigest()
-    if digest in _granted or (value in own and content == own[value].encode()):
+    if digest in _granted or (isinstance(value, str) and value in own and content == own[value].encode()):
         return
     raise ArtefactError(
         f"{settings} has {key} = {value!r}, which would run as code; edgeformer runs no code from a model's folder. If you have"
@@ -109,7 +109,7 @@ def isolated(environment: Mapping[str, str]) -> dict[str, str]:
     return {"PYTHONSAFEPATH": "1", "PYTHONPATH": os.pathsep.join(kept)}
 
 
-def walk(value: Any) -> Iterator[tuple[str, Any]]:
+def walk(value: object) -> Iterator[tuple[str, Any]]:
     """Yield every key of nested objects with its value."""
     waiting = [value]
     while waiting:

@@ -12,7 +12,7 @@ from typing import Any, Literal, NotRequired, Required
 from edgeformer.files.quoting import shown
 
 
-def mismatch(value: Any, hint: Any, at: str = "") -> str | None:
+def mismatch(value: object, hint: Any, at: str = "") -> str | None:
     """Describe the first place where a JSON value doesn't match a type; None if all of it does.
 
     Args:
@@ -52,7 +52,7 @@ def mismatch(value: Any, hint: Any, at: str = "") -> str | None:
     return None if type(value) is kind else _says(value, hint, at)
 
 
-def _of_fields(value: Any, hint: Any, at: str) -> str | None:
+def _of_fields(value: object, hint: Any, at: str) -> str | None:
     if not isinstance(value, dict):
         return _says(value, hint, at)
     # its own __required_keys__ is wrong where annotations are strings (`from __future__ import annotations`)
@@ -63,17 +63,17 @@ def _of_fields(value: Any, hint: Any, at: str) -> str | None:
     return next((f for k, h in hints.items() if k in value and (f := mismatch(value[k], h, _below(at, k)))), None)
 
 
-def _is_required(hint: Any, total: bool) -> bool:
+def _is_required(hint: object, total: bool) -> bool:
     origin = typing.get_origin(hint)
     return origin is Required or (total and origin is not NotRequired)
 
 
-def _below(at: str, key: Any) -> str:
+def _below(at: str, key: object) -> str:
     name = str(key) if str(key).isidentifier() else shown(key)
     return f"{at}.{name}" if at else name
 
 
-def _says(value: Any, hint: Any, at: str) -> str:
+def _says(value: object, hint: object, at: str) -> str:
     name = (
         "object"
         if typing.is_typeddict(hint)
