@@ -8,7 +8,8 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -17,6 +18,9 @@ from edgeformer.checkpoint.fairseq import is_fairseq, roberta
 from edgeformer.errors import CheckpointError, RuntimeUnavailable
 from edgeformer.weights.safetensors_file import shards
 from edgeformer.weights.safetensors_writer import NAMES, Group, write_shards
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PATTERNS = ("pytorch_model.bin", "pytorch_model.bin.index.json", "*.bin", "*.pt", "*.pth", "*.ckpt")
 _WRAPPERS = ("state_dict", "model", "module")
@@ -99,9 +103,9 @@ def pickles(source: Path) -> list[Path]:
     return found
 
 
-def _state(torch: Any, file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def _state(torch: ModuleType, file: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """The tensors of a file, memory-mapped where its format allows it; and the config, if the file holds one."""
-    state: Any = None
+    state: object = None
     for options in ({"mmap": True}, {}):  # files from before torch 1.6 can't be mapped
         try:
             with torch.serialization.safe_globals([argparse.Namespace]):  # fairseq's settings: plain data
@@ -129,7 +133,7 @@ def _state(torch: Any, file: Path) -> tuple[dict[str, Any], dict[str, Any] | Non
     return {str(name): tensor for name, tensor in state.items()}, None
 
 
-def _group(torch: Any, file: Path, name: str, tensor: Any) -> Group:
+def _group(torch: ModuleType, file: Path, name: str, tensor: Tensor) -> Group:
     dtype = str(tensor.dtype).removeprefix("torch.")
     plain = {np.dtype(kind).name: np.dtype(kind) for kind in NAMES}
     if dtype not in plain:

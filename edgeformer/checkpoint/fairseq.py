@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from edgeformer.errors import CheckpointError
 
@@ -35,7 +35,7 @@ PAD = 1
 """fairseq's dictionaries begin with <s>, <pad>, </s>, <unk>."""
 
 
-def is_fairseq(state: Any) -> bool:
+def is_fairseq(state: object) -> TypeGuard[dict[str, Any]]:
     """Whether this is a fairseq checkpoint: settings and tensors under two keys."""
     return isinstance(state, dict) and isinstance(state.get("model"), Mapping) and bool({"args", "cfg"} & state.keys())
 

@@ -13,7 +13,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from edgeformer import discover
 from edgeformer.checkpoint.companions.evidence import check_schemes, remarks
@@ -335,7 +334,7 @@ def _quantization_of(folder: Path, file: str | None = None) -> Quantization | No
     return data.get("quantization") if data is not None and (file is None or file in data["files"]) else None
 
 
-def _renamed(stored: Mapping[str, StoredTensor], config: Any) -> dict[str, StoredTensor]:
+def _renamed(stored: Mapping[str, StoredTensor], config: object) -> dict[str, StoredTensor]:
     """The stored tensors under their current names, by the family's `renamed`."""
     kind = config.get("model_type") if isinstance(config, dict) else None
     rules = family(kind).renamed if isinstance(kind, str) else {}

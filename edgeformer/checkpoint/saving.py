@@ -59,10 +59,11 @@ def save(spec: Model, state: Mapping[str, Any], folder: str | os.PathLike) -> Pa
     return folder
 
 
-def as_numpy(x: Any) -> np.ndarray:
+def as_numpy(x: object) -> np.ndarray:
     """A numpy or MLX array as a numpy array; MLX's bfloat16 has no buffer format that numpy knows."""
     if str(getattr(x, "dtype", "")) == "mlx.core.bfloat16":
         import mlx.core as mx
 
+        assert isinstance(x, mx.array)
         return np.array(x.view(mx.uint16)).view(ml_dtypes.bfloat16)
     return np.asarray(x)

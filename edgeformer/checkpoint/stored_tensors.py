@@ -21,7 +21,7 @@ def has_weights(folder: Path) -> bool:
     return holds_onnx(folder) or any(next(folder.glob(p), None) for p in patterns)
 
 
-def stored_tensors(folder: Path, quantization: Any = None) -> dict[str, StoredTensor]:
+def stored_tensors(folder: Path, quantization: object = None) -> dict[str, StoredTensor]:
     """A folder's tensors by stored name, with codes and scales of quantized ones joined.
 
     quantization: the `quantization` of an MLX folder's config.
@@ -63,7 +63,7 @@ def config_beside(spec_file: Path) -> tuple[Any, Any]:
     return split_quantization(read_json(config)) if config.exists() else (None, None)
 
 
-def split_quantization(config: Any) -> tuple[Any, Any]:
+def split_quantization(config: object) -> tuple[Any, Any]:
     """Split a config into one without MLX's `quantization`, and that value. Once dequantized, the weights fit the former."""
     if not isinstance(config, dict) or "quantization" not in config:
         return config, None

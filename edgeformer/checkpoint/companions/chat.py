@@ -10,12 +10,16 @@ import datetime
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeformer.checkpoint.companions.files import Companions
 from edgeformer.checkpoint.companions.guarded import Guarded, GuardedFailed, GuardedLimit
 from edgeformer.errors import ConfigError, InputError
 from edgeformer.files.quoting import plain, shown
+
+if TYPE_CHECKING:
+    from jinja2.nodes import Node
+    from jinja2.parser import Parser
 
 DEFAULT = "default"
 
@@ -131,14 +135,14 @@ def render_here(
 
         tags = {"generation"}  # noqa: RUF012 (jinja2 declares it so)
 
-        def parse(self, parser: Any) -> Any:
+        def parse(self, parser: Parser) -> list[Node]:
             next(parser.stream)
             return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 
-    def as_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    def as_json(value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
         return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
     environment = ImmutableSandboxedEnvironment(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeformer.checkpoint.companions.files import Embedded
 from edgeformer.checkpoint.companions.plainness import GPT2, LLAMA3, QWEN2
 from edgeformer.checkpoint.companions.tokenizer_kinds import FastTokenizer
 from edgeformer.errors import InputError, is_fault
 from edgeformer.files.quoting import shown
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from tokenizers.models import BPE
 
 MAX_TOKEN = 1000
 """Characters of a token; SentencePiece allows 16 by default. Every way to split a token in two is tried."""
@@ -93,7 +97,7 @@ def _pre(data: dict[str, Any], where: str) -> str:
     return name
 
 
-def _byte_level(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> Any:
+def _byte_level(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> BPE:
     from tokenizers.models import BPE
 
     vocab = {t: i for i, t in enumerate(tokens) if types[i] != UNUSED}
@@ -101,7 +105,7 @@ def _byte_level(data: dict[str, Any], tokens: list[str], types: list[int], where
     return BPE(vocab=vocab, merges=merges, ignore_merges=_pre(data, where) == "llama-bpe")
 
 
-def _split(inner: Any, pre: str) -> None:
+def _split(inner: Tokenizer, pre: str) -> None:
     from tokenizers import Regex, decoders, pre_tokenizers
 
     whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
@@ -116,7 +120,7 @@ def _split(inner: Any, pre: str) -> None:
     inner.decoder = decoders.ByteLevel()
 
 
-def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> Any:
+def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> Tokenizer:
     """BPE with byte fallback; merges are ordered by the score of the token that they make."""
     from tokenizers import Tokenizer, decoders, normalizers
     from tokenizers.models import BPE
@@ -145,7 +149,7 @@ def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int], wh
     return inner
 
 
-def _surround(inner: Any, data: dict[str, Any], named: dict[str, str]) -> None:
+def _surround(inner: Tokenizer, data: dict[str, Any], named: dict[str, str]) -> None:
     """Set the special tokens that surround every text."""
     from tokenizers import processors
 

@@ -16,7 +16,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import IO, Any
 
 from edgeformer.files.trust import isolated
 
@@ -55,7 +55,7 @@ class Guarded:
             self._opened = None if self._first is None else self._call(self._first[0], 60.0, self._first[1])
         return self._opened
 
-    def ask(self, do: str, seconds: float, **arguments: Any) -> Any:
+    def ask(self, do: str, seconds: float, **arguments: object) -> Any:
         """The answer to one call, which may take `seconds`.
 
         Raises:
@@ -115,7 +115,7 @@ class Guarded:
                 pipe.close()
 
 
-def send(pipe: Any, message: dict[str, Any]) -> None:
+def send(pipe: IO[bytes], message: dict[str, Any]) -> None:
     """Write a message: its length, and JSON."""
     data = json.dumps(message).encode()
     with contextlib.suppress(BrokenPipeError):  # `receive` then finds that the process is gone
@@ -123,7 +123,7 @@ def send(pipe: Any, message: dict[str, Any]) -> None:
         pipe.flush()
 
 
-def receive(pipe: Any) -> dict[str, Any] | None:
+def receive(pipe: IO[bytes]) -> dict[str, Any] | None:
     """Read a message; None if the other side is gone."""
     head = pipe.read(8)
     if len(head) < 8 or (length := struct.unpack("<Q", head)[0]) > MAX_ANSWER:

@@ -21,7 +21,7 @@ class GuardedTokenizer:
     named: dict[str, str]
     where: str
 
-    def _ask(self, do: str, size: int, **arguments: Any) -> Any:
+    def _ask(self, do: str, size: int, **arguments: object) -> Any:
         """size: of the text, in characters, which extends the time limit."""
         try:
             return self.process.ask(do, SECONDS + size / BYTES_PER_SECOND, **arguments)

@@ -15,10 +15,10 @@ from edgeformer.checkpoint.companions.guarded import receive, send
 _opened: dict[str, Any] = {}
 
 
-def _render(**arguments: Any) -> str:
+def _render(template: str, messages: list[dict[str, Any]], named: dict[str, str], add_generation_prompt: bool) -> str:
     from edgeformer.checkpoint.companions.chat import render_here
 
-    return render_here(**arguments)
+    return render_here(template, messages, named, add_generation_prompt)
 
 
 def _open(folder: str) -> dict[str, str]:

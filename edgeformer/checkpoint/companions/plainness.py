@@ -83,7 +83,7 @@ def is_plain(data: dict[str, Any]) -> bool:
     return growth <= _GROWTH
 
 
-def _plain_pattern(pattern: Any) -> bool:
+def _plain_pattern(pattern: object) -> bool:
     if not isinstance(pattern, dict):
         return False
     if isinstance(text := pattern.get("String"), str):
@@ -94,11 +94,11 @@ def _plain_pattern(pattern: Any) -> bool:
     )
 
 
-def _known_charsmap(text: Any) -> bool:
+def _known_charsmap(text: object) -> bool:
     return isinstance(text, str) and hashlib.sha256(text.encode("ascii", "replace")).hexdigest()[:32] in _CHARSMAPS
 
 
-def _nodes(value: Any) -> list[dict[str, Any]]:
+def _nodes(value: object) -> list[dict[str, Any]]:
     """Every object in a value."""
     found, waiting = [], [value]
     while waiting:

@@ -6,7 +6,7 @@ configs); and `UNKNOWN`, when no source mentions it. Neither of the last two is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -133,10 +133,11 @@ def _sources(around: Companions) -> Iterator[tuple[str, dict[str, Any]]]:
             yield "the tokenizer", {name: i for name, i in ids.items() if i is not None}
 
 
-def _ids(value: Any, key: str, where: str, vocab: int | None, notes: list[str]) -> tuple[int, ...]:
+def _ids(value: object, key: str, where: str, vocab: int | None, notes: list[str]) -> tuple[int, ...]:
     """The ids that a source gives, without the invalid ones."""
-    values = value if isinstance(value, list) else [] if value is None else [value]
-    if any(isinstance(v, bool) or not isinstance(v, int) for v in values):
+    said = value if isinstance(value, list) else [] if value is None else [value]
+    values = [v for v in said if isinstance(v, int) and not isinstance(v, bool)]
+    if len(values) < len(said):
         raise ConfigError(f"{where}: {key} must be a token id or a list of them, got {value!r}")
     real = tuple(dict.fromkeys(v for v in values if v >= 0 and (vocab is None or v < vocab)))
     if beyond := [v for v in values if vocab is not None and v >= vocab]:
@@ -144,5 +145,5 @@ def _ids(value: Any, key: str, where: str, vocab: int | None, notes: list[str]) 
     return real
 
 
-def _text(ids: Any) -> str:
+def _text(ids: Iterable[int]) -> str:
     return ", ".join(map(str, ids))

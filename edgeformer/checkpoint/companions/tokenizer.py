@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgeformer.checkpoint.companions.files import Companions, files_of_tokenizer, read_object
 from edgeformer.checkpoint.companions.guarded import Guarded, GuardedFailed
@@ -22,6 +22,9 @@ from edgeformer.files.json_file import MAX_LISTING_BYTES
 from edgeformer.files.limits import MAX_SIZE
 from edgeformer.files.quoting import plain
 from edgeformer.files.typed import mismatch
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Inner
 
 NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The special tokens that transformers has attributes for, in the order in which it adds missing ones."""
@@ -123,7 +126,7 @@ _WORDPIECE = (
 _BYTE_LEVEL = ("GPT2", "Roberta", "Bart", "Longformer", "LED", "Blenderbot", "Deberta", "CodeGen", "Bloom")
 
 
-def _apply_class(inner: Any, settings: dict[str, Any]) -> None:
+def _apply_class(inner: Inner, settings: dict[str, Any]) -> None:
     """Apply what transformers' classes take from tokenizer_config.json over tokenizer.json: BERT's lowercasing, accents and
     Chinese characters, and GPT-2's prefix space."""
     name = str(settings.get("tokenizer_class") or "")
@@ -184,12 +187,12 @@ _USUAL = (  # the named tokens of classes whose configs don't name them: BERT's,
 )  # fmt: skip
 
 
-def _usual_tokens(inner: Any) -> dict[str, str]:
+def _usual_tokens(inner: Inner) -> dict[str, str]:
     """The named tokens of a tokenizer whose settings name none: those of the first class whose tokens it has."""
     return next((names for names in _USUAL if all(inner.token_to_id(t) is not None for t in names.values())), {})
 
 
-def _content(token: Any) -> Any:
+def _content(token: object) -> object:
     return token.get("content") if isinstance(token, dict) else token
 
 
@@ -203,7 +206,7 @@ def _extra(settings: dict[str, Any]) -> list[Any]:
     return found
 
 
-def _add(inner: Any, settings: dict[str, Any], file: Path) -> None:
+def _add(inner: Inner, settings: dict[str, Any], file: Path) -> None:
     """Add the tokens that the settings have and tokenizer.json lacks.
 
     Raises:

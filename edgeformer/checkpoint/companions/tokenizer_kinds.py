@@ -4,10 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from edgeformer.errors import InputError, is_fault
 from edgeformer.files.quoting import plain
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Inner
+
+Answer = TypeVar("Answer")
 
 
 class Tokenizer(Protocol):
@@ -41,7 +46,7 @@ class Tokenizer(Protocol):
 class FastTokenizer:
     """A tokenizer of the package `tokenizers`."""
 
-    inner: Any
+    inner: Inner
     named: dict[str, str]
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
@@ -60,7 +65,7 @@ class FastTokenizer:
         return self.inner.to_str(pretty=True)
 
 
-def asked(call: Callable[[], Any]) -> Any:
+def asked(call: Callable[[], Answer]) -> Answer:
     """Call the package `tokenizers`, which raises bare Exceptions, and Rust panics that are not Exceptions.
 
     Raises:
@@ -78,7 +83,7 @@ def asked(call: Callable[[], Any]) -> Any:
 class SlowTokenizer:
     """A tokenizer that transformers implements only in Python (Marian's)."""
 
-    inner: Any
+    inner: Any  # of transformers, whose methods take and return one id or many, and are typed for both
     named: dict[str, str]
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:

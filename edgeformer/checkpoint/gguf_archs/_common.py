@@ -19,6 +19,7 @@ from edgeformer.layers.rope_llama3 import Llama3Scaling
 from edgeformer.layers.rope_yarn import YarnScaling
 from edgeformer.models._shape import Unmapped, llama_shaped, need
 from edgeformer.spec import Model
+from edgeformer.weights.gguf_file import Reader
 from edgeformer.weights.parts import Part
 
 
@@ -36,7 +37,7 @@ class Architecture:
 
     names: Mapping[str, str | Part]
     metadata: Callable[[Model], dict[str, Any]]
-    config: Callable[[Any], dict[str, Any]]
+    config: Callable[[Reader], dict[str, Any]]
     interleaved: tuple[str, ...] = ()
     rope_factors: Callable[[Model], np.ndarray | None] = lambda spec: None
     compute: Mapping[str, Compute] = field(default_factory=dict)
@@ -132,8 +133,8 @@ def rope_factors(spec: Model) -> np.ndarray | None:
     return (plain / position.scaling.frequencies(position.dim, position.theta)).astype(np.float32)
 
 
-def llama_config(reader: Any, model_type: str) -> dict[str, Any]:
-    """The Hugging Face config of a Llama-shaped GGUF. `reader` is a `gguf_file.Reader`.
+def llama_config(reader: Reader, model_type: str) -> dict[str, Any]:
+    """The Hugging Face config of a Llama-shaped GGUF.
 
     Raises:
         CheckpointError: RoPE settings that no config can express.
@@ -179,7 +180,7 @@ def llama_config(reader: Any, model_type: str) -> dict[str, Any]:
     return config
 
 
-def _llama3(reader: Any, config: dict[str, Any]) -> dict[str, Any]:
+def _llama3(reader: Reader, config: dict[str, Any]) -> dict[str, Any]:
     """Recover Llama 3's scaling from its factors: they are recomputed for the settings that models use, and must match."""
     found = reader.read(ROPE_FACTORS).astype(np.float32)
     rotary = config["head_dim"], config["rope_theta"]

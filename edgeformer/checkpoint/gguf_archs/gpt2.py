@@ -9,6 +9,7 @@ from edgeformer.checkpoint.manifest import Compute
 from edgeformer.models import gpt2
 from edgeformer.models._shape import need
 from edgeformer.spec import Model
+from edgeformer.weights.gguf_file import Reader
 from edgeformer.weights.parts import Part
 
 NAMES: dict[str, str | Part] = {
@@ -60,7 +61,7 @@ def metadata(spec: Model) -> dict[str, Any]:
     }
 
 
-def config(reader: Any) -> dict[str, Any]:
+def config(reader: Reader) -> dict[str, Any]:
     """The Hugging Face config of a GGUF file."""
     reader.ignore("vocab_size")
     return {

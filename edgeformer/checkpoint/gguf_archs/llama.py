@@ -13,6 +13,7 @@ from edgeformer.checkpoint.gguf_archs._common import (
 )
 from edgeformer.models._shape import need
 from edgeformer.spec import Model
+from edgeformer.weights.gguf_file import Reader
 
 
 def metadata(spec: Model) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def metadata(spec: Model) -> dict[str, Any]:
     return data
 
 
-def config(reader: Any) -> dict[str, Any]:
+def config(reader: Reader) -> dict[str, Any]:
     """The Hugging Face config of a GGUF file."""
     bias = {"attention_bias": reader.has("blk.0.attn_q.bias"), "mlp_bias": reader.has("blk.0.ffn_up.bias")}
     return {**llama_config(reader, "llama"), **bias}

@@ -13,6 +13,7 @@ from edgeformer.checkpoint.gguf_archs._common import (
 )
 from edgeformer.models._shape import need
 from edgeformer.spec import Model
+from edgeformer.weights.gguf_file import Reader
 
 
 def metadata(spec: Model) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def metadata(spec: Model) -> dict[str, Any]:
     return data
 
 
-def config(reader: Any) -> dict[str, Any]:
+def config(reader: Reader) -> dict[str, Any]:
     """The Hugging Face config of a GGUF file."""
     return llama_config(reader, "qwen2")
 
