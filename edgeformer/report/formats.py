@@ -75,7 +75,7 @@ def _shown(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(found, key=key)
 
 
-def _cell(value: Any) -> str:
+def _cell(value: object) -> str:
     if value is None:
         return ""
     if isinstance(value, float):

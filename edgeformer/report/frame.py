@@ -215,7 +215,7 @@ def roofs(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return lines
 
 
-def finite(value: Any) -> Any:
+def finite(value: object) -> Any:
     """The same data with None for infinities and NaN, which JSON can't represent."""
     if isinstance(value, float) and not math.isfinite(value):
         return None

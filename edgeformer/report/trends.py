@@ -17,6 +17,7 @@ from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mla import MLA
+from edgeformer.layers.mlp import MLP
 from edgeformer.layers.moe import MoE
 from edgeformer.report.page import require_packages
 from edgeformer.spec import Model, layers
@@ -48,8 +49,8 @@ def survey() -> list[dict[str, Any]]:
 def traits(spec: Model) -> dict[str, Any]:
     """A spec's attention, FFN, activation, norm, FFN ratio and number of parameters."""
     found = [layer for _, layer, _ in layers(spec)]
-    attention = next((a for a in found if isinstance(a, (GQA, MLA))), None)
-    ffn: Any = next(layer for layer in found if layer.ffn_width() is not None)
+    attention = next(a for a in found if isinstance(a, (GQA, MLA)))
+    ffn = next(layer for layer in found if isinstance(layer, (GLU, MLP, MoE)))
     norm = spec.norm or next((layer for layer in found if isinstance(layer, LayerNorm)), None)  # type: ignore[attr-defined]
     hidden = [hidden for layer in found if (hidden := layer.ffn_width()) is not None]
     return {
@@ -62,7 +63,7 @@ def traits(spec: Model) -> dict[str, Any]:
     }
 
 
-def _attention(layer: Any) -> str:
+def _attention(layer: GQA | MLA) -> str:
     if isinstance(layer, MLA):
         return "MLA"
     if layer.kv_heads == layer.heads:
