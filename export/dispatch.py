@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -17,7 +18,15 @@ from edgeformer.exporters import formats
 class Exporter(Protocol):
     """The type of `EXPORTER` in a format's `exporter.py`: writes a loaded model into a folder, with format-specific options."""
 
-    def __call__(self, loaded: LoadedModel, output: Any, /, *, progress: Any = None, **options: Any) -> Exported: ...
+    def __call__(
+        self,
+        loaded: LoadedModel,
+        output: str | os.PathLike,
+        /,
+        *,
+        progress: Callable[[int, int], None] | None = None,
+        **options: Any,
+    ) -> Exported: ...
 
 
 def exporter(name: str) -> Exporter:

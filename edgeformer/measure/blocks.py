@@ -51,7 +51,7 @@ def profiled(session: Session, prompt: np.ndarray, depth: int) -> dict[str, Any]
     return made
 
 
-def void(_: Any) -> None:
+def void(_: object) -> None:
     """Discard a call's result."""
 
 

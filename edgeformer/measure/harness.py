@@ -260,7 +260,7 @@ def _guarded(
     """Run a row's action; failures become the row's error, and the time taken counts against its limit."""
     started = time.perf_counter()
 
-    def ask(do: str, **arguments: Any) -> Any:
+    def ask(do: str, **arguments: object) -> Any:
         left = settings.limit_s - spent[n] - (time.perf_counter() - started)
         return worker.ask(do, max(left, 0.001), settings.limit_s, **arguments)
 

@@ -97,7 +97,7 @@ class Journal:
             ) from e
         return made, remark
 
-    def add(self, event: str, at: tuple[int, int], **data: Any) -> None:
+    def add(self, event: str, at: tuple[int, int], **data: object) -> None:
         """Append an event for a row, `at` (shape index, row index), and sync it to disk.
 
         A write error, such as a full disk, doesn't stop the measurement: `broken` then holds the reason.

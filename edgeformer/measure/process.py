@@ -106,7 +106,7 @@ class WorkerProcess:
         """The process id."""
         return self._process.pid
 
-    def ask(self, do: str, timeout: float, limit: float, **arguments: Any) -> Any:
+    def ask(self, do: str, timeout: float, limit: float, **arguments: object) -> Any:
         """Run one worker command within `timeout` seconds, the rest of the row's `limit`.
 
         Raises:

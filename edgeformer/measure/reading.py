@@ -122,7 +122,7 @@ def _integer(digits: str) -> int:
     return value
 
 
-def _typed(name: str, value: Any) -> Any:
+def _typed(name: str, value: object) -> object:
     if not isinstance(value, str):
         return value
     try:

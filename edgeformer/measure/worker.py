@@ -11,7 +11,7 @@ import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -30,6 +30,14 @@ from edgeformer.spec.task import Task
 from edgeformer.verification import parity
 from edgeformer.verification.reference import Reference, continuation, reference_runtime
 from edgeformer.verification.weight_checks import check_weights as weight_check
+
+
+class Request(TypedDict):
+    """What a round runs: each sequence's prompt, tokens to decode, tokens to put into the KV cache before."""
+
+    prompt: list[list[int]]
+    gen: int
+    depth: int
 
 
 class Worker:
@@ -120,31 +128,32 @@ class Worker:
         inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         return encoder_round(self.session, inputs)
 
-    def warmup(self, **request: Any) -> dict[str, Any]:
+    def warmup(self, **request: Unpack[Request]) -> dict[str, Any]:
         """Run the warm-up; return its rounds, and whether they settled."""
         rounds, settled = warm_up(lambda: self._run(**request))
         return {"rounds": [asdict(r) for r in rounds], "settled": settled}
 
-    def round(self, **request: Any) -> dict[str, Any]:
+    def round(self, cold: bool = False, **request: Unpack[Request]) -> dict[str, Any]:
         """Run one round; the first one of a process measures the cold start."""
-        return asdict(self._run(**request))
+        return asdict(self._run(**request, cold=cold))
 
     def memory(self) -> dict[str, Any]:
         """Peak bytes so far: resident, and on the accelerator if the runtime counts them."""
         return (self.session.peak_memory() or peak_memory()) | {"peak_gpu_bytes": self.session.peak_gpu_bytes()}
 
-    def blocks(self, **request: Any) -> dict[str, Any]:
+    def blocks(self, **request: Unpack[Request]) -> dict[str, Any]:
         """Time breakdown of a prefill and of a decode step, by kind of block."""
         return profiled(self.session, np.array(request["prompt"], np.int64), request["depth"])
 
-    def energy(self, window_s: float, **request: Any) -> dict[str, Any]:
+    def energy(self, window_s: float, **request: Unpack[Request]) -> dict[str, Any]:
         """Energy per prefill and per round's decode steps, from the machine's own counter."""
         fill, depth = None, request["depth"]
+        no_decoding = Request(prompt=request["prompt"], gen=0, depth=depth)
         if depth:
-            before = {"prompt": [ids[:depth] for ids in request["prompt"]], "gen": 0, "depth": 0}
+            before = Request(prompt=[ids[:depth] for ids in request["prompt"]], gen=0, depth=0)
             fill = lambda: self._run(**before, cold=True)  # noqa: E731
         return energy.of_rounds(
-            lambda: self._run(**{**request, "gen": 0}, cold=True),
+            lambda: self._run(**no_decoding, cold=True),
             lambda: self._run(**request, cold=True),
             window_s,
             fill=fill,

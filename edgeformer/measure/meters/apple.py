@@ -14,7 +14,7 @@ class AppleSilicon:
 
     source = "IOReport (CPU, GPU, ANE, DRAM)"
 
-    def __init__(self, monitor: Any):
+    def __init__(self, monitor: Any):  # an AppleEnergyMonitor, of a package that only Macs have
         self.monitor, self._total = monitor, 0.0
         monitor.begin_window("edgeformer")
 

@@ -5,6 +5,7 @@ Needs the package nvidia-ml-py. Written from NVML's documentation; it has never 
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 
@@ -13,7 +14,7 @@ class Nvml:
 
     source = "NVML total energy"
 
-    def __init__(self, library: Any, devices: list[Any]):
+    def __init__(self, library: ModuleType, devices: list[Any]):
         self.library, self.devices = library, devices
 
     def joules(self) -> float:

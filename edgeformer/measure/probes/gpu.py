@@ -54,7 +54,7 @@ def _cuda(sizes: list[int]) -> dict[str, Any] | None:
     if not torch.cuda.is_available():
         return None
 
-    def wait(_: Any) -> None:
+    def wait(_: object) -> None:
         torch.cuda.synchronize()
 
     found = []
