@@ -166,7 +166,7 @@ def _handler(roots: dict[str, Path], commands: queue.Queue, answers: queue.Queue
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
-        def log_message(self, *_: Any) -> None:
+        def log_message(self, *_: object) -> None:
             """Nothing is logged."""
 
         def _send(self, body: bytes, kind: str) -> None:

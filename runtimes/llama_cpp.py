@@ -32,7 +32,7 @@ def _keep_log(llama: Any) -> None:
     """Keep only the errors of llama.cpp's log (hundreds of lines), for messages. The callback lives as long as the module."""
     global _log
 
-    def keep(level: int, text: bytes, data: Any) -> None:
+    def keep(level: int, text: bytes, data: object) -> None:
         if level == _ERROR:
             _errors.append(text.decode(errors="replace").strip())
 

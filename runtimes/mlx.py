@@ -133,7 +133,7 @@ class MlxSession(Session):
             call()
         return list(found.values())
 
-    def _wait(self, values: Any) -> None:
+    def _wait(self, values: object) -> None:
         mx = self.mx
         flat = (
             values.values() if isinstance(values, dict) else values if isinstance(values, (tuple, list)) else (values,)

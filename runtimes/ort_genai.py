@@ -152,7 +152,7 @@ def _plain_providers(value: Any) -> bool:
     )
 
 
-def _all(value: Any, outer: type, inner: type) -> bool:
+def _all(value: object, outer: type, inner: type) -> bool:
     return isinstance(value, outer) and all(isinstance(v, inner) for v in value)  # type: ignore[attr-defined]
 
 

@@ -99,7 +99,7 @@ class TorchSession(Session):
             call()
         return list(found.values())
 
-    def _wait(self, _: Any) -> None:
+    def _wait(self, _: object) -> None:
         if self.device.type == "cuda":
             self.torch.cuda.synchronize()
         elif self.device.type == "mps":

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Union
 
 import numpy as np
 import onnx_ir as ir
@@ -21,6 +21,7 @@ from edgeformer.weights.formats import GROUP, Format
 OPSET, IR_VERSION, DOMAIN, CONTRIB = 23, 10, "edgeformer", "com.microsoft"
 FLOAT, INT64, BOOL = ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.BOOL
 Dims = tuple[int | None, ...]
+Operand = Union["GraphTensor", np.ndarray, float]
 
 
 class GraphTensor:
@@ -40,28 +41,28 @@ class GraphTensor:
         assert size is not None
         return size
 
-    def __add__(self, other: Any) -> GraphTensor:
+    def __add__(self, other: Operand) -> GraphTensor:
         return self.ops.binary("Add", self, other)
 
-    def __radd__(self, other: Any) -> GraphTensor:
+    def __radd__(self, other: Operand) -> GraphTensor:
         return self.ops.binary("Add", other, self)
 
-    def __sub__(self, other: Any) -> GraphTensor:
+    def __sub__(self, other: Operand) -> GraphTensor:
         return self.ops.binary("Sub", self, other)
 
-    def __rsub__(self, other: Any) -> GraphTensor:
+    def __rsub__(self, other: Operand) -> GraphTensor:
         return self.ops.binary("Sub", other, self)
 
-    def __mul__(self, other: Any) -> GraphTensor:
+    def __mul__(self, other: Operand) -> GraphTensor:
         return self.ops.binary("Mul", self, other)
 
-    def __rmul__(self, other: Any) -> GraphTensor:
+    def __rmul__(self, other: Operand) -> GraphTensor:
         return self.ops.binary("Mul", other, self)
 
-    def __truediv__(self, other: Any) -> GraphTensor:
+    def __truediv__(self, other: Operand) -> GraphTensor:
         return self.ops.binary("Div", self, other)
 
-    def __rtruediv__(self, other: Any) -> GraphTensor:
+    def __rtruediv__(self, other: Operand) -> GraphTensor:
         return self.ops.binary("Div", other, self)
 
     def __and__(self, other: GraphTensor) -> GraphTensor:
@@ -154,12 +155,12 @@ class GraphOps(Ops[GraphTensor]):
             made.append(GraphTensor(self, value, dtype, dims))
         return made
 
-    def _value(self, x: Any) -> ir.Value | None:
+    def _value(self, x: Operand | None) -> ir.Value | None:
         if x is None:
             return None
         return (x if isinstance(x, GraphTensor) else self.constant(x)).value
 
-    def constant(self, x: Any) -> GraphTensor:
+    def constant(self, x: np.ndarray | float) -> GraphTensor:
         """A NumPy array as a Constant node; equal arrays share one."""
         array = np.asarray(x)
         dtype = ir.DataType.from_numpy(array.dtype)
@@ -176,13 +177,13 @@ class GraphOps(Ops[GraphTensor]):
         """An int64 vector."""
         return self.constant(np.array(values, np.int64))
 
-    def binary(self, op: str, a: Any, b: Any, dtype: ir.DataType | None = None) -> GraphTensor:
+    def binary(self, op: str, a: Operand, b: Operand, dtype: ir.DataType | None = None) -> GraphTensor:
         """An elementwise node of two operands; a number takes the tensor's dtype.
 
         Raises:
             ExportError: the tensors' dtypes differ, which ONNX doesn't allow.
         """
-        like = a if isinstance(a, GraphTensor) else b
+        like = next(x for x in (a, b) if isinstance(x, GraphTensor))
         a, b = (x if isinstance(x, GraphTensor) else self.constant(np.asarray(x, like.dtype.numpy())) for x in (a, b))
         if a.dtype != b.dtype:
             raise ExportError(
@@ -190,7 +191,7 @@ class GraphOps(Ops[GraphTensor]):
             )
         return self.node(op, [a, b], dims=broadcast(a.dims, b.dims), dtype=dtype)
 
-    def unary(self, op: str, x: Any, **attributes: Any) -> GraphTensor:
+    def unary(self, op: str, x: Operand, **attributes: Any) -> GraphTensor:
         """An elementwise node of one operand."""
         return self.node(op, [x], **attributes)
 
@@ -260,7 +261,7 @@ class GraphOps(Ops[GraphTensor]):
         return self.reshape(self.node("ReduceMax", [x], dims=(), keepdims=0), (1,))
 
     def cumsum(self, x):
-        return self.node("CumSum", [x, self.constant(np.int64(1))])
+        return self.node("CumSum", [x, self.constant(np.array(1, np.int64))])
 
     def rsqrt(self, x):
         return self.unary("Reciprocal", self.unary("Sqrt", x))
