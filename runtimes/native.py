@@ -1,6 +1,6 @@
 """edgeformer's own CPU engine: C++ kernels for this processor's instruction set, one call per step.
 
-It opens ONNX artefacts (their bits, not their graph) and checkpoints. Weights of q4 and q8 meet activations rounded to int8, as
+It opens checkpoints, and ONNX artefacts as such: their bits, not their graph. Weights of q4 and q8 meet activations rounded to int8, as
 in llama.cpp; all others are computed in float32. Keys and values are kept in fp32; the variant `kv-f16` keeps them in fp16.
 """
 
@@ -59,8 +59,8 @@ class NativeSession(Session):
 class Runtime(base.Runtime):
     """The native engine. `EDGEFORMER_ISA` chooses an instruction set, `EDGEFORMER_NATIVE` a prebuilt library."""
 
-    opens = "onnx"
-    also_opens = ("checkpoint",)
+    opens = "checkpoint"
+    also_opens = ("onnx",)
     packages = ("numpy",)
     tasks = (Task.TEXT_GENERATION,)
     prefixes = True
