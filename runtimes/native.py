@@ -1,7 +1,8 @@
 """edgeformer's own CPU engine: C++ kernels for this processor's instruction set, one call per step.
 
 It opens checkpoints, and ONNX artefacts as such: their bits, not their graph. Weights of q4 and q8 meet activations rounded to
-int8, as in llama.cpp; all others are computed in float32. Keys and values are kept in fp32; the variant `kv-f16` keeps them in fp16.
+int8, as in llama.cpp; all others are computed in float32. Keys and values are kept in fp32; the variant `kv-f16` keeps them in
+fp16.
 """
 
 from __future__ import annotations

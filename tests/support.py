@@ -55,7 +55,8 @@ def hf_logits(model, ids: np.ndarray) -> np.ndarray:
 
 
 def sessions(loaded: LoadedModel, folder: Path, *, batch: int = 1, capacity: int | None = None) -> dict[str, Session]:
-    """One session per back end: numpy, torch, ONNX with fast bodies, ONNX in plain operators."""
+    """One session per back end: numpy, torch, MLX, ONNX with fast bodies, ONNX in plain operators; the native engine, if it
+    covers the model and can be built."""
     options = Options(threads=1, batch=batch, capacity=capacity)
     made = {name: require(name)[0].open(loaded, options) for name in ("numpy", "torch", "mlx")}
     for target in ("cpu", "portable"):
@@ -63,6 +64,9 @@ def sessions(loaded: LoadedModel, folder: Path, *, batch: int = 1, capacity: int
         if not where.exists():
             export_onnx(loaded, where, target=target)
         made[f"onnx-{target}"] = require("onnxruntime")[0].open(where, options)
+    native = require("native")[0]
+    if (native.unavailable() or native.refuses(loaded.spec, options)) is None:
+        made["native"] = native.open(loaded, options)
     return made
 
 

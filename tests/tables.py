@@ -15,7 +15,10 @@ BACK_ENDS = {
     "onnx-cpu": "ONNX, function bodies",
     "onnx-portable": "ONNX, inline",
     "mlx": "MLX",
+    "native": "native",
 }
+PARTIAL = {"native"}
+"""Back ends that don't cover everything: "-" stands for what they refuse."""
 WAYS = {"uncached": "one pass", "cached": "cached", "left-padded": "left-padded", "right-padded": "right-padded"}
 DOCS = Path(__file__).parent.parent / "docs" / "architectures.md"
 
@@ -29,9 +32,14 @@ def components(folder: Path) -> list[str]:
     """The table of components: the largest |difference| from float64."""
     lines = ["| component | " + " | ".join(BACK_ENDS.values()) + " |", "|---" * (len(BACK_ENDS) + 1) + "|"]
     for row in rows(folder / "components"):
-        cells = [f"{row['errors'][name]:.0e}" for name in BACK_ENDS]
+        cells = [_cell(name, row["errors"].get(name), row["row"]) for name in BACK_ENDS]
         lines.append(f"| {row['row']} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _cell(name: str, error: float | None, where: str) -> str:
+    assert error is not None or name in PARTIAL, f"{where}: an empty cell"
+    return "-" if error is None else f"{error:.0e}"
 
 
 def families(folder: Path) -> list[str]:
@@ -50,8 +58,7 @@ def families(folder: Path) -> list[str]:
         for way, label in WAYS.items():
             cells = [found.get((name, way)) for name in BACK_ENDS]  # type: ignore[arg-type]
             if any(cell is not None for cell in cells):
-                assert all(cell is not None for cell in cells), f"{family}, {way}: an empty cell"
-                texts = " | ".join(f"{cell:.0e}" for cell in cells)
+                texts = " | ".join(_cell(n, c, f"{family}, {way}") for n, c in zip(BACK_ENDS, cells, strict=True))
                 lines.append(f"| {family} | {len(configs[family])} | {label} | {texts} |")
     return lines
 
@@ -65,7 +72,7 @@ machine, the limits do not.
 
 Largest |difference| of logits from transformers in float32 (of chatglm, minicpm and openelm, which transformers has no class for:
 from the published formula), over all odd configs of the family; the limit is 1e-4. Cached: a prefill of 100 tokens and 60 single
-steps. Encoders have no cache; of encoder–decoder models, the text that is read is padded.
+steps. Encoders have no cache; of encoder–decoder models, the text that is read is padded. -: the native engine refuses these models.
 """
 BETWEEN = """
 ## Components
