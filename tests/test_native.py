@@ -174,8 +174,7 @@ def covered():
 
 
 NOT_COVERED = {
-    "moe-shared-grouped", "mla", "mla-query-latent", "additive", "shaw", "shaw-keys-only", "t5-bias", "rope-dynamic",
-    "rope-longrope",
+    "moe-shared-grouped", "mla", "mla-query-latent", "additive", "shaw", "shaw-keys-only", "t5-bias",
 }  # fmt: skip
 
 

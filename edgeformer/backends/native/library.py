@@ -33,6 +33,7 @@ def _signatures() -> dict[str, tuple[object, list[object]]]:
         "ef_matrix_new": (i32, [p, i32, i64, i64, i64]),
         "ef_matrix_fill": (i32, [p, i32, i64, i64, i64, i64, p, p]),
         "ef_vector_new": (i32, [p, p, i64]),
+        "ef_vector_set": (i32, [p, i32, i64, p, i64]),
         "ef_session_new": (i32, [p, i64, i64, i32, i32, POINTER(p)]),
         "ef_session_delete": (None, [p]),
         "ef_session_profile": (None, [p, p]),

@@ -21,6 +21,7 @@ from edgeformer.backends.native.program import (
     places,
     quantized_buffers,
 )
+from edgeformer.backends.numpy import NumpyOps
 from edgeformer.weights.binding import Weights
 from edgeformer.weights.formats import QuantizedTensor
 
@@ -63,6 +64,7 @@ class NativeModel:
             pointer(caches), len(caches),
         )  # fmt: skip
         self.code = code
+        self.per_length = [(layer, self._vector(constant)) for layer, constant in program.per_length]
         self.matrix_kinds = kinds
         self.kinds = {kinds[p.weight] for i in code for p in i.parts if i.op is not Op.LOOKUP}
 
@@ -237,6 +239,8 @@ class NativeDecoder:
         keep = keep or new
         out = np.empty((self.batch, keep, self.model.vocab), np.float32)
         counted = None if mask is None or np.all(mask) else np.cumsum(mask, 1, dtype=np.int32) - 1
+        if self.model.per_length:
+            self._turn(np.arange(past, past + new)[None] if counted is None else np.maximum(counted[:, past:], 0))
         piece = new if prefix is not None else MAX_NEW
         for start in range(0, new, piece):
             end = min(start + piece, new)
@@ -248,6 +252,19 @@ class NativeDecoder:
                 out[:, at : at + wanted] = logits
         self.length = past + new
         return out
+
+    def _turn(self, positions: np.ndarray) -> None:
+        """Compute the new tokens' angles where they depend on the length that the sequence has now; older keys keep theirs."""
+        first, end = int(positions.min()), int(positions.max()) + 1
+        for layer, vector in self.model.per_length:
+            assert layer.scaling is not None
+            row = int(np.asarray(layer.scaling.row(NumpyOps(), np.array([end])))[0])
+            angles = (np.arange(first, end, dtype=np.float32)[:, None] * layer.frequencies()[row]).astype(np.float64)
+            turned = np.concatenate([np.cos(angles), np.sin(angles)], 1) * layer.magnitude()
+            data = np.ascontiguousarray(turned, np.float32)
+            self.model.library.call(
+                "ef_vector_set", self.model.handle, vector, first * layer.dim, pointer(data), data.size
+            )
 
     def _step(self, ids, mask, counted, start, keep, prefix, out) -> None:
         new, capacity = ids.shape[1], self.model.capacity

@@ -115,10 +115,6 @@ class NativeOps(Ops[Value]):
             if isinstance(handle.layer, Alibi):
                 return AlibiBias(self.nothing, handle.layer)
             if isinstance(handle.layer, Rope) and type(handle.layer).apply is Rope.apply:
-                if handle.layer.per_length:
-                    raise NotCovered(
-                        "its RoPE angles depend on the sequence length, which the native back end doesn't cover"
-                    )
                 return Rotary(self.nothing, self.nothing, handle.layer)
             return method(self, handle, *inputs)
         finally:
@@ -366,10 +362,11 @@ class NativeOps(Ops[Value]):
 
             def make() -> np.ndarray:
                 table = layer.table(capacity)
-                assert table is not None  # `enter` refuses schemes whose angles depend on the length
-                return np.concatenate(table, 1)
+                return np.zeros((capacity, layer.dim), np.float32) if table is None else np.concatenate(table, 1)
 
             self.angles[layer] = Constant((), make)
+            if layer.per_length:
+                self.program.per_length.append((layer, self.angles[layer]))
         return self.angles[layer]
 
 

@@ -6,8 +6,12 @@ import ctypes
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from edgeformer.layers.rope import Rope
 
 
 class Op(IntEnum):
@@ -168,13 +172,14 @@ class Program:
     """What `record.record` makes of a spec.
 
     caches: (heads, dim, value_dim) of each layer that caches keys and values; tables: constant matrices by the name that parts
-    refer to, float32 [rows, width].
+    refer to, float32 [rows, width]; per_length: position schemes whose angles depend on the sequence length, and their tables.
     """
 
     vocab: int
     code: list[Recorded] = field(default_factory=list)
     caches: list[tuple[int, int, int]] = field(default_factory=list)
     tables: dict[str, np.ndarray] = field(default_factory=dict)
+    per_length: list[tuple[Rope, Constant]] = field(default_factory=list)
     buffers: int = 0
 
     def buffer(self, width: int, *, kept: bool = False) -> Buffer:

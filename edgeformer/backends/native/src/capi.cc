@@ -74,6 +74,11 @@ EF_EXPORT int ef_vector_new(Model* model, const float* data, int64_t count) {
   return guarded([&] { made = model->add_vector(data, count); }) == 0 ? made : -1;
 }
 
+// Replaces `count` numbers of a vector from `start` on; no session of the model may be in a step.
+EF_EXPORT int ef_vector_set(Model* model, int32_t vector, int64_t start, const float* data, int64_t count) {
+  return guarded([&] { model->set_vector(vector, start, data, count); });
+}
+
 EF_EXPORT int ef_session_new(const Model* model, int64_t batch, int64_t capacity, int32_t threads, int32_t cache, Session** out) {
   return guarded([&] { *out = new Session(*model, batch, capacity, threads, static_cast<CacheKind>(cache)); });
 }

@@ -62,6 +62,7 @@ class Model {
   // [count, cols]; codes [count, cols * bits / 8] come with fp16 scales [count, cols / 32].
   void fill(int matrix, int64_t tile, int64_t step, int64_t row, int64_t count, const void* data, const uint16_t* scales);
   int add_vector(const float* data, int64_t count);
+  void set_vector(int vector, int64_t start, const float* data, int64_t count);
 
   const Kernels* kernels;
   int32_t vocab;

@@ -29,6 +29,13 @@ int Model::add_vector(const float* data, int64_t count) {
   return static_cast<int>(vectors.size()) - 1;
 }
 
+void Model::set_vector(int vector, int64_t start, const float* data, int64_t count) {
+  std::vector<float>& v = vectors.at(static_cast<size_t>(vector));
+  if (start < 0 || count < 0 || start + count > static_cast<int64_t>(v.size()))
+    throw std::invalid_argument("these numbers lie outside the vector");
+  std::copy(data, data + count, v.begin() + start);
+}
+
 namespace {
 
 // `rows` rows, the first of them in lane `lane`: a tile is written in its own order, once.
