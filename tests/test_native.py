@@ -4,6 +4,9 @@ the numpy back end in float64, on every instruction set of this machine."""
 from __future__ import annotations
 
 import ctypes
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -147,7 +150,7 @@ def test_gated_products_and_activations(act, isa):
         assert (np.abs(found - expected) / np.maximum(terms, np.abs(expected))).max() <= 2 * tolerances.KERNEL
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, database=None, derandomize=True)
 @given(st.data())
 def test_products_of_any_shape(data):
     """Shapes, kinds, threads and instruction sets at random."""
@@ -229,6 +232,31 @@ def test_long_prompts_and_many_threads(threads, cache):
     decoder.step(ids[:, :697], keep=1)
     found = np.concatenate([decoder.step(ids[:, i : i + 1]) for i in range(697, 700)], 1)
     assert np.abs(found - expected).max() <= limit
+
+
+PINNED = """
+import os, sys
+import numpy as np
+from edgeformer.backends.native.model import NativeDecoder, NativeModel
+from edgeformer.backends.native.record import record
+from edgeformer.checkpoint.loading import load
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+loaded = load(sys.argv[1])
+model = NativeModel(record(loaded.spec, 64), loaded.weights, 64)
+many, alone = (NativeDecoder(model, threads=n, cache="fp32") for n in (8, 1))
+for token in range(40):
+    a, b = (d.step(np.array([[token]])) for d in (many, alone))
+    assert np.abs(a - b).max() < 1e-3
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="this system can't pin processes")
+def test_eight_threads_on_one_core():
+    """Threads that the system doesn't run hold nobody up."""
+    done = subprocess.run(
+        [sys.executable, "-c", PINNED, str(STDLIB)], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("isa", isas())

@@ -80,7 +80,6 @@ class Team {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       work_ = &work;
-      inside_.store(0, std::memory_order_relaxed);
       open_.store(true, std::memory_order_release);
       generation_.fetch_add(1, std::memory_order_release);
     }
