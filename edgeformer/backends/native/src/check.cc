@@ -255,11 +255,32 @@ void check_halves() {
   }
 }
 
+// Thousands of short steps: threads come late, sleep and wake at every point of them.
+void check_team() {
+  for (int threads : {1, 2, 5}) {
+    Team team(threads);
+    Phases phases;
+    for (int step = 0; step < 3000; ++step) {
+      const uint32_t first = phases.current();
+      std::atomic<uint32_t> sums[6] = {};
+      team.run([&](int) {
+        for (uint32_t p = 0; p < 6; ++p)
+          phases.run(first + p, 1 + p * 3, [&](uint32_t chunk) { sums[p].fetch_add(chunk + 1, std::memory_order_relaxed); });
+      });
+      for (uint32_t p = 0; p < 6; ++p) {
+        const uint32_t count = 1 + p * 3;
+        if (sums[p] != count * (count + 1) / 2) std::printf("phase %u of %d threads\n", p, threads), ++failures;
+      }
+    }
+  }
+}
+
 }  // namespace
 
 int main() {
   const Kernels& portable = *portable_kernels();
   check_halves();
+  check_team();
   int checked = 0;
   for (const Kernels* k : {avx2_kernels(), avx512_kernels(), neon_kernels(), portable_kernels()}) {
     if (k == nullptr || !k->available()) continue;
