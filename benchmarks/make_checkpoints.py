@@ -1,7 +1,9 @@
-"""Makes the checkpoints that the benchmarks run on: `python benchmarks/make_checkpoints.py FOLDER`.
+"""Makes the checkpoints that the benchmarks run on: `python benchmarks/make_checkpoints.py FOLDER [NAME...]`.
 
 `m135`: a Llama-type model of 134.5M parameters (hidden 576, 30 layers, 9/3 heads, FFN 1536, vocabulary 49,152), random
-fp32 weights. `m7b`: a 7B-shaped bf16 checkpoint as a sparse file: no disk is used, every weight is 0.
+fp32 weights. `m7b`: a 7B-shaped bf16 checkpoint as a sparse file: no disk is used, every weight is 0. By name only: `m500` and
+`m1b`, random fp32 weights in the shapes of Qwen2.5-0.5B (hidden 896, 24 layers, 14/2 heads, FFN 4864, vocabulary 151,936; 2 GB)
+and Llama-3.2-1B (2048, 16, 32/8, 8192, 128,256; 5 GB).
 """
 
 from __future__ import annotations
@@ -47,6 +49,23 @@ LARGE = SMALL | {
     "tie_word_embeddings": False,
     "torch_dtype": "bfloat16",
 }
+HALF = SMALL | {
+    "hidden_size": 896,
+    "intermediate_size": 4864,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 14,
+    "num_key_value_heads": 2,
+    "vocab_size": 151936,
+}
+ONE = SMALL | {
+    "hidden_size": 2048,
+    "intermediate_size": 8192,
+    "num_hidden_layers": 16,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 64,
+    "vocab_size": 128256,
+}
 TOKENIZER = Path(__file__).parent.parent / "models" / "stdlib-5m"
 
 
@@ -86,12 +105,21 @@ def make(folder: Path, config: dict, dtype: str, item: int, fill: bool) -> None:
             f.truncate(8 + len(text) + offset)
 
 
+MADE = {
+    "m135": (SMALL, "F32", 4, True),
+    "m7b": (LARGE, "BF16", 2, False),
+    "m500": (HALF, "F32", 4, True),
+    "m1b": (ONE, "F32", 4, True),
+}
+
+
 def main() -> None:
-    """Make both."""
+    """Make the named ones, m135 and m7b by default."""
     folder = Path(sys.argv[1])
-    make(folder / "m135", SMALL, "F32", 4, fill=True)
-    make(folder / "m7b", LARGE, "BF16", 2, fill=False)
-    print(f"{folder / 'm135'}\n{folder / 'm7b'}")
+    for name in sys.argv[2:] or ["m135", "m7b"]:
+        config, dtype, item, fill = MADE[name]
+        make(folder / name, config, dtype, item, fill=fill)
+        print(folder / name)
 
 
 if __name__ == "__main__":
