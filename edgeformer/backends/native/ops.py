@@ -76,7 +76,16 @@ class NativeOps(Ops[Value]):
         return Value(self, self.program.buffer(width, kept=kept), 0, width)
 
     def record(self, op: Op, dst: Value | None, src: Value | None = None, **rest: Any) -> None:
-        """Append an instruction; numbers among `rest` become its numbers."""
+        """Append an instruction; numbers among `rest` become its numbers.
+
+        Raises:
+            NotCovered: an operand isn't what the instruction takes: it would compute something else.
+        """
+        whole_rows = (Op.LINEAR, Op.GLU, Op.MOE, Op.SOFTMAX, Op.TOPK, Op.SUM, Op.LAST)
+        if src is not None and src.heads != 1 and op in whole_rows:
+            raise NotCovered(f"the native back end has no {op.name.lower()} of single heads, which {self.place} uses")
+        if src is not None and any(p.inputs != src.width for p in rest.get("parts", ()) if op in (Op.LINEAR, Op.GLU)):
+            raise NotCovered(f"{self.place} applies a map to rows of {src.width} values that it isn't made for")
         fixed = {k: rest.pop(k) for k in ("parts", "weight", "bias", "table", "slopes", "sinks") if k in rest}
         numbers: dict[str, float] = {}
         values = {"dst": dst, "src": src} | {name: rest.pop(name, None) for name in ("other", "total", "middle")}
@@ -337,8 +346,6 @@ class NativeOps(Ops[Value]):
         return y
 
     def topk(self, x, count):
-        if x.heads != 1:
-            raise NotCovered(f"the native back end chooses among all entries of a row, unlike {self.place}")
         y, indices = self.like(x, count), self.like(x, count)
         self.record(Op.TOPK, y, x, total=indices, count=count, width=x.width)
         return y, indices
