@@ -19,7 +19,6 @@ from edgeformer.cli._common import (
     default_threads,
     echo,
     notes,
-    read_ids,
     status,
     threads_option,
     trust_code,
@@ -174,12 +173,13 @@ def settings_of(options: dict[str, Any], model: str) -> Any:
     check_outputs(options)
     ids: tuple[int, ...] = ()
     if options["text"] is not None:
+        from edgeformer.checkpoint.companions.text_file import ids_of
         from edgeformer.checkpoint.loading import load
 
         needed = max(options["prompts"]) + max(options["depths"])
         count = needed * max(*options["batches"], *options["concurrency"])
         loaded = load(model, allow_unread_config=options["allow_unread_config"])
-        ids = tuple(read_ids(loaded, options["text"], count).tolist())
+        ids = tuple(ids_of(options["text"], loaded.around, count).tolist())
     return Settings(
         prompts=options["prompts"],
         gens=options["gens"],

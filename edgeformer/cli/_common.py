@@ -87,29 +87,6 @@ def load_model(model: str, allow: bool = False, nonfinite: bool = False) -> Any:
     return loaded
 
 
-def read_ids(loaded: Any, text: str, limit: int | None = None) -> Any:
-    """Encode a text file with the model's own tokenizer: token ids int64 [T], T at most `limit`.
-
-    Raises:
-        InputError: the file is not UTF-8 or has no text.
-    """
-    from pathlib import Path
-
-    import numpy as np
-
-    from edgeformer.checkpoint.companions.tokenizer import load_tokenizer
-    from edgeformer.errors import InputError
-
-    try:
-        content = Path(text).read_text(encoding="utf-8")
-    except UnicodeDecodeError as e:
-        raise InputError(f"{text} is not UTF-8 text: {e.reason} at byte {e.start}") from e
-    ids = load_tokenizer(loaded.around).encode(content)
-    if not ids:
-        raise InputError(f"{text} is empty")
-    return np.array(ids[:limit], np.int64)
-
-
 def notes(lines: list[str]) -> None:
     """Print notes for the user on stderr."""
     for line in lines:

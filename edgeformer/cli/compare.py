@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from edgeformer.cli._bench import bench_options, chosen_runtimes, execute
-from edgeformer.cli._common import OutputFolder, byte_progress, load_model
+from edgeformer.cli._common import OutputFolder, byte_progress
 
 
 @click.command(
@@ -51,7 +51,6 @@ def command(model: str, precisions: str, output: str | None, weights: str, **opt
     wanted = tuple(dict.fromkeys(p.strip() for p in precisions.split(",") if p.strip()))
     if not wanted:
         raise InputError("--precisions is empty; give one or more of fp32, bf16, fp16, q4, q8")
-    load_model(model, options["allow_unread_config"]).require_weights()
     measure = partial(
         compare,
         model,

@@ -17,7 +17,6 @@ from edgeformer.cli._common import (
     load_model,
     notes,
     print_json,
-    read_ids,
     size,
 )
 from edgeformer.exporters import formats
@@ -134,8 +133,9 @@ def _cache(loaded: Any, kind: str, options: dict[str, Any]) -> None:
         raise InputError("--kv int8 and --calibration FILE need each other, and --to onnx")
     if kv is None:
         return
+    from edgeformer.checkpoint.companions.text_file import ids_of
     from edgeformer.quantization.calibration import calibration_windows
     from edgeformer.quantization.kv_scales import cache_scales
 
-    ids = calibration_windows(read_ids(loaded, text), 512, 32, loaded.spec.context, loaded.spec.vocab)
+    ids = calibration_windows(ids_of(text, loaded.around), 512, 32, loaded.spec.context, loaded.spec.vocab)
     options["cache_scales"] = cache_scales(loaded, ids)

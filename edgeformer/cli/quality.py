@@ -13,7 +13,6 @@ from edgeformer.cli._common import (
     default_threads,
     load_model,
     print_json,
-    read_ids,
     status,
     text_table,
     threads_option,
@@ -69,12 +68,15 @@ def command(
 ) -> None:
     """Measure the quality loss of quantization: perplexity, KL divergence and flipped tokens of SOURCES (artefacts, quantized
     checkpoints), each in its runtime, against the original in float32; and how much of that is the runtime's own error."""
+    from edgeformer.checkpoint.companions.text_file import ids_of
     from edgeformer.verification.quality import Settings, measure
 
     loaded = load_model(against, allow_unread_config, allow_nonfinite)
     settings = Settings(window=window, tokens=tokens, threads=default_threads(threads), cached=cached)
     with status("reading") as report:
-        rows = measure(sources, loaded, read_ids(loaded, text), runtimes=runtimes, settings=settings, report=report)
+        rows = measure(
+            sources, loaded, ids_of(text, loaded.around), runtimes=runtimes, settings=settings, report=report
+        )
     if as_json:
         print_json([row.as_dict() for row in rows])
     else:

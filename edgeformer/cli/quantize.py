@@ -19,7 +19,6 @@ from edgeformer.cli._common import (
     load_model,
     notes,
     print_json,
-    read_ids,
     size,
     text_table,
 )
@@ -129,9 +128,10 @@ def _calibration(loaded: Any, files: tuple[str, ...], samples: int, window: int)
     """The windows of the calibration text, and their entry in the manifest."""
     import numpy as np
 
+    from edgeformer.checkpoint.companions.text_file import ids_of
     from edgeformer.quantization.calibration import calibration_windows
 
-    ids = np.concatenate([read_ids(loaded, file) for file in files])
+    ids = np.concatenate([ids_of(file, loaded.around) for file in files])
     chosen = calibration_windows(ids, window, samples, loaded.spec.context, loaded.spec.vocab)
     return chosen, {"calibration": {"files": [Path(f).name for f in files], "windows": list(chosen.shape)}}
 

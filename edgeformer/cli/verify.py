@@ -17,7 +17,6 @@ from edgeformer.cli._common import (
     load_model,
     notes,
     print_json,
-    read_ids,
     text_table,
     threads_option,
     trust_code,
@@ -60,6 +59,7 @@ def command(
     as_json: bool,
 ) -> None:
     """Check that ARTEFACT's outputs match the original's; the verdict goes into its manifest. Exit code 1 if they don't."""
+    from edgeformer.checkpoint.companions.text_file import ids_of
     from edgeformer.errors import VerificationFailed
     from edgeformer.verification.parity import verify
     from edgeformer.verification.verdict import FAIL
@@ -73,7 +73,7 @@ def command(
         generate=gen,
         threads=default_threads(threads),
         seed=seed,
-        ids=None if text is None else read_ids(loaded, text, length),
+        ids=None if text is None else ids_of(text, loaded.around, length),
     )
     if as_json:
         print_json(made.as_dict())

@@ -86,6 +86,8 @@ def compare(
         ExportError: an export needed by an explicitly named runtime failed.
     """
     loaded = load(model, **(load_options or {}))
+    for line in loaded.notes:
+        note(line)
     loaded.require_weights()
     settings = settings or Settings()
     check_lengths(settings, loaded.spec, loaded.spec.context, model)
