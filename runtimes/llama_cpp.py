@@ -7,8 +7,9 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import unicodedata
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -28,7 +29,7 @@ _ERROR = 4  # ggml_log_level
 _errors: list[str] = []
 
 
-def _keep_log(llama: Any) -> None:
+def _keep_log(llama: ModuleType) -> None:
     """Keep only the errors of llama.cpp's log (hundreds of lines), for messages. The callback lives as long as the module."""
     global _log
 
@@ -45,12 +46,12 @@ class LlamaSession(Session):
     """One sequence in one context."""
 
     def __init__(self, folder: Path, options: Options):
-        import llama_cpp
-
+        # not `import llama_cpp`: where that package is missing, a type checker takes this file for it
+        llama_cpp = import_module("llama_cpp")
         manifest = bundle.opened(folder)
         super().__init__(bundle.read_spec(folder), options)
         self.manifest = manifest
-        self.llama: Any = llama_cpp
+        self.llama = llama_cpp
         _keep_log(llama_cpp)
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()

@@ -7,6 +7,7 @@ both in float32. Variant `default` leaves OpenVINO's defaults.
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +27,12 @@ class OpenVinoSession(Session):
     """A compiled model and one infer request; each step's outputs are the next one's inputs."""
 
     def __init__(self, folder: Path, options: Options):
-        import openvino
-
+        # not `import openvino`: where that package is missing, a type checker takes this file for it
+        openvino = import_module("openvino")
         manifest = bundle.opened(folder)
         super().__init__(bundle.read_spec(folder), options)
         self.capacity = min(self.capacity, manifest["context"] or self.capacity)
-        self.openvino: Any = openvino
+        self.openvino = openvino
         self.core, self.file = openvino.Core(), bundle.model_files(folder, manifest)[0]
         self.where = options.variant.upper() if options.variant in ("gpu", "npu") else "CPU"
         if self.where not in {device.split(".")[0] for device in self.core.available_devices}:
