@@ -5,15 +5,12 @@ from __future__ import annotations
 from typing import TypedDict, TypeVar, Unpack
 
 from edgeformer.errors import SpecError
-from edgeformer.layers.block import Block
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
-from edgeformer.layers.parallel_block import ParallelBlock
-from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.layers.rope import Rope
 from edgeformer.models._config import HfConfig
 from edgeformer.models._rope import rope
-from edgeformer.spec import Layer, Norm
+from edgeformer.spec import Layer, Norm, layers
 
 Kind = TypeVar("Kind", bound=Layer)
 
@@ -70,10 +67,9 @@ def attention_of(block: Layer, kind: type[Kind]) -> Kind:
     """A block's attention, for names that depend on its sizes.
 
     Raises:
-        SpecError: it is of another kind.
+        SpecError: it has none of this kind.
     """
-    attention = block.attention if isinstance(block, (Block, ParallelBlock, PostNormBlock)) else None
-    if not isinstance(attention, kind):
-        found = "no attention" if attention is None else f"attention of kind {attention.kind}"
-        raise SpecError(f"{block.kind}: the family's tensors are those of {kind.kind}, but it has {found}")
+    attention = next((layer for _, layer, _ in layers(block, 1) if isinstance(layer, kind)), None)
+    if attention is None:
+        raise SpecError(f"{block.kind}: the family's tensors are those of {kind.kind}, but it has no such attention")
     return attention

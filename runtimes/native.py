@@ -1,8 +1,8 @@
 """edgeformer's own CPU engine: C++ kernels for this processor's instruction set, one call per step.
 
-It opens checkpoints, and ONNX artefacts as such: their bits, not their graph. Weights of q4 and q8 meet activations rounded to
-int8, as in llama.cpp; all others are computed in float32. Keys and values are kept in fp32; the variant `kv-f16` keeps them in
-fp16.
+It opens checkpoints and ONNX artefacts; of an artefact it takes the weights, bit for bit, and not the graph. Weights of q4 and q8
+meet activations rounded to int8, as in llama.cpp; all others are computed in float32. Keys and values are kept in fp32; the
+variant `kv-f16` keeps them in fp16.
 """
 
 from __future__ import annotations
@@ -31,9 +31,7 @@ class NativeSession(Session):
             self.compute = "int8"
 
     def _step(self, ids, mask, all_positions):
-        logits = self.decoder.step(
-            ids, None if mask.all() else mask, keep=0 if all_positions else 1, prefix=self.prefix
-        )  # fmt: skip
+        logits = self.decoder.step(ids, mask, keep=0 if all_positions else 1, prefix=self.prefix)
         return logits if all_positions else logits[:, -1]
 
     def _reset(self):
@@ -62,7 +60,7 @@ class Runtime(base.Runtime):
 
     opens = "checkpoint"
     also_opens = ("onnx",)
-    packages = ("numpy",)
+    packages = ("edgeformer",)
     tasks = (Task.TEXT_GENERATION,)
     prefixes = True
     variants = ("kv-f16",)

@@ -5,24 +5,27 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import tolerances
+from click.testing import CliRunner
 from component_cases import COMPONENTS, PREFIXED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import STDLIB, random_ids, run_cached, saved
 
-from edgeformer.backends.native.library import LIBRARY, load_library
+from edgeformer.backends.native.library import LIBRARY, load_library, status
 from edgeformer.backends.native.model import NativeDecoder, NativeModel
-from edgeformer.backends.native.program import ACTS, Instruction, Kind, Op, Part, Program, Recorded
+from edgeformer.backends.native.program import ACTS, TILE, Instruction, Kind, Op, Part, Program, Recorded
 from edgeformer.backends.native.record import record
 from edgeformer.backends.native.values import NotCovered
 from edgeformer.backends.numpy import NumpyModel, NumpyOps
 from edgeformer.checkpoint.loading import load
+from edgeformer.cli import cli
 from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.exporters.onnx.exporter import export_onnx
 from edgeformer.inference.lookup import require
@@ -107,19 +110,22 @@ def run(program, weights, tokens, *, isa, threads=1, capacity=64):
     return out
 
 
-def product(kind, inputs, outputs, rows, *, isa, threads=1, act="identity", bias=True, glu=False, seed=0):
-    """A program of one product of random rows, its result, and the one in float64."""
+def product(kind, inputs, outputs, rows, *, isa, threads=1, act="identity", bias=True, glu=False, seed=0, fault=None):
+    """A program of one product of random rows, its result, and the one in float64. fault: a value in the middle of row 1."""
     rng = np.random.default_rng(seed)
     x = rng.normal(size=(rows, inputs)).astype(np.float32)
+    if fault is not None:
+        x[1, inputs // 2] = fault
     names = ["a", "b"] if glu else ["a"]
     made = {n: stored(rng.normal(size=(outputs, inputs)).astype(np.float32) * 0.1, kind) for n in names}
     biases = {f"{n}.bias": rng.normal(size=outputs).astype(np.float32) for n in names if bias}
     parts = tuple(Part(n, inputs, outputs, f"{n}.bias" if bias else None) for n in names)
-    program = Program(max(outputs, rows), tables={"rows": x})  # ids are rows of the table
+    vocab = max(outputs, rows)  # ids are rows of the table
+    program = Program(vocab, tables={"rows": np.concatenate([x, np.zeros((vocab - rows, inputs), np.float32)])})
     given_rows = program.buffer(inputs, kept=False)
     last = program.buffer(inputs, kept=True)
     program.code = [
-        Recorded(Op.EMBED, given_rows, parts=(Part("rows", inputs, rows),), numbers={"width": inputs, "scale": 1.0}),
+        Recorded(Op.EMBED, given_rows, parts=(Part("rows", inputs, vocab),), numbers={"width": inputs, "scale": 1.0}),
         Recorded(Op.LAST, last, given_rows, numbers={"width": inputs}),
         Recorded(Op.GLU if glu else Op.LINEAR, None, last, parts=parts, numbers={"act": ACTS.index(act)}),
     ]
@@ -148,6 +154,19 @@ def test_gated_products_and_activations(act, isa):
     for glu in (True, False):
         found, expected, terms = product(Kind.FP32, 48, 20, 5, isa=isa, act=act, glu=glu)
         assert (np.abs(found - expected) / np.maximum(terms, np.abs(expected))).max() <= 2 * tolerances.KERNEL
+
+
+@pytest.mark.parametrize("isa", isas())
+@pytest.mark.parametrize("fault", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("kind", Kind)
+def test_a_fault_stays_visible_and_in_its_row(kind, fault, isa):
+    """Int8 codes have no NaN and no infinity: the scales carry them."""
+    for glu in (False, True):
+        with np.errstate(invalid="ignore"):  # the oracle's own infinities
+            made = product(kind, 96, 20, 3, isa=isa, act="silu", glu=glu, bias=False, fault=fault)
+        assert not np.isfinite(made[0][1]).any()
+        found, expected, terms = (x[[0, 2]] for x in made)
+        assert (np.abs(found - expected) / terms).max() <= 2 * tolerances.KERNEL
 
 
 @settings(max_examples=60, deadline=None, database=None, derandomize=True)
@@ -349,10 +368,35 @@ def test_tokens_and_lengths_are_checked():
         decoder.step(np.zeros((1, 17), np.int64))
 
 
+def test_the_mirrors_of_the_sources():
+    """`program.py` repeats declarations of the C++ sources, in their order."""
+    engine, kernels = ((LIBRARY.sources / name).read_text("utf-8") for name in ("engine.h", "kernels.h"))
+
+    def enumerators(source, name):
+        body = re.search(rf"enum class {name} : int32_t {{(.*?)}};", source, re.S)
+        return [n.upper() for n in re.findall(r"\bk(\w+)", re.sub(r"//.*", "", body[1]))]
+
+    assert enumerators(engine, "Op") == [op.name for op in sorted(Op)]
+    floats = {"F32": "FP32", "F16": "FP16"}
+    assert [floats.get(n, n) for n in enumerators(kernels, "Kind")] == [kind.name for kind in sorted(Kind)]
+    acts = ["identity" if a == "NONE" else a.lower() for a in enumerators(kernels, "Act")]
+    assert acts == [act.replace("_", "") for act in ACTS]
+    assert int(re.search(r"kLanes = (\d+)", kernels)[1]) == TILE
+    body = re.sub(r"//.*", "", re.search(r"struct Instruction {(.*?)};", engine, re.S)[1])
+    types = {"Op": ctypes.c_int32, "int32_t": ctypes.c_int32, "float": ctypes.c_float}
+    fields = [
+        (name, types[kind]) for kind, names in re.findall(r"(\w+) ([^;]+);", body) for name in re.findall(r"\w+", names)
+    ]
+    assert fields == [(name, kind) for name, kind in Instruction._fields_]
+
+
 def test_an_instruction_set_that_is_not_here(monkeypatch):
     monkeypatch.setenv("EDGEFORMER_ISA", "sse9")
     with pytest.raises(InputError, match="'sse9'"):
         load_library().isa()
+    monkeypatch.setenv("EDGEFORMER_NATIVE", str(LIBRARY.path()))  # built: the list shows what is wrong, and goes on
+    assert "'sse9'" in status()
+    assert CliRunner().invoke(cli, ["runtimes"]).exit_code == 0
 
 
 def test_a_library_of_another_version(monkeypatch, tmp_path):

@@ -11,7 +11,7 @@ from edgeformer.cli._common import as_json, echo, print_json, text_table
 @as_json
 def command(as_json: bool) -> None:
     """List runtimes: installed ones with their versions, missing ones with the exact line that installs them."""
-    from edgeformer.backends.native.library import LIBRARY, built_facts
+    from edgeformer.backends.native.library import status
     from edgeformer.exporters.onnx import kernels
     from edgeformer.inference import lookup
 
@@ -29,9 +29,7 @@ def command(as_json: bool) -> None:
                 "missing": missing,
             }
         )
-    library, engine = kernels.LIBRARY.status(), LIBRARY.status()
-    if facts := built_facts():
-        engine += "; " + ", ".join(facts)
+    library, engine = kernels.LIBRARY.status(), status()
     if as_json:
         print_json({"runtimes": rows, "kernels": library, "native": engine})
         return

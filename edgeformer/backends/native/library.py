@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeformer.backends.native.build import NativeLibrary
 from edgeformer.backends.native.program import Instruction
-from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.errors import EdgeformerError, InputError, RuntimeUnavailable
 
 LIBRARY = NativeLibrary(
     Path(__file__).parent / "src", "edgeformer_native", "EDGEFORMER_NATIVE", "the runtime `native` isn't available"
@@ -102,15 +102,19 @@ def pointer(array: np.ndarray | None) -> int | None:
     return None if array is None else array.ctypes.data
 
 
-def built_facts() -> list[str]:
-    """The instruction set in use, and whether the system gives out 2 MB pages; empty while the library isn't built."""
+def status() -> str:
+    """One line for `edgeformer runtimes`: where the library is, the instruction set in use, huge pages; or what is wrong."""
+    found = LIBRARY.status()
     if not LIBRARY.exists():
-        return []
-    return [f"instruction set {load_library().isa()}", huge_pages()]
+        return found
+    try:
+        return f"{found}; instruction set {load_library().isa()}, {huge_pages()}"
+    except EdgeformerError as e:  # a list of runtimes shows what is broken, and goes on
+        return f"{found}; {e}"
 
 
 def huge_pages() -> str:
-    """Whether memory can be in 2 MB pages: on virtual machines they double the bandwidth of one core."""
+    """Whether memory can be in 2 MB pages (see `src/memory.h`)."""
     file = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if not file.exists():
         return "huge pages as the system decides"

@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeformer.backends.native.library import load_library, pointer
 from edgeformer.backends.native.program import (
+    TILE,
     Constant,
     Instruction,
     Kind,
@@ -25,8 +26,6 @@ from edgeformer.backends.numpy import NumpyOps
 from edgeformer.weights.binding import Weights
 from edgeformer.weights.formats import QuantizedTensor
 
-TILE = 16
-"""Rows of a tile."""
 MAX_NEW = 256
 """Tokens per sequence that one step computes; longer prompts are cut."""
 
@@ -66,7 +65,11 @@ class NativeModel:
         self.code = code
         self.per_length = [(layer, self._vector(constant)) for layer, constant in program.per_length]
         self.matrix_kinds = kinds
-        self.kinds = {kinds[p.weight] for i in code for p in i.parts if i.op is not Op.LOOKUP}
+
+    @property
+    def kinds(self) -> set[Kind]:
+        """The kinds of its products' weights."""
+        return {self.matrix_kinds[p.weight] for i in self.code for p in i.parts if i.op is not Op.LOOKUP}
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):
@@ -126,53 +129,48 @@ class NativeModel:
         first = 0
         for n, part in enumerate(i.parts):
             tile, step = (n, 2) if i.op is Op.GLU else (first, 1)
-            for row, data, scales in self._rows(part, kind):
-                fill = (number, tile, step, row, len(data), pointer(data), pointer(scales))
-                self.library.call("ef_matrix_fill", self.handle, *fill)
+            self._fill(number, tile, step, *self._data(part, kind))
             first += tiles[n]
         self._matrices[key] = number
         return number
 
+    def _fill(self, matrix: int, tile: int, step: int, data: np.ndarray, scales: np.ndarray | None) -> None:
+        """Put all rows of a part into the matrix's tiles `tile`, `tile + step`, ..."""
+        fill = (matrix, tile, step, 0, len(data), pointer(data), pointer(scales))
+        self.library.call("ef_matrix_fill", self.handle, *fill)
+
     def _experts(self, i: Recorded, kinds: dict[str, Kind]) -> tuple[int, int]:
         """The first of the experts' gates and ups, and of their downs; the others follow. One tensor is in memory at a time."""
-        gate, up, down = i.parts[0], i.parts[1], i.parts[2]
-        count, tiles = len(i.parts) // 3, -(-gate.outputs // TILE)
+        gate, up, down = i.parts
+        tiles = -(-gate.outputs // TILE)
         shapes = [(gate, 2 * gate.outputs, 2 * tiles), (down, down.outputs, -(-down.outputs // TILE))]
         numbers = [
             [
                 self.library.call("ef_matrix_new", self.handle, kinds[part.weight], rows, part.inputs, tile_count)
-                for _ in range(count)
+                for _ in range(int(i.numbers["heads"]))
             ]
             for part, rows, tile_count in shapes
         ]
         for part, made, tile, step in ((gate, numbers[0], 0, 2), (up, numbers[0], 1, 2), (down, numbers[1], 0, 1)):
-            whole = np.asarray(self._weights[part.weight])
-            if kinds[part.weight] is Kind.FP32:
-                whole = whole.astype(np.float32, copy=False)
-            for number, weight in zip(made, whole, strict=True):
-                data = np.ascontiguousarray(weight)
-                fill = (number, tile, step, 0, part.outputs, pointer(data), None)
-                self.library.call("ef_matrix_fill", self.handle, *fill)
+            for number, weight in zip(made, np.asarray(self._weights[part.weight]), strict=True):
+                self._fill(number, tile, step, _plain(weight, kinds[part.weight]), None)
         return numbers[0][0], numbers[1][0]
 
-    def _rows(self, part: Part, kind: Kind) -> Iterator[tuple[int, np.ndarray, np.ndarray | None]]:
-        """(first row, rows, scales or None) of a weight, as files hold them. One weight is in memory at a time."""
+    def _data(self, part: Part, kind: Kind) -> tuple[np.ndarray, np.ndarray | None]:
+        """A weight's rows, and their scales or None, as files hold them."""
         if part.weight in self._tables:
-            yield 0, np.ascontiguousarray(self._tables[part.weight], np.float32), None
-            return
+            return np.ascontiguousarray(self._tables[part.weight], np.float32), None
         source = self._weights.sources[part.weight]
         if kind.quantized:
             assert isinstance(source.stored, QuantizedTensor)
             codes, scales = source.stored.quantized()
             shape = (part.outputs, -1)
-            yield 0, np.ascontiguousarray(codes).reshape(shape), np.ascontiguousarray(scales).reshape(shape)
-            return
-        array = source.read().reshape(part.outputs, part.inputs)
-        yield (
-            0,
-            np.ascontiguousarray(array if kind in (Kind.FP16, Kind.BF16) else array.astype(np.float32, copy=False)),
-            None,
-        )
+            return np.ascontiguousarray(codes).reshape(shape), np.ascontiguousarray(scales).reshape(shape)
+        return _plain(source.read().reshape(part.outputs, part.inputs), kind), None
+
+
+def _plain(array: np.ndarray, kind: Kind) -> np.ndarray:
+    return np.ascontiguousarray(array.astype(np.float32, copy=False) if kind is Kind.FP32 else array)
 
 
 def _biases(i: Recorded) -> tuple[Constant | None, Constant | None]:
@@ -267,15 +265,15 @@ class NativeDecoder:
             )
 
     def _step(self, ids, mask, counted, start, keep, prefix, out) -> None:
-        new, capacity = ids.shape[1], self.model.capacity
+        new = ids.shape[1]
         ids = np.ascontiguousarray(ids, np.int64)
         valid = keys = None
         if counted is None:
             queries = np.broadcast_to(np.arange(start, start + new, dtype=np.int32), ids.shape)
         else:
-            queries = counted[:, start : start + new]
-            keys, valid = np.zeros((len(ids), capacity), np.int32), np.zeros((len(ids), capacity), np.uint8)
-            keys[:, : counted.shape[1]], valid[:, : mask.shape[1]] = counted, mask != 0
+            end = start + new
+            queries, keys = counted[:, start:end], np.ascontiguousarray(counted[:, :end])
+            valid = np.ascontiguousarray(mask[:, :end] != 0, np.uint8)
         queries = np.ascontiguousarray(queries)
         positions = np.maximum(queries, 0)
         lengths = None if prefix is None else np.ascontiguousarray(prefix, np.int32)

@@ -16,6 +16,7 @@ from edgeformer.layers.rope import Rope
 from edgeformer.ops.fused import Bias, Ops, Rotary
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.spec import Model
+from edgeformer.weights.formats import GROUP
 
 if TYPE_CHECKING:
     from edgeformer.backends.native.record import LinearHandle, StackedHandle
@@ -83,9 +84,11 @@ class NativeOps(Ops[Value]):
         """
         whole_rows = (Op.LINEAR, Op.GLU, Op.MOE, Op.SOFTMAX, Op.TOPK, Op.SUM, Op.LAST)
         if src is not None and src.heads != 1 and op in whole_rows:
-            raise NotCovered(f"the native back end has no {op.name.lower()} of single heads, which {self.place} uses")
+            raise NotCovered(f"the native back end has no `{op.name.lower()}` per head, which {self.place} uses")
         if src is not None and any(p.inputs != src.width for p in rest.get("parts", ()) if op in (Op.LINEAR, Op.GLU)):
-            raise NotCovered(f"{self.place} applies a map to rows of {src.width} values that it isn't made for")
+            raise NotCovered(
+                f"{self.place} applies a linear map to {src.width} channels, another number than its inputs"
+            )
         fixed = {k: rest.pop(k) for k in ("parts", "weight", "bias", "table", "slopes", "sinks") if k in rest}
         numbers: dict[str, float] = {}
         values = {"dst": dst, "src": src} | {name: rest.pop(name, None) for name in ("other", "total", "middle")}
@@ -93,9 +96,13 @@ class NativeOps(Ops[Value]):
             fixed[name] = None if value is None else value.buffer
             if value is not None and name != "middle":
                 if value.buffer is self.nothing.buffer or any(map(value.overlaps, self._changed)):
-                    raise NotCovered(f"{self.place} uses a value again that another instruction has changed")
+                    raise NotCovered(
+                        f"{self.place} reads queries or keys after attention, which the native back end rotates in place"
+                    )
                 if value.turned is not None and op not in (Op.APPEND, Op.ROTATE):
-                    raise NotCovered(f"{self.place} computes with rotated heads before they are cached or used")
+                    raise NotCovered(
+                        f"{self.place} computes with rotated heads; the native back end only caches them or attends with them"
+                    )
                 numbers[f"{name}_at"] = value.at
         self.program.code.append(Recorded(op, numbers={**numbers, **rest}, path=self.path, **fixed))
 
@@ -108,7 +115,9 @@ class NativeOps(Ops[Value]):
         y = self.like(x)
         if isinstance(other, Value):
             if other.width != x.width or other.buffer.kept != x.buffer.kept:
-                raise NotCovered(f"{self.place} combines rows of {x.width} and {other.width} values")
+                raise NotCovered(
+                    f"{self.place} combines {x.width} channels with {other.width}; the native back end doesn't broadcast"
+                )
             self.record(op, y, x, other=other, width=x.width)
         elif isinstance(other, Vector):
             self.record(op, y, x, weight=other.repeated(x.width), width=x.width)
@@ -157,7 +166,7 @@ class NativeOps(Ops[Value]):
                 return replace(x, heads=heads)
             case (0, -1, int(width)) if width == x.width:
                 return replace(x, heads=1)
-        raise NotCovered(f"the native back end can't reshape rows as {self.place} does")
+        raise NotCovered(f"the native back end reshapes only to heads and back, unlike {self.place}")
 
     def split(self, x, sizes, axis):
         if axis != -1 or x.heads != 1 or x.turned is not None:
@@ -320,7 +329,7 @@ class NativeOps(Ops[Value]):
             )  # fmt: skip
             q = replace(y, heads=q.heads)
         if bias is not None:
-            raise NotCovered("the native back end adds biases only where a layer caches and attends at once")
+            raise NotCovered(f"the native back end takes position biases in `attend` only, unlike {self.place}")
         kv_heads, dim, value_dim = self.program.caches[k.cache]
         y = self.like(q, q.heads * value_dim)
         self.record(
@@ -353,9 +362,9 @@ class NativeOps(Ops[Value]):
     def moe(self, x, weights, chosen, gate: StackedHandle, up: StackedHandle, down: StackedHandle, *, act, count):
         if act not in ACTS:
             raise NotCovered(f"the native back end has no activation {act!r}")
-        padded = -(-gate.part.outputs // 32) * 32
+        padded = -(-gate.part.outputs // GROUP) * GROUP
         y, middle = self.like(x, down.part.outputs), self.like(x, chosen.width * padded)
-        parts = tuple(replace(h.part, entry=e) for e in range(count) for h in (gate, up, down))
+        parts = (gate.part, up.part, down.part)
         self.record(
             Op.MOE, y, x, other=weights, total=chosen, middle=middle, parts=parts, act=ACTS.index(act), count=chosen.width,
             heads=count, value_dim=gate.part.outputs, width=down.part.outputs,

@@ -52,6 +52,8 @@ class Kind(IntEnum):
         return self in (Kind.Q8, Kind.Q4)
 
 
+TILE = 16
+"""Rows of a tile: `kLanes` of `src/kernels.h`."""
 ACTS = ("identity", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "sigmoid", "tanh")
 """Activations in the order of `Act` in `src/kernels.h`."""
 
@@ -124,16 +126,14 @@ class Part:
     inputs: int
     outputs: int
     bias: str | None = None
-    entry: int | None = None
-    """Which one it is of a stack of maps in one tensor."""
 
 
 @dataclass(frozen=True)
 class Recorded:
     """An instruction before numbers are given out: buffers are objects (None: the logits), vectors are constants.
 
-    parts: of LINEAR, maps of one input whose outputs lie side by side; of GLU, gate and up; of MOE, each expert's gate, up
-    and down; of EMBED and LOOKUP, the table.
+    parts: of LINEAR, maps of one input whose outputs lie side by side; of GLU, gate and up; of MOE, the stacks of gates,
+    ups and downs; of EMBED and LOOKUP, the table.
     numbers: fields of `Instruction` by name; path: the layer's, or the part's, for profiles.
     """
 
@@ -195,7 +195,7 @@ def expanded(code: list[Recorded], kinds: Mapping[str, Kind], new: Callable[...,
     out: list[Recorded] = []
     for i in code:
         found = {kinds[p.weight] for p in i.parts}
-        if i.op is Op.LINEAR and len(i.parts) > 1 and (len(found) > 1 or any(p.outputs % 16 for p in i.parts)):
+        if i.op is Op.LINEAR and len(i.parts) > 1 and (len(found) > 1 or any(p.outputs % TILE for p in i.parts)):
             at = 0
             for part in i.parts:
                 out.append(replace(i, parts=(part,), numbers={**i.numbers, "dst_at": at}))
@@ -206,7 +206,7 @@ def expanded(code: list[Recorded], kinds: Mapping[str, Kind], new: Callable[...,
             gated, upped = new(gate.outputs, kept=i.dst.kept), new(up.outputs, kept=i.dst.kept)
             out.append(replace(i, op=Op.LINEAR, dst=gated, parts=(gate,)))
             out.append(replace(i, op=Op.LINEAR, dst=upped, parts=(up,), numbers={**i.numbers, "act": 0}))
-            out.append(Recorded(Op.MUL, i.dst, gated, upped, numbers={"width": gate.outputs}))
+            out.append(Recorded(Op.MUL, i.dst, gated, upped, numbers={"width": gate.outputs}, path=i.path))
         else:
             out.append(i)
     return out
@@ -234,6 +234,6 @@ def places(code: list[Recorded]) -> tuple[dict[int, int], list[int]]:
 
 
 def quantized_buffers(code: list[Recorded], kinds: Mapping[str, Kind]) -> set[int]:
-    """Numbers of the buffers whose rows are also needed as int8, since a quantized matrix reads them."""
+    """Numbers of the buffers whose rows are also needed as int8: those that a quantized matrix reads."""
     products = (Op.LINEAR, Op.GLU)
     return {i.src.number for i in code if i.op in products and i.src is not None and kinds[i.parts[0].weight].quantized}

@@ -47,12 +47,18 @@ class Vector:
         return Vector(Constant(self.constant.names, lambda *x: change(make(*x))), self.size)
 
     def __add__(self, other: float) -> Vector:
+        self._check(other)
         return self._with(lambda x: x + np.float32(other))
 
     def __mul__(self, other: float) -> Vector:
+        self._check(other)
         return self._with(lambda x: x * np.float32(other))
 
     __radd__, __rmul__ = __add__, __mul__
+
+    def _check(self, other: object) -> None:
+        if not isinstance(other, (int, float)):
+            raise NotCovered("the native back end combines a vector of weights with numbers only")
 
     def repeated(self, width: int) -> Constant:
         """The vector's constant; one number is repeated `width` times."""

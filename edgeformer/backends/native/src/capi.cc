@@ -1,6 +1,7 @@
 // The C ABI. Functions return 0, or -1 and leave a message for ef_error; no exception crosses.
 #include <cstring>
 #include <exception>
+#include <new>
 #include <string>
 
 #include "engine.h"
@@ -22,6 +23,9 @@ int guarded(const Body& body) {
   try {
     body();
     return 0;
+  } catch (const std::bad_alloc&) {
+    message = "out of memory; use a smaller capacity, batch or model";
+    return -1;
   } catch (const std::exception& e) {
     message = e.what();
     return -1;

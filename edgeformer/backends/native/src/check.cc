@@ -248,6 +248,68 @@ std::vector<float> stepped(const Kernels& k, int threads) {
   return all;
 }
 
+void expect_faulty(const float* found, int64_t count, const char* what, const char* isa, int64_t detail) {
+  for (int64_t i = 0; i < count; ++i)
+    if (std::isfinite(found[i])) {
+      std::printf("%s on %s (%lld): %g of a row with NaN or infinity\n", what, isa, static_cast<long long>(detail), found[i]);
+      ++failures;
+      return;
+    }
+}
+
+// NaN and infinity must reach the result: a model that is broken must not look sound.
+void check_faults(const Kernels& k) {
+  for (float fault : {NAN, INFINITY, -INFINITY}) {
+    for (Kind kind : {Kind::kQ8, Kind::kQ4})
+      for (int64_t rows : {1, 4, 9}) {
+        const int64_t cols = 96, outputs = 40, groups = cols / kGroup;
+        Model model(&k, 1);
+        const Matrix m = model.matrices[static_cast<size_t>(add_random(model, kind, outputs, cols))];
+        Int8Rows in(k, rows, cols);
+        in.x[static_cast<size_t>((rows - 1) * cols + 50)] = fault;
+        const int64_t last = rows - 1;
+        k.quantize(in.x.data() + last * cols, cols,
+                   {in.codes.data() + last * cols, in.scales.data() + last * groups, in.sums.data() + last * groups});
+        std::vector<float> out(static_cast<size_t>(rows * outputs));
+        k.linear(m, 0, m.tile_count, in.view, 0, rows, out.data(), outputs, nullptr, Act::kNone);
+        expect_faulty(out.data() + last * outputs, outputs, "linear", k.name, static_cast<int64_t>(kind));
+        for (int64_t i = 0; i < last * outputs; ++i)
+          if (!std::isfinite(out[static_cast<size_t>(i)])) {
+            std::printf("a fault left its row on %s\n", k.name);
+            ++failures;
+            break;
+          }
+      }
+    std::vector<float> x = normal(40), y(x.size());
+    x[20] = fault;
+    k.norm(NormKind::kRms, x.data(), nullptr, nullptr, y.data(), 40, nullptr, nullptr, 1e-5f);
+    expect_faulty(&y[20], 1, "norm", k.name, 0);
+  }
+  for (int act = 0; act <= static_cast<int>(Act::kTanh); ++act) {
+    std::vector<float> x(20, NAN);
+    k.activate(static_cast<Act>(act), x.data(), 20);
+    expect_faulty(x.data(), 20, "activation", k.name, act);
+  }
+  for (float softcap : {0.0f, 5.0f})
+    for (bool in_query : {true, false}) {
+      const int32_t dim = 16, keys_count = 40;
+      std::vector<float> keys = normal(48 * dim), values = normal(48 * dim), q = normal(dim), out(static_cast<size_t>(dim));
+      std::vector<float> scratch(static_cast<size_t>(kScratch));
+      (in_query ? q[3] : values[5 * dim + 3]) = NAN;
+      float top = 0, total = 0;
+      const int32_t at = keys_count - 1;
+      Attention a{};
+      a.q = q.data(), a.q_stride = dim, a.rows = 1, a.heads = 1, a.dim = a.value_dim = dim;
+      a.keys = keys.data(), a.values = values.data(), a.cache = CacheKind::kF32;
+      a.end = keys_count, a.scale = 0.2f, a.causal = true, a.softcap = softcap, a.query_positions = &at;
+      a.maxima = &top, a.totals = &total, a.outputs = out.data(), a.out_stride = dim, a.row_stride = 1;
+      a.scratch = scratch.data();
+      k.attend(a);
+      out[3] /= total;
+      expect_faulty(&out[3], 1, "attention", k.name, in_query ? 1 : 0);
+    }
+}
+
 void check_halves() {
   for (uint32_t h = 0; h < 65536; ++h) {
     const float f = from_half(static_cast<uint16_t>(h));
@@ -290,7 +352,9 @@ int main() {
     check_rows(*k, portable);
     check_attention<float>(*k, portable);
     check_attention<uint16_t>(*k, portable);
+    check_faults(*k);
     const std::vector<float> alone = stepped(*k, 1);
+    // not 0: other ranges of keys round differently, and a last bit can move an int8 code of what is read from them
     for (int threads : {2, 3, 8}) expect_close(stepped(*k, threads), alone, 1e-2f, "threads", k->name, threads);
   }
   std::printf("%d instruction sets, %d failures\n", checked, failures);

@@ -1,7 +1,7 @@
 // A model as a list of instructions over rows of activations, and its sessions. `program.py` writes the instructions.
 #pragma once
 #include <algorithm>
-#include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -84,7 +84,7 @@ class Session {
   Session(const Model& model, int64_t batch, int64_t capacity, int threads, CacheKind cache);
 
   // One forward pass of `count` new tokens per sequence.
-  // ids, positions [batch, count]; query_positions [batch, count]; key_positions, valid [batch, capacity] or null;
+  // ids, positions [batch, count]; query_positions [batch, count]; key_positions, valid [batch, start + count] or null;
   // prefix [batch] or null; out [batch, keep or count, vocab].
   struct Inputs {
     const int64_t* ids;
@@ -156,6 +156,7 @@ class Session {
   int64_t rows_ = 0, kept_ = 0;  // of the step
   Memory partial_;                // of attentions: sums of values, then largest scores and totals
   float *outputs_ = nullptr, *maxima_ = nullptr, *totals_ = nullptr;
+  std::mutex mutex_;  // of a step: two at once would write to the same rows
   Phases phases_;
   Team team_;
 };

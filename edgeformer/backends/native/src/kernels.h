@@ -1,4 +1,4 @@
-// What the engine asks of an instruction set: a table of functions, one per file isa_*.cc, all compiled from kernels/*.h.
+// What the engine asks of an instruction set: a table of functions, one per file isa_*.cc, all compiled from the same headers.
 //
 // Weights lie in tiles of 16 output rows, interleaved so that the rows are the lanes of a vector: a product reads one
 // sequential stream and needs no horizontal sums. A tile holds, per input (fp32, fp16, bf16) 16 numbers; per group of 32
@@ -97,6 +97,7 @@ struct Kernels {
   // Tiles 2i are gates, tiles 2i + 1 ups: out[r][i] = act(gate) * up, for pairs of tiles [pair0, pair1).
   void (*glu)(const Matrix&, int64_t pair0, int64_t pair1, const Rows& in, int64_t r0, int64_t r1, float* out,
               int64_t out_stride, const float* gate_bias, const float* up_bias, Act act);
+  // A row that holds NaN or infinity makes a product NaN, as it would in floating point.
   void (*quantize)(const float* x, int64_t count, const Codes& to);
   // total = x + d (d may be null; total too), y = norm(total) * weight + bias (which may be null).
   void (*norm)(NormKind kind, const float* x, const float* d, float* total, float* y, int64_t count, const float* weight,

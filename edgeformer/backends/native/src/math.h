@@ -7,10 +7,9 @@
 namespace edgeformer {
 namespace {
 
-// e ** x, relative error below 2e-7; 0 below -87, at most e ** 88.
+// e ** x, relative error below 2e-7, for x from -87 to 88; e ** -87 below, e ** 88 above.
 inline F exp(F x) {
-  const F top = set1(88.0f), bottom = set1(-87.0f);
-  x = max(min(x, top), bottom);
+  x = max(set1(-87.0f), min(set1(88.0f), x));  // in this order: min and max return their second operand where one is NaN
   const F n = round(mul(x, set1(1.44269504f)));
   F r = fma(n, set1(-0.693359375f), x);
   r = fma(n, set1(2.12194440e-4f), r);
@@ -52,8 +51,8 @@ inline F apply(F x) {
       return mul(mul(x, set1(0.5f)), add(tanh(mul(cubic, set1(0.79788456080286536f))), set1(1.0f)));
     }
     case Act::kQuickGelu: return mul(x, sigmoid(mul(x, set1(1.702f))));
-    case Act::kRelu: return max(x, zero());
-    case Act::kRelu2: return mul(max(x, zero()), max(x, zero()));
+    case Act::kRelu: return max(zero(), x);
+    case Act::kRelu2: return mul(max(zero(), x), max(zero(), x));
     case Act::kSigmoid: return sigmoid(x);
     case Act::kTanh: return tanh(x);
   }
@@ -98,16 +97,23 @@ void activate(Act act, float* x, int64_t count) {
   }
 }
 
-// Int8 codes of groups of 32: scale = largest / 127, rounded to nearest.
+// Within an int8's range, whatever a faulty row holds.
+inline F code(F x) { return max(min(x, set1(127.0f)), set1(-127.0f)); }
+
+// Int8 codes of groups of 32: scale = largest / 127, rounded to nearest. int8 has no NaN: a scale carries it on.
 void quantize(const float* x, int64_t count, const Codes& to) {
+  F faults = zero();
   for (int64_t g = 0; g < count / kGroup; ++g) {
     const F a = load(x + g * kGroup), b = load(x + g * kGroup + kLanes);
     const float top = largest(max(abs(a), abs(b)));
     const F inverse = set1(top > 0 ? 127.0f / top : 0.0f);
     int8_t* codes = to.codes + g * kGroup;
     to.scales[g] = top / 127.0f;
-    to.sums[g] = store_codes(codes, mul(a, inverse)) + store_codes(codes + kLanes, mul(b, inverse));
+    to.sums[g] = store_codes(codes, code(mul(a, inverse))) + store_codes(codes + kLanes, code(mul(b, inverse)));
+    faults = fma(a, zero(), fma(b, zero(), faults));  // 0, or NaN
   }
+  const float fault = sum(faults);
+  if (fault != fault && count > 0) to.scales[0] = fault;
 }
 
 void norm(NormKind kind, const float* x, const float* d, float* total, float* y, int64_t count, const float* weight,

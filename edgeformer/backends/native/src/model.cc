@@ -118,6 +118,8 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
     if (i.op == Op::kLinear || i.op == Op::kGlu || i.op == Op::kEmbed || i.op == Op::kLookup) {
       require(i.matrix >= 0 && i.matrix < static_cast<int32_t>(matrices.size()), "no such matrix");
       const Matrix& m = matrices[static_cast<size_t>(i.matrix)];
+      require(i.op != Op::kLookup || i.count >= 0, "a negative offset");
+      require(i.op != Op::kEmbed || m.rows >= vocab, "the table has fewer rows than the vocabulary");
       const bool product = i.op == Op::kLinear || i.op == Op::kGlu;
       require(i.op != Op::kGlu || (m.tile_count % 2 == 0 && m.rows % 2 == 0), "gates and ups are not alike");
       const int64_t outputs = i.op == Op::kGlu ? m.rows / 2 : product ? m.rows : m.cols;

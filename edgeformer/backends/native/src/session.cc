@@ -10,12 +10,20 @@
 namespace edgeformer {
 
 Session::Session(const Model& model, int64_t batch, int64_t capacity, int threads, CacheKind cache)
-    : model_(model), batch_(batch), positions_(capacity), capacity_((capacity + kLanes - 1) / kLanes * kLanes), kind_(cache), team_(threads) {
+    : model_(model),
+      batch_(batch),
+      positions_(capacity),
+      capacity_((capacity + kLanes - 1) / kLanes * kLanes),
+      kind_(cache),
+      team_(threads) {
   if (batch <= 0 || capacity <= 0 || threads <= 0) throw std::invalid_argument("batch, capacity and threads must be positive");
   for (const Instruction& i : model.program)
     if ((i.op == Op::kAppend || i.op == Op::kRotate) && i.table >= 0 &&
         static_cast<int64_t>(model.vectors[static_cast<size_t>(i.table)].size()) < capacity * i.rotated)
       throw std::invalid_argument("the model's table of rotations is shorter than the session's capacity");
+  for (const Instruction& i : model.program)
+    if (i.op == Op::kLookup && model.matrices[static_cast<size_t>(i.matrix)].rows < capacity + i.count)
+      throw std::invalid_argument("the model's table of positions is shorter than the session's capacity");
   // All caches in one piece: a piece of its own each would waste most of a 2 MB page.
   const size_t bytes = cache == CacheKind::kF16 ? 2 : 4;
   std::vector<size_t> starts;
@@ -30,7 +38,8 @@ Session::Session(const Model& model, int64_t batch, int64_t capacity, int thread
   cache_memory_ = Memory(total);
   for (size_t n = 0; n < model.caches.size(); ++n) {
     uint8_t* base = cache_memory_.data();
-    caches_.push_back({base + starts[2 * n], base + starts[2 * n + 1], (model.caches[n].value_dim + kLanes - 1) / kLanes * kLanes});
+    const int64_t padded = (model.caches[n].value_dim + kLanes - 1) / kLanes * kLanes;
+    caches_.push_back({base + starts[2 * n], base + starts[2 * n + 1], padded});
   }
 }
 
@@ -121,7 +130,7 @@ void Session::row(const Instruction& i, int64_t r) {
     case Op::kEmbed:
     case Op::kLookup: {
       const Matrix& m = model_.matrices[static_cast<size_t>(i.matrix)];
-      k.row(m, i.op == Op::kEmbed ? in_.ids[r] : std::min<int64_t>(in_.positions[r] + i.count, m.rows - 1), y);
+      k.row(m, i.op == Op::kEmbed ? in_.ids[r] : in_.positions[r] + i.count, y);
       if (i.scale != 1)
         for (int32_t n = 0; n < i.width; ++n) y[n] *= i.scale;
       break;
@@ -169,14 +178,16 @@ void Session::row(const Instruction& i, int64_t r) {
     case Op::kTopK: {
       const float* x = at(i.src, i.src_at, r);
       float* indices = at(i.total, i.total_at, r);
-      std::vector<int32_t> order(static_cast<size_t>(i.width));
-      for (int32_t n = 0; n < i.width; ++n) order[static_cast<size_t>(n)] = n;
-      std::partial_sort(order.begin(), order.begin() + i.count, order.end(),
-                        [&](int32_t a, int32_t b) { return x[a] > x[b] || (x[a] == x[b] && a < b); });
+      int32_t before = -1;  // the one chosen last; equal scores are taken in order
       for (int32_t n = 0; n < i.count; ++n) {
-        const int32_t chosen = order[static_cast<size_t>(n)];
-        indices[n] = static_cast<float>(chosen);
-        y[n] = x[chosen];
+        int32_t best = -1;
+        for (int32_t e = 0; e < i.width; ++e) {
+          const bool left = before < 0 || x[e] < x[before] || (x[e] == x[before] && e > before);
+          if (left && (best < 0 || x[e] > x[best])) best = e;
+        }
+        before = best = std::max(best, 0);  // none is left where scores are NaN
+        indices[n] = static_cast<float>(best);
+        y[n] = x[best];
       }
       break;
     }
@@ -206,7 +217,6 @@ void Session::append(const Instruction& i, int64_t block) {
   const Cache& cache = caches_[static_cast<size_t>(i.cache)];
   const float* table = vector(i.table);
   const int64_t rows = batch_ * in_.count;
-  static thread_local std::vector<uint16_t> halves;
   for (int64_t r = block * kLanes; r < std::min(rows, (block + 1) * kLanes); ++r) {
     float *q = i.count > 0 ? at(i.src, i.src_at, r) : nullptr, *k = at(i.other, i.other_at, r);
     if (table != nullptr) {
@@ -223,9 +233,12 @@ void Session::append(const Instruction& i, int64_t block) {
       if (kind_ == CacheKind::kF16) {
         uint16_t *to = reinterpret_cast<uint16_t*>(cache.keys) + key,
                  *vs = reinterpret_cast<uint16_t*>(cache.values) + value;
-        halves.resize(static_cast<size_t>(shape.dim));
-        model_.kernels->to_halves(k + h * shape.dim, halves.data(), shape.dim);
-        for (int32_t d = 0; d < shape.dim; ++d) to[d * kLanes] = halves[static_cast<size_t>(d)];
+        for (int32_t d = 0; d < shape.dim; d += kLanes) {
+          uint16_t halves[kLanes];
+          const int32_t n = std::min(kLanes, shape.dim - d);
+          model_.kernels->to_halves(k + h * shape.dim + d, halves, n);
+          for (int32_t e = 0; e < n; ++e) to[(d + e) * kLanes] = halves[e];
+        }
         model_.kernels->to_halves(v + h * shape.value_dim, vs, shape.value_dim);
       } else {
         float *to = reinterpret_cast<float*>(cache.keys) + key,
@@ -238,7 +251,7 @@ void Session::append(const Instruction& i, int64_t block) {
 }
 
 void Session::attend(const Instruction& i, const Cut& c, int64_t chunk) {
-  static thread_local std::vector<float> scratch(static_cast<size_t>(kScratch));
+  float scratch[kScratch];
   const Cache& cache = caches_[static_cast<size_t>(i.cache)];
   const size_t bytes = kind_ == CacheKind::kF16 ? 2 : 4;
   const int64_t split = chunk % c.splits, block = chunk / c.splits % c.blocks, unit = chunk / c.splits / c.blocks;
@@ -261,8 +274,8 @@ void Session::attend(const Instruction& i, const Cut& c, int64_t chunk) {
   a.softcap = i.softcap;
   a.slopes = i.slopes >= 0 ? vector(i.slopes) + group * heads : nullptr;
   a.query_positions = in_.query_positions + row;
-  a.key_positions = in_.key_positions != nullptr ? in_.key_positions + b * positions_ : nullptr;
-  a.valid = in_.valid != nullptr ? in_.valid + b * positions_ : nullptr;
+  a.key_positions = in_.key_positions != nullptr ? in_.key_positions + b * (in_.start + in_.count) : nullptr;
+  a.valid = in_.valid != nullptr ? in_.valid + b * (in_.start + in_.count) : nullptr;
   a.causal = i.causal != 0;
   a.window = i.window;
   a.chunk = i.chunk;
@@ -274,7 +287,7 @@ void Session::attend(const Instruction& i, const Cut& c, int64_t chunk) {
   a.outputs = outputs_ + pair * cache.value_dim;
   a.out_stride = cache.value_dim;
   a.row_stride = i.count;
-  a.scratch = scratch.data();
+  a.scratch = scratch;
   model_.kernels->attend(a);
   if (c.whole)
     for (int64_t r = row; r < row + a.rows; ++r) merge(i, c, r, group * heads, heads);
@@ -344,6 +357,7 @@ void Session::work(int thread) {
 }
 
 void Session::step(const Inputs& inputs) {
+  std::lock_guard<std::mutex> one_at_a_time(mutex_);
   if (inputs.count <= 0 || inputs.start < 0 || inputs.start + inputs.count > positions_ || inputs.keep < 0 ||
       inputs.keep > inputs.count)
     throw std::invalid_argument("the new tokens don't fit the cache");

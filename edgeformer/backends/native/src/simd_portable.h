@@ -33,10 +33,12 @@ inline F max(const F& a, const F& b) { F r; EACH r.v[i] = a.v[i] > b.v[i] ? a.v[
 inline F min(const F& a, const F& b) { F r; EACH r.v[i] = a.v[i] < b.v[i] ? a.v[i] : b.v[i]; return r; }
 inline F abs(const F& a) { F r; EACH r.v[i] = std::fabs(a.v[i]); return r; }
 inline F round(const F& a) { F r; EACH r.v[i] = std::nearbyint(a.v[i]); return r; }
+// A conversion of NaN or of what doesn't fit is undefined in C++.
+inline int32_t whole(float x) { return x > -1e9f && x < 1e9f ? static_cast<int32_t>(x) : 0; }
 // 2 ** n for whole n in [-126, 127].
 inline F exp2i(const F& n) {
   F r;
-  EACH { const int32_t bits = (static_cast<int32_t>(n.v[i]) + 127) << 23; std::memcpy(&r.v[i], &bits, 4); }
+  EACH { const int32_t bits = (whole(n.v[i]) + 127) << 23; std::memcpy(&r.v[i], &bits, 4); }
   return r;
 }
 inline float sum(const F& a) { float t = 0; EACH t += a.v[i]; return t; }
@@ -44,7 +46,7 @@ inline float largest(const F& a) { float t = a.v[0]; EACH t = a.v[i] > t ? a.v[i
 // Rounds to int8, stores 16 bytes, and returns the sum.
 inline int32_t store_codes(int8_t* p, const F& a) {
   int32_t t = 0;
-  EACH { const int32_t c = static_cast<int32_t>(std::nearbyint(a.v[i])); p[i] = static_cast<int8_t>(c); t += p[i]; }
+  EACH { const int32_t c = whole(std::nearbyint(a.v[i])); p[i] = static_cast<int8_t>(c); t += p[i]; }
   return t;
 }
 inline I set1i(int32_t x) { I r; EACH r.v[i] = x; return r; }
