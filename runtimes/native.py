@@ -1,8 +1,8 @@
 """edgeformer's own CPU engine: C++ kernels for this processor's instruction set, one call per step.
 
 It opens checkpoints and ONNX artefacts; of an artefact it takes the weights, bit for bit, and not the graph. Weights of q4 and q8
-meet activations rounded to int8, as in llama.cpp; all others are computed in float32. Keys and values are kept in fp32; the
-variant `kv-f16` keeps them in fp16.
+meet activations rounded to int8, as in llama.cpp; all others are computed in float32. Keys and values are kept in fp32. Variants:
+`exact` rounds no activations, `kv-f16` keeps keys and values in fp16.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ class NativeSession(Session):
 
         super().__init__(loaded.spec, options)
         self.kv = "fp16" if options.variant == "kv-f16" else "fp32"
-        self.model = NativeModel(record(loaded.spec, self.capacity), loaded.require_weights(), self.capacity)
+        weights, exact = loaded.require_weights(), options.variant == "exact"
+        self.model = NativeModel(record(loaded.spec, self.capacity), weights, self.capacity, exact=exact)
         self.decoder = NativeDecoder(self.model, batch=options.batch, threads=options.threads, cache=self.kv)
-        if any(kind.quantized for kind in self.model.kinds):
+        if any(kind.rounds for kind in self.model.kinds):
             self.compute = "int8"
 
     def _step(self, ids, mask, all_positions):
@@ -63,7 +64,7 @@ class Runtime(base.Runtime):
     packages = ("edgeformer",)
     tasks = (Task.TEXT_GENERATION,)
     prefixes = True
-    variants = ("kv-f16",)
+    variants = ("exact", "kv-f16")
 
     def unavailable(self):
         from edgeformer.backends.native.library import LIBRARY

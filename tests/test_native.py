@@ -78,8 +78,8 @@ def stored(weight, kind):
     """A weight [outputs, inputs] in a kind: what the engine reads, and its values in float64."""
     import ml_dtypes
 
-    if kind.quantized:
-        format = QUANTIZED[kind.name.lower()]
+    if kind.grouped:
+        format = QUANTIZED[kind.name[:2].lower()]
         codes, scales = quantize(weight, format)
         exact = dequantize(codes, scales, format).astype(np.float64)
         return Source(FixedCodes(codes, scales, format, weight.shape), None), exact
@@ -98,9 +98,9 @@ def rounded_to_int8(x):
     return (codes.astype(np.float64) * (top / np.float32(127)).astype(np.float64)).reshape(x.shape)
 
 
-def run(program, weights, tokens, *, isa, threads=1, capacity=64):
+def run(program, weights, tokens, *, isa, threads=1, capacity=64, exact=False):
     """The rows that a program makes of token ids [B, T], in one step; guards around the result stay as they were."""
-    model = NativeModel(program, Weights(weights), capacity, isa=isa)
+    model = NativeModel(program, Weights(weights), capacity, isa=isa, exact=exact)
     decoder = NativeDecoder(model, batch=len(tokens), threads=threads, cache="fp32")
     size = tokens.size * program.vocab
     whole = np.full(size + 512, 7.25, np.float32)
@@ -131,8 +131,9 @@ def product(kind, inputs, outputs, rows, *, isa, threads=1, act="identity", bias
     ]
     weights = {n: source for n, (source, _) in made.items()}
     weights |= {n: Source(Fixed(b, "F32"), None) for n, b in biases.items()}
-    found = run(program, weights, np.arange(rows)[None], isa=isa, threads=threads, capacity=max(rows, 64))
-    seen = rounded_to_int8(x) if kind.quantized else x.astype(np.float64)
+    exact = kind.grouped and not kind.rounds
+    found = run(program, weights, np.arange(rows)[None], isa=isa, threads=threads, capacity=max(rows, 64), exact=exact)
+    seen = rounded_to_int8(x) if kind.rounds else x.astype(np.float64)
     ys = [seen @ made[n][1].T + (biases[f"{n}.bias"].astype(np.float64) if bias else 0) for n in names]
     terms = np.abs(seen) @ np.abs(made["a"][1]).T + 1
     activated = ys[0] if act == "identity" else NumpyOps().activate(act, ys[0])
@@ -174,7 +175,7 @@ def test_a_fault_stays_visible_and_in_its_row(kind, fault, isa):
 def test_products_of_any_shape(data):
     """Shapes, kinds, threads and instruction sets at random."""
     kind = data.draw(st.sampled_from(list(Kind)))
-    inputs = data.draw(st.integers(1, 9)) * 32 if kind.quantized else data.draw(st.integers(1, 200))
+    inputs = data.draw(st.integers(1, 9)) * 32 if kind.grouped else data.draw(st.integers(1, 200))
     shape = inputs, data.draw(st.integers(1, 90)), data.draw(st.integers(1, 40))
     glu, threads = data.draw(st.booleans()), data.draw(st.sampled_from([1, 2, 3, 8]))
     found, expected, terms = product(
@@ -287,8 +288,12 @@ def test_the_bits_of_an_artefact(precision, isa, tmp_path, monkeypatch):
     same = load(tmp_path / "m")
     ids = random_ids(same.spec.vocab, 1, 60)
     expected = NumpyModel(same.spec, same.weights)(ids)[0]["logits"]
-    session = require("native")[0].open(tmp_path / "m", Options(capacity=64, threads=2))
-    found = session.forward(ids, all_positions=True)
+    found, session = {}, None
+    for variant in ("exact", ""):
+        session = require("native")[0].open(tmp_path / "m", Options(capacity=64, threads=2, variant=variant))
+        found[variant] = session.forward(ids, all_positions=True)
+    assert np.abs(found["exact"] - expected).max() <= tolerances.REAL_WEIGHTS
+    found = found[""]
     if precision in QUANTIZED:
         assert session.compute == "int8"
         assert 0 < divergence(expected, found) < 1e-3
@@ -377,8 +382,8 @@ def test_the_mirrors_of_the_sources():
         return [n.upper() for n in re.findall(r"\bk(\w+)", re.sub(r"//.*", "", body[1]))]
 
     assert enumerators(engine, "Op") == [op.name for op in sorted(Op)]
-    floats = {"F32": "FP32", "F16": "FP16"}
-    assert [floats.get(n, n) for n in enumerators(kernels, "Kind")] == [kind.name for kind in sorted(Kind)]
+    spelled = {"F32": "FP32", "F16": "FP16", "Q8EXACT": "Q8_EXACT", "Q4EXACT": "Q4_EXACT"}
+    assert [spelled.get(n, n) for n in enumerators(kernels, "Kind")] == [kind.name for kind in sorted(Kind)]
     acts = ["identity" if a == "NONE" else a.lower() for a in enumerators(kernels, "Act")]
     assert acts == [act.replace("_", "") for act in ACTS]
     assert int(re.search(r"kLanes = (\d+)", kernels)[1]) == TILE

@@ -38,18 +38,21 @@ class NativeModel:
         weights: its weights; codes of q4 and q8 are taken as they are.
         capacity: the longest sequence of its sessions, as the program was recorded for.
         isa: an instruction set by name; None chooses the fastest.
+        exact: multiply q4 and q8 weights by activations as they are; otherwise these are rounded to int8 first.
 
     Raises:
         RuntimeUnavailable: the library isn't built, and can't be built here.
         InputError: this processor doesn't have the instruction set.
     """
 
-    def __init__(self, program: Program, weights: Weights, capacity: int, *, isa: str | None = None):
+    def __init__(
+        self, program: Program, weights: Weights, capacity: int, *, isa: str | None = None, exact: bool = False
+    ):
         self.vocab, self.capacity, self.library = program.vocab, capacity, load_library()
         self.isa = self.library.isa(isa)
         self.handle = ctypes.c_void_p()
         self.library.call("ef_model_new", self.isa.encode(), program.vocab, ctypes.byref(self.handle))
-        self._tables, self._weights = program.tables, weights
+        self._tables, self._weights, self._exact = program.tables, weights, exact
         self._matrices: dict[tuple[Op, tuple[Part, ...]], int] = {}
         self._vectors: dict[Constant, int] = {}
         kinds = {p.weight: self._kind(p) for i in program.code for p in i.parts}
@@ -108,7 +111,7 @@ class NativeModel:
             return Kind.FP32
         source = self._weights.sources[part.weight]
         if isinstance(source.stored, QuantizedTensor) and source.part is None:
-            return Kind[source.stored.format.name.upper()]
+            return Kind[source.stored.format.name.upper() + ("_EXACT" if self._exact else "")]
         return {"F16": Kind.FP16, "BF16": Kind.BF16}.get(source.stored.dtype, Kind.FP32)
 
     def _vector(self, constant: Constant) -> int:
@@ -161,7 +164,7 @@ class NativeModel:
         if part.weight in self._tables:
             return np.ascontiguousarray(self._tables[part.weight], np.float32), None
         source = self._weights.sources[part.weight]
-        if kind.quantized:
+        if kind.grouped:
             assert isinstance(source.stored, QuantizedTensor)
             codes, scales = source.stored.quantized()
             shape = (part.outputs, -1)

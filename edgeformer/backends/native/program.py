@@ -45,9 +45,16 @@ class Kind(IntEnum):
     BF16 = 2
     Q8 = 3
     Q4 = 4
+    Q8_EXACT = 5
+    Q4_EXACT = 6
 
     @property
-    def quantized(self) -> bool:
+    def grouped(self) -> bool:
+        """Whether weights are codes in groups of 32."""
+        return self >= Kind.Q8
+
+    @property
+    def rounds(self) -> bool:
         """Whether activations are rounded to int8 before the product."""
         return self in (Kind.Q8, Kind.Q4)
 
@@ -234,6 +241,6 @@ def places(code: list[Recorded]) -> tuple[dict[int, int], list[int]]:
 
 
 def quantized_buffers(code: list[Recorded], kinds: Mapping[str, Kind]) -> set[int]:
-    """Numbers of the buffers whose rows are also needed as int8: those that a quantized matrix reads."""
+    """Numbers of the buffers whose rows are also needed as int8: those that a matrix of a rounding kind reads."""
     products = (Op.LINEAR, Op.GLU)
-    return {i.src.number for i in code if i.op in products and i.src is not None and kinds[i.parts[0].weight].quantized}
+    return {i.src.number for i in code if i.op in products and i.src is not None and kinds[i.parts[0].weight].rounds}

@@ -53,7 +53,7 @@ int add_random(Model& model, Kind kind, int64_t rows, int64_t cols, int64_t part
     std::vector<uint16_t> scales(static_cast<size_t>(rows * (cols / kGroup + 1)));
     for (uint16_t& s : scales) s = to_half(1e-3f * static_cast<float>(1 + generator() % 16));
     const void* data = kind == Kind::kF32 ? static_cast<const void*>(w.data())
-                       : quantized(kind)  ? static_cast<const void*>(codes.data())
+                       : grouped(kind)    ? static_cast<const void*>(codes.data())
                                           : static_cast<const void*>(halves.data());
     model.fill(index, p, parts, 0, rows, data, scales.data());
   }
@@ -75,7 +75,7 @@ struct Int8Rows {
 };
 
 void check_products(const Kernels& k, const Kernels& p) {
-  for (Kind kind : {Kind::kF32, Kind::kF16, Kind::kBF16, Kind::kQ8, Kind::kQ4})
+  for (Kind kind : {Kind::kF32, Kind::kF16, Kind::kBF16, Kind::kQ8, Kind::kQ4, Kind::kQ8Exact, Kind::kQ4Exact})
     for (int64_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 13, 17})
       for (int64_t cols : {32, 96, 288}) {
         const int64_t outputs = 40;
@@ -260,7 +260,7 @@ void expect_faulty(const float* found, int64_t count, const char* what, const ch
 // NaN and infinity must reach the result: a model that is broken must not look sound.
 void check_faults(const Kernels& k) {
   for (float fault : {NAN, INFINITY, -INFINITY}) {
-    for (Kind kind : {Kind::kQ8, Kind::kQ4})
+    for (Kind kind : {Kind::kQ8, Kind::kQ4, Kind::kQ8Exact, Kind::kQ4Exact})
       for (int64_t rows : {1, 4, 9}) {
         const int64_t cols = 96, outputs = 40, groups = cols / kGroup;
         Model model(&k, 1);

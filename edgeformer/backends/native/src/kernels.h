@@ -12,12 +12,16 @@ namespace edgeformer {
 constexpr int kLanes = 16;   // rows of a tile, and floats of a vector
 constexpr int kGroup = 32;   // inputs per scale
 
-enum class Kind : int32_t { kF32, kF16, kBF16, kQ8, kQ4 };
+// kQ8 and kQ4 are multiplied by activations rounded to int8, the exact kinds by activations as they are.
+enum class Kind : int32_t { kF32, kF16, kBF16, kQ8, kQ4, kQ8Exact, kQ4Exact };
 enum class Act : int32_t { kNone, kSilu, kGelu, kGeluTanh, kQuickGelu, kRelu, kRelu2, kSigmoid, kTanh };
 enum class NormKind : int32_t { kRms, kLayer };
 enum class CacheKind : int32_t { kF32, kF16 };
 
-inline bool quantized(Kind kind) { return kind == Kind::kQ8 || kind == Kind::kQ4; }
+// Whether activations are rounded to int8.
+inline bool rounds(Kind kind) { return kind == Kind::kQ8 || kind == Kind::kQ4; }
+// Whether weights are codes in groups of 32.
+inline bool grouped(Kind kind) { return kind >= Kind::kQ8; }
 
 // Bytes of a tile with `cols` inputs.
 inline size_t tile_bytes(Kind kind, int64_t cols) {
@@ -25,8 +29,10 @@ inline size_t tile_bytes(Kind kind, int64_t cols) {
     case Kind::kF32: return static_cast<size_t>(cols) * 64;
     case Kind::kF16:
     case Kind::kBF16: return static_cast<size_t>(cols) * 32;
-    case Kind::kQ8: return static_cast<size_t>(cols / kGroup) * (512 + 32);
-    case Kind::kQ4: return static_cast<size_t>(cols / kGroup) * (256 + 32);
+    case Kind::kQ8:
+    case Kind::kQ8Exact: return static_cast<size_t>(cols / kGroup) * (512 + 32);
+    case Kind::kQ4:
+    case Kind::kQ4Exact: return static_cast<size_t>(cols / kGroup) * (256 + 32);
   }
   return 0;
 }

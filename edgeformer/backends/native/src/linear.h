@@ -62,6 +62,39 @@ inline void tile_q8(const uint8_t* w, int64_t groups, const Rows& in, int64_t r0
   }
 }
 
+// Input `k` of a group as 16 weights without their scales, from where its codes lie in a tile.
+struct Bytes {
+  static constexpr size_t kScales = 512, kBlock = kQ8Block;
+  static F weights(const uint8_t* block, int k) { return signed_byte(block + k / 4 * 64, k % 4); }
+};
+struct Nibbles {
+  static constexpr size_t kScales = 256, kBlock = kQ4Block;
+  static F weights(const uint8_t* block, int k) {
+    return signed_nibble(block + k % 16 / 4 * 64, 2 * (k % 4) + k / 16);
+  }
+};
+
+// Codes times activations as they are.
+template <int M, typename Codes>
+inline void tile_exact(const uint8_t* w, int64_t groups, const Rows& in, int64_t r0, F* y) {
+  for (int j = 0; j < M; ++j) y[j] = zero();
+  const float* x = in.x + r0 * in.stride;
+  for (int64_t b = 0; b < groups; ++b, w += Codes::kBlock, x += kGroup) {
+    const F scale = load_half(reinterpret_cast<const uint16_t*>(w + Codes::kScales));
+    if (M == 1) {  // scaled once per group; four chains: one alone waits for its own latency
+      F acc[4] = {zero(), zero(), zero(), zero()};
+      for (int k = 0; k < kGroup; k += 4)
+        for (int c = 0; c < 4; ++c) acc[c] = fma(Codes::weights(w, k + c), set1(x[k + c]), acc[c]);
+      y[0] = fma(add(add(acc[0], acc[1]), add(acc[2], acc[3])), scale, y[0]);
+    } else {
+      for (int k = 0; k < kGroup; ++k) {
+        const F v = mul(Codes::weights(w, k), scale);
+        for (int j = 0; j < M; ++j) y[j] = fma(v, set1(x[j * in.stride + k]), y[j]);
+      }
+    }
+  }
+}
+
 inline F wide(const float* w) { return load(w); }
 struct Half { uint16_t bits; };
 struct Brain { uint16_t bits; };
@@ -115,6 +148,12 @@ inline void tiles(const Matrix& m, int64_t tile, const Rows& in, int64_t r0, F* 
     case Kind::kQ4:
       for (int t = 0; t < N; ++t) tile_q4<M>(w + t * bytes, m.cols / kGroup, in, r0, y + t * M);
       return;
+    case Kind::kQ8Exact:
+      for (int t = 0; t < N; ++t) tile_exact<M, Bytes>(w + t * bytes, m.cols / kGroup, in, r0, y + t * M);
+      return;
+    case Kind::kQ4Exact:
+      for (int t = 0; t < N; ++t) tile_exact<M, Nibbles>(w + t * bytes, m.cols / kGroup, in, r0, y + t * M);
+      return;
   }
 }
 
@@ -161,7 +200,7 @@ void linear(const Matrix& m, int64_t tile0, int64_t tile1, const Rows& in, int64
             const float* bias, Act act) {
   const LinearBody body{m, in, out, stride, bias, act};
   int64_t t = tile0;
-  if (kTilesAtOnce > 1 && r1 - r0 > 1 && !quantized(m.kind))
+  if (kTilesAtOnce > 1 && r1 - r0 > 1 && !grouped(m.kind))
     for (; t + kTilesAtOnce <= tile1; t += kTilesAtOnce) over_rows<kTilesAtOnce>(t, r0, r1, body);
   for (; t < tile1; ++t) over_rows<1>(t, r0, r1, body);
 }
@@ -207,13 +246,15 @@ void row(const Matrix& m, int64_t index, float* out) {
       case Kind::kF32: out[k] = reinterpret_cast<const float*>(w)[at]; break;
       case Kind::kF16: out[k] = from_half(reinterpret_cast<const uint16_t*>(w)[at]); break;
       case Kind::kBF16: out[k] = from_bf16(reinterpret_cast<const uint16_t*>(w)[at]); break;
-      case Kind::kQ8: {
+      case Kind::kQ8:
+      case Kind::kQ8Exact: {
         const uint8_t* block = w + k / kGroup * kQ8Block;
         const float scale = from_half(reinterpret_cast<const uint16_t*>(block + 512)[lane]);
         out[k] = scale * static_cast<float>(block[in_group / 4 * 64 + lane * 4 + in_group % 4] - 128);
         break;
       }
-      case Kind::kQ4: {
+      case Kind::kQ4:
+      case Kind::kQ4Exact: {
         const uint8_t* block = w + k / kGroup * kQ4Block;
         const float scale = from_half(reinterpret_cast<const uint16_t*>(block + 256)[lane]);
         const uint8_t both = block[in_group % 16 / 4 * 64 + lane * 4 + in_group % 4];

@@ -8,7 +8,7 @@
 namespace edgeformer {
 
 int Model::add_matrix(Kind kind, int64_t rows, int64_t cols, int64_t tile_count) {
-  if (rows <= 0 || cols <= 0 || tile_count < (rows + kLanes - 1) / kLanes || (quantized(kind) && cols % kGroup != 0))
+  if (rows <= 0 || cols <= 0 || tile_count < (rows + kLanes - 1) / kLanes || (grouped(kind) && cols % kGroup != 0))
     throw std::invalid_argument("a matrix needs rows and columns, and a quantized one whole groups of 32 columns");
   const size_t bytes = static_cast<size_t>(tile_count) * tile_bytes(kind, cols);
   constexpr size_t kArena = size_t{64} << 20;  // matrices share large blocks, so that few pages are partly empty
@@ -85,10 +85,12 @@ void Model::fill(int index, int64_t tile, int64_t step, int64_t row, int64_t cou
         fill_plain(reinterpret_cast<uint16_t*>(at), lane, rows, m.cols, static_cast<const uint16_t*>(data) + n * m.cols);
         break;
       case Kind::kQ8:
+      case Kind::kQ8Exact:
         for (int64_t i = n; i < n + rows; ++i)
           fill_q8(at, lane + i - n, m.cols, static_cast<const uint8_t*>(data) + i * m.cols, scales + i * (m.cols / kGroup));
         break;
       case Kind::kQ4:
+      case Kind::kQ4Exact:
         for (int64_t i = n; i < n + rows; ++i)
           fill_q4(at, lane + i - n, m.cols, static_cast<const uint8_t*>(data) + i * (m.cols / 2),
                   scales + i * (m.cols / kGroup));
@@ -125,7 +127,7 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
       const int64_t outputs = i.op == Op::kGlu ? m.rows / 2 : product ? m.rows : m.cols;
       require(fits(i.dst, i.dst_at, outputs), "the result doesn't fit its buffer");
       require(!product || (i.src >= 0 && fits(i.src, i.src_at, m.cols)), "the inputs don't fit the matrix");
-      require(!product || !quantized(m.kind) || i.src_at % kGroup == 0, "rows for int8 start at whole groups of 32");
+      require(!product || !rounds(m.kind) || i.src_at % kGroup == 0, "rows for int8 start at whole groups of 32");
       require(vector_of(i.bias, product ? outputs : 0) && vector_of(i.weight, i.op == Op::kGlu ? outputs : 0), "short bias");
       require(i.act >= 0 && i.act <= static_cast<int32_t>(Act::kTanh), "unknown activation");
       continue;
@@ -156,7 +158,7 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
       require(i.matrix >= 0 && i.bias >= 0 && i.matrix + i.heads <= size && i.bias + i.heads <= size, "no such matrix");
       for (int32_t e = 0; e < i.heads; ++e) {
         const Matrix &first = matrices[static_cast<size_t>(i.matrix + e)], &second = matrices[static_cast<size_t>(i.bias + e)];
-        require(!quantized(first.kind) && !quantized(second.kind), "experts aren't quantized");
+        require(!grouped(first.kind) && !grouped(second.kind), "experts aren't quantized");
         require(first.rows == 2 * int64_t{i.value_dim} && first.tile_count % 2 == 0 && second.cols == i.value_dim &&
                     second.rows == i.width && i.src >= 0 && fits(i.src, i.src_at, first.cols),
                 "the experts don't fit the rows");

@@ -102,6 +102,24 @@ inline I dot_q8(I acc, B w, const int8_t* x) {
   const __m256i v = _mm256_set1_epi32(four);
   return {dot_q8(acc.a, w.a, v), dot_q8(acc.b, w.b, v)};
 }
+// Nibble `n` of each 32-bit lane, minus 8.
+inline __m256 signed_nibble(__m256i x, int n) {
+  const __m256i flipped = _mm256_xor_si256(x, _mm256_set1_epi32(static_cast<int32_t>(0x88888888u)));
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_sllv_epi32(flipped, _mm256_set1_epi32(28 - 4 * n)), 28));
+}
+inline F signed_nibble(const uint8_t* p, int n) {
+  const B x = load_bytes(p);
+  return {signed_nibble(x.a, n), signed_nibble(x.b, n)};
+}
+// Byte `n` of each 32-bit lane, minus 128.
+inline __m256 signed_byte(__m256i x, int n) {
+  const __m256i flipped = _mm256_xor_si256(x, _mm256_set1_epi32(static_cast<int32_t>(0x80808080u)));
+  return _mm256_cvtepi32_ps(_mm256_srai_epi32(_mm256_sllv_epi32(flipped, _mm256_set1_epi32(24 - 8 * n)), 24));
+}
+inline F signed_byte(const uint8_t* p, int n) {
+  const B x = load_bytes(p);
+  return {signed_byte(x.a, n), signed_byte(x.b, n)};
+}
 
 }  // namespace
 }  // namespace edgeformer

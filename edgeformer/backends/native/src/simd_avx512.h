@@ -54,6 +54,16 @@ inline I dot_q4(I acc, B w, const int8_t* x) {
   return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
 }
 inline I dot_q8(I acc, B w, const int8_t* x) { return dot_q4(acc, w, x); }
+// Nibble `n` of each 32-bit lane, minus 8.
+inline F signed_nibble(const uint8_t* p, int n) {
+  const F values = _mm512_setr_ps(-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm512_permutexvar_ps(_mm512_srlv_epi32(load_bytes(p), set1i(4 * n)), values);  // looks at four bits only
+}
+// Byte `n` of each 32-bit lane, minus 128.
+inline F signed_byte(const uint8_t* p, int n) {
+  const I flipped = _mm512_xor_si512(load_bytes(p), set1i(static_cast<int32_t>(0x80808080u)));
+  return to_float(_mm512_srai_epi32(_mm512_sllv_epi32(flipped, set1i(24 - 8 * n)), 24));
+}
 
 }  // namespace
 }  // namespace edgeformer

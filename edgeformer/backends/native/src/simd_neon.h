@@ -78,6 +78,19 @@ inline I dot_q8(I acc, B w, const int8_t* x) {
   EACH r.v[i] = vdotq_s32(acc.v[i], vreinterpretq_s8_u8(veorq_u8(w.v[i], vdupq_n_u8(128))), v);
   return r;
 }
+// Each 32-bit lane with some bits flipped, shifted up, and down again with its sign.
+inline F field(const uint8_t* p, uint32_t flip, int up, int down) {
+  const B x = load_bytes(p);
+  F r;
+  EACH {
+    const int32x4_t lanes = vreinterpretq_s32_u32(veorq_u32(vreinterpretq_u32_u8(x.v[i]), vdupq_n_u32(flip)));
+    r.v[i] = vcvtq_f32_s32(vshlq_s32(vshlq_s32(lanes, vdupq_n_s32(up)), vdupq_n_s32(-down)));
+  }
+  return r;
+}
+// Nibble `n` of each 32-bit lane, minus 8; byte `n`, minus 128.
+inline F signed_nibble(const uint8_t* p, int n) { return field(p, 0x88888888u, 28 - 4 * n, 28); }
+inline F signed_byte(const uint8_t* p, int n) { return field(p, 0x80808080u, 24 - 8 * n, 24); }
 #undef EACH
 
 }  // namespace

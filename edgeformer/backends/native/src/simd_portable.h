@@ -66,6 +66,13 @@ inline I dot_q8(const I& acc, const B& w, const int8_t* x) {
   EACH { int32_t t = 0; for (int k = 0; k < 4; ++k) t += (static_cast<int32_t>(w.v[4 * i + k]) - 128) * x[k]; r.v[i] = acc.v[i] + t; }
   return r;
 }
+// Nibble `n` of each 32-bit lane, minus 8; byte `n`, minus 128.
+inline F signed_nibble(const uint8_t* p, int n) {
+  F r;
+  EACH r.v[i] = static_cast<float>((p[4 * i + n / 2] >> (n % 2 * 4) & 15) - 8);
+  return r;
+}
+inline F signed_byte(const uint8_t* p, int n) { F r; EACH r.v[i] = static_cast<float>(p[4 * i + n] - 128); return r; }
 #undef EACH
 
 }  // namespace
