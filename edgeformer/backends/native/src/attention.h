@@ -1,6 +1,7 @@
 // Attention with an online softmax (Milakov & Gimelshein 2018; Dao et al. 2022), for (row, head) pairs that share keys and values.
 //
-// Keys lie in tiles [dim][16], so that 16 keys are the lanes of a score; values in rows, so that channels are the lanes.
+// Keys lie in tiles [dim][16], so that 16 keys are the lanes of a score; values in rows, so that channels are the lanes. Keys that
+// lie in rows, as ONNX has them, are put into a tile first.
 #pragma once
 #include <algorithm>
 
@@ -36,6 +37,14 @@ inline void scores_of_tile(const E* tile, int dim, const float* const* q, float*
   }
 }
 
+template <typename E>
+inline void scores(const E* tile, int dim, int count, const float* const* q, float* const* at) {
+  int p = 0;
+  for (; p + kRowsAtOnce <= count; p += kRowsAtOnce) scores_of_tile<kRowsAtOnce>(tile, dim, q + p, at + p);
+  for (; p + 3 <= count; p += 3) scores_of_tile<3>(tile, dim, q + p, at + p);
+  for (; p < count; ++p) scores_of_tile<1>(tile, dim, q + p, at + p);
+}
+
 // out[p][0 .. 16 N) += sum over keys of weight[p][key] * values[key], for M pairs.
 template <int M, int N, typename E>
 inline void add_values(const E* values, int64_t width, int keys, const float* const* weights, float* const* out) {
@@ -52,6 +61,26 @@ inline void add_values(const E* values, int64_t width, int keys, const float* co
   }
   for (int p = 0; p < M; ++p)
     for (int n = 0; n < N; ++n) store(out[p] + n * kLanes, acc[p * N + n]);
+}
+
+inline F element_some(const float* p, int count) { return load_some(p, count); }
+inline F element_some(const uint16_t* p, int count) {
+  if (count >= kLanes) return load_half(p);
+  float t[kLanes] = {};
+  for (int i = 0; i < count; ++i) t[i] = from_half(p[i]);
+  return load(t);
+}
+
+// Rows [count][dim] of up to 16 keys as a tile.
+template <typename E>
+inline void into_tile(const E* rows, int count, int dim, float* tile) {
+  for (int d = 0; d < dim; d += kLanes) {
+    const int n = lanes_left(d, dim);
+    F block[kLanes];
+    for (int r = 0; r < kLanes; ++r) block[r] = r < count ? element_some(rows + static_cast<int64_t>(r) * dim + d, n) : zero();
+    transpose(block);
+    for (int c = 0; c < n; ++c) store(tile + (d + c) * kLanes, block[c]);
+  }
 }
 
 struct Pair {
@@ -131,9 +160,10 @@ inline void soften(const Attention& a, const Pair& pair, int64_t first, int coun
 template <typename E>
 inline void attend_block(const Attention& a, const Pair* pairs, int count, int64_t first, int keys) {
   const E* k = static_cast<const E*>(a.keys) + first * a.dim;
-  const E* v = static_cast<const E*>(a.values) + first * a.value_dim;
+  const E* v = static_cast<const E*>(a.values) + first * a.value_stride;
+  float* tile = a.scratch + kPairs * kKeyBlock;
   // Keys and values of one layer are too short a stream for the processor's own prefetcher, and weights have driven them out.
-  for (int64_t n = 0; n < static_cast<int64_t>(keys) * a.value_dim; n += 64 / static_cast<int64_t>(sizeof(E)))
+  for (int64_t n = 0; n < static_cast<int64_t>(keys) * a.value_stride; n += 64 / static_cast<int64_t>(sizeof(E)))
     __builtin_prefetch(v + n);
   const float *q[kPairs], *w[kPairs];
   float *s[kPairs], *o[kPairs];
@@ -145,10 +175,12 @@ inline void attend_block(const Attention& a, const Pair* pairs, int count, int64
   for (int i = 0; i < keys; i += kLanes, k += static_cast<int64_t>(kLanes) * a.dim) {
     float* at[kPairs];
     for (int p = 0; p < count; ++p) at[p] = s[p] + i;
-    int p = 0;
-    for (; p + kRowsAtOnce <= count; p += kRowsAtOnce) scores_of_tile<kRowsAtOnce>(k, a.dim, q + p, at + p);
-    for (; p + 3 <= count; p += 3) scores_of_tile<3>(k, a.dim, q + p, at + p);
-    for (; p < count; ++p) scores_of_tile<1>(k, a.dim, q + p, at + p);
+    if (a.tiled) {
+      scores(k, a.dim, count, q, at);
+    } else {
+      into_tile(k, keys - i < kLanes ? keys - i : kLanes, a.dim, tile);
+      scores(tile, a.dim, count, q, at);
+    }
   }
   for (int p = 0; p < count; ++p) soften(a, pairs[p], first, keys, s[p]);
   int d = 0;
@@ -157,15 +189,21 @@ inline void attend_block(const Attention& a, const Pair* pairs, int count, int64
     for (int p = 0; p < count; ++p) at[p] = o[p] + d;
     int p = 0;
     for (; p + kPairsAtOnce <= count; p += kPairsAtOnce)
-      add_values<kPairsAtOnce, kValuesAtOnce>(v + d, a.value_dim, keys, w + p, at + p);
-    if (p + 3 <= count) add_values<3, kValuesAtOnce>(v + d, a.value_dim, keys, w + p, at + p), p += 3;
-    for (; p < count; ++p) add_values<1, kValuesAtOnce>(v + d, a.value_dim, keys, w + p, at + p);
+      add_values<kPairsAtOnce, kValuesAtOnce>(v + d, a.value_stride, keys, w + p, at + p);
+    if (p + 3 <= count) add_values<3, kValuesAtOnce>(v + d, a.value_stride, keys, w + p, at + p), p += 3;
+    for (; p < count; ++p) add_values<1, kValuesAtOnce>(v + d, a.value_stride, keys, w + p, at + p);
   }
-  for (; d < a.value_dim; d += kLanes)
+  for (; d < a.value_dim; d += kLanes) {
+    const int n = a.tiled ? kLanes : lanes_left(d, a.value_dim);  // tiled values are padded
     for (int p = 0; p < count; ++p) {
       float* at = o[p] + d;
-      add_values<1, 1>(v + d, a.value_dim, keys, w + p, &at);
+      if (n == kLanes)
+        add_values<1, 1>(v + d, a.value_stride, keys, w + p, &at);
+      else
+        for (int key = 0; key < keys; ++key)
+          store(at, fma(element_some(v + d + key * a.value_stride, n), set1(w[p][key]), load(at)));
     }
+  }
 }
 
 void join(const Join& j) {
@@ -217,7 +255,7 @@ void attend(const Attention& a) {
                   a.totals + at, position, a.slopes != nullptr ? a.slopes[h] : 0.0f};
           *pair.largest = kMasked;
           *pair.total = 0;
-          for (int d = 0; d < a.value_dim; ++d) pair.out[d] = 0;
+          for (int d = 0; d < a.value_dim; d += kLanes) store(pair.out + d, zero());
         }
       }
       int64_t first = a.first, end = a.end;

@@ -1,4 +1,4 @@
-// A model as a list of instructions over rows of activations, and its sessions. `program.py` writes the instructions.
+// A model as a list of instructions over rows of activations, and what runs them. `program.py` writes the instructions.
 #pragma once
 #include <algorithm>
 #include <mutex>
@@ -51,6 +51,8 @@ struct CacheShape {
   int32_t heads, dim, value_dim;
 };
 
+inline int64_t whole_vectors(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
+
 class Model {
  public:
   Model(const Kernels* kernels, int32_t vocab) : kernels(kernels), vocab(vocab) {}
@@ -78,32 +80,43 @@ class Model {
   size_t arena_left_ = 0;
 };
 
-class Session {
- public:
-  // capacity: tokens per sequence; positions must be below it, too.
-  Session(const Model& model, int64_t batch, int64_t capacity, int threads, CacheKind cache);
+// Where the keys and values of one layer lie; of each sequence and head, `capacity` slots.
+struct CacheView {
+  uint8_t *keys, *values;
+  const uint8_t *past_keys = nullptr, *past_values = nullptr;  // elsewhere: what earlier steps left, to be copied first
+};
 
-  // One forward pass of `count` new tokens per sequence.
-  // ids, positions [batch, count]; query_positions [batch, count]; key_positions, valid [batch, start + count] or null;
-  // prefix [batch] or null; out [batch, keep or count, vocab].
-  struct Inputs {
-    const int64_t* ids;
-    const int32_t *positions, *query_positions, *key_positions;
-    const uint8_t* valid;
-    const int32_t* prefix;
-    int64_t start, count, keep;
-    float* out;
-  };
-  void step(const Inputs& inputs);
+// How all caches of a step lie.
+struct CacheLayout {
+  CacheKind kind;
+  bool tiled;                         // keys as [capacity / 16][dim][16] and values in whole vectors, or both as [capacity][dim]
+  int64_t capacity, past_capacity = 0;  // slots per head, here and in the past's arrays
+};
+
+// One forward pass of `count` new tokens per sequence, after `start` others.
+// ids, positions, query_positions [batch, count]: a query position is where masks count it, a position where tables do;
+// key_positions, valid [batch, start + count] or null; prefix [batch] or null; out [batch, keep or count, vocab].
+struct Inputs {
+  const int64_t* ids;
+  const int32_t *positions, *query_positions, *key_positions;
+  const uint8_t* valid;
+  const int32_t* prefix;
+  int64_t start, count, keep;
+  float* out;
+};
+
+// Runs a model's instructions on a crew of threads, with caches of the caller's.
+class Executor {
+ public:
+  Executor(const Model& model, Crew& crew) : model_(model), crew_(crew) {}
+
+  // positions: how many the model's tables cover.
+  void step(const Inputs& inputs, int64_t batch, int64_t positions, const CacheView* caches, const CacheLayout& layout);
 
   // Adds the time of each instruction to `nanoseconds`, one number per instruction; null stops.
   void profile(int64_t* nanoseconds) { profile_ = nanoseconds; }
 
  private:
-  struct Cache {
-    uint8_t *keys, *values;
-    int64_t value_dim;  // padded to whole vectors
-  };
   struct Buffer {
     float* x;
     int8_t* codes;
@@ -126,11 +139,17 @@ class Session {
   void product(const Instruction& i, uint32_t& number);
   void row(const Instruction& i, int64_t row);
   void experts(const Instruction& i, uint32_t& number);
+  void copy_past(int64_t head);
   void append(const Instruction& i, int64_t block);
   void attend(const Instruction& i, const Cut& cut, int64_t chunk);
   void merge(const Instruction& i, const Cut& cut, int64_t row, int64_t first, int64_t heads);
   Cut cut(const Instruction& i) const;
   Rows rows_of(int32_t buffer, int32_t at) const;
+  // Floats from one cached value to the next.
+  int64_t value_stride(int32_t cache) const {
+    const int64_t dim = model_.caches[static_cast<size_t>(cache)].value_dim;
+    return layout_.tiled ? whole_vectors(dim) : dim;
+  }
   // A row of a buffer from a column on; buffer -1 is the caller's array of logits.
   float* at(int32_t buffer, int32_t column, int64_t row) const {
     if (buffer < 0) return in_.out + row * model_.vocab + column;
@@ -143,32 +162,50 @@ class Session {
   void quantize(const Instruction& i, int64_t row, int64_t column, int64_t count) const;
 
   const Model& model_;
-  const int64_t batch_, positions_, capacity_;  // capacity_: positions_ in whole tiles
-  const CacheKind kind_;
-  std::vector<Cache> caches_;
+  Crew& crew_;
   std::vector<Buffer> buffers_;
-  Memory cache_memory_, activations_;
+  Memory activations_;
   int64_t rows_held_ = 0;
   size_t partials_held_ = 0;
   uint32_t first_phase_ = 0;
   int64_t* profile_ = nullptr;
+  // of the step
   Inputs in_{};
-  int64_t rows_ = 0, kept_ = 0;  // of the step
-  Memory partial_;                // of attentions: sums of values, then largest scores and totals
+  const CacheView* caches_ = nullptr;
+  CacheLayout layout_{};
+  int threads_ = 1;
+  int64_t batch_ = 0, rows_ = 0, kept_ = 0;
+  Memory partial_;  // of attentions: sums of values, then largest scores and totals
   float *outputs_ = nullptr, *maxima_ = nullptr, *totals_ = nullptr;
-  std::mutex mutex_;  // of a step: two at once would write to the same rows
   Phases phases_;
+};
+
+// Sequences with caches and threads of their own.
+class Session {
+ public:
+  // capacity: tokens per sequence; positions must be below it, too.
+  Session(const Model& model, int64_t batch, int64_t capacity, int threads, CacheKind cache);
+  void step(const Inputs& inputs);
+  void profile(int64_t* nanoseconds) { executor_.profile(nanoseconds); }
+
+ private:
+  const int64_t batch_, capacity_;
+  CacheLayout layout_;
+  Memory memory_;
+  std::vector<CacheView> caches_;
+  std::mutex mutex_;  // of a step: two at once would write to the same rows
   Team team_;
+  Executor executor_;
 };
 
 template <typename Body>
-void Session::phase(uint32_t& number, int64_t chunks, const Body& body) {
+void Executor::phase(uint32_t& number, int64_t chunks, const Body& body) {
   if (chunks > 0) phases_.run(number++, static_cast<uint32_t>(chunks), body);
 }
 
 template <typename Body>
-void Session::by_rows(uint32_t& number, int64_t rows, const Body& body) {
-  const int64_t size = std::max<int64_t>(rows / (4 * team_.size()), 1);
+void Executor::by_rows(uint32_t& number, int64_t rows, const Body& body) {
+  const int64_t size = std::max<int64_t>(rows / (4 * threads_), 1);
   phase(number, (rows + size - 1) / size, [&](uint32_t chunk) {
     for (int64_t r = chunk * size; r < std::min(rows, (chunk + 1) * size); ++r) body(r);
   });

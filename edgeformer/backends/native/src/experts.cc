@@ -6,7 +6,7 @@
 
 namespace edgeformer {
 
-void Session::experts(const Instruction& i, uint32_t& number) {
+void Executor::experts(const Instruction& i, uint32_t& number) {
   const int64_t rows = i.kept != 0 ? kept_ : rows_, hidden = i.value_dim, chosen = i.count, all = i.heads;
   if (rows == 0) return;
   const Matrix* first = &model_.matrices[static_cast<size_t>(i.matrix)];
@@ -20,7 +20,7 @@ void Session::experts(const Instruction& i, uint32_t& number) {
     return index >= 0 && index < static_cast<float>(all) ? static_cast<int64_t>(index) : 0;
   };
 
-  const int64_t pairs = (hidden + kLanes - 1) / kLanes, size = std::max<int64_t>((pairs / (4 * team_.size()) + 1) / 2 * 2, 2);
+  const int64_t pairs = (hidden + kLanes - 1) / kLanes, size = std::max<int64_t>((pairs / (4 * threads_) + 1) / 2 * 2, 2);
   const int64_t pieces = (pairs + size - 1) / size;
   auto hidden_of = [&](int64_t r, int64_t s, int64_t from) {
     float* y = middle.x + r * middle.width + s * padded;

@@ -66,8 +66,10 @@ struct Attention {
   const float* q;  // [rows, ...] this group's first head
   int64_t q_stride;
   int rows, heads, dim, value_dim;
-  const void *keys, *values;  // this group's: [capacity / 16][dim][16], and [capacity][value_dim]
+  const void *keys, *values;  // this group's: [capacity][value_stride], and [capacity / 16][dim][16] if tiled, else [capacity][dim]
   CacheKind cache;
+  bool tiled;
+  int64_t value_stride;
   int64_t first, end;
   float scale, softcap;        // softcap 0: none
   const float* slopes;         // ALiBi, one per head, or null
@@ -76,7 +78,7 @@ struct Attention {
   const uint8_t* valid;            // per key, or null: all are
   bool causal;
   int32_t window, chunk, prefix;  // 0: none
-  float *maxima, *totals, *outputs;  // per row and head: its largest score, the sum of exponentials, [value_dim] weighted sums
+  float *maxima, *totals, *outputs;  // per row and head: its largest score, the sum of exponentials, weighted sums
   int64_t out_stride;                // (row, head) pairs are `split_stride` apart within a row of `row_stride` pairs
   int64_t row_stride;
   float* scratch;  // kScratch floats
@@ -92,7 +94,8 @@ struct Join {
 };
 constexpr int kKeyBlock = 128;  // keys whose scores are held at once
 constexpr int kPairs = 32;      // (row, head) pairs at once
-constexpr int64_t kScratch = static_cast<int64_t>(kPairs) * kKeyBlock;
+constexpr int kMaxDim = 512;    // channels of keys that aren't in tiles
+constexpr int64_t kScratch = static_cast<int64_t>(kPairs) * kKeyBlock + kMaxDim * kLanes;
 
 struct Kernels {
   const char* name;

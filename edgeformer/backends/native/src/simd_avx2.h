@@ -120,6 +120,22 @@ inline F signed_byte(const uint8_t* p, int n) {
   const B x = load_bytes(p);
   return {signed_byte(x.a, n), signed_byte(x.b, n)};
 }
+// Rows become columns.
+inline void transpose(__m256* r) {
+  __m256 t[8], u[8];
+  for (int i = 0; i < 8; i += 2) t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]), t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+  for (int i = 0; i < 8; i += 4)
+    for (int j = 0; j < 2; ++j)
+      u[i + 2 * j] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0x44), u[i + 2 * j + 1] = _mm256_shuffle_ps(t[i + j], t[i + 2 + j], 0xee);
+  for (int c = 0; c < 4; ++c)
+    r[c] = _mm256_permute2f128_ps(u[c], u[4 + c], 0x20), r[4 + c] = _mm256_permute2f128_ps(u[c], u[4 + c], 0x31);
+}
+inline void transpose(F* r) {
+  __m256 q[4][8];  // [row half, column half]
+  for (int i = 0; i < 8; ++i) q[0][i] = r[i].a, q[1][i] = r[i].b, q[2][i] = r[8 + i].a, q[3][i] = r[8 + i].b;
+  for (auto& quarter : q) transpose(quarter);
+  for (int i = 0; i < 8; ++i) r[i] = {q[0][i], q[2][i]}, r[8 + i] = {q[1][i], q[3][i]};
+}
 
 }  // namespace
 }  // namespace edgeformer

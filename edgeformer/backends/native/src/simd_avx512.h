@@ -64,6 +64,22 @@ inline F signed_byte(const uint8_t* p, int n) {
   const I flipped = _mm512_xor_si512(load_bytes(p), set1i(static_cast<int32_t>(0x80808080u)));
   return to_float(_mm512_srai_epi32(_mm512_sllv_epi32(flipped, set1i(24 - 8 * n)), 24));
 }
+// Rows become columns.
+inline void transpose(F* r) {
+  F t[16], u[16];
+  for (int i = 0; i < 16; i += 2) t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]), t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+  for (int i = 0; i < 16; i += 4)
+    for (int j = 0; j < 2; ++j) {  // u[i + c]: column c of each quarter, of rows i .. i + 3
+      const __m512d a = _mm512_castps_pd(t[i + j]), b = _mm512_castps_pd(t[i + 2 + j]);
+      u[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b)), u[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    }
+  for (int c = 0; c < 4; ++c) {
+    const F low_even = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x88), low_odd = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xdd);
+    const F high_even = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x88), high_odd = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xdd);
+    r[c] = _mm512_shuffle_f32x4(low_even, high_even, 0x88), r[8 + c] = _mm512_shuffle_f32x4(low_even, high_even, 0xdd);
+    r[4 + c] = _mm512_shuffle_f32x4(low_odd, high_odd, 0x88), r[12 + c] = _mm512_shuffle_f32x4(low_odd, high_odd, 0xdd);
+  }
+}
 
 }  // namespace
 }  // namespace edgeformer

@@ -91,6 +91,25 @@ inline F field(const uint8_t* p, uint32_t flip, int up, int down) {
 // Nibble `n` of each 32-bit lane, minus 8; byte `n`, minus 128.
 inline F signed_nibble(const uint8_t* p, int n) { return field(p, 0x88888888u, 28 - 4 * n, 28); }
 inline F signed_byte(const uint8_t* p, int n) { return field(p, 0x80808080u, 24 - 8 * n, 24); }
+// Rows become columns.
+inline void transpose(float32x4_t* r) {
+  const float32x4x2_t a = vtrnq_f32(r[0], r[1]), b = vtrnq_f32(r[2], r[3]);
+  for (int i = 0; i < 2; ++i) {
+    r[i] = vcombine_f32(vget_low_f32(a.val[i]), vget_low_f32(b.val[i]));
+    r[2 + i] = vcombine_f32(vget_high_f32(a.val[i]), vget_high_f32(b.val[i]));
+  }
+}
+inline void transpose(F* r) {
+  F columns[16];
+  for (int i = 0; i < 4; ++i)
+    for (int j = 0; j < 4; ++j) {
+      float32x4_t block[4];
+      for (int k = 0; k < 4; ++k) block[k] = r[4 * i + k].v[j];
+      transpose(block);
+      for (int k = 0; k < 4; ++k) columns[4 * j + k].v[i] = block[k];
+    }
+  for (int i = 0; i < 16; ++i) r[i] = columns[i];
+}
 #undef EACH
 
 }  // namespace

@@ -73,6 +73,14 @@ inline F signed_nibble(const uint8_t* p, int n) {
   return r;
 }
 inline F signed_byte(const uint8_t* p, int n) { F r; EACH r.v[i] = static_cast<float>(p[4 * i + n] - 128); return r; }
+// Rows become columns.
+inline void transpose(F* r) {
+  EACH for (int j = 0; j < i; ++j) {
+    const float t = r[i].v[j];
+    r[i].v[j] = r[j].v[i];
+    r[j].v[i] = t;
+  }
+}
 #undef EACH
 
 }  // namespace

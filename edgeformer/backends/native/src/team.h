@@ -55,8 +55,17 @@ class Phases {
   alignas(128) std::atomic<uint32_t> done_{0};
 };
 
+// Threads that run the same work. Some may come late, or not at all: `Phases` needs one.
+class Crew {
+ public:
+  virtual ~Crew() = default;
+  virtual int size() const = 0;
+  // Runs work(thread) on some threads at once; returns when none is inside any more.
+  virtual void run(const std::function<void(int)>& work) = 0;
+};
+
 // Threads that wait for work: they spin for a while, since the next step of a decode follows within microseconds, then sleep.
-class Team {
+class Team final : public Crew {
  public:
   explicit Team(int threads) {
     try {
@@ -64,7 +73,7 @@ class Team {
     } catch (const std::system_error&) {  // the system gives no more threads: those that it gave do the work
     }
   }
-  ~Team() {
+  ~Team() override {
     {
       std::lock_guard<std::mutex> lock(mutex_);
       stop_ = true;
@@ -76,10 +85,10 @@ class Team {
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
 
-  int size() const { return static_cast<int>(threads_.size()) + 1; }
+  int size() const override { return static_cast<int>(threads_.size()) + 1; }
 
-  // Runs work(thread) on this thread, and on those that come in time; returns when none is inside any more.
-  void run(const std::function<void(int)>& work) {
+  // On this thread, and on those that come in time.
+  void run(const std::function<void(int)>& work) override {
     if (threads_.empty()) return work(0);
     {
       std::lock_guard<std::mutex> lock(mutex_);
