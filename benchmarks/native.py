@@ -65,11 +65,14 @@ def breakdown(source: str, precision: str, threads: int) -> None:
     with session.decoder.profiled() as spent:
         for i in range(128, 128 + STEPS):
             session.forward(ids[:, i : i + 1])
-    bits = {0: 32, 1: 16, 2: 16, 3: 8.5, 4: 4.5}  # per weight, by kind
+    bits = {0: 32, 1: 16, 2: 16, 3: 8.5, 4: 4.5, 5: 8.5, 6: 4.5}  # per weight, by kind
     times: dict[str, list[float]] = {}
-    for instruction, ns in zip(session.model.code, spent.tolist(), strict=True):
-        size = sum(p.inputs * p.outputs for p in instruction.parts) * bits[_kind(session, instruction)] / 8
-        read = size if instruction.op.name in ("LINEAR", "GLU") else 0.0
+    layout = session.model.layout
+    for instruction, laid_out, ns in zip(layout.code, layout.instructions, spent.tolist(), strict=True):
+        read = 0.0
+        if instruction.op.name in ("LINEAR", "GLU"):
+            matrix = layout.matrices[laid_out.matrix]
+            read = matrix.rows * matrix.cols * bits[matrix.kind] / 8
         entry = times.setdefault(f"{block_of(instruction.path)} {instruction.op.name.lower()}", [0.0, 0.0])
         entry[0] += ns / STEPS
         entry[1] += read
@@ -81,10 +84,6 @@ def breakdown(source: str, precision: str, threads: int) -> None:
     )
     for name, (ns, size) in sorted(times.items(), key=lambda t: -t[1][0]):
         print(f"  {name:<20} {ns / 1e3:8.0f} us {ns / total:6.1%}" + (f" {size / ns:6.1f} GB/s" if size else ""))
-
-
-def _kind(session, instruction) -> int:
-    return int(session.model.matrix_kinds[instruction.parts[0].weight]) if instruction.parts else 0
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from edgeformer.backends.native.program import ACTS, Buffer, Constant, Op, Part, Program, Recorded
+from edgeformer.backends.native.program import ACTS, Buffer, Constant, Op, Part, Program, Recorded, Rotation
 from edgeformer.backends.native.values import CachedValue, NotCovered, Positions, TokenIds, Value, Vector
 from edgeformer.layers.alibi import Alibi
 from edgeformer.layers.mask import Mask
@@ -381,8 +381,7 @@ class NativeOps(Ops[Value]):
                 return np.zeros((capacity, layer.dim), np.float32) if table is None else np.concatenate(table, 1)
 
             self.angles[layer] = Constant((), make)
-            if layer.per_length:
-                self.program.per_length.append((layer, self.angles[layer]))
+            self.program.rotations.append(Rotation(layer, self.angles[layer]))
         return self.angles[layer]
 
 

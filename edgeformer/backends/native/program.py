@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING
@@ -119,10 +119,24 @@ class Buffer:
 
 @dataclass(frozen=True)
 class Constant:
-    """A vector made from weights when they are loaded; `names` are its tensors, `make` gets them as float32."""
+    """A vector made from weights when they are loaded; `names` are its tensors, `make` gets them as float32. Without `make`, it
+    is the tensors one after the other."""
 
     names: tuple[str, ...]
-    make: Callable[..., np.ndarray]
+    make: Callable[..., np.ndarray] | None = None
+
+    def values(self, arrays: Sequence[np.ndarray]) -> np.ndarray:
+        """The vector, float32, from its tensors' values."""
+        given = [np.asarray(x).astype(np.float32) for x in arrays]
+        return np.ascontiguousarray(np.concatenate(given) if self.make is None else self.make(*given), np.float32)
+
+
+@dataclass(frozen=True)
+class Rotation:
+    """A position scheme that rotates heads, and the vector of its cosines and sines: [positions, cosines | sines]."""
+
+    layer: Rope
+    constant: Constant
 
 
 @dataclass(frozen=True)
@@ -179,14 +193,14 @@ class Program:
     """What `record.record` makes of a spec.
 
     caches: (heads, dim, value_dim) of each layer that caches keys and values; tables: constant matrices by the name that parts
-    refer to, float32 [rows, width]; per_length: position schemes whose angles depend on the sequence length, and their tables.
+    refer to, float32 [rows, width].
     """
 
     vocab: int
     code: list[Recorded] = field(default_factory=list)
     caches: list[tuple[int, int, int]] = field(default_factory=list)
     tables: dict[str, np.ndarray] = field(default_factory=dict)
-    per_length: list[tuple[Rope, Constant]] = field(default_factory=list)
+    rotations: list[Rotation] = field(default_factory=list)
     buffers: int = 0
 
     def buffer(self, width: int, *, kept: bool = False) -> Buffer:
@@ -240,7 +254,7 @@ def places(code: list[Recorded]) -> tuple[dict[int, int], list[int]]:
     return placed, widths
 
 
-def quantized_buffers(code: list[Recorded], kinds: Mapping[str, Kind]) -> set[int]:
+def rounded_buffers(code: list[Recorded], kinds: Mapping[str, Kind]) -> set[int]:
     """Numbers of the buffers whose rows are also needed as int8: those that a matrix of a rounding kind reads."""
     products = (Op.LINEAR, Op.GLU)
     return {i.src.number for i in code if i.op in products and i.src is not None and kinds[i.parts[0].weight].rounds}

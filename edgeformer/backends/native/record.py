@@ -76,7 +76,7 @@ class Handle(LayerHandle):
             case Table():
                 return TableHandle(self.ops, Part(weight, declaration.width, declaration.rows))
             case VectorDeclaration():
-                return Vector(Constant((path,), lambda x: x), declaration.size)
+                return Vector(Constant((path,)), declaration.size)
             case Const():
                 return declaration.make()
             case Dropout():

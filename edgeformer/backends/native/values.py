@@ -43,8 +43,8 @@ class Vector:
     size: int
 
     def _with(self, change: Callable[[np.ndarray], np.ndarray]) -> Vector:
-        make = self.constant.make
-        return Vector(Constant(self.constant.names, lambda *x: change(make(*x))), self.size)
+        before = self.constant
+        return Vector(Constant(before.names, lambda *x: change(before.values(x))), self.size)
 
     def __add__(self, other: float) -> Vector:
         self._check(other)
