@@ -40,11 +40,11 @@ def open_onnx(folder: Path, manifest: Manifest, options: Options, profile: Path 
     if profile is not None:
         settings.enable_profiling, settings.profile_file_prefix = True, str(profile)
     if options.variant == "kernels":
-        if manifest["compute"] != "fp32":
+        if manifest["compute"] != "fp32" and not manifest.get("one_node"):
             raise ArtefactError(
-                f"the native kernels compute in fp32, but {folder} in {manifest['compute']}; leave out :kernels"
+                f"the native kernels of single ops compute in fp32, but {folder} in {manifest['compute']}; leave out :kernels"
             )
-        from edgeformer.exporters.onnx.kernels import LIBRARY
+        from edgeformer.backends.native.library import LIBRARY
 
         settings.register_custom_ops_library(str(LIBRARY.path()))
     providers = use(options.variant, settings)

@@ -14,18 +14,19 @@ import pytest
 import tolerances
 from support import STDLIB, random_ids, run_cached
 
+from edgeformer.backends.native.library import LIBRARY
 from edgeformer.backends.numpy import LinearHandle as NumpyLinear
 from edgeformer.backends.numpy import NumpyOps
 from edgeformer.checkpoint.loading import load
 from edgeformer.errors import ArtefactError, RuntimeUnavailable
-from edgeformer.exporters.onnx import handles, kernels
+from edgeformer.exporters.onnx import handles
 from edgeformer.exporters.onnx.exporter import export_onnx
 from edgeformer.exporters.onnx.graph import target_class
 from edgeformer.exporters.onnx.graph_ops import CONTRIB, DOMAIN, FLOAT, OPSET, GraphTensor
 from edgeformer.inference.lookup import require
 from edgeformer.inference.runtime import Options
 
-needs_compiler = pytest.mark.skipif(kernels.LIBRARY.missing() is not None, reason=str(kernels.LIBRARY.missing()))
+needs_compiler = pytest.mark.skipif(LIBRARY.missing() is not None, reason=str(LIBRARY.missing()))
 RNG = np.random.default_rng(0)
 
 
@@ -46,7 +47,7 @@ def session(build, arrays, library, optimized=None, lie=False):
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 3
     if library:
-        settings.register_custom_ops_library(str(kernels.LIBRARY.path()))
+        settings.register_custom_ops_library(str(LIBRARY.path()))
     made = onnxruntime.InferenceSession(ir.to_proto(model).SerializeToString(), settings)
     return made.run(None, {f"x{i}": a for i, a in enumerate(arrays)})[0]
 
@@ -125,28 +126,28 @@ def test_fp16_artefacts_are_refused(tmp_path):
 
 def test_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("EDGEFORMER_CACHE", str(tmp_path))
-    monkeypatch.delenv(kernels.LIBRARY.environment, raising=False)
+    monkeypatch.delenv(LIBRARY.environment, raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert kernels.LIBRARY.status() == "models use their function bodies: cmake is not installed; pip install cmake"
+    assert LIBRARY.status() == "models use their function bodies: cmake is not installed; pip install cmake"
     with pytest.raises(RuntimeUnavailable, match="pip install cmake"):
-        kernels.LIBRARY.path()
+        LIBRARY.path()
 
 
 @needs_compiler
 def test_a_failed_build_shows_the_compilers_words(monkeypatch, tmp_path):
     sources = tmp_path / "sources"
-    shutil.copytree(kernels.LIBRARY.sources, sources, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(LIBRARY.sources, sources, ignore=shutil.ignore_patterns("__pycache__"))
     (sources / "library.cc").write_text("this is not C++;\n")
     monkeypatch.setenv("EDGEFORMER_CACHE", str(tmp_path / "cache"))
     with pytest.raises(RuntimeUnavailable, match=r"library\.cc"):
-        replace(kernels.LIBRARY, sources=sources).path()
+        replace(LIBRARY, sources=sources).path()
     assert not list((tmp_path / "cache").rglob("*.so"))
 
 
 def test_a_library_of_ones_own(monkeypatch, tmp_path):
-    monkeypatch.setenv(kernels.LIBRARY.environment, str(tmp_path / "mine.so"))
+    monkeypatch.setenv(LIBRARY.environment, str(tmp_path / "mine.so"))
     with pytest.raises(RuntimeUnavailable, match="does not exist"):
-        kernels.LIBRARY.path()
+        LIBRARY.path()
 
 
 def headers():
@@ -163,7 +164,7 @@ def headers():
 @pytest.mark.skipif(headers() is None, reason="no ONNX Runtime headers here (Debian: libonnxruntime-dev)")
 def test_the_abi_against_the_real_headers(tmp_path):
     """Every slot number and the size of OrtCustomOp, checked by the compiler."""
-    text = (kernels.LIBRARY.sources / "ort_abi.h").read_text()
+    text = (LIBRARY.sources / "ort_abi.h").read_text()
     lines = [line.strip().rstrip(",").split(" = ") for line in text.splitlines()]
     prefixes = ("kCreateS", "kCreateC", "kCustom", "kAdd", "kGet", "kKernel", "kRelease")
     slots = dict(line for line in lines if len(line) == 2 and line[0].startswith(prefixes))
@@ -184,5 +185,5 @@ def test_the_abi_against_the_real_headers(tmp_path):
 
 
 def test_sources_are_installed():
-    assert {"library.cc", "ort_abi.h", "CMakeLists.txt"} <= {p.name for p in kernels.LIBRARY.sources.iterdir()}
-    assert json.dumps(kernels.LIBRARY.status())
+    assert {"library.cc", "ort_abi.h", "CMakeLists.txt"} <= {p.name for p in LIBRARY.sources.iterdir()}
+    assert json.dumps(LIBRARY.status())

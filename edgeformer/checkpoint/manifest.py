@@ -74,6 +74,7 @@ class Manifest(TypedDict):
     cache: NotRequired[str | None]
     kv: NotRequired[str]
     lowering: NotRequired[dict[str, int]]
+    one_node: NotRequired[bool]
     quantization: NotRequired[Quantization | None]
     estimate: NotRequired[Any]
     verdict: NotRequired[dict[str, Any] | None]

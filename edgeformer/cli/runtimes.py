@@ -12,7 +12,6 @@ from edgeformer.cli._common import as_json, echo, print_json, text_table
 def command(as_json: bool) -> None:
     """List runtimes: installed ones with their versions, missing ones with the exact line that installs them."""
     from edgeformer.backends.native.library import status
-    from edgeformer.exporters.onnx import kernels
     from edgeformer.inference import lookup
 
     rows = []
@@ -29,9 +28,9 @@ def command(as_json: bool) -> None:
                 "missing": missing,
             }
         )
-    library, engine = kernels.LIBRARY.status(), status()
+    library = status()
     if as_json:
-        print_json({"runtimes": rows, "kernels": library, "native": engine})
+        print_json({"runtimes": rows, "native": library})
         return
     from rich.console import Console
     from rich.text import Text
@@ -49,5 +48,4 @@ def command(as_json: bool) -> None:
     for row in rows:
         if not row["installed"]:  # not in the table, which would truncate the install line
             echo(f"{row['runtime']}: {row['missing']}")
-    echo(f"native kernels for ONNX Runtime: {library}")
-    echo(f"native engine: {engine}")
+    echo(f"native library (native, onnxruntime:kernels): {library}")

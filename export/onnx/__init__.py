@@ -1,1 +1,1 @@
-"""ONNX export: graph, functions, weight storage; one lowering per file in `targets/`, native kernels in `kernels/`."""
+"""ONNX export: graph, functions, weight storage; one lowering per file in `targets/`, `decoder.py` for the native library."""

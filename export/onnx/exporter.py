@@ -16,6 +16,7 @@ from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import Quantization, Variant
 from edgeformer.errors import ArtefactError, ExportError
 from edgeformer.exporters.hf.exporter import family_config
+from edgeformer.exporters.onnx.decoder import as_one_node
 from edgeformer.exporters.onnx.filling import Progress, fill
 from edgeformer.exporters.onnx.functions import FunctionOps
 from edgeformer.exporters.onnx.genai import genai_config
@@ -24,6 +25,7 @@ from edgeformer.exporters.onnx.graph_ops import FLOAT
 from edgeformer.exporters.onnx.storage import StoragePlan, plan
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.spec.serialization import digest, to_json
+from edgeformer.spec.task import Task
 from edgeformer.weights.formats import Format
 from edgeformer.weights.rounding import bits_per_weight
 
@@ -96,7 +98,9 @@ def export_onnx(
         accuracy_level=accuracy_level,
         cache_scales=cache_scales,
     )
-    level = max((kind.level_of(b, made.compute, accuracy_level) for b in _bits(made)), default=0)
+    levels = {bits: kind.level_of(bits, made.compute, accuracy_level) for bits in _bits(made)}
+    uncovered = as_one_node(built, spec, made, levels) if kind.one_node and not inline else None
+    level = max(levels.values(), default=0)
     reader = _reader(loaded, target, made, inline, accuracy_level, weights, model_file)
     with writing_from(loaded, Path(output), force=force) as folder:
         (folder / model_file).parent.mkdir(exist_ok=True)
@@ -133,10 +137,13 @@ def export_onnx(
             manifest["others"] = others
         manifest["estimate"] = kind.estimate(built.model)
         manifest["lowering"] = built.notes
+        manifest["one_node"] = kind.one_node and not inline and uncovered is None
         manifest["cache"] = built.cache
         manifest["kv"] = made.compute.name.lower() if cache_scales is None else "int8"
         bundle.write_manifest(folder, manifest)
     notes = [*loaded.notes, *surrounded, *(f"{text} ({count} layers)" for text, count in built.notes.items())]
+    if uncovered is not None and spec.task == Task.TEXT_GENERATION:
+        notes.append(f"edgeformer's native library runs this model's fused ops, not the whole step: {uncovered}")
     if level and accuracy_level is None:
         notes.append(
             "q8: ONNX Runtime rounds activations to int8 (accuracy level 4), because it has no fast kernel for 8-bit weights at"

@@ -25,6 +25,8 @@ class FunctionOps(GraphOps):
 
     writes_functions: ClassVar[bool] = True
     """Whether fused ops become functions; False inlines their bodies, for targets whose runtimes don't support functions."""
+    one_node: ClassVar[bool] = False
+    """Whether a decoder's graph becomes one function, for which edgeformer's native library has a kernel."""
     precisions: ClassVar[tuple[str, ...] | None] = None
     """The precisions that the target supports; None: all."""
     needs_config: ClassVar[bool] = False

@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeformer.backends.native.program import (
     TILE,
+    CacheShape,
     Constant,
     Instruction,
     Kind,
@@ -54,7 +55,7 @@ class Layout:
     vocab: int
     code: list[Recorded]
     widths: list[int]
-    caches: list[tuple[int, int, int]]
+    caches: list[CacheShape]
     matrices: list[MatrixLayout] = field(default_factory=list)
     vectors: list[Constant] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)

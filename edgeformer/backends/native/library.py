@@ -15,7 +15,10 @@ from edgeformer.backends.native.program import Instruction
 from edgeformer.errors import EdgeformerError, InputError, RuntimeUnavailable
 
 LIBRARY = NativeLibrary(
-    Path(__file__).parent / "src", "edgeformer_native", "EDGEFORMER_NATIVE", "the runtime `native` isn't available"
+    Path(__file__).parent / "src",
+    "edgeformer_native",
+    "EDGEFORMER_NATIVE",
+    "the runtime `native` isn't available, and ONNX Runtime runs function bodies",
 )
 ISA = "EDGEFORMER_ISA"
 """Environment variable: the instruction set to use instead of the fastest (portable, avx2, avx512vnni, neon)."""

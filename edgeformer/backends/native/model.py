@@ -48,7 +48,7 @@ class NativeModel:
             values = constant.values([self._weights[name] for name in constant.names])
             self.library.call("ef_vector_new", self.handle, pointer(values), values.size)
         widths, code = np.array(self.layout.widths, np.int32), self.layout.instructions
-        caches = np.array(self.layout.caches, np.int32).reshape(-1, 3)
+        caches = np.array([(c.heads, c.dim, c.value_dim) for c in self.layout.caches], np.int32).reshape(-1, 3)
         instructions = (Instruction * len(code))(*code)
         self.library.call(
             "ef_model_program", self.handle, pointer(widths), len(widths), ctypes.addressof(instructions), len(code),

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
-from edgeformer.backends.native.program import ACTS, Buffer, Constant, Op, Part, Program, Recorded, Rotation
+from edgeformer.backends.native.program import ACTS, Buffer, CacheShape, Constant, Op, Part, Program, Recorded, Rotation
 from edgeformer.backends.native.values import CachedValue, NotCovered, Positions, TokenIds, Value, Vector
 from edgeformer.layers.alibi import Alibi
 from edgeformer.layers.mask import Mask
@@ -276,7 +276,7 @@ class NativeOps(Ops[Value]):
             assert isinstance(layer, Rope)
             turn = {"table": self._angles(layer), "rotated": layer.dim, "interleaved": int(layer.interleaved)}
         cache = len(self.program.caches)
-        self.program.caches.append((shape.kv_heads, shape.head_dim, shape.value_dim))
+        self.program.caches.append(CacheShape(slot.path, shape.kv_heads, shape.head_dim, shape.value_dim))
         sizes = {"count": shape.heads, "heads": shape.kv_heads, "dim": shape.head_dim, "value_dim": shape.value_dim}
         self.record(Op.APPEND, None, q, other=k, total=v, cache=cache, **sizes, **turn)
         y = self.like(q, shape.heads * shape.value_dim)
@@ -301,14 +301,14 @@ class NativeOps(Ops[Value]):
         assert isinstance(layer, Rope)
         return replace(x, turned=layer)
 
-    def cached(self, k: Value, v: Value) -> tuple[CachedValue, CachedValue]:
+    def cached(self, path: str, k: Value, v: Value) -> tuple[CachedValue, CachedValue]:
         """Put a layer's keys, rotated if that is still to be done, and values into a cache of their own."""
         turn: dict[str, Any] = {}
         if k.turned is not None:
             turn = {"table": self._angles(k.turned), "rotated": k.turned.dim, "interleaved": int(k.turned.interleaved)}
-        cache, shape = len(self.program.caches), (k.heads, k.width // k.heads, v.width // v.heads)
+        cache, shape = len(self.program.caches), CacheShape(path, k.heads, k.width // k.heads, v.width // v.heads)
         self.program.caches.append(shape)
-        sizes = {"count": 0, "heads": shape[0], "dim": shape[1], "value_dim": shape[2]}
+        sizes = {"count": 0, "heads": shape.heads, "dim": shape.dim, "value_dim": shape.value_dim}
         self.record(Op.APPEND, None, None, other=k, total=v, cache=cache, **sizes, **turn)
         if turn:
             self._changed.append(k)
@@ -330,11 +330,11 @@ class NativeOps(Ops[Value]):
             q = replace(y, heads=q.heads)
         if bias is not None:
             raise NotCovered(f"the native back end takes position biases in `attend` only, unlike {self.place}")
-        kv_heads, dim, value_dim = self.program.caches[k.cache]
-        y = self.like(q, q.heads * value_dim)
+        shape = self.program.caches[k.cache]
+        y = self.like(q, q.heads * shape.value_dim)
         self.record(
-            Op.ATTEND, y, q, cache=k.cache, count=q.heads, heads=kv_heads, dim=dim, value_dim=value_dim, scale=scale,
-            softcap=softcap or 0.0, causal=int(mask.causal), window=mask.window or 0, chunk=mask.chunk or 0,
+            Op.ATTEND, y, q, cache=k.cache, count=q.heads, heads=shape.heads, dim=shape.dim, value_dim=shape.value_dim,
+            scale=scale, softcap=softcap or 0.0, causal=int(mask.causal), window=mask.window or 0, chunk=mask.chunk or 0,
             prefix=int(mask.prefix), sinks=None if sinks is None else sinks.constant,
         )  # fmt: skip
         return replace(y, heads=q.heads)

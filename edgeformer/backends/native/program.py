@@ -188,17 +188,26 @@ class Recorded:
         return [b for b in found if b is not None]
 
 
+@dataclass(frozen=True)
+class CacheShape:
+    """The keys and values of a layer: its path, heads, and channels of each."""
+
+    path: str
+    heads: int
+    dim: int
+    value_dim: int
+
+
 @dataclass
 class Program:
     """What `record.record` makes of a spec.
 
-    caches: (heads, dim, value_dim) of each layer that caches keys and values; tables: constant matrices by the name that parts
-    refer to, float32 [rows, width].
+    tables: constant matrices by the name that parts refer to, float32 [rows, width].
     """
 
     vocab: int
     code: list[Recorded] = field(default_factory=list)
-    caches: list[tuple[int, int, int]] = field(default_factory=list)
+    caches: list[CacheShape] = field(default_factory=list)
     tables: dict[str, np.ndarray] = field(default_factory=dict)
     rotations: list[Rotation] = field(default_factory=list)
     buffers: int = 0

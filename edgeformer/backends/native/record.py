@@ -95,7 +95,7 @@ class _Cached:
     def append(self, path: str, tensors: dict[str, Any]) -> tuple[Any, ...]:
         if list(tensors) != ["k", "v"]:
             raise NotCovered(f"{path} caches {' and '.join(tensors)}, which the native back end doesn't cover")
-        return self.ops.cached(tensors["k"], tensors["v"])
+        return self.ops.cached(path, tensors["k"], tensors["v"])
 
     def once(self, path: str, make: Callable[[], dict[str, Any]]) -> NoReturn:
         raise NotCovered(f"{path} attends to an encoder, which the native back end doesn't cover")

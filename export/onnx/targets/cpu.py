@@ -12,6 +12,7 @@ from edgeformer.exporters.onnx.targets._sparse_experts import sparse_experts
 class Target(OnnxRuntimeTarget):
     """Matrix products with stored weights, without a transpose in the graph."""
 
+    one_node = True
     moe_body = sparse_experts
     usual_levels: ClassVar[dict[int, int]] = {
         8: 4

@@ -127,4 +127,7 @@ const Kernels* neon_kernels();
 // The fastest set that this processor has, or the one named; null if it has none of that name.
 const Kernels* choose_kernels(const char* name);
 
+// The set that the environment variable EDGEFORMER_ISA names, or the fastest; throws if this processor doesn't have it.
+const Kernels* kernels_here();
+
 }  // namespace edgeformer

@@ -1,5 +1,6 @@
 // Weights: from rows, as files hold them, into tiles.
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <stdexcept>
 
@@ -195,6 +196,13 @@ const Kernels* choose_kernels(const char* name) {
   for (const Kernels* k : {avx512_kernels(), avx2_kernels(), neon_kernels(), portable_kernels()})
     if (k != nullptr && k->available() && (name == nullptr || std::strcmp(name, k->name) == 0)) return k;
   return nullptr;
+}
+
+const Kernels* kernels_here() {
+  const char* name = std::getenv("EDGEFORMER_ISA");
+  const Kernels* found = choose_kernels(name != nullptr && *name != '\0' ? name : nullptr);
+  if (found == nullptr) throw std::invalid_argument(std::string("EDGEFORMER_ISA=") + name + ": this processor has no such instruction set");
+  return found;
 }
 
 }  // namespace edgeformer

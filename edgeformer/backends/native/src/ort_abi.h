@@ -5,6 +5,8 @@
 #pragma once
 #include <cstddef>
 #include <cstdint>
+#include <stdexcept>
+#include <string>
 
 #if defined(_WIN32)
 #define ORT_CALL __stdcall
@@ -27,22 +29,33 @@ constexpr uint32_t kApiVersion = 17;  // ONNX Runtime 1.17: the first with Paral
 
 enum Slot : int {
   kCreateStatus = 0,
+  kGetErrorMessage = 2,
   kCreateCustomOpDomain = 26,
   kCustomOpDomainAdd = 27,
   kAddCustomOpDomain = 28,
   kGetTensorMutableData = 51,
+  kGetTensorElementType = 60,
   kGetDimensionsCount = 61,
   kGetDimensions = 62,
   kGetTensorTypeAndShape = 65,
+  kGetAllocatorWithDefaultOptions = 78,
   kKernelInfoGetAttributeFloat = 85,
   kKernelInfoGetAttributeString = 87,
+  kKernelContextGetInputCount = 88,
+  kKernelContextGetOutputCount = 89,
   kKernelContextGetInput = 90,
   kKernelContextGetOutput = 91,
+  kReleaseStatus = 93,
+  kReleaseValue = 96,
   kReleaseTensorTypeAndShapeInfo = 99,
+  kKernelInfoGetInputCount = 230,
+  kKernelInfoGetAttributeTensor = 236,
+  kKernelInfoGetConstantInputTensor = 249,
   kKernelContextParallelFor = 274,
 };
 
-enum ElementType : int { kFloat = 1 };
+enum ElementType : int { kUndefined = 0, kFloat = 1, kUint8 = 2, kInt64 = 7, kFloat16 = 10, kBfloat16 = 16 };
+enum Characteristic : int { kRequired = 0, kOptional = 1, kVariadic = 2 };
 
 struct CustomOp {
   uint32_t version;
@@ -84,6 +97,20 @@ Status call(Slot slot, Args... args) {
 
 inline Status error(const char* message) {
   return reinterpret_cast<Status(ORT_CALL*)(int, const char*)>(const_cast<void*>(api[kCreateStatus]))(1, message);
+}
+
+template <typename Object>
+void release(Slot slot, Object* object) {
+  reinterpret_cast<void(ORT_CALL*)(Object*)>(const_cast<void*>(api[slot]))(object);
+}
+
+// Throws what a failed call says.
+inline void check(Status status) {
+  if (status == nullptr) return;
+  const char* text = reinterpret_cast<const char*(ORT_CALL*)(Status)>(const_cast<void*>(api[kGetErrorMessage]))(status);
+  const std::string message = text == nullptr ? "a call into ONNX Runtime failed" : text;
+  release(kReleaseStatus, status);
+  throw std::runtime_error(message);
 }
 
 }  // namespace ort

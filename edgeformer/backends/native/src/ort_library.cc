@@ -1,0 +1,93 @@
+// The op library: registers edgeformer's kernels in the domain `edgeformer` of ONNX Runtime. A kernel here replaces a model's
+// function body of the same name; ops without a kernel keep their bodies.
+#include <exception>
+#include <memory>
+
+#include "ort_decoder.h"
+#include "ort_glu_ffn.h"
+#include "ort_rms_norm.h"
+
+namespace ort {
+const void* const* api = nullptr;
+}
+
+namespace {
+
+// Creation, computation and deletion of a struct with a constructor from Info and compute(Context).
+template <typename Kernel>
+ort::CustomOp made_from() {
+  ort::CustomOp o{};
+  o.version = ort::kApiVersion;
+  o.GetName = [](const ort::CustomOp*) { return Kernel::kName; };
+  o.GetExecutionProviderType = [](const ort::CustomOp*) -> const char* { return "CPUExecutionProvider"; };
+  o.GetInputMemoryType = [](const ort::CustomOp*, size_t) { return 0; };
+  o.GetVariadicInputMinArity = [](const ort::CustomOp*) { return 1; };
+  o.GetVariadicInputHomogeneity = [](const ort::CustomOp*) { return 0; };  // inputs may differ in type
+  o.GetVariadicOutputMinArity = [](const ort::CustomOp*) { return 1; };
+  o.GetVariadicOutputHomogeneity = [](const ort::CustomOp*) { return 1; };
+  o.CreateKernelV2 = [](const ort::CustomOp*, const void*, const void* info, void** kernel) -> ort::Status {
+    try {  // no exception may cross the C ABI
+      *kernel = new Kernel(edgeformer::Info(info));
+      return nullptr;
+    } catch (const std::exception& e) {
+      return ort::error(e.what());
+    }
+  };
+  o.KernelComputeV2 = [](void* kernel, void* context) -> ort::Status {
+    try {
+      static_cast<Kernel*>(kernel)->compute(edgeformer::Context(context));
+      return nullptr;
+    } catch (const std::exception& e) {
+      return ort::error(e.what());
+    }
+  };
+  o.KernelDestroy = [](void* kernel) { delete static_cast<Kernel*>(kernel); };
+  return o;
+}
+
+// An op with float32 inputs and one float32 output.
+template <typename Kernel>
+const ort::CustomOp* op() {
+  static ort::CustomOp made = [] {
+    ort::CustomOp o = made_from<Kernel>();
+    o.GetInputType = [](const ort::CustomOp*, size_t) -> int { return ort::kFloat; };
+    o.GetInputTypeCount = [](const ort::CustomOp*) { return Kernel::kInputs; };
+    o.GetOutputType = [](const ort::CustomOp*, size_t) -> int { return ort::kFloat; };
+    o.GetOutputTypeCount = [](const ort::CustomOp*) -> size_t { return 1; };
+    o.GetInputCharacteristic = [](const ort::CustomOp*, size_t) -> int { return ort::kRequired; };
+    o.GetOutputCharacteristic = [](const ort::CustomOp*, size_t) -> int { return ort::kRequired; };
+    return o;
+  }();
+  return &made;
+}
+
+// A decoder: any inputs; float32 logits, then caches of one type.
+template <typename Kernel>
+const ort::CustomOp* decoder() {
+  static ort::CustomOp made = [] {
+    ort::CustomOp o = made_from<Kernel>();
+    o.GetInputType = [](const ort::CustomOp*, size_t) -> int { return ort::kUndefined; };
+    o.GetInputTypeCount = [](const ort::CustomOp*) -> size_t { return 1; };
+    o.GetOutputType = [](const ort::CustomOp*, size_t i) -> int { return i == 0 ? ort::kFloat : Kernel::kCacheType; };
+    o.GetOutputTypeCount = [](const ort::CustomOp*) -> size_t { return 2; };
+    o.GetInputCharacteristic = [](const ort::CustomOp*, size_t) -> int { return ort::kVariadic; };
+    o.GetOutputCharacteristic = [](const ort::CustomOp*, size_t i) -> int { return i == 0 ? ort::kRequired : ort::kVariadic; };
+    return o;
+  }();
+  return &made;
+}
+
+}  // namespace
+
+extern "C" ORT_EXPORT ort::Status ORT_CALL RegisterCustomOps(void* session_options, const ort::ApiBase* base) {
+  using namespace edgeformer;
+  ort::api = base->get_api(ort::kApiVersion);
+  if (ort::api == nullptr) return nullptr;  // ONNX Runtime older than 1.17: function bodies are used
+  static void* domain = nullptr;
+  if (domain == nullptr) {
+    if (ort::Status status = ort::call(ort::kCreateCustomOpDomain, "edgeformer", &domain)) return status;
+    for (const ort::CustomOp* o : {op<RMSNorm>(), op<GluFfn>(), decoder<Decoder>(), decoder<DecoderF16>()})
+      if (ort::Status status = ort::call(ort::kCustomOpDomainAdd, domain, o)) return status;
+  }
+  return ort::call(ort::kAddCustomOpDomain, session_options, domain);
+}

@@ -1,0 +1,196 @@
+"""The whole decoder as one node: `edgeformer::Decoder`, an ONNX function whose body is the graph.
+
+Every runtime can inline the function. With edgeformer's native library registered, ONNX Runtime calls the library once per step
+instead (`backends/native/src/ort_decoder.h`). The node's attribute `program` tells the kernel what to compute, and which of the
+node's inputs hold the weights; the function doesn't use it.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import onnx_ir as ir
+
+from edgeformer.backends.native.layout import Fill, Layout, lay_out
+from edgeformer.backends.native.program import Constant, Kind
+from edgeformer.backends.native.record import record
+from edgeformer.backends.native.values import NotCovered
+from edgeformer.exporters.onnx.graph import LOGITS_TO_KEEP, BuiltGraph, cache_names
+from edgeformer.exporters.onnx.graph_ops import DOMAIN, FLOAT
+from edgeformer.exporters.onnx.handles import BLOCKS
+from edgeformer.exporters.onnx.storage import StoragePlan
+from edgeformer.spec import Model
+from edgeformer.spec.task import Task
+from edgeformer.weights.formats import SCALES, Format
+
+PROGRAM = "program"
+_MAGIC, _VERSION = 0x4D504645, 1
+_MAX_DIM = 512
+_FLOATS = {ir.DataType.FLOAT: Kind.FP32, ir.DataType.FLOAT16: Kind.FP16, ir.DataType.BFLOAT16: Kind.BF16}
+
+
+@dataclass(frozen=True)
+class _Names:
+    """The node's inputs and outputs by name."""
+
+    inputs: Mapping[str, int]
+    outputs: Mapping[str, int]
+
+    def input(self, name: str) -> int:
+        """The number of an input; -1 if there is none of that name."""
+        return self.inputs.get(name, -1)
+
+    def codes(self, name: str) -> int:
+        """The number of a quantized weight's codes, in whichever shape the graph declares them."""
+        found = self.input(name)
+        return self.input(name + BLOCKS) if found < 0 else found
+
+
+def as_one_node(built: BuiltGraph, spec: Model, plan: StoragePlan, levels: Mapping[int, int]) -> str | None:
+    """Put the graph into a function and call it; returns why not, if the native library has no kernel for the model.
+
+    Args:
+        built: the graph; it is changed.
+        spec: its model.
+        plan: how its weights are stored.
+        levels: bits of a quantized weight -> the accuracy level of its products in the graph; at level 4 the kernel rounds
+            activations to int8, too.
+    """
+    if spec.task != Task.TEXT_GENERATION:
+        return "it is no decoder"
+    if any(held.dtype == ir.DataType.INT8 for held in built.model.graph.inputs):
+        return "its KV cache is int8"
+    try:
+        program = record(spec, spec.context)
+    except NotCovered as e:
+        return str(e)
+    if program.tables:
+        return "its positions come from a computed table"
+    if any(rotation.layer.per_length for rotation in program.rotations):
+        return "its RoPE angles depend on the length of the sequence"
+    if any(max(cache.dim, cache.value_dim) > _MAX_DIM for cache in program.caches):
+        return f"its heads have more than {_MAX_DIM} channels"
+    parts = {p.weight for i in program.code for p in i.parts}
+    kinds = {name: _kind(plan.storage[name], levels) for name in parts}
+    layout = lay_out(program, kinds)
+    half = plan.compute != FLOAT
+    node = _wrap(built.model, "DecoderF16" if half else "Decoder")
+    names = _Names(
+        {v.name or "": n for n, v in enumerate(node.inputs) if v is not None},
+        {v.name or "": n for n, v in enumerate(node.outputs)},
+    )
+    words = _program(layout, spec, plan, names)
+    node.attributes[PROGRAM] = ir.AttrTensor(PROGRAM, ir.tensor(np.frombuffer(words, np.uint8), name=PROGRAM))
+    return None
+
+
+def _kind(storage: ir.DataType | Format, levels: Mapping[int, int]) -> Kind:
+    if isinstance(storage, Format):
+        return Kind[storage.name.upper() + ("" if levels[storage.bits] >= 4 else "_EXACT")]
+    return _FLOATS[storage]
+
+
+def _wrap(model: ir.Model, name: str) -> ir.Node:
+    """Move the graph's nodes into a function of the inputs and initializers; the graph keeps one node, which calls it."""
+    graph = model.graph
+    _without_overloads(model)
+    given = [*graph.inputs, *(v for v in graph.initializers.values() if v.name != LOGITS_TO_KEEP)]
+    formals = [ir.Value(name=v.name, type=v.type, shape=v.shape) for v in given]
+    results = list(graph.outputs)
+    nodes = list(graph)
+    graph.outputs.clear()
+    graph.remove(nodes)
+    for value, formal in zip(given, formals, strict=True):
+        ir.convenience.replace_all_uses_with(value, formal)
+    body = ir.Graph(formals, results, nodes=nodes, opset_imports=dict(graph.opset_imports), name=name)
+    function = ir.Function(DOMAIN, name, "", graph=body, attributes=[ir.Attr(PROGRAM, ir.AttributeType.TENSOR, None)])
+    model.functions[function.identifier()] = function
+    call = ir.node(name, given, domain=DOMAIN, num_outputs=len(results), name="decoder")
+    graph.append(call)
+    for value, result in zip(call.outputs, results, strict=True):
+        value.name, value.type, value.shape = result.name, result.type, result.shape
+    graph.outputs.extend(call.outputs)
+    return call
+
+
+def _without_overloads(model: ir.Model) -> None:
+    """Give every function a name of its own: ONNX Runtime (seen in 1.32) doesn't find overloads that a function calls."""
+    functions = list(model.functions.values())
+    shared = {name for name, count in Counter(f.name for f in functions).items() if count > 1}
+    names = {f.identifier(): f"{f.name}_{f.overload}" if f.name in shared else f.name for f in functions}
+    for nodes in (model.graph, *functions):
+        for node in nodes:
+            if (name := names.get(node.op_identifier())) is not None:
+                node.op_type, node.overload = name, ""
+    model.functions.clear()
+    for function, name in zip(functions, names.values(), strict=True):
+        function.name, function.overload = name, ""
+        model.functions[function.identifier()] = function
+
+
+def _program(layout: Layout, spec: Model, plan: StoragePlan, names: _Names) -> bytes:
+    """What `DecoderBase` in `ort_decoder.cc` reads: little-endian 32-bit words."""
+    made = bytearray()
+
+    def words(*numbers: int) -> None:
+        made.extend(struct.pack(f"<{len(numbers)}i", *numbers))
+
+    def floats(numbers: np.ndarray) -> None:
+        made.extend(np.ascontiguousarray(numbers, "<f4").tobytes())
+
+    instructions = b"".join(bytes(i) for i in layout.instructions)
+    words(_MAGIC, _VERSION, len(instructions) // 4 // max(len(layout.instructions), 1), layout.vocab)
+    words(len(layout.widths), *layout.widths, len(layout.caches))
+    public = cache_names(spec)
+    for cache in layout.caches:
+        words(cache.heads, cache.dim, cache.value_dim)
+        tensors = [public[cache.path, name] for name in ("k", "v")]
+        words(*(names.input(f"past_key_values.{t}") for t in tensors))
+        words(*(names.outputs[f"present.{t}"] for t in tensors))
+    words(*(names.input(n) for n in ("input_ids", "attention_mask", "position_ids", "prefix_length", LOGITS_TO_KEEP)))
+    words(len(layout.matrices))
+    for matrix in layout.matrices:
+        words(matrix.kind, matrix.rows, matrix.cols, matrix.tiles, len(matrix.fills))
+        for fill in matrix.fills:
+            words(*_fill(fill, matrix.kind, names))
+    rotated = {number for _, number in layout.rotations}
+    words(len(layout.vectors))
+    for number, constant in enumerate(layout.vectors):
+        pieces = [] if number in rotated else _pieces(constant, plan, names)
+        words(len(pieces))
+        for piece in pieces:
+            if isinstance(piece, np.ndarray):
+                words(1, piece.size)
+                floats(piece)
+            else:
+                words(0, *piece)
+    words(len(layout.rotations))
+    for rotation, number in layout.rotations:
+        frequencies = rotation.layer.frequencies()
+        words(number, rotation.layer.dim)
+        floats(np.array([rotation.layer.magnitude()]))
+        words(frequencies.size)
+        floats(frequencies)
+    words(len(layout.instructions))
+    return bytes(made) + instructions
+
+
+def _fill(fill: Fill, kind: Kind, names: _Names) -> tuple[int, ...]:
+    weight = fill.part.weight
+    inputs = (names.codes(weight), names.input(weight + SCALES)) if kind.grouped else (names.input(weight), -1)
+    return (*inputs, fill.tile, fill.step, fill.part.outputs, -1 if fill.entry is None else fill.entry)
+
+
+def _pieces(constant: Constant, plan: StoragePlan, names: _Names) -> Sequence[np.ndarray | tuple[int, int]]:
+    """A vector as initializers (input, size) one after the other, or as numbers, where it is computed from them."""
+    arrays = [np.asarray(plan.weights[name]) for name in constant.names]
+    if constant.make is None:
+        return [(names.input(name), array.size) for name, array in zip(constant.names, arrays, strict=True)]
+    stored = [plan.storage[name] for name in constant.names]
+    assert all(isinstance(dtype, ir.DataType) for dtype in stored)
+    rounded = [a.astype(d.numpy()) for a, d in zip(arrays, stored, strict=True) if isinstance(d, ir.DataType)]
+    return [constant.values(rounded).reshape(-1)]
