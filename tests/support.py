@@ -8,11 +8,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from edgeformer.checkpoint import saving
+from edgeformer.checkpoint import bundle, saving
 from edgeformer.checkpoint.loading import LoadedModel, load
 from edgeformer.exporters.onnx.exporter import export_onnx
 from edgeformer.inference.lookup import require
@@ -55,8 +56,8 @@ def hf_logits(model, ids: np.ndarray) -> np.ndarray:
 
 
 def sessions(loaded: LoadedModel, folder: Path, *, batch: int = 1, capacity: int | None = None) -> dict[str, Session]:
-    """One session per back end: numpy, torch, MLX, ONNX with fast bodies, ONNX in plain operators; the native engine, if it
-    covers the model and can be built."""
+    """One session per back end: numpy, torch, MLX, ONNX with fast bodies, ONNX in plain operators; the native engine and ONNX
+    Runtime with its library, if they cover the model and the library can be built."""
     options = Options(threads=1, batch=batch, capacity=capacity)
     made = {name: require(name)[0].open(loaded, options) for name in ("numpy", "torch", "mlx")}
     for target in ("cpu", "portable"):
@@ -67,6 +68,9 @@ def sessions(loaded: LoadedModel, folder: Path, *, batch: int = 1, capacity: int
     native = require("native")[0]
     if (native.unavailable() or native.refuses(loaded.spec, options)) is None:
         made["native"] = native.open(loaded, options)
+    cpu = folder / "onnx-cpu"
+    if native.unavailable() is None and bundle.read_manifest(cpu).get("one_node"):
+        made["onnx-kernels"] = require("onnxruntime")[0].open(cpu, replace(options, variant="kernels"))
     return made
 
 

@@ -12,7 +12,8 @@ import onnx_ir as ir
 import onnxruntime
 import pytest
 import tolerances
-from support import STDLIB, random_ids, run_cached
+from component_cases import COMPONENTS
+from support import STDLIB, random_ids, run_cached, saved
 
 from edgeformer.backends.native.library import LIBRARY
 from edgeformer.backends.numpy import LinearHandle as NumpyLinear
@@ -118,8 +119,10 @@ def test_a_whole_model(tmp_path):
 
 
 @needs_compiler
-def test_fp16_artefacts_are_refused(tmp_path):
-    export_onnx(load(STDLIB), tmp_path / "m", precision="fp16")
+def test_single_ops_in_fp16_are_refused(tmp_path):
+    """The kernel of a whole decoder takes fp16; those of single ops don't."""
+    loaded, _ = saved(COMPONENTS["mla"], tmp_path / "s")
+    export_onnx(loaded, tmp_path / "m", precision="fp16")
     with pytest.raises(ArtefactError, match="leave out :kernels"):
         require("onnxruntime")[0].open(tmp_path / "m", Options(variant="kernels"))
 
@@ -128,7 +131,7 @@ def test_without_a_compiler(monkeypatch, tmp_path):
     monkeypatch.setenv("EDGEFORMER_CACHE", str(tmp_path))
     monkeypatch.delenv(LIBRARY.environment, raising=False)
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    assert LIBRARY.status() == "models use their function bodies: cmake is not installed; pip install cmake"
+    assert LIBRARY.status() == f"{LIBRARY.without}: cmake is not installed; pip install cmake"
     with pytest.raises(RuntimeUnavailable, match="pip install cmake"):
         LIBRARY.path()
 
@@ -137,9 +140,9 @@ def test_without_a_compiler(monkeypatch, tmp_path):
 def test_a_failed_build_shows_the_compilers_words(monkeypatch, tmp_path):
     sources = tmp_path / "sources"
     shutil.copytree(LIBRARY.sources, sources, ignore=shutil.ignore_patterns("__pycache__"))
-    (sources / "library.cc").write_text("this is not C++;\n")
+    (sources / "capi.cc").write_text("this is not C++;\n")
     monkeypatch.setenv("EDGEFORMER_CACHE", str(tmp_path / "cache"))
-    with pytest.raises(RuntimeUnavailable, match=r"library\.cc"):
+    with pytest.raises(RuntimeUnavailable, match=r"capi\.cc"):
         replace(LIBRARY, sources=sources).path()
     assert not list((tmp_path / "cache").rglob("*.so"))
 
@@ -171,6 +174,9 @@ def test_the_abi_against_the_real_headers(tmp_path):
     names = {
         "kKernelInfoGetAttributeFloat": "KernelInfoGetAttribute_float",
         "kKernelInfoGetAttributeString": "KernelInfoGetAttribute_string",
+        "kKernelInfoGetAttributeTensor": "KernelInfoGetAttribute_tensor",
+        "kKernelInfoGetConstantInputTensor": "KernelInfoGetConstantInput_tensor",
+        "kKernelInfoGetInputCount": "KernelInfo_GetInputCount",
         "kCustomOpDomainAdd": "CustomOpDomain_Add",
     }
     checks = []
@@ -185,5 +191,5 @@ def test_the_abi_against_the_real_headers(tmp_path):
 
 
 def test_sources_are_installed():
-    assert {"library.cc", "ort_abi.h", "CMakeLists.txt"} <= {p.name for p in LIBRARY.sources.iterdir()}
+    assert {"ort_library.cc", "ort_abi.h", "engine.h", "CMakeLists.txt"} <= {p.name for p in LIBRARY.sources.iterdir()}
     assert json.dumps(LIBRARY.status())

@@ -108,6 +108,8 @@ class NativeOps(Ops[Value]):
 
     def like(self, x: Value, width: int | None = None) -> Value:
         """A new value with as many rows as `x`."""
+        if not isinstance(x, Value):
+            raise NotCovered(f"the native back end computes with rows of activations only, unlike {self.place}")
         return self.value(x.width if width is None else width, kept=x.buffer.kept)
 
     def combine(self, op: Op, x: Value, other: Value | Vector | float) -> Value:
