@@ -85,22 +85,14 @@ class Runtime(base.Runtime):
 
     def declines(self, manifest, variant):
         """Build the library, if necessary, before anything is measured."""
-        return _build()
+        from edgeformer.backends.native.library import LIBRARY
+
+        return LIBRARY.cannot_be_built()
 
     def declines_checkpoint(self, loaded):
-        return _build()
+        from edgeformer.backends.native.library import LIBRARY
+
+        return LIBRARY.cannot_be_built()
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         return NativeSession(load(source) if isinstance(source, Path) else source, options)
-
-
-def _build() -> str | None:
-    """None once the library is there, or why it can't be built."""
-    from edgeformer.backends.native.library import LIBRARY
-    from edgeformer.errors import RuntimeUnavailable
-
-    try:
-        LIBRARY.path()
-    except RuntimeUnavailable as e:
-        return str(e)
-    return None

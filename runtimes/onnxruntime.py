@@ -214,6 +214,19 @@ class Runtime(base.Runtime):
     def target(self, variant):
         return TARGETS.get(variant, "cpu")
 
+    def compared(self, spec):
+        """The native library, where it takes the whole step."""
+        from edgeformer.backends.native.library import LIBRARY
+        from edgeformer.exporters.onnx.decoder import covered
+
+        return () if LIBRARY.missing() is not None or isinstance(covered(spec), str) else ("kernels",)
+
+    def declines(self, manifest, variant):
+        """Build the library, if necessary, before anything is measured."""
+        from edgeformer.backends.native.library import LIBRARY
+
+        return LIBRARY.cannot_be_built() if variant == "kernels" else None
+
     def refuses(self, spec, options):
         if options.variant not in ("", "kernels") and (reason := missing(options.variant)) is not None:
             return reason

@@ -177,6 +177,7 @@ def test_the_abi_against_the_real_headers(tmp_path):
         "kKernelInfoGetAttributeTensor": "KernelInfoGetAttribute_tensor",
         "kKernelInfoGetConstantInputTensor": "KernelInfoGetConstantInput_tensor",
         "kKernelInfoGetInputCount": "KernelInfo_GetInputCount",
+        "kKernelInfoGetOutputCount": "KernelInfo_GetOutputCount",
         "kCustomOpDomainAdd": "CustomOpDomain_Add",
     }
     checks = []

@@ -102,7 +102,7 @@ def test_the_graph_follows_the_ecosystem(stdlib, tmp_path):
     assert [o.name for o in model.graph.output][:3] == ["logits", "present.0.key", "present.0.value"]
     assert model.ir_version == 10 and {o.domain: o.version for o in model.opset_import}[""] == 23
     functions = {f.name for f in model.functions}
-    assert functions == {"RMSNorm", "AddRMSNorm", "GluFfn", "CachedAttention"}
+    assert functions == {"Decoder", "RMSNorm", "AddRMSNorm", "GluFfn", "CachedAttention"}
     config = json.loads((tmp_path / "m" / "genai_config.json").read_text())
     assert config["model"]["type"] == "decoder" and config["model"]["context_length"] == 1024
 

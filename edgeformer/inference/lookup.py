@@ -7,11 +7,17 @@ from types import ModuleType
 from edgeformer import discover
 from edgeformer.errors import PluginError, RuntimeUnavailable, is_fault
 from edgeformer.inference.runtime import FORMATS, PACKAGE, Runtime
+from edgeformer.spec import Model
 
 
 def names() -> list[str]:
     """All runtimes, installed or not."""
     return discover.names(PACKAGE)
+
+
+def compared(spec: Model) -> list[str]:
+    """What a comparison of this model includes if nothing is chosen: every runtime, and some with a variant."""
+    return [f"{name}:{v}" if v else name for name in names() for v in ("", *get(name)[0].compared(spec))]
 
 
 def get(name: str) -> tuple[Runtime, str]:

@@ -296,6 +296,7 @@ class Runtime(ABC):
             "takes": lambda _: False,
             "has": lambda _: False,
             "target": lambda _: "cpu",
+            "compared": lambda _: (),
         }
         guard(cls, {"open": None, **reasons, **answers})
 
@@ -331,6 +332,10 @@ class Runtime(ABC):
     def target(self, variant: str) -> str:
         """The ONNX target of `edgeformer export` that is made for this variant."""
         return "cpu"
+
+    def compared(self, spec: Model) -> tuple[str, ...]:
+        """The variants that a comparison of this model includes without being asked, besides the plain one."""
+        return ()
 
     def declines(self, manifest: Manifest, variant: str) -> str | None:
         """None, or why it can't open an artefact of a format that it opens in general."""

@@ -18,7 +18,7 @@ from edgeformer.checkpoint.loading import LoadedModel, load
 from edgeformer.errors import ArtefactError, ExportError, InputError
 from edgeformer.exporters.dispatch import export_as
 from edgeformer.files.cache import cache_folder, changed_file, lock_of, remember_content, touch
-from edgeformer.inference.lookup import get, names, require
+from edgeformer.inference.lookup import compared, get, names, require
 from edgeformer.inference.runtime import Options
 from edgeformer.measure.bench import check_lengths, measure
 from edgeformer.measure.harness import Run
@@ -160,7 +160,7 @@ def builds(
     """
     made: dict[tuple[str, str, str | None], Build] = {}
     native, notes = [], []
-    for name in runtimes if runtimes is not None else names():
+    for name in runtimes if runtimes is not None else compared(spec):
         runtime, variant = get(name) if runtimes is None else require(name)
         if runtimes is None:
             if not runtime.ranked or runtime.served:

@@ -8,7 +8,7 @@ from typing import Any
 
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import Manifest
-from edgeformer.inference.lookup import get, names, require
+from edgeformer.inference.lookup import compared, get, require
 from edgeformer.inference.runtime import FORMATS, Options, Runtime
 from edgeformer.measure.row import Plan
 from edgeformer.spec import Model
@@ -93,7 +93,7 @@ def fitting(
     """
     found: list[str] = []
     notes: list[NoRow] = []
-    for name in dict.fromkeys(chosen) if chosen is not None else names():
+    for name in dict.fromkeys(chosen) if chosen is not None else compared(spec):
         runtime, variant = get(name) if chosen is None else require(name)
         if chosen is None and (not runtime.ranked or runtime.served):
             continue

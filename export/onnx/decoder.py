@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir as ir
 
 from edgeformer.backends.native.layout import Fill, Layout, lay_out
-from edgeformer.backends.native.program import Constant, Kind
+from edgeformer.backends.native.program import Constant, Kind, Program
 from edgeformer.backends.native.record import record
 from edgeformer.backends.native.values import NotCovered
 from edgeformer.exporters.onnx.graph import LOGITS_TO_KEEP, BuiltGraph, cache_names
@@ -60,20 +60,11 @@ def as_one_node(built: BuiltGraph, spec: Model, plan: StoragePlan, levels: Mappi
         levels: bits of a quantized weight -> the accuracy level of its products in the graph; at level 4 the kernel rounds
             activations to int8, too.
     """
-    if spec.task != Task.TEXT_GENERATION:
-        return "it is no decoder"
     if any(held.dtype == ir.DataType.INT8 for held in built.model.graph.inputs):
         return "its KV cache is int8"
-    try:
-        program = record(spec, spec.context)
-    except NotCovered as e:
-        return str(e)
-    if program.tables:
-        return "its positions come from a computed table"
-    if any(rotation.layer.per_length for rotation in program.rotations):
-        return "its RoPE angles depend on the length of the sequence"
-    if any(max(cache.dim, cache.value_dim) > _MAX_DIM for cache in program.caches):
-        return f"its heads have more than {_MAX_DIM} channels"
+    program = covered(spec)
+    if isinstance(program, str):
+        return program
     parts = {p.weight for i in program.code for p in i.parts}
     kinds = {name: _kind(plan.storage[name], levels) for name in parts}
     layout = lay_out(program, kinds)
@@ -86,6 +77,23 @@ def as_one_node(built: BuiltGraph, spec: Model, plan: StoragePlan, levels: Mappi
     words = _program(layout, spec, plan, names)
     node.attributes[PROGRAM] = ir.AttrTensor(PROGRAM, ir.tensor(np.frombuffer(words, np.uint8), name=PROGRAM))
     return None
+
+
+def covered(spec: Model) -> Program | str:
+    """The program of a model that can be one node, or why it can't."""
+    if spec.task != Task.TEXT_GENERATION:
+        return "it is no decoder"
+    try:
+        program = record(spec, spec.context)
+    except NotCovered as e:
+        return str(e)
+    if program.tables:
+        return "its positions come from a computed table"
+    if any(rotation.layer.per_length for rotation in program.rotations):
+        return "its RoPE angles depend on the length of the sequence"
+    if any(max(cache.dim, cache.value_dim) > _MAX_DIM for cache in program.caches):
+        return f"its heads have more than {_MAX_DIM} channels"
+    return program
 
 
 def _kind(storage: ir.DataType | Format, levels: Mapping[int, int]) -> Kind:

@@ -83,6 +83,14 @@ class NativeLibrary:
                 lock.release()
         return library
 
+    def cannot_be_built(self) -> str | None:
+        """Build the library now if necessary: None, or why that failed."""
+        try:
+            self.path()
+        except RuntimeUnavailable as e:
+            return str(e)
+        return None
+
     def _build(self, library: Path) -> None:
         library.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=library.parent) as scratch:

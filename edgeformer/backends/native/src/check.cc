@@ -76,7 +76,7 @@ struct Int8Rows {
 
 void check_products(const Kernels& k, const Kernels& p) {
   for (Kind kind : {Kind::kF32, Kind::kF16, Kind::kBF16, Kind::kQ8, Kind::kQ4, Kind::kQ8Exact, Kind::kQ4Exact})
-    for (int64_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 13, 17})
+    for (int64_t rows : {1, 2, 3, 4, 5, 7, 8, 9, 13, 17, 70})
       for (int64_t cols : {32, 96, 288}) {
         const int64_t outputs = 40;
         Model model(&p, 1);

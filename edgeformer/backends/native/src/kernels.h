@@ -20,6 +20,7 @@ enum class CacheKind : int32_t { kF32, kF16 };
 
 // Whether activations are rounded to int8.
 inline bool rounds(Kind kind) { return kind == Kind::kQ8 || kind == Kind::kQ4; }
+inline bool exact(Kind kind) { return kind == Kind::kQ8Exact || kind == Kind::kQ4Exact; }
 // Whether weights are codes in groups of 32.
 inline bool grouped(Kind kind) { return kind >= Kind::kQ8; }
 

@@ -1,6 +1,7 @@
 // Products with tiles of 16 rows: M rows of activations at once, so that a tile is read once for all of them.
 #pragma once
 #include <algorithm>
+#include <cstring>
 
 #include "math.h"
 
@@ -173,6 +174,76 @@ inline void over_rows(int64_t tile, int64_t r0, int64_t r1, const Body& body) {
   }
 }
 
+// Exact products of many rows: weights become floats once for 64 rows, in blocks that stay in the nearest cache.
+constexpr int64_t kManyRows = 16, kHeldRows = 64, kHeldCols = 256;
+
+template <typename Codes>
+inline void widen(const uint8_t* w, int64_t groups, float* to) {
+  for (int64_t b = 0; b < groups; ++b, w += Codes::kBlock) {
+    const F scale = load_half(reinterpret_cast<const uint16_t*>(w + Codes::kScales));
+    for (int k = 0; k < kGroup; ++k, to += kLanes) store(to, mul(Codes::weights(w, k), scale));
+  }
+}
+
+struct Accumulate {
+  const float* weights;  // [tile][kHeldCols][16]
+  int64_t cols, first;
+  const Rows& in;
+  float* sums;  // [row][tile][16]
+  template <int M, int N>
+  void operator()(int64_t, int64_t r) const {
+    F y[M * N];
+    if (kTilesAtOnce > 1)
+      tile_float<M, N>(weights, kHeldCols * kLanes, cols, in, r, y);
+    else
+      for (int t = 0; t < N; ++t) tile_float<M, 1>(weights + t * kHeldCols * kLanes, 0, cols, in, r, y + t * M);
+    for (int j = 0; j < M; ++j)
+      for (int t = 0; t < N; ++t) {
+        float* at = sums + ((r + j - first) * N + t) * kLanes;
+        store(at, add(load(at), y[t * M + j]));
+      }
+  }
+};
+
+template <typename Body>
+struct Finish {
+  const Body& body;
+  const float* sums;
+  int64_t first;
+  template <int M, int N>
+  void operator()(int64_t tile, int64_t r) const {
+    F y[M * N];
+    for (int j = 0; j < M; ++j)
+      for (int t = 0; t < N; ++t) y[t * M + j] = load(sums + ((r + j - first) * N + t) * kLanes);
+    body.template finish<M, N>(tile, r, y);
+  }
+};
+
+template <int N, typename Body>
+inline void exact_rows(const Matrix& m, int64_t tile, const Rows& in, int64_t r0, int64_t r1, const Body& body) {
+  float weights[N * kHeldCols * kLanes], sums[kHeldRows * N * kLanes];
+  const size_t bytes = tile_bytes(m.kind, m.cols);
+  for (int64_t r = r0; r < r1; r += kHeldRows) {
+    const int64_t end = std::min(r + kHeldRows, r1);
+    std::memset(sums, 0, sizeof(sums));
+    for (int64_t k = 0; k < m.cols; k += kHeldCols) {
+      const int64_t cols = std::min(kHeldCols, m.cols - k);
+      for (int t = 0; t < N; ++t) {
+        const uint8_t* w = m.tiles + static_cast<size_t>(tile + t) * bytes;
+        float* to = weights + t * kHeldCols * kLanes;
+        if (m.kind == Kind::kQ4Exact)
+          widen<Nibbles>(w + static_cast<size_t>(k / kGroup) * kQ4Block, cols / kGroup, to);
+        else
+          widen<Bytes>(w + static_cast<size_t>(k / kGroup) * kQ8Block, cols / kGroup, to);
+      }
+      Rows part = in;
+      part.x += k;
+      over_rows<N>(tile, r, end, Accumulate{weights, cols, r, part, sums});
+    }
+    over_rows<N>(tile, r, end, Finish<Body>{body, sums, r});
+  }
+}
+
 struct LinearBody {
   const Matrix& m;
   const Rows& in;
@@ -184,6 +255,10 @@ struct LinearBody {
   void operator()(int64_t tile, int64_t r) const {
     F y[M * N];
     tiles<M, N>(m, tile, in, r, y);
+    finish<M, N>(tile, r, y);
+  }
+  template <int M, int N>
+  void finish(int64_t tile, int64_t r, const F* y) const {
     for (int t = 0; t < N; ++t) {
       const int64_t at = (tile + t) * kLanes;
       const int n = lanes_left(at, m.rows);
@@ -200,6 +275,11 @@ void linear(const Matrix& m, int64_t tile0, int64_t tile1, const Rows& in, int64
             const float* bias, Act act) {
   const LinearBody body{m, in, out, stride, bias, act};
   int64_t t = tile0;
+  if (exact(m.kind) && r1 - r0 >= kManyRows) {
+    for (; t + kTilesAtOnce <= tile1; t += kTilesAtOnce) exact_rows<kTilesAtOnce>(m, t, in, r0, r1, body);
+    for (; t < tile1; ++t) exact_rows<1>(m, t, in, r0, r1, body);
+    return;
+  }
   if (kTilesAtOnce > 1 && r1 - r0 > 1 && !grouped(m.kind))
     for (; t + kTilesAtOnce <= tile1; t += kTilesAtOnce) over_rows<kTilesAtOnce>(t, r0, r1, body);
   for (; t < tile1; ++t) over_rows<1>(t, r0, r1, body);
@@ -221,6 +301,10 @@ struct GluBody {
       tiles<M, 1>(m, tile, in, r, y);
       tiles<M, 1>(m, tile + 1, in, r, y + M);
     }
+    finish<M, 2>(tile, r, y);
+  }
+  template <int M, int N>
+  void finish(int64_t tile, int64_t r, const F* y) const {
     const int64_t at = tile / 2 * kLanes;
     const int n = lanes_left(at, m.rows / 2);
     for (int j = 0; j < M; ++j) {
@@ -234,7 +318,12 @@ struct GluBody {
 void glu(const Matrix& m, int64_t pair0, int64_t pair1, const Rows& in, int64_t r0, int64_t r1, float* out, int64_t stride,
          const float* gate_bias, const float* up_bias, Act act) {
   const GluBody body{m, in, out, stride, gate_bias, up_bias, act};
-  for (int64_t p = pair0; p < pair1; ++p) over_rows<1>(2 * p, r0, r1, body);
+  for (int64_t p = pair0; p < pair1; ++p) {
+    if (exact(m.kind) && r1 - r0 >= kManyRows)
+      exact_rows<2>(m, 2 * p, in, r0, r1, body);
+    else
+      over_rows<1>(2 * p, r0, r1, body);
+  }
 }
 
 void row(const Matrix& m, int64_t index, float* out) {

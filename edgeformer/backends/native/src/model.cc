@@ -117,6 +117,8 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
   };
   for (const Instruction& i : instructions) {
     require(static_cast<int32_t>(i.op) >= 0 && i.op <= Op::kMoe, "unknown op");
+    require(i.dst >= 0 || i.kept != 0 || i.op == Op::kAppend, "logits are of the positions that are kept");
+    require(i.kept != 0 || i.op != Op::kLast, "the last positions are those that are kept");
     require(i.quantize == 0 || (i.dst >= 0 && i.dst_at % kGroup == 0), "rows for int8 start at whole groups of 32");
     if (i.op == Op::kLinear || i.op == Op::kGlu || i.op == Op::kEmbed || i.op == Op::kLookup) {
       require(i.matrix >= 0 && i.matrix < static_cast<int32_t>(matrices.size()), "no such matrix");

@@ -49,6 +49,7 @@ enum Slot : int {
   kReleaseValue = 96,
   kReleaseTensorTypeAndShapeInfo = 99,
   kKernelInfoGetInputCount = 230,
+  kKernelInfoGetOutputCount = 231,
   kKernelInfoGetAttributeTensor = 236,
   kKernelInfoGetConstantInputTensor = 249,
   kKernelContextParallelFor = 274,

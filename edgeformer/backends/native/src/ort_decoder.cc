@@ -8,6 +8,7 @@
 #include <thread>
 
 #include "half.h"
+#include "mapped_files.h"
 
 namespace edgeformer {
 
@@ -139,6 +140,16 @@ DecoderBase::DecoderBase(const Info& info, int cache_type) : cache_type_(cache_t
     io_.push_back({past_keys, past_values, keys, values});
   }
   ids_ = in.word(), mask_ = in.word(), positions_ = in.word(), prefix_ = in.word(), keep_ = in.word();
+  auto require = [](int32_t number, int32_t first, size_t count) {
+    if (number < first || number >= static_cast<int64_t>(count))
+      throw std::runtime_error("edgeformer::Decoder: the attribute 'program' names an input or output that doesn't exist");
+  };
+  for (int32_t input : {ids_, mask_, keep_}) require(input, 0, info.inputs());
+  for (int32_t input : {positions_, prefix_}) require(input, -1, info.inputs());
+  for (const CacheIo& io : io_) {
+    for (int32_t input : {io.past_keys, io.past_values}) require(input, 0, info.inputs());
+    for (int32_t output : {io.keys, io.values}) require(output, 1, info.outputs());
+  }
   read_matrices(in, info);
   read_vectors(in, info);
   for (int32_t n = in.count(); n > 0; --n) {
@@ -173,6 +184,7 @@ void DecoderBase::read_matrices(Reader& in, const Info& info) {
     const uint8_t* data;
     const uint16_t* scales;
   };
+  const MappedFiles files;  // ONNX Runtime maps external data
   for (int32_t n = in.count(); n > 0; --n) {
     const int32_t number = in.word();
     if (number < 0 || number > static_cast<int32_t>(Kind::kQ4Exact)) throw std::runtime_error("edgeformer::Decoder: unknown kind of matrix");
@@ -196,7 +208,10 @@ void DecoderBase::read_matrices(Reader& in, const Info& info) {
     }
     if (filled != rows || needed != tiles) throw std::runtime_error("edgeformer::Decoder: a matrix isn't filled");  // before it takes memory
     const int matrix = model_->add_matrix(kind, rows, cols, tiles);
-    for (const Fill& f : fills) model_->fill(matrix, f.tile, f.step, 0, f.outputs, f.data, f.scales);
+    for (const Fill& f : fills) {
+      model_->fill(matrix, f.tile, f.step, 0, f.outputs, f.data, f.scales);
+      files.release(f.data, static_cast<size_t>(int64_t{f.outputs} * cols * bits / 8));
+    }
   }
 }
 
@@ -307,7 +322,7 @@ void DecoderBase::compute(const Context& context) {
       if (t.type != cache_type_ || t.shape.size() != 4 || t.shape[0] != batch || t.shape[1] != shape.heads || t.shape[3] != dim ||
           t.shape[2] < start)
         throw std::runtime_error("edgeformer::Decoder: past keys and values must be [batch, heads, past or more, dim]");
-      if (n == 0 && dim == shape.dim) layout.past_capacity = t.shape[2];
+      if (index == io_[0].past_keys) layout.past_capacity = t.shape[2];
       if (t.shape[2] != layout.past_capacity) throw std::runtime_error("edgeformer::Decoder: past keys and values differ in length");
       return t;
     };

@@ -114,6 +114,12 @@ class Info {
     return count;
   }
 
+  size_t outputs() const {
+    size_t count = 0;
+    ort::check(ort::call(ort::kKernelInfoGetOutputCount, raw_, &count));
+    return count;
+  }
+
   // An initializer; no data if the input isn't one.
   Tensor constant(size_t index) const {
     int is_constant = 0;
