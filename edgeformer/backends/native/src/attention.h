@@ -11,6 +11,7 @@ namespace edgeformer {
 namespace {
 
 constexpr float kMasked = -1e30f;
+constexpr int kFewPairs = 6;
 
 inline F element(const float* p) { return load(p); }
 inline F element(const uint16_t* p) { return load_half(p); }
@@ -80,6 +81,49 @@ inline void into_tile(const E* rows, int count, int dim, float* tile) {
     for (int r = 0; r < kLanes; ++r) block[r] = r < count ? element_some(rows + static_cast<int64_t>(r) * dim + d, n) : zero();
     transpose(block);
     for (int c = 0; c < n; ++c) store(tile + (d + c) * kLanes, block[c]);
+  }
+}
+
+// scores[p][0..15] = q[p] . each of 16 keys in rows, for M pairs; `kVectors` vectors per key, or as many as it takes if that is 0.
+template <int M, int kVectors, typename E>
+inline void scores_of_rows(const E* rows, int dim, const float* const* q, float* const* scores) {
+  const int vectors = kVectors > 0 ? kVectors : dim / kLanes;
+  F products[M][kLanes];
+  for (int r = 0; r < kLanes; ++r, rows += dim) {
+    F acc[M];
+    for (F& x : acc) x = zero();
+    for (int d = 0; d < vectors; ++d) {
+      const F k = element(rows + d * kLanes);
+      for (int p = 0; p < M; ++p) acc[p] = fma(k, load(q[p] + d * kLanes), acc[p]);
+    }
+    for (int p = 0; p < M; ++p) products[p][r] = acc[p];
+  }
+  for (int p = 0; p < M; ++p) store(scores[p], sums(products[p]));
+}
+
+// Scores of 16 keys in rows: few pairs multiply the rows as they are, for many these are worth a tile.
+template <typename E>
+inline void scores_of_rows(const E* rows, int keys, int dim, int count, const float* const* q, float* const* at, float* tile) {
+  if (keys < kLanes || dim % kLanes != 0 || count > kFewPairs) {
+    into_tile(rows, std::min(keys, kLanes), dim, tile);
+    return scores(tile, dim, count, q, at);
+  }
+  int p = 0;
+  for (; p + 3 <= count; p += 3) {
+    if (dim == 64)
+      scores_of_rows<3, 4>(rows, dim, q + p, at + p);
+    else if (dim == 128)
+      scores_of_rows<3, 8>(rows, dim, q + p, at + p);
+    else
+      scores_of_rows<3, 0>(rows, dim, q + p, at + p);
+  }
+  for (; p < count; ++p) {
+    if (dim == 64)
+      scores_of_rows<1, 4>(rows, dim, q + p, at + p);
+    else if (dim == 128)
+      scores_of_rows<1, 8>(rows, dim, q + p, at + p);
+    else
+      scores_of_rows<1, 0>(rows, dim, q + p, at + p);
   }
 }
 
@@ -162,6 +206,8 @@ inline void attend_block(const Attention& a, const Pair* pairs, int count, int64
   const E* k = static_cast<const E*>(a.keys) + first * a.dim;
   const E* v = static_cast<const E*>(a.values) + first * a.value_stride;
   float* tile = a.scratch + kPairs * kKeyBlock;
+  if (!a.tiled && count > kFewPairs)  // read in strides, which the prefetcher doesn't follow either
+    for (int64_t n = 0; n < static_cast<int64_t>(keys) * a.dim; n += 64 / static_cast<int64_t>(sizeof(E))) __builtin_prefetch(k + n);
   // Keys and values of one layer are too short a stream for the processor's own prefetcher, and weights have driven them out.
   for (int64_t n = 0; n < static_cast<int64_t>(keys) * a.value_stride; n += 64 / static_cast<int64_t>(sizeof(E)))
     __builtin_prefetch(v + n);
@@ -175,12 +221,10 @@ inline void attend_block(const Attention& a, const Pair* pairs, int count, int64
   for (int i = 0; i < keys; i += kLanes, k += static_cast<int64_t>(kLanes) * a.dim) {
     float* at[kPairs];
     for (int p = 0; p < count; ++p) at[p] = s[p] + i;
-    if (a.tiled) {
+    if (a.tiled)
       scores(k, a.dim, count, q, at);
-    } else {
-      into_tile(k, keys - i < kLanes ? keys - i : kLanes, a.dim, tile);
-      scores(tile, a.dim, count, q, at);
-    }
+    else
+      scores_of_rows(k, keys - i, a.dim, count, q, at, tile);
   }
   for (int p = 0; p < count; ++p) soften(a, pairs[p], first, keys, s[p]);
   int d = 0;

@@ -136,7 +136,7 @@ void fill_cache(std::vector<E>& to) {
 template <typename E>
 void check_attention(const Kernels& k, const Kernels& p) {
   const int64_t capacity = 320;
-  for (int dim : {16, 20, 64})
+  for (int dim : {16, 20, 64, 128})
     for (int heads : {1, 3, 8, 40})
       for (int which = 0; which < 6; ++which) {
         const int rows = 1 + static_cast<int>(generator() % 7), value_dim = 16 * (which % 3) + 20, value_stride = (value_dim + 15) / 16 * 16;

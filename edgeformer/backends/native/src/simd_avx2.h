@@ -120,6 +120,17 @@ inline F signed_byte(const uint8_t* p, int n) {
   const B x = load_bytes(p);
   return {signed_byte(x.a, n), signed_byte(x.b, n)};
 }
+// The sums of 16 vectors.
+inline __m256 sums(const __m256* x) {
+  const __m256 low = _mm256_hadd_ps(_mm256_hadd_ps(x[0], x[1]), _mm256_hadd_ps(x[2], x[3]));
+  const __m256 high = _mm256_hadd_ps(_mm256_hadd_ps(x[4], x[5]), _mm256_hadd_ps(x[6], x[7]));
+  return _mm256_add_ps(_mm256_permute2f128_ps(low, high, 0x20), _mm256_permute2f128_ps(low, high, 0x31));
+}
+inline F sums(const F* x) {
+  __m256 halves[16];
+  for (int i = 0; i < 16; ++i) halves[i] = _mm256_add_ps(x[i].a, x[i].b);
+  return {sums(halves), sums(halves + 8)};
+}
 // Rows become columns.
 inline void transpose(__m256* r) {
   __m256 t[8], u[8];

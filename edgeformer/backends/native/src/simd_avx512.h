@@ -64,6 +64,18 @@ inline F signed_byte(const uint8_t* p, int n) {
   const I flipped = _mm512_xor_si512(load_bytes(p), set1i(static_cast<int32_t>(0x80808080u)));
   return to_float(_mm512_srai_epi32(_mm512_sllv_epi32(flipped, set1i(24 - 8 * n)), 24));
 }
+// The sums of 16 vectors.
+inline F sums(const F* x) {
+  F a[8], b[4];
+  for (int i = 0; i < 8; ++i) a[i] = _mm512_add_ps(_mm512_unpacklo_ps(x[2 * i], x[2 * i + 1]), _mm512_unpackhi_ps(x[2 * i], x[2 * i + 1]));
+  for (int i = 0; i < 4; ++i) {
+    const __m512d c = _mm512_castps_pd(a[2 * i]), d = _mm512_castps_pd(a[2 * i + 1]);
+    b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(c, d)), _mm512_castpd_ps(_mm512_unpackhi_pd(c, d)));
+  }
+  const F low = _mm512_add_ps(_mm512_shuffle_f32x4(b[0], b[1], 0x88), _mm512_shuffle_f32x4(b[0], b[1], 0xdd));
+  const F high = _mm512_add_ps(_mm512_shuffle_f32x4(b[2], b[3], 0x88), _mm512_shuffle_f32x4(b[2], b[3], 0xdd));
+  return _mm512_add_ps(_mm512_shuffle_f32x4(low, high, 0x88), _mm512_shuffle_f32x4(low, high, 0xdd));
+}
 // Rows become columns.
 inline void transpose(F* r) {
   F t[16], u[16];

@@ -91,6 +91,14 @@ inline F field(const uint8_t* p, uint32_t flip, int up, int down) {
 // Nibble `n` of each 32-bit lane, minus 8; byte `n`, minus 128.
 inline F signed_nibble(const uint8_t* p, int n) { return field(p, 0x88888888u, 28 - 4 * n, 28); }
 inline F signed_byte(const uint8_t* p, int n) { return field(p, 0x80808080u, 24 - 8 * n, 24); }
+// The sums of 16 vectors.
+inline F sums(const F* x) {
+  float32x4_t quarters[16];
+  for (int i = 0; i < 16; ++i) quarters[i] = vaddq_f32(vaddq_f32(x[i].v[0], x[i].v[1]), vaddq_f32(x[i].v[2], x[i].v[3]));
+  F r;
+  EACH r.v[i] = vpaddq_f32(vpaddq_f32(quarters[4 * i], quarters[4 * i + 1]), vpaddq_f32(quarters[4 * i + 2], quarters[4 * i + 3]));
+  return r;
+}
 // Rows become columns.
 inline void transpose(float32x4_t* r) {
   const float32x4x2_t a = vtrnq_f32(r[0], r[1]), b = vtrnq_f32(r[2], r[3]);

@@ -73,6 +73,8 @@ inline F signed_nibble(const uint8_t* p, int n) {
   return r;
 }
 inline F signed_byte(const uint8_t* p, int n) { F r; EACH r.v[i] = static_cast<float>(p[4 * i + n] - 128); return r; }
+// The sums of 16 vectors.
+inline F sums(const F* x) { F r; EACH r.v[i] = sum(x[i]); return r; }
 // Rows become columns.
 inline void transpose(F* r) {
   EACH for (int j = 0; j < i; ++j) {
