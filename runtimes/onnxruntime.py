@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeformer.backends.native.library import LIBRARY, load_library
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import Manifest
@@ -44,8 +45,6 @@ def open_onnx(folder: Path, manifest: Manifest, options: Options, profile: Path 
             raise ArtefactError(
                 f"the native kernels of single ops compute in fp32, but {folder} in {manifest['compute']}; leave out :kernels"
             )
-        from edgeformer.backends.native.library import LIBRARY
-
         settings.register_custom_ops_library(str(LIBRARY.path()))
     providers = use(options.variant, settings)
     try:
@@ -192,6 +191,7 @@ class OnnxSession(Session):
             "kv": {"tensor(float)": "fp32", "tensor(float16)": "fp16", "tensor(int8)": "int8"}.get(past),
             "weights_mmap": False,
             **claims(self.file, self.session, self.spec),
+            **({"isa": load_library().isa()} if self.options.variant == "kernels" else {}),
         }
 
 
@@ -216,15 +216,12 @@ class Runtime(base.Runtime):
 
     def compared(self, spec):
         """The native library, where it takes the whole step."""
-        from edgeformer.backends.native.library import LIBRARY
         from edgeformer.exporters.onnx.decoder import covered
 
         return () if LIBRARY.missing() is not None or isinstance(covered(spec), str) else ("kernels",)
 
     def declines(self, manifest, variant):
         """Build the library, if necessary, before anything is measured."""
-        from edgeformer.backends.native.library import LIBRARY
-
         return LIBRARY.cannot_be_built() if variant == "kernels" else None
 
     def refuses(self, spec, options):

@@ -1,8 +1,11 @@
-"""ONNX Runtime GenAI on an exported artefact: its own generation loop over the same file."""
+"""ONNX Runtime GenAI on an exported artefact: its own generation loop over the same file. The variant `kernels` loads
+edgeformer's native library."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,15 @@ from edgeformer.checkpoint.companions.files import read_object
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError, InputError
 from edgeformer.files.paths import inside
+from edgeformer.files.scratch import temporary_folder
 from edgeformer.files.trust import check_code, walk
 from edgeformer.inference import runtime as base
 from edgeformer.inference.runtime import Options, Session
 from edgeformer.inference.text import ToolText
 from edgeformer.spec import Model
 from edgeformer.spec.task import Task
+
+_LIBRARY = "libedgeformer_native.so"
 
 
 class GenaiSession(Session):
@@ -50,12 +56,31 @@ class GenaiSession(Session):
         self.ends = set(ends if isinstance(ends, list) else [ends])
         self.shared = bool(search.get("past_present_share_buffer"))
         self.genai: Any = onnxruntime_genai  # its names come from a compiled module
+        self._scratch = contextlib.ExitStack()  # lives as long as the session: GenAI reads the tokenizer later
+        if options.variant == "kernels":
+            folder = self._with_library(folder)
         config = self.genai.Config(str(folder))
         # GenAI's default is half the machine's threads, which would distort a comparison
-        threads = {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}
-        config.overlay(json.dumps({"model": {"decoder": {"session_options": threads}}}))
+        settings: dict[str, Any] = {"intra_op_num_threads": options.threads, "inter_op_num_threads": 1}
+        if options.variant == "kernels":
+            settings["custom_ops_library"] = _LIBRARY
+        config.overlay(json.dumps({"model": {"decoder": {"session_options": settings}}}))
         self.model = self.genai.Model(config)
         self._reset()
+
+    def _with_library(self, folder: Path) -> Path:
+        """Links to a folder's files, and the native library: GenAI loads libraries from the model's own folder only."""
+        from edgeformer.backends.native.library import LIBRARY
+
+        beside = self._scratch.enter_context(temporary_folder())
+        for file in folder.iterdir():
+            (beside / file.name).symlink_to(file.resolve(), target_is_directory=file.is_dir())
+        shutil.copy(LIBRARY.path(), beside / _LIBRARY)
+        return beside
+
+    def __del__(self) -> None:
+        if hasattr(self, "_scratch"):
+            self._scratch.close()
 
     def _reset(self):
         params = self.genai.GeneratorParams(self.model)
@@ -163,6 +188,7 @@ class Runtime(base.Runtime):
     tasks = (Task.TEXT_GENERATION,)
     packages = ("onnxruntime-genai",)
     extra = "ort-genai"
+    variants = ("kernels",)
 
     def refuses(self, spec, options):
         if options.batch > 1:
@@ -170,7 +196,15 @@ class Runtime(base.Runtime):
         return super().refuses(spec, options)
 
     def declines(self, manifest, variant):
-        return None if "genai_config.json" in manifest["files"] else "the folder has no genai_config.json"
+        if "genai_config.json" not in manifest["files"]:
+            return "the folder has no genai_config.json"
+        if variant != "kernels":
+            return None
+        from edgeformer.backends.native.library import LIBRARY
+
+        if not manifest.get("one_node"):
+            return "the native library has no kernel for this model's whole step"
+        return LIBRARY.cannot_be_built()
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, Path)

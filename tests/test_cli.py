@@ -66,6 +66,16 @@ def test_compare(tmp_path):
     assert [json.loads(line)["runtime"] for line in records] == ["onnxruntime", "onnxruntime"]
 
 
+def test_compare_at_an_accuracy_level(tmp_path):
+    """Level 4 rounds activations; 0, the default of q4, doesn't."""
+    small = ("--prompt", 8, "--gen", 4, "--rounds", 1, "--threads", 1, "--runtime", "onnxruntime", "--precisions", "q4")
+    errors = []
+    for level in (("--accuracy-level", 4), ()):
+        lines = run("compare", STDLIB, *small, *level, "--json", "-").stdout.splitlines()
+        errors.append(json.loads(lines[0])["parity_max_abs"])
+    assert errors[0] > 1e-3 > 1e-4 > errors[1]
+
+
 def test_compare_with_a_runtime_that_fails_exits_with_1(tmp_path):
     small = ("--prompt", 8, "--gen", 4, "--rounds", 1, "--limit", 0.01)
     assert "no answer" in run("compare", STDLIB, *small, "--runtime", "numpy", code=1).stdout.replace("\n", " ")

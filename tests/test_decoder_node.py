@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -17,6 +19,8 @@ from support import STDLIB, random_ids, saved, small_spec
 from edgeformer.backends.native.library import LIBRARY
 from edgeformer.checkpoint.loading import load
 from edgeformer.exporters.onnx.exporter import export_onnx
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 
 pytestmark = pytest.mark.skipif(LIBRARY.missing() is not None, reason=str(LIBRARY.missing()))
 
@@ -129,6 +133,23 @@ def test_one_session_on_two_threads(stdlib):
     for w in workers:
         w.join()
     assert len(found) == 15 and max(np.abs(f - expected).max() for f in found) <= 1e-5
+
+
+def test_genai_with_the_library(stdlib):
+    """The folder stays as it is: GenAI gets links to its files, with the library beside them."""
+    if importlib.util.find_spec("onnxruntime_genai") is None:
+        pytest.skip("pip install onnxruntime-genai")
+    ids, before = random_ids(4096, 1, 30), sorted(p.name for p in stdlib.iterdir())
+    options = Options(threads=2, capacity=64)
+    plain, kernels = (
+        require("ort_genai")[0].open(stdlib, replace(options, variant=variant)) for variant in ("", "kernels")
+    )
+    for session in (plain, kernels):
+        session.forward(ids[:, :20])
+    made = [np.stack([s.forward(ids[:, i : i + 1]) for i in range(20, 30)]) for s in (plain, kernels)]
+    assert np.abs(made[0] - made[1]).max() <= tolerances.REAL_WEIGHTS
+    assert not np.array_equal(*made), "bit-identical: the kernel did not run"
+    assert sorted(p.name for p in stdlib.iterdir()) == before
 
 
 def test_what_is_covered(tmp_path):

@@ -286,6 +286,8 @@ def test_what_a_comparison_makes(loaded, monkeypatch):
     assert notes == ["no rows for numpy in q4", "no rows for torch in q4"]
     with pytest.raises(InputError, match="onnxruntime runs no 4bit export"):
         builds(loaded.spec, ["onnxruntime"], ("4bit",))
+    by_default = [name for b in builds(loaded.spec, None, ("fp32",))[0] for name in b.runtimes]
+    assert "onnxruntime" in by_default and ("onnxruntime:kernels" in by_default) == (LIBRARY.missing() is None)
 
 
 @pytest.mark.skipif(not (ROOT / "tests/webgpu/mesa/lvp.json").exists(), reason="run tests/webgpu/install")

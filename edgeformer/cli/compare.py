@@ -34,8 +34,16 @@ from edgeformer.cli._common import OutputFolder, byte_progress
     show_default=True,
     help="As in `edgeformer export`.",
 )
+@click.option(
+    "--accuracy-level",
+    type=click.Choice(["0", "4"]),
+    default=None,
+    help="Of ONNX exports in q4 and q8, as in `edgeformer export`; llama.cpp and `native` always round activations to int8.",
+)
 @bench_options
-def command(model: str, precisions: str, output: str | None, weights: str, **options: Any) -> None:
+def command(
+    model: str, precisions: str, output: str | None, weights: str, accuracy_level: str | None, **options: Any
+) -> None:
     """Export MODEL, check every build against the original, and measure all of them in one table.
 
     Artefacts are built once and kept in the cache (`edgeformer cache`).
@@ -46,7 +54,8 @@ def command(model: str, precisions: str, output: str | None, weights: str, **opt
     if options["host"] is not None:
         from edgeformer.cli._host import run_there
 
-        run_there("compare", [model], {"--precisions": precisions, "--weights": weights}, options)
+        named = {"--precisions": precisions, "--weights": weights, "--accuracy-level": accuracy_level}
+        run_there("compare", [model], named, options)
         return
     wanted = tuple(dict.fromkeys(p.strip() for p in precisions.split(",") if p.strip()))
     if not wanted:
@@ -58,6 +67,7 @@ def command(model: str, precisions: str, output: str | None, weights: str, **opt
         precisions=wanted,
         output=None if output is None else Path(output),
         weights=weights,
+        accuracy_level=None if accuracy_level is None else int(accuracy_level),
         progress=byte_progress,
     )
     execute(measure, model, options)

@@ -62,6 +62,7 @@ def compare(
     precisions: tuple[str, ...] = ("fp32",),
     output: Path | None = None,
     weights: str = "copy",
+    accuracy_level: int | None = None,
     settings: Settings | None = None,
     load_options: dict[str, Any] | None = None,
     resume: bool | None = False,
@@ -77,7 +78,7 @@ def compare(
         runtimes: names, `name:variant` or a server's URL; default: every installed one that fits.
         precisions: precisions of the exports; fp32 rows also run the checkpoint itself.
         output: write the artefacts to this folder instead of the cache.
-        weights: `copy` or `link`, for ONNX exports.
+        weights, accuracy_level: of ONNX exports, as in `edgeformer.export`.
         settings, load_options, resume, report, note, measured: as in `edgeformer.bench`.
         progress: maps an export's name to a context manager that yields a callback (done, total bytes).
 
@@ -93,7 +94,8 @@ def compare(
     check_lengths(settings, loaded.spec, loaded.spec.context, model)
     wanted, native, remarks = builds(loaded.spec, runtimes, precisions)
     with contextlib.ExitStack() as uses:  # holds locks, so that cached artefacts aren't deleted while they are measured
-        plans, notes = _made(loaded, wanted, runtimes is not None, output, weights, note, progress, uses)
+        options = {"weights": weights} | ({} if accuracy_level is None else {"accuracy_level": accuracy_level})
+        plans, notes = _made(loaded, wanted, runtimes is not None, output, options, note, progress, uses)
         remarks += notes
         if native:
             found, notes = checkpoint_plans(model, loaded, native, load_options=load_options)
@@ -125,16 +127,17 @@ def _made(
     wanted: list[Build],
     asked: bool,
     output: Path | None,
-    weights: str,
+    options: dict[str, Any],
     note: Callable[[str], None],
     progress: Callable[[str], Any] | None,
     uses: contextlib.ExitStack,
 ) -> tuple[list[Plan], list[str]]:
-    """Plans for the artefacts, each exported or found in the cache, and notes; `asked`: the user named the runtimes."""
+    """Plans for the artefacts, each exported or found in the cache, and notes; `asked`: the user named the runtimes; `options`:
+    of ONNX exports."""
     plans: list[Plan] = []
     remarks: list[str] = []
     for build in wanted:
-        build_options = {"weights": weights} if build.to == "onnx" else {}
+        build_options = options if build.to == "onnx" else {}
         with progress(f"exporting {build.name}") if progress else contextlib.nullcontext() as bar:
             try:
                 folder = make(loaded, build, build_options, output, bar, note, uses)
