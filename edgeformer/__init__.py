@@ -15,12 +15,13 @@ _HOMES = {
     "compare": "edgeformer.measure.comparison",
     "load_balancing": "edgeformer.ops.expert_balance",
     **dict.fromkeys(
-        ("bench", "build_mlx", "build_torch", "export", "load", "quantize", "save", "verify"), "edgeformer.api"
+        ("bench", "build_mlx", "build_torch", "export", "load", "native_library", "quantize", "save", "verify"),
+        "edgeformer.api",
     ),
 }
 
 if TYPE_CHECKING:
-    from edgeformer.api import bench, build_mlx, build_torch, export, load, quantize, save, verify
+    from edgeformer.api import bench, build_mlx, build_torch, export, load, native_library, quantize, save, verify
     from edgeformer.checkpoint.loading import LoadedModel
     from edgeformer.errors import EdgeformerError
     from edgeformer.measure.comparison import compare
@@ -37,6 +38,7 @@ __all__ = [
     "export",
     "load",
     "load_balancing",
+    "native_library",
     "quantize",
     "save",
     "verify",

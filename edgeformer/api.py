@@ -1,4 +1,4 @@
-"""The Python API: the commands as functions. `edgeformer.load`, `save`, `build_torch`, `export`, `verify`, `bench`.
+"""The Python API: the commands as functions. `edgeformer.load`, `save`, `build_torch`, `export`, `verify`, `bench`, ...
 
 MODEL arguments accept what `load` accepts, or the `LoadedModel` it returned.
 """
@@ -117,3 +117,14 @@ def verify(artefact: str | os.PathLike, against: ModelLike, **options: Any) -> p
 
 
 __all__ = ["bench", "build_mlx", "build_torch", "export", "load", "quantize", "save", "verify"]
+
+
+def native_library() -> Path:
+    """The native library, for `onnxruntime.SessionOptions.register_custom_ops_library`; it is built now if necessary.
+
+    Raises:
+        RuntimeUnavailable: it isn't there and can't be built: no CMake or C++ compiler, or the build failed.
+    """
+    from edgeformer.backends.native.library import LIBRARY
+
+    return LIBRARY.path()
