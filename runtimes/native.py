@@ -53,7 +53,15 @@ class NativeSession(Session):
         return list(found.values())
 
     def facts(self):
-        return {"device": "cpu", "kv": self.kv, "weights_mmap": False, "isa": self.model.isa}
+        from edgeformer.backends.native.library import huge_page_mb
+
+        return {
+            "device": "cpu",
+            "kv": self.kv,
+            "weights_mmap": False,
+            "isa": self.model.isa,
+            "huge_page_mb": huge_page_mb(),
+        }
 
 
 class Runtime(base.Runtime):

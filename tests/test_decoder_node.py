@@ -162,8 +162,7 @@ def test_what_is_covered(tmp_path):
             refused.add(name)
             assert any("native library" in note for note in made.notes)
     assert refused == {
-        "mla", "mla-query-latent", "moe-shared-grouped", "additive", "shaw", "shaw-keys-only", "t5-bias", "sinusoidal",
-        "sinusoidal-halves", "rope-dynamic", "rope-longrope",
+        "mla", "mla-query-latent", "moe-shared-grouped", "additive", "shaw", "shaw-keys-only", "t5-bias",
     }  # fmt: skip
 
 

@@ -153,6 +153,19 @@ def test_a_library_of_ones_own(monkeypatch, tmp_path):
         LIBRARY.path()
 
 
+def test_a_library_from_a_wheel(monkeypatch, tmp_path):
+    """Wheels of a platform have it beside the sources; nothing is built."""
+    monkeypatch.delenv(LIBRARY.environment, raising=False)
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    installed = replace(LIBRARY, sources=tmp_path / "src")
+    (tmp_path / "src").mkdir()
+    assert installed.missing() is not None
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "libedgeformer_native.so").write_bytes(b"")
+    assert installed.missing() is None and installed.path() == tmp_path / "lib" / "libedgeformer_native.so"
+    assert installed.status().startswith("installed, ")
+
+
 def headers():
     """onnxruntime_c_api.h, where Debian's libonnxruntime-dev (or another package) put it."""
     from pathlib import Path

@@ -19,17 +19,19 @@ from edgeformer.backends.native.layout import Fill, Layout, lay_out
 from edgeformer.backends.native.program import Constant, Kind, Program
 from edgeformer.backends.native.record import record
 from edgeformer.backends.native.values import NotCovered
+from edgeformer.backends.numpy import NumpyOps
 from edgeformer.exporters.onnx.graph import LOGITS_TO_KEEP, BuiltGraph, cache_names
 from edgeformer.exporters.onnx.graph_ops import DOMAIN, FLOAT
 from edgeformer.exporters.onnx.handles import BLOCKS
 from edgeformer.exporters.onnx.storage import StoragePlan
+from edgeformer.layers.rope import Rope
 from edgeformer.spec import Model
 from edgeformer.spec.task import Task
 from edgeformer.weights.formats import SCALES, Format
 
 PROGRAM = "program"
 _MAGIC, _VERSION = 0x4D504645, 1
-_MAX_DIM = 512
+_MAX_DIM, _MAX_ANGLES = 512, 2**20
 _FLOATS = {ir.DataType.FLOAT: Kind.FP32, ir.DataType.FLOAT16: Kind.FP16, ir.DataType.BFLOAT16: Kind.BF16}
 
 
@@ -65,15 +67,17 @@ def as_one_node(built: BuiltGraph, spec: Model, plan: StoragePlan, levels: Mappi
     program = covered(spec)
     if isinstance(program, str):
         return program
+    tables = {name: _initializer_of(table, built) for name, table in program.tables.items()}
+    if None in tables.values():
+        return "a table of positions is no initializer of the graph"
     parts = {p.weight for i in program.code for p in i.parts}
-    kinds = {name: _kind(plan.storage[name], levels) for name in parts}
+    kinds = {name: Kind.FP32 if name in tables else _kind(plan.storage[name], levels) for name in parts}
     layout = lay_out(program, kinds)
     half = plan.compute != FLOAT
     node = _wrap(built.model, "DecoderF16" if half else "Decoder")
-    names = _Names(
-        {v.name or "": n for n, v in enumerate(node.inputs) if v is not None},
-        {v.name or "": n for n, v in enumerate(node.outputs)},
-    )
+    inputs = {v.name or "": n for n, v in enumerate(node.inputs) if v is not None}
+    inputs |= {name: inputs[initializer] for name, initializer in tables.items() if initializer is not None}
+    names = _Names(inputs, {v.name or "": n for n, v in enumerate(node.outputs)})
     words = _program(layout, spec, plan, names)
     node.attributes[PROGRAM] = ir.AttrTensor(PROGRAM, ir.tensor(np.frombuffer(words, np.uint8), name=PROGRAM))
     return None
@@ -87,13 +91,17 @@ def covered(spec: Model) -> Program | str:
         program = record(spec, spec.context)
     except NotCovered as e:
         return str(e)
-    if program.tables:
-        return "its positions come from a computed table"
-    if any(rotation.layer.per_length for rotation in program.rotations):
-        return "its RoPE angles depend on the length of the sequence"
+    if any(rotation.layer.frequencies().size > _MAX_ANGLES for rotation in program.rotations):
+        return f"its RoPE has more than {_MAX_ANGLES:,} frequencies"
     if any(max(cache.dim, cache.value_dim) > _MAX_DIM for cache in program.caches):
         return f"its heads have more than {_MAX_DIM} channels"
     return program
+
+
+def _initializer_of(table: np.ndarray, built: BuiltGraph) -> str | None:
+    """The name of the initializer that holds a computed table; None if it is a constant in the graph."""
+    found = (name for name, array in built.constants.items() if array.dtype == np.float32)
+    return next((name for name in found if np.array_equal(built.constants[name], table)), None)
 
 
 def _kind(storage: ir.DataType | Format, levels: Mapping[int, int]) -> Kind:
@@ -178,13 +186,23 @@ def _program(layout: Layout, spec: Model, plan: StoragePlan, names: _Names) -> b
                 words(0, *piece)
     words(len(layout.rotations))
     for rotation, number in layout.rotations:
-        frequencies = rotation.layer.frequencies()
+        frequencies, changes = rotation.layer.frequencies(), _changes(rotation.layer, spec.context)
         words(number, rotation.layer.dim)
         floats(np.array([rotation.layer.magnitude()]))
         words(frequencies.size)
         floats(frequencies)
+        words(len(changes), *(number for change in changes for number in change))
     words(len(layout.instructions))
     return bytes(made) + instructions
+
+
+def _changes(rope: Rope, context: int) -> list[tuple[int, int]]:
+    """(length of the sequence, row of frequencies from that length on), ascending."""
+    if rope.scaling is None or not rope.per_length:
+        return [(0, 0)]
+    rows = np.asarray(rope.scaling.row(NumpyOps(), np.arange(context + 1))).reshape(-1)
+    starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 1))
+    return [(int(length), int(rows[length])) for length in starts]
 
 
 def _fill(fill: Fill, kind: Kind, names: _Names) -> tuple[int, ...]:

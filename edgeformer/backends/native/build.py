@@ -41,23 +41,31 @@ class NativeLibrary:
             h.update(file.name.encode() + file.read_bytes())
         return cache_folder("kernels") / h.hexdigest()[:16] / f"lib{self.target}.so"
 
+    def _installed(self) -> Path:
+        """Where a platform's wheel has the library (`setup.py`)."""
+        return self.sources.parent / "lib" / f"lib{self.target}.so"
+
+    def _found(self) -> Path | None:
+        """The library that came with the wheel, or one built earlier."""
+        return next((p for p in (self._installed(), self._cached()) if p.exists()), None)
+
     def exists(self) -> bool:
-        """Whether it is built, or given."""
+        """Whether it is installed, built, or given."""
         given = os.environ.get(self.environment)
-        return (self._cached() if given is None else Path(given)).exists()
+        return self._found() is not None if given is None else Path(given).exists()
 
     def missing(self) -> str | None:
         """None if the library exists or can be built, else the missing tool and how to install it."""
         if (given := os.environ.get(self.environment)) is not None:
             return None if Path(given).exists() else f"{self.environment} names {given}, which does not exist"
-        return None if self._cached().exists() else _missing_tools()
+        return None if self._found() is not None else _missing_tools()
 
     def status(self) -> str:
         """One line for `edgeformer runtimes`: the library's path, that it can be built, or the missing tool."""
         if (given := os.environ.get(self.environment)) is not None:
             return f"{given} ({self.environment})" + ("" if Path(given).exists() else ": no such file")
-        if self._cached().exists():
-            return f"built, {self._cached()}"
+        if (found := self._found()) is not None:
+            return f"{'installed' if found == self._installed() else 'built'}, {found}"
         missing = _missing_tools()
         return f"{self.without}: {missing}" if missing else "not built yet; built on first use"
 
@@ -71,6 +79,8 @@ class NativeLibrary:
             if not Path(given).exists():
                 raise RuntimeUnavailable(f"{self.environment} names {given}, which does not exist")
             return Path(given)
+        if self._installed().exists():
+            return self._installed()
         library = self._cached()
         if not library.exists():
             if (missing := _missing_tools()) is not None:

@@ -122,3 +122,12 @@ def huge_pages() -> str:
     if not file.exists():
         return "huge pages as the system decides"
     return "no huge pages (never)" if "[never]" in file.read_text() else "huge pages"
+
+
+def huge_page_mb() -> int | None:
+    """Megabytes of this process's memory that lie in huge pages now; None where the system doesn't say."""
+    try:
+        lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) // 1024 for line in lines if line.startswith("AnonHugePages:")), None)

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <iterator>
 #include <stdexcept>
 #include <thread>
 
@@ -156,9 +157,14 @@ DecoderBase::DecoderBase(const Info& info, int cache_type) : cache_type_(cache_t
     Rotation r;
     r.vector = in.word(), r.rotated = in.size(), r.magnitude = in.number();
     r.frequencies = in.numbers(in.count());
-    if (r.vector < 0 || r.vector >= static_cast<int32_t>(model_->vectors.size()) || r.rotated <= 0 ||
-        2 * static_cast<int32_t>(r.frequencies.size()) != r.rotated)
-      throw std::runtime_error("edgeformer::Decoder: a rotation is malformed");
+    bool fits = r.vector >= 0 && r.vector < static_cast<int32_t>(model_->vectors.size()) && r.rotated > 0 && r.rotated % 2 == 0;
+    for (int32_t changes = in.count(); changes > 0; --changes) {
+      const int32_t length = in.size(), row = in.size();
+      fits = fits && (int64_t{row} + 1) * (r.rotated / 2) <= static_cast<int64_t>(r.frequencies.size()) &&
+             (r.changes.empty() ? length == 0 : length > r.changes.back().first);
+      r.changes.emplace_back(length, row);
+    }
+    if (!fits || r.changes.empty()) throw std::runtime_error("edgeformer::Decoder: a rotation is malformed");
     rotations_.push_back(std::move(r));
   }
   cover(64);
@@ -232,23 +238,31 @@ void DecoderBase::read_vectors(Reader& in, const Info& info) {
   }
 }
 
-// Computes the rotations of at least so many positions: cosines and sines of float32 angles, as in the graph.
+// Computes the rotations of at least so many positions; those that depend on the length, in each step.
 void DecoderBase::cover(int64_t positions) {
   if (positions <= covered_) return;
   positions = std::max(positions, 2 * covered_);
   for (const Rotation& r : rotations_) {
-    std::vector<float>& table = model_->vectors[static_cast<size_t>(r.vector)];
-    const size_t half = r.frequencies.size();
-    table.resize(static_cast<size_t>(positions) * 2 * half);
-    for (int64_t p = covered_; p < positions; ++p)
-      for (size_t f = 0; f < half; ++f) {
-        const double angle = static_cast<double>(static_cast<float>(p) * r.frequencies[f]);
-        float* row = table.data() + static_cast<size_t>(p) * 2 * half;
-        row[f] = static_cast<float>(std::cos(angle) * static_cast<double>(r.magnitude));
-        row[half + f] = static_cast<float>(std::sin(angle) * static_cast<double>(r.magnitude));
-      }
+    model_->vectors[static_cast<size_t>(r.vector)].resize(static_cast<size_t>(positions) * static_cast<size_t>(r.rotated));
+    if (!r.per_length()) turn(r, covered_, positions, 0);
   }
   covered_ = positions;
+}
+
+// Cosines and sines of positions [first, end) in a sequence of a length: of float32 angles, as in the graph.
+void DecoderBase::turn(const Rotation& r, int64_t first, int64_t end, int64_t length) {
+  auto later = [](int64_t wanted, const std::pair<int32_t, int32_t>& change) { return wanted < change.first; };
+  const int64_t row = std::prev(std::upper_bound(r.changes.begin(), r.changes.end(), length, later))->second;
+  const size_t half = static_cast<size_t>(r.rotated) / 2;
+  const float* frequencies = r.frequencies.data() + static_cast<size_t>(row) * half;
+  float* table = model_->vectors[static_cast<size_t>(r.vector)].data();
+  for (int64_t p = first; p < end; ++p)
+    for (size_t f = 0; f < half; ++f) {
+      const double angle = static_cast<double>(static_cast<float>(p) * frequencies[f]);
+      float* to = table + static_cast<size_t>(p) * 2 * half;
+      to[f] = static_cast<float>(std::cos(angle) * static_cast<double>(r.magnitude));
+      to[half + f] = static_cast<float>(std::sin(angle) * static_cast<double>(r.magnitude));
+    }
 }
 
 // --------------------------------------------------------------------------------------------------------------- a step
@@ -289,7 +303,7 @@ void DecoderBase::compute(const Context& context) {
       }
     }
   }
-  int64_t furthest = 0;
+  int64_t nearest = INT64_MAX, furthest = 0;
   Tensor given;
   if (positions_ >= 0) {
     given = integers(context, positions_, "position_ids", 2);
@@ -301,11 +315,13 @@ void DecoderBase::compute(const Context& context) {
       queries[at] = counted.empty() ? static_cast<int32_t>(start + i) : counted[static_cast<size_t>(b * total + start + i)];
       const int64_t position = given.data != nullptr ? given.as<int64_t>()[at] : queries[at];
       positions[at] = static_cast<int32_t>(std::clamp<int64_t>(position, 0, INT32_MAX / 4));
-      furthest = std::max<int64_t>(furthest, positions[at]);
+      nearest = std::min<int64_t>(nearest, positions[at]), furthest = std::max<int64_t>(furthest, positions[at]);
     }
   if (limit_ > 0 && furthest >= limit_) throw std::runtime_error("edgeformer::Decoder: a position is beyond the model's table of positions");
   if (furthest > std::max<int64_t>(total, covered_) + (int64_t{1} << 24)) throw std::runtime_error("edgeformer::Decoder: a position is out of range");
   cover(furthest + 1);
+  for (const Rotation& r : rotations_)
+    if (r.per_length()) turn(r, nearest, furthest + 1, furthest + 1);
   std::vector<int32_t> prefix;
   if (prefix_ >= 0) {
     const Tensor lengths = integers(context, prefix_, "prefix_length", 1);

@@ -7,6 +7,7 @@
 #include <memory>
 #include <mutex>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine.h"
@@ -40,13 +41,16 @@ class DecoderBase {
   struct Rotation {
     int32_t vector, rotated;
     float magnitude;
-    std::vector<float> frequencies;
+    std::vector<float> frequencies;                    // one row, or some that the length of the sequence chooses from
+    std::vector<std::pair<int32_t, int32_t>> changes;  // length, row from that length on
+    bool per_length() const { return changes.size() > 1; }
   };
   class Reader;
 
   void read_matrices(Reader& in, const Info& info);
   void read_vectors(Reader& in, const Info& info);
   void cover(int64_t positions);
+  void turn(const Rotation& r, int64_t first, int64_t end, int64_t length);
 
   const int cache_type_;
   std::string name_;
