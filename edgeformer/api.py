@@ -116,9 +116,6 @@ def verify(artefact: str | os.PathLike, against: ModelLike, **options: Any) -> p
     return parity.verify(Path(artefact), _loaded(against), **options)
 
 
-__all__ = ["bench", "build_mlx", "build_torch", "export", "load", "quantize", "save", "verify"]
-
-
 def native_library() -> Path:
     """The native library, for `onnxruntime.SessionOptions.register_custom_ops_library`; it is built now if necessary.
 
@@ -128,3 +125,6 @@ def native_library() -> Path:
     from edgeformer.backends.native.library import LIBRARY
 
     return LIBRARY.path()
+
+
+__all__ = ["bench", "build_mlx", "build_torch", "export", "load", "native_library", "quantize", "save", "verify"]

@@ -222,7 +222,13 @@ class Runtime(base.Runtime):
 
     def declines(self, manifest, variant):
         """Build the library, if necessary, before anything is measured."""
-        return LIBRARY.cannot_be_built() if variant == "kernels" else None
+        if variant != "kernels":
+            return None
+        if manifest["compute"] != "fp32" and not manifest.get("one_node"):
+            return (
+                "the native library has no kernel for this model's whole step, and those of single ops compute in fp32"
+            )
+        return LIBRARY.cannot_be_built()
 
     def refuses(self, spec, options):
         if options.variant not in ("", "kernels") and (reason := missing(options.variant)) is not None:

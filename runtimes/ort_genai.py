@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from edgeformer.backends.native.library import LIBRARY, load_library
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.companions.files import read_object
 from edgeformer.checkpoint.loading import LoadedModel
@@ -70,10 +71,8 @@ class GenaiSession(Session):
 
     def _with_library(self, folder: Path) -> Path:
         """Links to a folder's files, and the native library: GenAI loads libraries from the model's own folder only."""
-        from edgeformer.backends.native.library import LIBRARY
-
         beside = self._scratch.enter_context(temporary_folder())
-        for file in folder.iterdir():
+        for file in (f for f in folder.iterdir() if f.name != _LIBRARY):
             (beside / file.name).symlink_to(file.resolve(), target_is_directory=file.is_dir())
         shutil.copy(LIBRARY.path(), beside / _LIBRARY)
         return beside
@@ -130,6 +129,7 @@ class GenaiSession(Session):
             "provider": "CPUExecutionProvider",
             "kv": self.kv,
             "prefill_logits": "all",
+            **({"isa": load_library().isa()} if self.options.variant == "kernels" else {}),
         }  # it does not feed num_logits_to_keep
 
 
@@ -200,8 +200,6 @@ class Runtime(base.Runtime):
             return "the folder has no genai_config.json"
         if variant != "kernels":
             return None
-        from edgeformer.backends.native.library import LIBRARY
-
         if not manifest.get("one_node"):
             return "the native library has no kernel for this model's whole step"
         return LIBRARY.cannot_be_built()

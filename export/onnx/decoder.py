@@ -30,7 +30,7 @@ from edgeformer.spec.task import Task
 from edgeformer.weights.formats import SCALES, Format
 
 PROGRAM = "program"
-_MAGIC, _VERSION = 0x4D504645, 1
+_MAGIC, _VERSION = 0x4D504645, 2
 _MAX_DIM, _MAX_ANGLES = 512, 2**20
 _FLOATS = {ir.DataType.FLOAT: Kind.FP32, ir.DataType.FLOAT16: Kind.FP16, ir.DataType.BFLOAT16: Kind.BF16}
 
@@ -46,10 +46,13 @@ class _Names:
         """The number of an input; -1 if there is none of that name."""
         return self.inputs.get(name, -1)
 
+    def weight(self, name: str) -> int:
+        """The number of an input that must be there."""
+        return self.inputs[name]
+
     def codes(self, name: str) -> int:
         """The number of a quantized weight's codes, in whichever shape the graph declares them."""
-        found = self.input(name)
-        return self.input(name + BLOCKS) if found < 0 else found
+        return self.inputs[name] if name in self.inputs else self.inputs[name + BLOCKS]
 
 
 def as_one_node(built: BuiltGraph, spec: Model, plan: StoragePlan, levels: Mapping[int, int]) -> str | None:
@@ -68,15 +71,13 @@ def as_one_node(built: BuiltGraph, spec: Model, plan: StoragePlan, levels: Mappi
     if isinstance(program, str):
         return program
     tables = {name: _initializer_of(table, built) for name, table in program.tables.items()}
-    if None in tables.values():
-        return "a table of positions is no initializer of the graph"
     parts = {p.weight for i in program.code for p in i.parts}
     kinds = {name: Kind.FP32 if name in tables else _kind(plan.storage[name], levels) for name in parts}
     layout = lay_out(program, kinds)
     half = plan.compute != FLOAT
     node = _wrap(built.model, "DecoderF16" if half else "Decoder")
     inputs = {v.name or "": n for n, v in enumerate(node.inputs) if v is not None}
-    inputs |= {name: inputs[initializer] for name, initializer in tables.items() if initializer is not None}
+    inputs |= {name: inputs[initializer] for name, initializer in tables.items()}
     names = _Names(inputs, {v.name or "": n for n, v in enumerate(node.outputs)})
     words = _program(layout, spec, plan, names)
     node.attributes[PROGRAM] = ir.AttrTensor(PROGRAM, ir.tensor(np.frombuffer(words, np.uint8), name=PROGRAM))
@@ -98,10 +99,16 @@ def covered(spec: Model) -> Program | str:
     return program
 
 
-def _initializer_of(table: np.ndarray, built: BuiltGraph) -> str | None:
-    """The name of the initializer that holds a computed table; None if it is a constant in the graph."""
+def _initializer_of(table: np.ndarray, built: BuiltGraph) -> str:
+    """The name of the initializer that holds a computed table in float32; a new one, where the graph has another form."""
     found = (name for name, array in built.constants.items() if array.dtype == np.float32)
-    return next((name for name in found if np.array_equal(built.constants[name], table)), None)
+    if (name := next((n for n in found if np.array_equal(built.constants[n], table)), None)) is not None:
+        return name
+    name = f"decoder.table.{len(built.constants)}"
+    built.constants[name] = table.astype(np.float32)
+    value = ir.Value(name=name, type=ir.TensorType(FLOAT), shape=ir.Shape(table.shape))
+    built.model.graph.initializers[name] = value
+    return name
 
 
 def _kind(storage: ir.DataType | Format, levels: Mapping[int, int]) -> Kind:
@@ -165,7 +172,7 @@ def _program(layout: Layout, spec: Model, plan: StoragePlan, names: _Names) -> b
     for cache in layout.caches:
         words(cache.heads, cache.dim, cache.value_dim)
         tensors = [public[cache.path, name] for name in ("k", "v")]
-        words(*(names.input(f"past_key_values.{t}") for t in tensors))
+        words(*(names.weight(f"past_key_values.{t}") for t in tensors))
         words(*(names.outputs[f"present.{t}"] for t in tensors))
     words(*(names.input(n) for n in ("input_ids", "attention_mask", "position_ids", "prefix_length", LOGITS_TO_KEEP)))
     words(len(layout.matrices))
@@ -200,14 +207,14 @@ def _changes(rope: Rope, context: int) -> list[tuple[int, int]]:
     """(length of the sequence, row of frequencies from that length on), ascending."""
     if rope.scaling is None or not rope.per_length:
         return [(0, 0)]
-    rows = np.asarray(rope.scaling.row(NumpyOps(), np.arange(context + 1))).reshape(-1)
+    rows = np.asarray(rope.scaling.row(NumpyOps(), np.array(range(context + 1)))).reshape(-1)
     starts = np.flatnonzero(np.diff(rows, prepend=rows[0] - 1))
     return [(int(length), int(rows[length])) for length in starts]
 
 
 def _fill(fill: Fill, kind: Kind, names: _Names) -> tuple[int, ...]:
     weight = fill.part.weight
-    inputs = (names.codes(weight), names.input(weight + SCALES)) if kind.grouped else (names.input(weight), -1)
+    inputs = (names.codes(weight), names.weight(weight + SCALES)) if kind.grouped else (names.weight(weight), -1)
     return (*inputs, fill.tile, fill.step, fill.part.outputs, -1 if fill.entry is None else fill.entry)
 
 
@@ -215,7 +222,7 @@ def _pieces(constant: Constant, plan: StoragePlan, names: _Names) -> Sequence[np
     """A vector as initializers (input, size) one after the other, or as numbers, where it is computed from them."""
     arrays = [np.asarray(plan.weights[name]) for name in constant.names]
     if constant.make is None:
-        return [(names.input(name), array.size) for name, array in zip(constant.names, arrays, strict=True)]
+        return [(names.weight(name), array.size) for name, array in zip(constant.names, arrays, strict=True)]
     stored = [plan.storage[name] for name in constant.names]
     assert all(isinstance(dtype, ir.DataType) for dtype in stored)
     rounded = [a.astype(d.numpy()) for a, d in zip(arrays, stored, strict=True) if isinstance(d, ir.DataType)]

@@ -20,7 +20,7 @@ from edgeformer.files.cache import cache_folder, lock_of
 def _missing_tools() -> str | None:
     if shutil.which("cmake") is None:
         return "cmake is not installed; pip install cmake"
-    if not any(shutil.which(c) for c in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++", "cl")):
+    if not any(shutil.which(c) for c in (os.environ.get("CXX", "c++"), "c++", "g++", "clang++")):
         return "no C++ compiler was found; install g++ or clang++ (macOS: xcode-select --install)"
     return None
 

@@ -14,9 +14,10 @@ Executor::Cut Executor::cut(const Instruction& i) const {
   Cut c;
   c.row_block = std::min<int64_t>(in_.count, std::max<int64_t>(kPairs / group, 1));
   c.blocks = (in_.count + c.row_block - 1) / c.row_block;
-  const int64_t units = batch_ * i.heads * c.blocks, wanted = 4 * threads_;
-  const int64_t most = (keys + kKeyBlock - 1) / kKeyBlock;  // at least a block of keys each
-  c.splits = threads_ == 1 || units >= wanted ? 1 : std::min(most, (wanted + units - 1) / units);
+  // not by the number of threads: the order of sums, and so the result, must not depend on it
+  constexpr int64_t kWanted = 16;
+  const int64_t units = batch_ * i.heads * c.blocks, most = (keys + kKeyBlock - 1) / kKeyBlock;  // at least a block of keys each
+  c.splits = units >= kWanted ? 1 : std::min(most, (kWanted + units - 1) / units);
   c.keys_per_split = ((keys + c.splits - 1) / c.splits + kLanes - 1) / kLanes * kLanes;
   c.splits = (keys + c.keys_per_split - 1) / c.keys_per_split;
   c.whole = c.splits == 1 && (i.quantize == 0 || group * i.value_dim % kGroup == 0);

@@ -100,6 +100,15 @@ void Model::fill(int index, int64_t tile, int64_t step, int64_t row, int64_t cou
   }
 }
 
+namespace {
+
+// Tiles of rows; gates and ups end with a tile of their own each.
+int64_t tiles_of(int64_t rows, bool pairs) {
+  return pairs ? 2 * ((rows / 2 + kLanes - 1) / kLanes) : (rows + kLanes - 1) / kLanes;
+}
+
+}  // namespace
+
 void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruction> instructions,
                         std::vector<CacheShape> shapes) {
   auto require = [](bool holds, const char* rule) {
@@ -115,6 +124,11 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
     return index < 0 || (index < static_cast<int32_t>(vectors.size()) &&
                          static_cast<int64_t>(vectors[static_cast<size_t>(index)].size()) >= size);
   };
+  int64_t floats = 0;
+  for (int32_t width : buffer_widths) {
+    floats += width;
+    require(width > 0 && floats <= int64_t{1} << 30, "a row of activations is too long");
+  }
   for (const Instruction& i : instructions) {
     require(static_cast<int32_t>(i.op) >= 0 && i.op <= Op::kMoe, "unknown op");
     require(i.dst >= 0 || i.kept != 0 || i.op == Op::kAppend, "logits are of the positions that are kept");
@@ -123,15 +137,18 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
     if (i.op == Op::kLinear || i.op == Op::kGlu || i.op == Op::kEmbed || i.op == Op::kLookup) {
       require(i.matrix >= 0 && i.matrix < static_cast<int32_t>(matrices.size()), "no such matrix");
       const Matrix& m = matrices[static_cast<size_t>(i.matrix)];
-      require(i.op != Op::kLookup || i.count >= 0, "a negative offset");
+      require(i.op != Op::kLookup || (i.count >= 0 && i.count < m.rows), "the offset is beyond the table");
       require(i.op != Op::kEmbed || m.rows >= vocab, "the table has fewer rows than the vocabulary");
       const bool product = i.op == Op::kLinear || i.op == Op::kGlu;
+      require(product || i.width == m.cols, "rows of a table are as wide as it is");
+      require(!product || m.tile_count == tiles_of(m.rows, i.op == Op::kGlu), "the matrix has other tiles than its rows need");
       require(i.op != Op::kGlu || (m.tile_count % 2 == 0 && m.rows % 2 == 0), "gates and ups are not alike");
       const int64_t outputs = i.op == Op::kGlu ? m.rows / 2 : product ? m.rows : m.cols;
       require(fits(i.dst, i.dst_at, outputs), "the result doesn't fit its buffer");
       require(!product || (i.src >= 0 && fits(i.src, i.src_at, m.cols)), "the inputs don't fit the matrix");
       require(!product || !rounds(m.kind) || i.src_at % kGroup == 0, "rows for int8 start at whole groups of 32");
       require(vector_of(i.bias, product ? outputs : 0) && vector_of(i.weight, i.op == Op::kGlu ? outputs : 0), "short bias");
+      require(i.op != Op::kGlu || (i.bias < 0) == (i.weight < 0), "a bias of gates needs one of ups");
       require(i.act >= 0 && i.act <= static_cast<int32_t>(Act::kTanh), "unknown activation");
       continue;
     }
@@ -158,11 +175,13 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
     if (i.op == Op::kMoe) {
       const int64_t padded = (int64_t{i.value_dim} + kGroup - 1) / kGroup * kGroup, size = static_cast<int64_t>(matrices.size());
       require(i.heads > 0 && i.count > 0 && i.count <= i.heads && i.width > 0 && i.value_dim > 0, "no experts");
-      require(i.matrix >= 0 && i.bias >= 0 && i.matrix + i.heads <= size && i.bias + i.heads <= size, "no such matrix");
+      require(i.matrix >= 0 && i.bias >= 0 && int64_t{i.matrix} + i.heads <= size && int64_t{i.bias} + i.heads <= size, "no such matrix");
       for (int32_t e = 0; e < i.heads; ++e) {
         const Matrix &first = matrices[static_cast<size_t>(i.matrix + e)], &second = matrices[static_cast<size_t>(i.bias + e)];
         require(!grouped(first.kind) && !grouped(second.kind), "experts aren't quantized");
-        require(first.rows == 2 * int64_t{i.value_dim} && first.tile_count % 2 == 0 && second.cols == i.value_dim &&
+        require(first.tile_count == tiles_of(first.rows, true) && second.tile_count == tiles_of(second.rows, false),
+                "the matrix has other tiles than its rows need");
+        require(first.rows == 2 * int64_t{i.value_dim} && second.cols == i.value_dim &&
                     second.rows == i.width && i.src >= 0 && fits(i.src, i.src_at, first.cols),
                 "the experts don't fit the rows");
       }
@@ -175,6 +194,7 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
       require(i.act >= 0 && i.act <= static_cast<int32_t>(Act::kTanh), "unknown activation");
       continue;
     }
+    require(i.quantize == 0 || (i.op != Op::kTopK && i.op != Op::kSum), "no rows for int8");
     require(i.op != Op::kTopK || (i.count > 0 && i.count <= i.width && i.total >= 0), "too many to choose");
     require(i.op != Op::kRotate || (i.count > 0 && i.dim > 0 && i.rotated > 0 && i.rotated % 2 == 0 && i.rotated <= i.dim &&
                                     i.table >= 0 && vector_of(i.table, i.rotated) && int64_t{i.count} * i.dim == i.width),

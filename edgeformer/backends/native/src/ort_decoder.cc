@@ -56,10 +56,10 @@ class DecoderBase::Reader {
     if (made < 0) throw std::runtime_error("edgeformer::Decoder: the attribute 'program' is malformed");
     return made;
   }
-  // Of what follows.
-  int32_t count() {
+  // Of items that follow, of so many words at least.
+  int32_t count(size_t words = 1) {
     const int32_t made = size();
-    if (static_cast<size_t>(made) > bytes_.size() / 4) throw std::runtime_error("edgeformer::Decoder: the attribute 'program' is cut off");
+    if (static_cast<size_t>(made) > (bytes_.size() - at_) / 4 / words) throw std::runtime_error("edgeformer::Decoder: the attribute 'program' is cut off");
     return made;
   }
   std::vector<float> numbers(int32_t count) {
@@ -81,7 +81,7 @@ class DecoderBase::Reader {
 
 namespace {
 
-constexpr int32_t kMagic = 0x4d504645, kVersion = 1;  // "EFPM"
+constexpr int32_t kMagic = 0x4d504645, kVersion = 2;  // "EFPM"
 
 // An initializer of the expected type and size.
 Tensor weight(const Info& info, int32_t index, int type, int64_t count) {
@@ -120,7 +120,14 @@ void widen(const Tensor& t, int64_t count, std::vector<float>& to) {
 
 }  // namespace
 
+// Counts what is made of the file's weights: far more than they take means a program that names them again and again.
+void DecoderBase::charge(int64_t bytes) {
+  budget_ -= bytes;
+  if (bytes < 0 || budget_ < 0) throw std::runtime_error("edgeformer::Decoder: the program makes more of the weights than there is");
+}
+
 DecoderBase::DecoderBase(const Info& info, int cache_type) : cache_type_(cache_type) {
+  for (size_t n = 0; n < info.inputs(); ++n) budget_ += info.constant(n).count() * 16;
   Reader in(info.bytes("program"));
   if (in.word() != kMagic || in.word() != kVersion || in.word() != static_cast<int32_t>(sizeof(Instruction) / 4))
     throw std::runtime_error(
@@ -164,17 +171,17 @@ DecoderBase::DecoderBase(const Info& info, int cache_type) : cache_type_(cache_t
              (r.changes.empty() ? length == 0 : length > r.changes.back().first);
       r.changes.emplace_back(length, row);
     }
+    for (const Rotation& other : rotations_) fits = fits && other.vector != r.vector;
     if (!fits || r.changes.empty()) throw std::runtime_error("edgeformer::Decoder: a rotation is malformed");
     rotations_.push_back(std::move(r));
   }
   cover(64);
-  std::vector<Instruction> program(static_cast<size_t>(in.count()));
+  std::vector<Instruction> program(static_cast<size_t>(in.count(sizeof(Instruction) / 4)));
   for (Instruction& i : program) std::memcpy(&i, in.take(sizeof(Instruction) / 4), sizeof(Instruction));
   model_->set_program(std::move(widths), std::move(program), std::move(caches));
   for (const Instruction& i : model_->program) {
     if (i.op == Op::kLookup) {
-      const int64_t rows = model_->matrices[static_cast<size_t>(i.matrix)].rows - i.count;
-      limit_ = limit_ == 0 ? rows : std::min(limit_, rows);
+      limit_ = std::min(limit_, model_->matrices[static_cast<size_t>(i.matrix)].rows - i.count);
     }
     const bool rotates = (i.op == Op::kAppend || i.op == Op::kRotate) && i.table >= 0;
     if (rotates && std::none_of(rotations_.begin(), rotations_.end(),
@@ -201,14 +208,16 @@ void DecoderBase::read_matrices(Reader& in, const Info& info) {
     int64_t filled = 0, needed = 0;
     for (int32_t f = in.count(); f > 0; --f) {
       const int32_t input = in.word(), scales = in.word(), tile = in.word(), step = in.word(), outputs = in.size(), entry = in.word();
-      const int64_t numbers = int64_t{outputs} * cols, skipped = std::max(entry, 0) * numbers;
+      const int64_t numbers = int64_t{outputs} * cols;
+      charge(numbers * bits / 8);
       if (grouped(kind)) {
         const Tensor codes = weight(info, input, ort::kUint8, numbers * bits / 8);
         const Tensor factors = weight(info, scales, ort::kFloat16, numbers / kGroup);
         fills.push_back({tile, step, outputs, codes.as<uint8_t>(), factors.as<uint16_t>()});
       } else {
-        const Tensor w = weight(info, input, type_of(kind), skipped + numbers);
-        fills.push_back({tile, step, outputs, w.as<uint8_t>() + skipped * bits / 8, nullptr});
+        const Tensor w = weight(info, input, type_of(kind), numbers);
+        if (numbers <= 0 || entry >= w.count() / numbers) throw std::runtime_error("edgeformer::Decoder: a stack has fewer entries than the program says");
+        fills.push_back({tile, step, outputs, w.as<uint8_t>() + std::max(entry, 0) * numbers * bits / 8, nullptr});
       }
       filled += outputs, needed += (int64_t{outputs} + kLanes - 1) / kLanes;
     }
@@ -231,6 +240,7 @@ void DecoderBase::read_vectors(Reader& in, const Info& info) {
         const std::vector<float> more = in.numbers(count);
         values.insert(values.end(), more.begin(), more.end());
       } else {
+        charge(int64_t{count} * 4);
         widen(weight(info, input, ort::kUndefined, count), count, values);
       }
     }
@@ -303,7 +313,7 @@ void DecoderBase::compute(const Context& context) {
       }
     }
   }
-  int64_t nearest = INT64_MAX, furthest = 0;
+  int64_t furthest = 0;
   Tensor given;
   if (positions_ >= 0) {
     given = integers(context, positions_, "position_ids", 2);
@@ -315,13 +325,14 @@ void DecoderBase::compute(const Context& context) {
       queries[at] = counted.empty() ? static_cast<int32_t>(start + i) : counted[static_cast<size_t>(b * total + start + i)];
       const int64_t position = given.data != nullptr ? given.as<int64_t>()[at] : queries[at];
       positions[at] = static_cast<int32_t>(std::clamp<int64_t>(position, 0, INT32_MAX / 4));
-      nearest = std::min<int64_t>(nearest, positions[at]), furthest = std::max<int64_t>(furthest, positions[at]);
+      furthest = std::max<int64_t>(furthest, positions[at]);
     }
-  if (limit_ > 0 && furthest >= limit_) throw std::runtime_error("edgeformer::Decoder: a position is beyond the model's table of positions");
+  if (furthest >= limit_) throw std::runtime_error("edgeformer::Decoder: a position is beyond the model's table of positions");
   if (furthest > std::max<int64_t>(total, covered_) + (int64_t{1} << 24)) throw std::runtime_error("edgeformer::Decoder: a position is out of range");
   cover(furthest + 1);
   for (const Rotation& r : rotations_)
-    if (r.per_length()) turn(r, nearest, furthest + 1, furthest + 1);
+    if (r.per_length())
+      for (int32_t p : positions) turn(r, p, p + 1, furthest + 1);
   std::vector<int32_t> prefix;
   if (prefix_ >= 0) {
     const Tensor lengths = integers(context, prefix_, "prefix_length", 1);
@@ -331,6 +342,7 @@ void DecoderBase::compute(const Context& context) {
 
   CacheLayout layout{cache_type_ == ort::kFloat ? CacheKind::kF32 : CacheKind::kF16, false, total};
   std::vector<CacheView> views;
+  bool in_place = false;
   for (size_t n = 0; n < io_.size(); ++n) {
     const CacheShape& shape = model_->caches[n];
     auto past = [&](int32_t index, int64_t dim) {
@@ -349,14 +361,10 @@ void DecoderBase::compute(const Context& context) {
     CacheView view;
     view.keys = static_cast<uint8_t*>(context.output(static_cast<size_t>(io_[n].keys), key_shape));
     view.values = static_cast<uint8_t*>(context.output(static_cast<size_t>(io_[n].values), value_shape));
-    const bool same = view.keys == keys.data && view.values == values.data;
-    if (!same) {
-      if (view.keys == keys.data || view.values == values.data)
-        throw std::runtime_error("edgeformer::Decoder: bind both keys and values in place, or neither");
-      view.past_keys = keys.as<uint8_t>(), view.past_values = values.as<uint8_t>();
-    }
-    if (n > 0 && same != (views[0].past_keys == nullptr))
+    if (n == 0) in_place = view.keys == keys.data;
+    if (in_place != (view.keys == keys.data) || in_place != (view.values == values.data))
       throw std::runtime_error("edgeformer::Decoder: bind all keys and values in place, or none");
+    if (!in_place) view.past_keys = keys.as<uint8_t>(), view.past_values = values.as<uint8_t>();  // null where they are empty
     views.push_back(view);
   }
   float* logits = static_cast<float*>(context.output(0, {batch, kept, model_->vocab}));

@@ -49,17 +49,18 @@ class DecoderBase {
 
   void read_matrices(Reader& in, const Info& info);
   void read_vectors(Reader& in, const Info& info);
+  void charge(int64_t bytes);
   void cover(int64_t positions);
   void turn(const Rotation& r, int64_t first, int64_t end, int64_t length);
 
   const int cache_type_;
-  std::string name_;
+  int64_t budget_ = int64_t{1} << 20;  // bytes that may be made of weights
   std::unique_ptr<Model> model_;
   int32_t ids_ = 0, mask_ = 0, positions_ = -1, prefix_ = -1, keep_ = 0;
   std::vector<CacheIo> io_;
   std::vector<Rotation> rotations_;
   int64_t covered_ = 0;  // positions whose rotations are known
-  int64_t limit_ = 0;    // positions that learned tables cover; 0: there are none
+  int64_t limit_ = INT64_MAX;  // positions that learned tables cover
   PoolCrew crew_;
   std::unique_ptr<Executor> executor_;
   std::mutex mutex_;  // of a step

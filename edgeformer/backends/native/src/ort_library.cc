@@ -2,6 +2,7 @@
 // function body of the same name; ops without a kernel keep their bodies.
 #include <exception>
 #include <memory>
+#include <mutex>
 
 #include "ort_decoder.h"
 #include "ort_glu_ffn.h"
@@ -84,10 +85,14 @@ extern "C" ORT_EXPORT ort::Status ORT_CALL RegisterCustomOps(void* session_optio
   ort::api = base->get_api(ort::kApiVersion);
   if (ort::api == nullptr) return nullptr;  // ONNX Runtime older than 1.17: function bodies are used
   static void* domain = nullptr;
+  static std::mutex mutex;
+  std::lock_guard<std::mutex> one_at_a_time(mutex);
   if (domain == nullptr) {
-    if (ort::Status status = ort::call(ort::kCreateCustomOpDomain, "edgeformer", &domain)) return status;
+    void* made = nullptr;
+    if (ort::Status status = ort::call(ort::kCreateCustomOpDomain, "edgeformer", &made)) return status;
     for (const ort::CustomOp* o : {op<RMSNorm>(), op<GluFfn>(), decoder<Decoder>(), decoder<DecoderF16>()})
-      if (ort::Status status = ort::call(ort::kCustomOpDomainAdd, domain, o)) return status;
+      if (ort::Status status = ort::call(ort::kCustomOpDomainAdd, made, o)) return status;
+    domain = made;
   }
   return ort::call(ort::kAddCustomOpDomain, session_options, domain);
 }

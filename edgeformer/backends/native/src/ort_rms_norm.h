@@ -16,6 +16,8 @@ struct RMSNorm {
   void compute(const Context& context) const {
     const Tensor x = context.input(0), weight = context.input(1);
     const int64_t width = x.last();
+    if (x.type != ort::kFloat || weight.type != ort::kFloat || weight.count() != width)
+      throw std::runtime_error("edgeformer::RMSNorm: x must be float32 [..., D] and weight float32 [D]");
     float* y = static_cast<float*>(context.output(0, x.shape));
     context.parallel(static_cast<size_t>(x.rows()), [&](size_t r) {
       const int64_t at = static_cast<int64_t>(r) * width;

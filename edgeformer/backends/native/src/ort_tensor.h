@@ -18,12 +18,21 @@ struct Tensor {
 
   template <typename T>
   const T* as() const { return static_cast<const T*>(data); }
-  int64_t last() const { return shape.back(); }
+  int64_t last() const { return shape.empty() ? 1 : shape.back(); }
   int64_t rows() const { return last() == 0 ? 0 : count() / last(); }
   int64_t count() const {
-    int64_t n = 1;
+    int64_t n = data == nullptr ? 0 : 1;  // no data: no tensor, or an empty one
     for (int64_t d : shape) n *= d;
     return n;
+  }
+};
+
+// Releases an object of ONNX Runtime's.
+struct Owned {
+  void* object;
+  ort::Slot release;
+  ~Owned() {
+    if (object != nullptr) ort::release(release, object);
   }
 };
 
@@ -31,12 +40,12 @@ inline Tensor tensor_of(const void* value) {
   Tensor made;
   void *info = nullptr, *data = nullptr;
   ort::check(ort::call(ort::kGetTensorTypeAndShape, value, &info));
+  const Owned owner{info, ort::kReleaseTensorTypeAndShapeInfo};
   size_t rank = 0;
   ort::check(ort::call(ort::kGetTensorElementType, static_cast<const void*>(info), &made.type));
   ort::check(ort::call(ort::kGetDimensionsCount, static_cast<const void*>(info), &rank));
   made.shape.resize(rank);
   ort::check(ort::call(ort::kGetDimensions, static_cast<const void*>(info), made.shape.data(), rank));
-  ort::release(ort::kReleaseTensorTypeAndShapeInfo, info);
   ort::check(ort::call(ort::kGetTensorMutableData, const_cast<void*>(value), &data));
   made.data = data;
   return made;
@@ -56,6 +65,7 @@ class Context {
   void* output(size_t index, const std::vector<int64_t>& shape) const {
     void *value = nullptr, *data = nullptr;
     ort::check(ort::call(ort::kKernelContextGetOutput, raw_, index, shape.data(), shape.size(), &value));
+    if (value == nullptr) throw std::runtime_error("output " + std::to_string(index) + " is missing");
     ort::check(ort::call(ort::kGetTensorMutableData, value, &data));
     return data;
   }
@@ -101,11 +111,10 @@ class Info {
     void *allocator = nullptr, *value = nullptr;
     ort::check(ort::call(ort::kGetAllocatorWithDefaultOptions, &allocator));
     ort::check(ort::call(ort::kKernelInfoGetAttributeTensor, raw_, name, allocator, &value));
+    const Owned owner{value, ort::kReleaseValue};
     const Tensor t = tensor_of(value);
-    std::vector<uint8_t> found;
-    if (t.type == ort::kUint8) found.assign(t.as<uint8_t>(), t.as<uint8_t>() + t.count());
-    ort::release(ort::kReleaseValue, value);
-    return found;
+    if (t.type != ort::kUint8) return {};
+    return {t.as<uint8_t>(), t.as<uint8_t>() + t.count()};
   }
 
   size_t inputs() const {
