@@ -304,7 +304,7 @@ def test_an_option_of_measuring_reaches_the_other_machine(command):
     from edgeformer.cli import cli
     from edgeformer.cli._host import _FLAGS, _PASSED
 
-    named = {"sources", "model", "against", "precisions", "weights"}  # passed by the command itself
+    named = {"sources", "model", "against", "precisions", "weights", "accuracy_level"}  # passed by the command itself
     here = {"host", "host_command", "json_file", "markdown", "report_file", "output"}  # of this machine's outputs
     apart = {"text", "trusted"}  # a file that is sent; and code is never trusted on another machine's behalf
     made = cli.get_command(None, command)  # type: ignore[arg-type]
