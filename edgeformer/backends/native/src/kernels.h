@@ -20,7 +20,8 @@ enum class CacheKind : int32_t { kF32, kF16 };
 
 // Whether activations are rounded to int8.
 inline bool rounds(Kind kind) { return kind == Kind::kQ8 || kind == Kind::kQ4; }
-inline bool exact(Kind kind) { return kind == Kind::kQ8Exact || kind == Kind::kQ4Exact; }
+// Whether weights are multiplied as floats that they first have to become.
+inline bool widened(Kind kind) { return kind != Kind::kF32 && !rounds(kind); }
 // Whether weights are codes in groups of 32.
 inline bool grouped(Kind kind) { return kind >= Kind::kQ8; }
 

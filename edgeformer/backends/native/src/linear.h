@@ -174,7 +174,8 @@ inline void over_rows(int64_t tile, int64_t r0, int64_t r1, const Body& body) {
   }
 }
 
-// Exact products of many rows: weights become floats once for 64 rows, in blocks that stay in the nearest cache.
+// Products of many rows with weights that aren't floats: they become floats once for 64 rows, in blocks that stay in the nearest
+// cache.
 constexpr int64_t kManyRows = 16, kHeldRows = 64, kHeldCols = 256;
 
 template <typename Codes>
@@ -220,7 +221,7 @@ struct Finish {
 };
 
 template <int N, typename Body>
-inline void exact_rows(const Matrix& m, int64_t tile, const Rows& in, int64_t r0, int64_t r1, const Body& body) {
+inline void widened_rows(const Matrix& m, int64_t tile, const Rows& in, int64_t r0, int64_t r1, const Body& body) {
   float weights[N * kHeldCols * kLanes], sums[kHeldRows * N * kLanes];
   const size_t bytes = tile_bytes(m.kind, m.cols);
   for (int64_t r = r0; r < r1; r += kHeldRows) {
@@ -231,10 +232,15 @@ inline void exact_rows(const Matrix& m, int64_t tile, const Rows& in, int64_t r0
       for (int t = 0; t < N; ++t) {
         const uint8_t* w = m.tiles + static_cast<size_t>(tile + t) * bytes;
         float* to = weights + t * kHeldCols * kLanes;
+        const int64_t skipped = k * kLanes;
         if (m.kind == Kind::kQ4Exact)
           widen<Nibbles>(w + static_cast<size_t>(k / kGroup) * kQ4Block, cols / kGroup, to);
-        else
+        else if (m.kind == Kind::kQ8Exact)
           widen<Bytes>(w + static_cast<size_t>(k / kGroup) * kQ8Block, cols / kGroup, to);
+        else if (m.kind == Kind::kF16)
+          for (int64_t n = 0; n < cols * kLanes; n += kLanes) store(to + n, wide(reinterpret_cast<const Half*>(w) + skipped + n));
+        else
+          for (int64_t n = 0; n < cols * kLanes; n += kLanes) store(to + n, wide(reinterpret_cast<const Brain*>(w) + skipped + n));
       }
       Rows part = in;
       part.x += k;
@@ -275,9 +281,9 @@ void linear(const Matrix& m, int64_t tile0, int64_t tile1, const Rows& in, int64
             const float* bias, Act act) {
   const LinearBody body{m, in, out, stride, bias, act};
   int64_t t = tile0;
-  if (exact(m.kind) && r1 - r0 >= kManyRows) {
-    for (; t + kTilesAtOnce <= tile1; t += kTilesAtOnce) exact_rows<kTilesAtOnce>(m, t, in, r0, r1, body);
-    for (; t < tile1; ++t) exact_rows<1>(m, t, in, r0, r1, body);
+  if (widened(m.kind) && r1 - r0 >= kManyRows) {
+    for (; t + kTilesAtOnce <= tile1; t += kTilesAtOnce) widened_rows<kTilesAtOnce>(m, t, in, r0, r1, body);
+    for (; t < tile1; ++t) widened_rows<1>(m, t, in, r0, r1, body);
     return;
   }
   if (kTilesAtOnce > 1 && r1 - r0 > 1 && !grouped(m.kind))
@@ -319,8 +325,8 @@ void glu(const Matrix& m, int64_t pair0, int64_t pair1, const Rows& in, int64_t 
          const float* gate_bias, const float* up_bias, Act act) {
   const GluBody body{m, in, out, stride, gate_bias, up_bias, act};
   for (int64_t p = pair0; p < pair1; ++p) {
-    if (exact(m.kind) && r1 - r0 >= kManyRows)
-      exact_rows<2>(m, 2 * p, in, r0, r1, body);
+    if (widened(m.kind) && r1 - r0 >= kManyRows)
+      widened_rows<2>(m, 2 * p, in, r0, r1, body);
     else
       over_rows<1>(2 * p, r0, r1, body);
   }
