@@ -237,10 +237,9 @@ inline void widened_rows(const Matrix& m, int64_t tile, const Rows& in, int64_t 
           widen<Nibbles>(w + static_cast<size_t>(k / kGroup) * kQ4Block, cols / kGroup, to);
         else if (m.kind == Kind::kQ8Exact)
           widen<Bytes>(w + static_cast<size_t>(k / kGroup) * kQ8Block, cols / kGroup, to);
-        else if (m.kind == Kind::kF16)
-          for (int64_t n = 0; n < cols * kLanes; n += kLanes) store(to + n, wide(reinterpret_cast<const Half*>(w) + skipped + n));
         else
-          for (int64_t n = 0; n < cols * kLanes; n += kLanes) store(to + n, wide(reinterpret_cast<const Brain*>(w) + skipped + n));
+          for (int64_t n = skipped; n < skipped + cols * kLanes; n += kLanes, to += kLanes)
+            store(to, m.kind == Kind::kF16 ? wide(reinterpret_cast<const Half*>(w) + n) : wide(reinterpret_cast<const Brain*>(w) + n));
       }
       Rows part = in;
       part.x += k;
