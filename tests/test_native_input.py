@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from edgeformer.backends.native.record import record
 from edgeformer.checkpoint.loading import load
 from edgeformer.cli import cli
 from edgeformer.errors import InputError, RuntimeUnavailable
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 
 pytestmark = pytest.mark.skipif(LIBRARY.missing() is not None, reason=str(LIBRARY.missing()))
 
@@ -108,3 +111,9 @@ def test_a_library_of_another_version(monkeypatch, tmp_path):
     (tmp_path / "mine.so").write_bytes(b"no library")
     with pytest.raises(RuntimeUnavailable, match=r"mine\.so is not a library"):
         Library(tmp_path / "mine.so")
+
+
+def test_what_a_row_says_of_the_engine():
+    facts = require("native")[0].open(load(STDLIB), Options(threads=1, capacity=16)).facts()
+    assert facts["isa"] == load_library().isa()
+    assert (facts["huge_page_mb"] is None) == (not Path("/proc/self/smaps_rollup").exists())

@@ -101,6 +101,14 @@ inline void scores_of_rows(const E* rows, int dim, const float* const* q, float*
   for (int p = 0; p < M; ++p) store(scores[p], sums(products[p]));
 }
 
+// The same, with the usual numbers of channels as constants.
+template <int M, typename E>
+inline void scores_of_rows(const E* rows, int dim, const float* const* q, float* const* scores) {
+  if (dim == 64) return scores_of_rows<M, 4>(rows, dim, q, scores);
+  if (dim == 128) return scores_of_rows<M, 8>(rows, dim, q, scores);
+  scores_of_rows<M, 0>(rows, dim, q, scores);
+}
+
 // Scores of 16 keys in rows: few pairs multiply the rows as they are, for many these are worth a tile.
 template <typename E>
 inline void scores_of_rows(const E* rows, int keys, int dim, int count, const float* const* q, float* const* at, float* tile) {
@@ -109,22 +117,8 @@ inline void scores_of_rows(const E* rows, int keys, int dim, int count, const fl
     return scores(tile, dim, count, q, at);
   }
   int p = 0;
-  for (; p + 3 <= count; p += 3) {
-    if (dim == 64)
-      scores_of_rows<3, 4>(rows, dim, q + p, at + p);
-    else if (dim == 128)
-      scores_of_rows<3, 8>(rows, dim, q + p, at + p);
-    else
-      scores_of_rows<3, 0>(rows, dim, q + p, at + p);
-  }
-  for (; p < count; ++p) {
-    if (dim == 64)
-      scores_of_rows<1, 4>(rows, dim, q + p, at + p);
-    else if (dim == 128)
-      scores_of_rows<1, 8>(rows, dim, q + p, at + p);
-    else
-      scores_of_rows<1, 0>(rows, dim, q + p, at + p);
-  }
+  for (; p + 3 <= count; p += 3) scores_of_rows<3>(rows, dim, q + p, at + p);
+  for (; p < count; ++p) scores_of_rows<1>(rows, dim, q + p, at + p);
 }
 
 struct Pair {

@@ -180,9 +180,7 @@ DecoderBase::DecoderBase(const Info& info, int cache_type) : cache_type_(cache_t
   for (Instruction& i : program) std::memcpy(&i, in.take(sizeof(Instruction) / 4), sizeof(Instruction));
   model_->set_program(std::move(widths), std::move(program), std::move(caches));
   for (const Instruction& i : model_->program) {
-    if (i.op == Op::kLookup) {
-      limit_ = std::min(limit_, model_->matrices[static_cast<size_t>(i.matrix)].rows - i.count);
-    }
+    if (i.op == Op::kLookup) limit_ = std::min(limit_, model_->matrices[static_cast<size_t>(i.matrix)].rows - i.count);
     const bool rotates = (i.op == Op::kAppend || i.op == Op::kRotate) && i.table >= 0;
     if (rotates && std::none_of(rotations_.begin(), rotations_.end(),
                                 [&](const Rotation& r) { return r.vector == i.table && r.rotated == i.rotated; }))
@@ -328,7 +326,7 @@ void DecoderBase::compute(const Context& context) {
       furthest = std::max<int64_t>(furthest, positions[at]);
     }
   if (furthest >= limit_) throw std::runtime_error("edgeformer::Decoder: a position is beyond the model's table of positions");
-  if (furthest > std::max<int64_t>(total, covered_) + (int64_t{1} << 24)) throw std::runtime_error("edgeformer::Decoder: a position is out of range");
+  if (furthest > std::max<int64_t>(total, covered_) + (int64_t{1} << 20)) throw std::runtime_error("edgeformer::Decoder: a position is out of range");
   cover(furthest + 1);
   for (const Rotation& r : rotations_)
     if (r.per_length())
