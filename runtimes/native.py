@@ -8,12 +8,18 @@ meet activations rounded to int8, as in llama.cpp; all others are computed in fl
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from edgeformer.checkpoint.loading import LoadedModel, load
 from edgeformer.inference import runtime as base
 from edgeformer.inference.profile import Operation, block_of
 from edgeformer.inference.runtime import Options, Session
 from edgeformer.spec.task import Task
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from edgeformer.backends.native.model import NativeModel
 
 
 class NativeSession(Session):
@@ -44,24 +50,57 @@ class NativeSession(Session):
             before()
         with self.decoder.profiled() as spent:
             call()
-        found: dict[tuple[str, str], Operation] = {}
-        for instruction, ns in zip(self.model.code, spent.tolist(), strict=True):
-            key = block_of(instruction.path), instruction.op.name.lower()
-            operation = found.setdefault(key, Operation(*key))
-            operation.ns += ns
-            operation.count += 1
-        return list(found.values())
+        return _operations(self.model, spent)
 
     def facts(self):
-        from edgeformer.backends.native.library import huge_page_mb
+        return {**_facts(self.model), "kv": self.kv}
 
-        return {
-            "device": "cpu",
-            "kv": self.kv,
-            "weights_mmap": False,
-            "isa": self.model.isa,
-            "huge_page_mb": huge_page_mb(),
-        }
+
+class NativeEncoderSession(Session):
+    """One `NativeEncoder`."""
+
+    def __init__(self, loaded: LoadedModel, options: Options):
+        from edgeformer.backends.native.encoder import NativeEncoder
+        from edgeformer.backends.native.model import NativeModel
+        from edgeformer.backends.native.record import record
+
+        super().__init__(loaded.spec, options)
+        weights, exact = loaded.require_weights(), options.variant == "exact"
+        self.model = NativeModel(record(loaded.spec, self.capacity), weights, self.capacity, exact=exact)
+        self.encoder = NativeEncoder(self.model, slots=loaded.spec.counts_padding, threads=options.threads)
+        if any(kind.rounds for kind in self.model.kinds):
+            self.compute = "int8"
+
+    def _encode(self, inputs):
+        return self.encoder(inputs)
+
+    def profile(self, call, before=None):
+        """As `NativeSession.profile`."""
+        if before is not None:
+            before()
+        with self.encoder.profiled() as spent:
+            call()
+        return _operations(self.model, spent)
+
+    def facts(self):
+        return _facts(self.model)
+
+
+def _operations(model: NativeModel, spent: np.ndarray) -> list[Operation]:
+    """Time per part of the model and instruction. spent: nanoseconds of each of the model's instructions."""
+    found: dict[tuple[str, str], Operation] = {}
+    for instruction, ns in zip(model.code, spent.tolist(), strict=True):
+        key = block_of(instruction.path), instruction.op.name.lower()
+        operation = found.setdefault(key, Operation(*key))
+        operation.ns += ns
+        operation.count += 1
+    return list(found.values())
+
+
+def _facts(model: NativeModel) -> dict[str, Any]:
+    from edgeformer.backends.native.library import huge_page_mb
+
+    return {"device": "cpu", "weights_mmap": False, "isa": model.isa, "huge_page_mb": huge_page_mb()}
 
 
 class Runtime(base.Runtime):
@@ -70,7 +109,6 @@ class Runtime(base.Runtime):
     opens = "checkpoint"
     also_opens = ("onnx",)
     packages = ("edgeformer",)
-    tasks = (Task.TEXT_GENERATION,)
     prefixes = True
     variants = ("exact", "kv-f16")
 
@@ -103,4 +141,6 @@ class Runtime(base.Runtime):
         return LIBRARY.cannot_be_built()
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
-        return NativeSession(load(source) if isinstance(source, Path) else source, options)
+        loaded = load(source) if isinstance(source, Path) else source
+        encodes = loaded.spec.task == Task.FEATURE_EXTRACTION
+        return NativeEncoderSession(loaded, options) if encodes else NativeSession(loaded, options)

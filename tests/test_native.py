@@ -192,9 +192,7 @@ def covered():
         yield name
 
 
-NOT_COVERED = {
-    "moe-shared-grouped", "mla", "mla-query-latent", "additive", "shaw", "shaw-keys-only", "t5-bias",
-}  # fmt: skip
+NOT_COVERED = {"additive", "shaw", "shaw-keys-only"}
 
 
 def test_what_is_covered():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from edgeformer.layers.mlm_head import MlmHead
-from edgeformer.layers.pooling import Pooling, first_token
+from edgeformer.layers.pooling import Pooling
 from edgeformer.layers.stack import BlockStack
 from edgeformer.ops import Ops
 from edgeformer.ops.handle import LayerHandle
@@ -98,7 +98,7 @@ class Encoder(BlockStack):
         x = self.run_stack(p, x, step)
         outputs = {"last_hidden_state": x}
         if self.pooler:
-            outputs["pooler_output"] = ops.tanh(p.pooler(first_token(ops, x)))
+            outputs["pooler_output"] = ops.tanh(p.pooler(ops.first_token(x)))
         if self.pooling is not None:
             outputs["sentence_embedding"] = p.pooling(x, inputs["attention_mask"])
         if self.mlm is not None:

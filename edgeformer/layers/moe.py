@@ -68,7 +68,10 @@ class MoE(Layer):
 
     def apply(self, ops: Ops, p: LayerHandle, x: Tensor) -> Tensor:
         scores = ops.softmax(ops.f32(p.router(x)))
-        weights, chosen = ops.topk(self._allowed(ops, scores), self.chosen)
+        allowed = scores
+        if self.chosen_groups < self.groups:
+            allowed = ops.within_groups(scores, self.groups, self.experts // self.groups, self.chosen_groups)
+        weights, chosen = ops.topk(allowed, self.chosen)
         ops.routed(scores, chosen)
         if self.renormalize:
             weights = weights / ops.sum(weights, -1, keep=True)
@@ -76,15 +79,3 @@ class MoE(Layer):
             weights = weights * self.scale
         y = ops.moe(x, ops.cast(weights, x), chosen, p.gate, p.up, p.down, act=self.act, count=self.experts)
         return y if self.shared is None else y + p.shared(x)
-
-    def _allowed(self, ops: Ops, scores: Tensor) -> Tensor:
-        """Scores [B, T, experts], set to 0 for experts outside the chosen groups."""
-        if self.chosen_groups == self.groups:
-            return scores
-        per = self.experts // self.groups
-        grouped = ops.reshape(scores, (0, -1, self.groups, per))
-        best = ops.reshape(ops.topk(grouped, 1)[0], (0, -1, self.groups))
-        groups = ops.topk(best, self.chosen_groups)[1]
-        hits = ops.equal(ops.expand_dims(groups, 3), ops.arange(self.groups, groups))
-        allowed = ops.sum(ops.cast(hits, scores), 2)
-        return ops.reshape(grouped * ops.expand_dims(allowed, 3), (0, -1, self.experts))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, TypeVar
 
-from edgeformer.ops.primitives import Primitives
+from edgeformer.ops.pooled import Pooled
 from edgeformer.ops.tensor import (
     CachePlace,
     DropoutMap,
@@ -75,7 +75,7 @@ class Heads:
         return self.heads // self.kv_heads
 
 
-class Ops(Primitives[T]):
+class Ops(Pooled[T]):
     """Primitives plus the fused ops. `weight`, `x`, ... are tensors; `gate`, `up`, ... are *handles* of declarations.
 
     A handle is callable on `[..., inputs]`; a `Stacked` handle has `each(x)`: `[B, E, T, inputs] -> [B, E, T, outputs]`.
@@ -180,6 +180,15 @@ class Ops(Primitives[T]):
         """
         if self.routings is not None:
             self.routings.append((scores, chosen))
+
+    def within_groups(self, scores: T, groups: int, size: int, count: int) -> T:
+        """Scores [B, T, groups · size], set to 0 outside the `count` groups of experts that have the best single score."""
+        grouped = self.reshape(scores, (0, -1, groups, size))
+        best = self.reshape(self.topk(grouped, 1)[0], (0, -1, groups))
+        chosen = self.topk(best, count)[1]
+        hits = self.equal(self.expand_dims(chosen, 3), self.arange(groups, chosen))
+        allowed = self.sum(self.cast(hits, scores), 2)
+        return self.reshape(grouped * self.expand_dims(allowed, 3), (0, -1, groups * size))
 
     def moe(
         self,

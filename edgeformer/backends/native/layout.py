@@ -94,6 +94,16 @@ class _Numbers:
             self._matrices[key] = self._new(MatrixLayout(kind, rows, parts[0].inputs, sum(sizes), fills))
         return self._matrices[key]
 
+    def maps(self, i: Recorded) -> int:
+        """The first of the maps of heads; the others follow."""
+        (part,) = i.parts
+        kind, tiles = self.kinds[part.weight], _tiles(part)
+        made = [
+            self._new(MatrixLayout(kind, part.outputs, part.inputs, tiles, (Fill(part, 0, 1, head),)))
+            for head in range(int(i.numbers["heads"]))
+        ]
+        return made[0]
+
     def experts(self, i: Recorded) -> tuple[int, int]:
         """The first of the experts' gates and ups, and of their downs; the others follow."""
         (gate, up, down), count = i.parts, range(int(i.numbers["heads"]))
@@ -141,13 +151,16 @@ def _instruction(i: Recorded, numbers: _Numbers, placed: dict[int, int], rounded
             setattr(made, name, numbers.vector(constant))
     if i.op is Op.MOE:
         made.matrix, made.bias = numbers.experts(i)
+    elif i.op is Op.MAPS:
+        made.matrix = numbers.maps(i)
     elif i.parts:
         made.matrix = numbers.matrix(i)
         gate, up = _biases(i)
         made.weight = made.weight if gate is None else numbers.vector(gate)
         made.bias = made.bias if up is None else numbers.vector(up)
     written = i.dst or i.src
-    made.kept = int((i.dst is None and i.op is not Op.APPEND) or (written is not None and written.kept))
+    logits = i.dst is None and i.op not in (Op.APPEND, Op.OUT)
+    made.kept = int(logits or (written is not None and written.kept))
     made.quantize = int(i.dst is not None and i.dst.number in rounded)
     return made
 

@@ -41,6 +41,10 @@ def _signatures() -> dict[str, tuple[object, list[object]]]:
         "ef_session_delete": (None, [p]),
         "ef_session_profile": (None, [p, p]),
         "ef_session_step": (i32, [p, p, p, p, p, p, p, i64, i64, i64, p]),
+        "ef_encoder_new": (i32, [p, i64, i32, i32, POINTER(p)]),
+        "ef_encoder_delete": (None, [p]),
+        "ef_encoder_profile": (None, [p, p]),
+        "ef_encoder_run": (i32, [p, p, p, p, i64, i64, p]),
     }
 
 

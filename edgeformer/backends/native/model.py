@@ -23,7 +23,7 @@ class NativeModel:
     """A program whose weights lie in the engine's tiles.
 
     Args:
-        program: the instructions; `record.record` makes a decoder's.
+        program: the instructions; `record.record` makes them.
         weights: its weights; codes of q4 and q8 are taken as they are.
         capacity: the longest sequence of its sessions, as the program was recorded for.
         isa: an instruction set by name; None chooses the fastest.
@@ -38,6 +38,7 @@ class NativeModel:
         self, program: Program, weights: Weights, capacity: int, *, isa: str | None = None, exact: bool = False
     ):
         self.vocab, self.capacity, self.library = program.vocab, capacity, load_library()
+        self.outputs = program.outputs
         self.isa = self.library.isa(isa)
         self.handle = ctypes.c_void_p()
         self.library.call("ef_model_new", self.isa.encode(), program.vocab, ctypes.byref(self.handle))
@@ -48,7 +49,7 @@ class NativeModel:
             values = constant.values([self._weights[name] for name in constant.names])
             self.library.call("ef_vector_new", self.handle, pointer(values), values.size)
         widths, code = np.array(self.layout.widths, np.int32), self.layout.instructions
-        caches = np.array([(c.heads, c.dim, c.value_dim) for c in self.layout.caches], np.int32).reshape(-1, 3)
+        caches = np.array([(c.heads, c.dim, c.value_dim, c.latent) for c in self.layout.caches], np.int32).reshape(-1, 4)
         instructions = (Instruction * len(code))(*code)
         self.library.call(
             "ef_model_program", self.handle, pointer(widths), len(widths), ctypes.addressof(instructions), len(code),

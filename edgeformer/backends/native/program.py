@@ -29,12 +29,17 @@ class Op(IntEnum):
     APPEND = 9
     ATTEND = 10
     LAST = 11
-    ROTATE = 12
+    HEADS = 12
     SOFTMAX = 13
     TOPK = 14
     SUM = 15
     DIVIDE = 16
     MOE = 17
+    MAPS = 18
+    GROUPS = 19
+    TYPES = 20
+    POOL = 21
+    OUT = 22
 
 
 class Kind(IntEnum):
@@ -59,6 +64,8 @@ class Kind(IntEnum):
         return self in (Kind.Q8, Kind.Q4)
 
 
+FIRST, MEAN = 0, 1
+"""How POOL makes one row of a sequence's rows: `count` of its instruction."""
 TILE = 16
 """Rows of a tile: `kLanes` of `src/kernels.h`."""
 ACTS = ("identity", "silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu2", "sigmoid", "tanh")
@@ -97,6 +104,9 @@ _FIELDS = [
     "middle",
     "quantize",
     "kept",
+    "src_step",
+    "dst_step",
+    "furthest",
 ]
 
 
@@ -154,7 +164,7 @@ class Recorded:
     """An instruction before numbers are given out: buffers are objects (None: the logits), vectors are constants.
 
     parts: of LINEAR, maps of one input whose outputs lie side by side; of GLU, gate and up; of MOE, the stacks of gates,
-    ups and downs; of EMBED and LOOKUP, the table.
+    ups and downs; of MAPS, the stack of maps; of EMBED, LOOKUP and TYPES, the table.
     numbers: fields of `Instruction` by name; path: the layer's, or the part's, for profiles.
     """
 
@@ -190,19 +200,27 @@ class Recorded:
 
 @dataclass(frozen=True)
 class CacheShape:
-    """The keys and values of a layer: its path, heads, and channels of each."""
+    """The keys and values of a layer: its path, heads, and channels of each. `latent`: a key's first channels are its value, and
+    only the others are kept as keys (MLA)."""
 
     path: str
     heads: int
     dim: int
     value_dim: int
+    latent: bool = False
+
+    @property
+    def key_dim(self) -> int:
+        """Channels that are kept as keys."""
+        return self.dim - self.value_dim if self.latent else self.dim
 
 
 @dataclass
 class Program:
     """What `record.record` makes of a spec.
 
-    tables: constant matrices by the name that parts refer to, float32 [rows, width].
+    tables: constant matrices by the name that parts refer to, float32 [rows, width]; outputs: what OUT instructions copy out, in
+    their order, of models that return other things than logits.
     """
 
     vocab: int
@@ -210,6 +228,7 @@ class Program:
     caches: list[CacheShape] = field(default_factory=list)
     tables: dict[str, np.ndarray] = field(default_factory=dict)
     rotations: list[Rotation] = field(default_factory=list)
+    outputs: dict[str, Buffer] = field(default_factory=dict)
     buffers: int = 0
 
     def buffer(self, width: int, *, kept: bool = False) -> Buffer:

@@ -8,7 +8,16 @@ from typing import Any, NoReturn
 
 from edgeformer.backends.native.ops import NativeOps
 from edgeformer.backends.native.program import Constant, Op, Part, Program
-from edgeformer.backends.native.values import NotCovered, Positions, TokenIds, Value, Vector
+from edgeformer.backends.native.values import (
+    FirstRow,
+    NotCovered,
+    Positions,
+    RealTokens,
+    TokenIds,
+    TokenTypes,
+    Value,
+    Vector,
+)
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import Step
 from edgeformer.spec import Const, Dropout, Layer, Linear, Model, Stacked, Sub, Table, tensor_name
@@ -34,7 +43,7 @@ class TableHandle:
     def __init__(self, ops: NativeOps, part: Part):
         self.ops, self.part = ops, part
 
-    def __call__(self, ids: Positions | TokenIds) -> Value:
+    def __call__(self, ids: Positions | TokenIds | TokenTypes | FirstRow) -> Value | Vector:
         return self.ops.lookup(self.part, ids)
 
     def as_linear(self, x: Value) -> Value:
@@ -43,14 +52,14 @@ class TableHandle:
 
 
 class StackedHandle:
-    """Maps stacked in one tensor: experts."""
+    """Maps stacked in one tensor: experts, or one per head."""
 
-    def __init__(self, part: Part):
-        self.part = part
+    def __init__(self, ops: NativeOps, part: Part, count: int):
+        self.ops, self.part, self.count = ops, part, count
 
-    def each(self, x: Value) -> NoReturn:
-        """Not covered: a map per head."""
-        raise NotCovered(f"the native back end has no instruction for a map per head, as {self.part.weight}")
+    def each(self, x: Value) -> Value:
+        """[B, count, T, inputs] -> [B, count, T, outputs]."""
+        return self.ops.maps(self.part, self.count, x)
 
 
 class Handle(LayerHandle):
@@ -72,7 +81,7 @@ class Handle(LayerHandle):
                 bias = tensor_name(path, "bias") if declaration.bias else None
                 return LinearHandle(self.ops, Part(weight, declaration.inputs, declaration.outputs, bias))
             case Stacked():
-                return StackedHandle(Part(weight, declaration.inputs, declaration.outputs))
+                return StackedHandle(self.ops, Part(weight, declaration.inputs, declaration.outputs), declaration.count)
             case Table():
                 return TableHandle(self.ops, Part(weight, declaration.width, declaration.rows))
             case VectorDeclaration():
@@ -93,28 +102,31 @@ class _Cached:
         self.ops = ops
 
     def append(self, path: str, tensors: dict[str, Any]) -> tuple[Any, ...]:
-        if list(tensors) != ["k", "v"]:
-            raise NotCovered(f"{path} caches {' and '.join(tensors)}, which the native back end doesn't cover")
-        return self.ops.cached(path, tensors["k"], tensors["v"])
+        return self.ops.cached(path, tensors)
 
     def once(self, path: str, make: Callable[[], dict[str, Any]]) -> NoReturn:
         raise NotCovered(f"{path} attends to an encoder, which the native back end doesn't cover")
 
 
 def record(spec: Model, capacity: int) -> Program:
-    """A decoder's instructions for sequences of up to `capacity` tokens.
+    """The instructions of a decoder, or of an encoder, for sequences of up to `capacity` tokens.
 
     Raises:
         NotCovered: a layer uses something that the engine has no instruction for; the message names both.
     """
-    if spec.task != Task.TEXT_GENERATION:
-        raise NotCovered("the native back end runs decoders only")
+    if spec.task not in (Task.TEXT_GENERATION, Task.FEATURE_EXTRACTION):
+        raise NotCovered("the native back end runs decoders and encoders only")
     ops = NativeOps(spec, capacity)
     new: Any = Positions()
-    step = Step(ops, new, new, new, store=_Cached(ops), keep=1, prefix=new)
+    step = Step(ops, new, new, new, store=_Cached(ops) if ops.remembers else None, keep=1, prefix=new)
     root = Handle(ops, spec, 0)
-    logits = ops.enter(root, spec.apply, {"input_ids": TokenIds()}, step)["logits"]
-    code = ops.program.code
+    inputs: dict[str, Any] = {"input_ids": TokenIds(), "attention_mask": RealTokens(), "token_type_ids": TokenTypes()}
+    made = ops.enter(root, spec.apply, inputs, step)
+    if not ops.remembers:
+        for name, value in made.items():
+            ops.out(name, value)
+        return ops.program
+    logits, code = made["logits"], ops.program.code
     if code[-1].dst != logits.buffer:
         raise NotCovered("the native back end can't return values that were computed before others")
     code[-1] = replace(code[-1], dst=None)  # straight into the caller's array

@@ -36,6 +36,21 @@ class TokenIds:
 
 
 @dataclass(frozen=True)
+class TokenTypes:
+    """The new tokens' types."""
+
+
+@dataclass(frozen=True)
+class RealTokens:
+    """Which tokens are no padding: all that the engine sees."""
+
+
+@dataclass(frozen=True)
+class FirstRow:
+    """The first row of a table, for every token."""
+
+
+@dataclass(frozen=True)
 class Vector:
     """A vector of weights, or computed from one."""
 
@@ -71,15 +86,16 @@ class Vector:
 
 @dataclass(frozen=True)
 class CachedValue:
-    """Keys or values in a layer's cache, past and new."""
+    """What a layer has put into its cache, past and new; `parts`: its names, where they lie side by side."""
 
     cache: int
+    parts: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Value:
     """Rows `[B, T, width]`: columns `at` .. `at + width` of a buffer. `heads`: seen as [B, T, heads, width / heads].
-    `turned`: the rotation still to be applied to its heads.
+    `step`: columns from one head to the next, if not that width. `turned`: the rotation still to be applied to its heads.
     """
 
     ops: NativeOps
@@ -88,12 +104,23 @@ class Value:
     width: int
     heads: int = 1
     turned: Rope | None = None
+    step: int | None = None
 
     dtype = np.dtype(np.float32)
 
+    @property
+    def head_step(self) -> int:
+        """Columns from one head to the next."""
+        return self.width // self.heads if self.step is None else self.step
+
+    @property
+    def end(self) -> int:
+        """The column after its last."""
+        return self.at + (self.heads - 1) * self.head_step + self.width // self.heads
+
     def overlaps(self, other: Value) -> bool:
-        """Whether the two share columns of a buffer."""
-        return self.buffer == other.buffer and self.at < other.at + other.width and other.at < self.at + self.width
+        """Whether the two share columns of a buffer; of heads that lie apart, those between count, too."""
+        return self.buffer == other.buffer and self.at < other.end and other.at < self.end
 
     def __add__(self, other: Value | Vector | float) -> Value:
         return self.ops.combine(Op.ADD, self, other)

@@ -121,12 +121,29 @@ inline void scores_of_rows(const E* rows, int keys, int dim, int count, const fl
   for (; p < count; ++p) scores_of_rows<1>(rows, dim, q + p, at + p);
 }
 
+// Keys that begin with their values: those, and the channels of their own, as one tile.
+template <typename E>
+inline void latent_tile(const Attention& a, const E* keys, const E* values, int count, float* tile) {
+  const int own = a.dim - a.value_dim;
+  for (int d = 0; d < a.value_dim; d += kLanes) {
+    const int n = lanes_left(d, a.value_dim);
+    F block[kLanes];
+    for (int r = 0; r < kLanes; ++r) block[r] = r < count ? element_some(values + r * a.value_stride + d, n) : zero();
+    transpose(block);
+    for (int c = 0; c < n; ++c) store(tile + (d + c) * kLanes, block[c]);
+  }
+  tile += a.value_dim * kLanes;
+  if (!a.tiled) return into_tile(keys, count, own, tile);
+  for (int d = 0; d < own; ++d) store(tile + d * kLanes, element(keys + d * kLanes));
+}
+
 struct Pair {
   const float* q;
   float* out;
   float *largest, *total;
   int32_t position;
   float slope;
+  const float* biases;  // by distance, or null
 };
 
 inline bool visible(const Attention& a, int64_t key, int32_t position) {
@@ -155,15 +172,17 @@ inline void soften(const Attention& a, const Pair& pair, int64_t first, int coun
     if (a.softcap > 0) s = mul(tanh(mul(s, set1(1.0f / a.softcap))), set1(a.softcap));
     const int64_t key = first + i, end = key + kLanes < first + count ? key + kLanes : first + count;
     const bool whole = end == key + kLanes && all_visible(a, key, end, pair.position);
-    if (!whole || pair.slope != 0) {
+    if (!whole || pair.slope != 0 || pair.biases != nullptr) {
       float t[kLanes];
       store(t, s);
       for (int j = 0; j < kLanes; ++j) {
         if (key + j >= end || !visible(a, key + j, pair.position)) {
           t[j] = kMasked;
-        } else if (pair.slope != 0) {
+        } else if (pair.slope != 0 || pair.biases != nullptr) {
           const int32_t k = a.key_positions != nullptr ? a.key_positions[key + j] : static_cast<int32_t>(key + j);
-          t[j] += pair.slope * static_cast<float>(k - pair.position);
+          const int32_t distance = k - pair.position;
+          t[j] += pair.biases != nullptr ? pair.biases[std::min(std::max(distance, -a.furthest), a.furthest) + a.furthest]
+                                         : pair.slope * static_cast<float>(distance);
         }
       }
       s = load(t);
@@ -197,11 +216,12 @@ inline void soften(const Attention& a, const Pair& pair, int64_t first, int coun
 
 template <typename E>
 inline void attend_block(const Attention& a, const Pair* pairs, int count, int64_t first, int keys) {
-  const E* k = static_cast<const E*>(a.keys) + first * a.dim;
+  const int own = a.latent ? a.dim - a.value_dim : a.dim;  // channels that lie in `keys`
+  const E* k = static_cast<const E*>(a.keys) + first * own;
   const E* v = static_cast<const E*>(a.values) + first * a.value_stride;
   float* tile = a.scratch + kPairs * kKeyBlock;
   if (!a.tiled && count > kFewPairs)  // read in strides, which the prefetcher doesn't follow either
-    for (int64_t n = 0; n < static_cast<int64_t>(keys) * a.dim; n += 64 / static_cast<int64_t>(sizeof(E))) __builtin_prefetch(k + n);
+    for (int64_t n = 0; n < static_cast<int64_t>(keys) * own; n += 64 / static_cast<int64_t>(sizeof(E))) __builtin_prefetch(k + n);
   // Keys and values of one layer are too short a stream for the processor's own prefetcher, and weights have driven them out.
   for (int64_t n = 0; n < static_cast<int64_t>(keys) * a.value_stride; n += 64 / static_cast<int64_t>(sizeof(E)))
     __builtin_prefetch(v + n);
@@ -212,10 +232,13 @@ inline void attend_block(const Attention& a, const Pair* pairs, int count, int64
     w[p] = s[p] = a.scratch + p * kKeyBlock;
     o[p] = pairs[p].out;
   }
-  for (int i = 0; i < keys; i += kLanes, k += static_cast<int64_t>(kLanes) * a.dim) {
+  for (int i = 0; i < keys; i += kLanes, k += static_cast<int64_t>(kLanes) * own) {
     float* at[kPairs];
     for (int p = 0; p < count; ++p) at[p] = s[p] + i;
-    if (a.tiled)
+    if (a.latent) {
+      latent_tile(a, k, v + i * a.value_stride, std::min(keys - i, kLanes), tile);
+      scores(tile, a.dim, count, q, at);
+    } else if (a.tiled)
       scores(k, a.dim, count, q, at);
     else
       scores_of_rows(k, keys - i, a.dim, count, q, at, tile);
@@ -290,7 +313,8 @@ void attend(const Attention& a) {
           const int64_t at = r * a.row_stride + h;
           Pair& pair = pairs[count++];
           pair = {a.q + r * a.q_stride + static_cast<int64_t>(h) * a.dim, a.outputs + at * a.out_stride, a.maxima + at,
-                  a.totals + at, position, a.slopes != nullptr ? a.slopes[h] : 0.0f};
+                  a.totals + at, position, a.slopes != nullptr && a.furthest == 0 ? a.slopes[h] : 0.0f,
+                  a.furthest > 0 ? a.slopes + static_cast<int64_t>(h) * (2 * a.furthest + 1) : nullptr};
           *pair.largest = kMasked;
           *pair.total = 0;
           for (int d = 0; d < a.value_dim; d += kLanes) store(pair.out + d, zero());

@@ -4,7 +4,7 @@
 #include <new>
 #include <string>
 
-#include "engine.h"
+#include "encoder.h"
 
 #if defined(_WIN32)
 #define EF_EXPORT extern "C" __declspec(dllexport)
@@ -56,7 +56,7 @@ EF_EXPORT int ef_model_program(Model* model, const int32_t* widths, int32_t buff
                                const int32_t* caches, int32_t cache_count) {
   return guarded([&] {
     std::vector<CacheShape> shapes;
-    for (int32_t i = 0; i < cache_count; ++i) shapes.push_back({caches[3 * i], caches[3 * i + 1], caches[3 * i + 2]});
+    for (int32_t i = 0; i < cache_count; ++i) shapes.push_back({caches[4 * i], caches[4 * i + 1], caches[4 * i + 2], caches[4 * i + 3]});
     model->set_program({widths, widths + buffers}, {program, program + length}, std::move(shapes));
   });
 }
@@ -98,4 +98,17 @@ EF_EXPORT int ef_session_step(Session* session, const int64_t* ids, const int32_
   return guarded([&] {
     session->step({ids, positions, query_positions, key_positions, valid, prefix, start, count, keep, out});
   });
+}
+
+EF_EXPORT int ef_encoder_new(const Model* model, int64_t positions, int32_t slots, int32_t threads, EncoderSession** out) {
+  return guarded([&] { *out = new EncoderSession(*model, positions, slots != 0, threads); });
+}
+
+EF_EXPORT void ef_encoder_delete(EncoderSession* session) { delete session; }
+
+EF_EXPORT void ef_encoder_profile(EncoderSession* session, int64_t* nanoseconds) { session->profile(nanoseconds); }
+
+EF_EXPORT int ef_encoder_run(EncoderSession* session, const int64_t* ids, const int64_t* mask, const int64_t* types, int64_t texts,
+                             int64_t length, float* const* outs) {
+  return guarded([&] { session->run({ids, mask, types, texts, length, outs}); });
 }

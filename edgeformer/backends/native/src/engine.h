@@ -24,12 +24,17 @@ enum class Op : int32_t {
   kAppend,   // rotates `count` query heads in src and `heads` key heads in other, caches keys, and values in `total`
   kAttend,   // dst = attention of src to the cache
   kLast,     // dst = the last positions of src that are kept
-  kRotate,   // dst = src's `count` heads, rotated
+  kHeads,    // dst = src's `count` heads of `dim` channels, rotated, if there is a `table`
   kSoftmax,  // dst = softmax(src)
   kTopK,     // dst = the `count` largest of src, in descending order, and total = their indices, as floats
   kSum,      // dst[0] = the sum of src
   kDivide,   // dst = src / other[0]
   kMoe,      // dst = sum over the `count` experts in `total` of other's weight times down(act(gate . src) * up . src)
+  kMaps,     // dst's head h = `matrix` + h times src's head h, for `heads` heads
+  kGroups,   // dst = src in the `count` of its `heads` groups that have the largest numbers, 0 in the others
+  kTypes,    // dst = rows of `matrix` by token type
+  kPool,     // dst = the first row of src's sequences (`count` 0) or their mean (`count` 1), one row each
+  kOut,      // the caller's array `count` = src
 };
 
 // One instruction; `program.py` mirrors it. Buffers are numbers, -1 for none; *_at are the first columns.
@@ -44,11 +49,21 @@ struct Instruction {
   int32_t causal, window, chunk, prefix, slopes, sinks;
   int32_t middle;  // kMoe: a buffer for the experts' hidden rows
   int32_t quantize, kept;
+  int32_t src_step, dst_step;  // kHeads, kMaps: columns from one head to the next
+  int32_t furthest;  // kAttend: if > 0, `slopes` holds a bias per head and distance key - query in [-furthest, furthest]
   float eps, scale, softcap;
 };
 
+// Keys and values of a layer. latent: a key's first `value_dim` channels are its value, and only the others are kept as keys.
 struct CacheShape {
-  int32_t heads, dim, value_dim;
+  int32_t heads, dim, value_dim, latent = 0;
+  int32_t key_dim() const { return latent != 0 ? dim - value_dim : dim; }
+};
+
+// What a kOut instruction fills: rows of so many floats, one per text (`kept`) or token.
+struct Out {
+  int32_t width = 0;
+  bool kept = false;
 };
 
 inline int64_t whole_vectors(int64_t n) { return (n + kLanes - 1) / kLanes * kLanes; }
@@ -71,6 +86,8 @@ class Model {
   std::vector<int32_t> widths;
   std::vector<Instruction> program;
   std::vector<CacheShape> caches;
+  std::vector<Out> outs;
+  int32_t types = 0;  // token types that all tables have
   std::vector<Matrix> matrices;
   std::vector<std::vector<float>> vectors;
 
@@ -93,9 +110,11 @@ struct CacheLayout {
   int64_t capacity, past_capacity = 0;  // slots per head, here and in the past's arrays
 };
 
-// One forward pass of `count` new tokens per sequence, after `start` others.
+// One forward pass of `count` new tokens per sequence, after `start` others; or, with `lengths`, of whole sequences of different
+// lengths, of which `count` is the largest: their rows follow each other without padding.
 // ids, positions, query_positions [batch, count]: a query position is where masks count it, a position where tables do;
-// key_positions, valid [batch, start + count] or null; prefix [batch] or null; out [batch, keep or count, vocab].
+// key_positions, valid [batch, start + count], with `lengths` [rows], or null; prefix [batch] or null; out [batch, keep or count, vocab].
+// types [rows]; outs: the arrays that kOut fills; places [rows], text_places [batch]: each token's and sequence's row there.
 struct Inputs {
   const int64_t* ids;
   const int32_t *positions, *query_positions, *key_positions;
@@ -103,12 +122,22 @@ struct Inputs {
   const int32_t* prefix;
   int64_t start, count, keep;
   float* out;
+  const int64_t* lengths = nullptr;
+  const int32_t* types = nullptr;
+  float* const* outs = nullptr;
+  const int64_t *places = nullptr, *text_places = nullptr;
 };
+
+// Rotates `heads` heads in place by a position's cosines and sines.
+void rotate(const Instruction& i, const float* angles, float* x, int32_t heads);
+
+// Rows whose (row, head) pairs share keys and values, with `group` query heads per key head.
+inline int64_t rows_per_block(int64_t group) { return std::max<int64_t>(kPairs / group, 1); }
 
 // Runs a model's instructions on a crew of threads, with caches of the caller's.
 class Executor {
  public:
-  Executor(const Model& model, Crew& crew) : model_(model), crew_(crew) {}
+  Executor(const Model& model, Crew& crew);
 
   // positions: how many the model's tables cover.
   void step(const Inputs& inputs, int64_t batch, int64_t positions, const CacheView* caches, const CacheLayout& layout);
@@ -124,12 +153,27 @@ class Executor {
     int32_t* sums;
     int64_t width, groups;
   };
+  // Of a step: its first row and its rows; its first slot in the caches, and its slots per head.
+  struct Sequence {
+    int64_t row, count, slot, capacity;
+  };
+  // Rows of one sequence, from `first` on.
+  struct Block {
+    int64_t sequence, first;
+  };
+  // The blocks of rows of all attentions with so many query heads per key head.
+  struct Blocks {
+    int64_t group;
+    std::vector<Block> list;
+  };
   // How an attention is cut into chunks: `splits` ranges of keys, and blocks of rows.
   struct Cut {
-    int64_t splits, keys_per_split, row_block, blocks;
+    int64_t splits, keys_per_split, row_block;
+    const std::vector<Block>* blocks;
     bool whole;  // a chunk makes whole results, so that no phase has to join splits
   };
 
+  void arrange();
   void reserve(int64_t rows);
   void work(int thread);
   template <typename Body>
@@ -137,6 +181,7 @@ class Executor {
   template <typename Body>
   void by_rows(uint32_t& number, int64_t rows, const Body& body);
   void product(const Instruction& i, uint32_t& number);
+  void maps(const Instruction& i, uint32_t& number);
   void row(const Instruction& i, int64_t row);
   void experts(const Instruction& i, uint32_t& number);
   void copy_past(int64_t head);
@@ -171,6 +216,9 @@ class Executor {
   int64_t* profile_ = nullptr;
   // of the step
   Inputs in_{};
+  std::vector<Sequence> sequences_;
+  std::vector<int32_t> sequence_of_;  // each row
+  std::vector<Blocks> blocks_;
   const CacheView* caches_ = nullptr;
   CacheLayout layout_{};
   int threads_ = 1;
@@ -179,6 +227,9 @@ class Executor {
   float *outputs_ = nullptr, *maxima_ = nullptr, *totals_ = nullptr;
   Phases phases_;
 };
+
+// Throws unless the model's tables cover so many positions.
+void check_tables(const Model& model, int64_t positions);
 
 // Sequences with caches and threads of their own.
 class Session {

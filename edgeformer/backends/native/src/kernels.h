@@ -69,12 +69,14 @@ struct Attention {
   int64_t q_stride;
   int rows, heads, dim, value_dim;
   const void *keys, *values;  // this group's: [capacity][value_stride], and [capacity / 16][dim][16] if tiled, else [capacity][dim]
+  bool latent;                // a key is its value, then `dim - value_dim` channels of its own, which alone lie in `keys`
   CacheKind cache;
   bool tiled;
   int64_t value_stride;
   int64_t first, end;
   float scale, softcap;        // softcap 0: none
   const float* slopes;         // ALiBi, one per head, or null
+  int32_t furthest;            // if > 0: slopes [heads, 2 furthest + 1] are biases by the distance key - query instead
   const int32_t* query_positions;  // per row
   const int32_t* key_positions;    // per key, or null: the key's own index
   const uint8_t* valid;            // per key, or null: all are
@@ -96,7 +98,7 @@ struct Join {
 };
 constexpr int kKeyBlock = 128;  // keys whose scores are held at once
 constexpr int kPairs = 32;      // (row, head) pairs at once
-constexpr int kMaxDim = 512;    // channels of keys that aren't in tiles
+constexpr int kMaxDim = 640;    // channels of keys that aren't in tiles
 constexpr int64_t kScratch = static_cast<int64_t>(kPairs) * kKeyBlock + kMaxDim * kLanes;
 
 struct Kernels {

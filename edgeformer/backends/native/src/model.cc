@@ -125,20 +125,25 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
                          static_cast<int64_t>(vectors[static_cast<size_t>(index)].size()) >= size);
   };
   int64_t floats = 0;
+  int32_t token_types = 0;
+  std::vector<Out> filled;
+  for (const CacheShape& c : shapes) require(c.latent == 0 || c.value_dim < c.dim, "keys of latents are longer than these");
   for (int32_t width : buffer_widths) {
     floats += width;
     require(width > 0 && floats <= int64_t{1} << 30, "a row of activations is too long");
   }
   for (const Instruction& i : instructions) {
-    require(static_cast<int32_t>(i.op) >= 0 && i.op <= Op::kMoe, "unknown op");
-    require(i.dst >= 0 || i.kept != 0 || i.op == Op::kAppend, "logits are of the positions that are kept");
+    require(static_cast<int32_t>(i.op) >= 0 && i.op <= Op::kOut, "unknown op");
+    require(i.dst >= 0 || i.kept != 0 || i.op == Op::kAppend || i.op == Op::kOut, "logits are of the positions that are kept");
     require(i.kept != 0 || i.op != Op::kLast, "the last positions are those that are kept");
     require(i.quantize == 0 || (i.dst >= 0 && i.dst_at % kGroup == 0), "rows for int8 start at whole groups of 32");
-    if (i.op == Op::kLinear || i.op == Op::kGlu || i.op == Op::kEmbed || i.op == Op::kLookup) {
+    if (i.op == Op::kLinear || i.op == Op::kGlu || i.op == Op::kEmbed || i.op == Op::kLookup ||
+        i.op == Op::kTypes) {
       require(i.matrix >= 0 && i.matrix < static_cast<int32_t>(matrices.size()), "no such matrix");
       const Matrix& m = matrices[static_cast<size_t>(i.matrix)];
       require(i.op != Op::kLookup || (i.count >= 0 && i.count < m.rows), "the offset is beyond the table");
       require(i.op != Op::kEmbed || m.rows >= vocab, "the table has fewer rows than the vocabulary");
+      if (i.op == Op::kTypes) token_types = static_cast<int32_t>(token_types == 0 ? m.rows : std::min<int64_t>(token_types, m.rows));
       const bool product = i.op == Op::kLinear || i.op == Op::kGlu;
       require(product || i.width == m.cols, "rows of a table are as wide as it is");
       require(!product || m.tile_count == tiles_of(m.rows, i.op == Op::kGlu), "the matrix has other tiles than its rows need");
@@ -168,7 +173,8 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
                 "the rotation doesn't fit the heads");
       } else {
         require(i.dst >= 0 && fits(i.dst, i.dst_at, int64_t{i.count} * i.value_dim), "the result doesn't fit its buffer");
-        require(vector_of(i.slopes, i.count) && vector_of(i.sinks, i.count), "short slopes or sinks");
+        require(i.furthest >= 0 && i.furthest <= 1 << 20 && (i.furthest == 0 || i.slopes >= 0), "biases need a table");
+        require(vector_of(i.slopes, int64_t{i.count} * (2 * i.furthest + 1)) && vector_of(i.sinks, i.count), "short slopes or sinks");
       }
       continue;
     }
@@ -194,11 +200,39 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
       require(i.act >= 0 && i.act <= static_cast<int32_t>(Act::kTanh), "unknown activation");
       continue;
     }
+    if (i.op == Op::kMaps || i.op == Op::kHeads) {
+      const bool maps = i.op == Op::kMaps;
+      const int64_t heads = maps ? i.heads : i.count;
+      require(heads > 0 && i.src >= 0 && i.dst >= 0 && i.src_step >= 0 && i.dst_step >= 0, "no heads");
+      int64_t inputs = i.dim, outputs = i.dim;
+      if (maps) {
+        require(i.matrix >= 0 && int64_t{i.matrix} + heads <= static_cast<int64_t>(matrices.size()), "no such matrix");
+        const Matrix& m = matrices[static_cast<size_t>(i.matrix)];
+        inputs = m.cols, outputs = m.rows;
+        for (int32_t h = 0; h < i.heads; ++h) {
+          const Matrix& other = matrices[static_cast<size_t>(i.matrix + h)];
+          require(other.rows == m.rows && other.cols == m.cols && !rounds(other.kind) && other.tile_count == tiles_of(m.rows, false), "maps of heads differ");
+        }
+      } else {
+        require(i.dim > 0 && (i.table < 0 || (i.rotated > 0 && i.rotated % 2 == 0 && i.rotated <= i.dim && vector_of(i.table, i.rotated))),
+                "the rotation doesn't fit the heads");
+      }
+      require(fits(i.src, i.src_at, (heads - 1) * i.src_step + inputs) && fits(i.dst, i.dst_at, (heads - 1) * i.dst_step + outputs) &&
+                  i.dst_step >= outputs && (i.quantize == 0 || fits(i.dst, i.dst_at, heads * i.dst_step)),
+              "the heads don't fit their buffers");
+      continue;
+    }
+    if (i.op == Op::kOut) {
+      require(i.count >= 0 && i.count < 16 && i.width > 0 && i.src >= 0 && fits(i.src, i.src_at, i.width) && i.quantize == 0, "no such output");
+      if (static_cast<size_t>(i.count) >= filled.size()) filled.resize(static_cast<size_t>(i.count) + 1);
+      require(filled[static_cast<size_t>(i.count)].width == 0, "two outputs have one number");
+      filled[static_cast<size_t>(i.count)] = {i.width, i.kept != 0};
+      continue;
+    }
+    require(i.op != Op::kPool || (i.kept != 0 && i.dst >= 0 && i.count >= 0 && i.count <= 1), "unknown pooling");
+    require(i.op != Op::kGroups || (i.heads > 0 && i.count > 0 && i.count <= i.heads && i.width % i.heads == 0), "no groups");
     require(i.quantize == 0 || (i.op != Op::kTopK && i.op != Op::kSum), "no rows for int8");
     require(i.op != Op::kTopK || (i.count > 0 && i.count <= i.width && i.total >= 0), "too many to choose");
-    require(i.op != Op::kRotate || (i.count > 0 && i.dim > 0 && i.rotated > 0 && i.rotated % 2 == 0 && i.rotated <= i.dim &&
-                                    i.table >= 0 && vector_of(i.table, i.rotated) && int64_t{i.count} * i.dim == i.width),
-            "the rotation doesn't fit the heads");
     require(i.op != Op::kDivide || i.other >= 0, "nothing to divide by");
     const int64_t width = int64_t{i.width} * (i.op == Op::kNorm ? i.count : 1);
     require(i.width > 0 && fits(i.dst, i.dst_at, i.op == Op::kTopK ? i.count : i.op == Op::kSum ? 1 : width) && i.src >= 0 &&
@@ -212,6 +246,9 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
   widths = std::move(buffer_widths);
   program = std::move(instructions);
   caches = std::move(shapes);
+  for (const Out& out : filled) require(out.width > 0, "an output is missing");
+  outs = std::move(filled);
+  types = token_types;
 }
 
 const Kernels* choose_kernels(const char* name) {

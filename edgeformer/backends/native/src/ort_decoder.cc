@@ -181,7 +181,7 @@ DecoderBase::DecoderBase(const Info& info, int cache_type) : cache_type_(cache_t
   model_->set_program(std::move(widths), std::move(program), std::move(caches));
   for (const Instruction& i : model_->program) {
     if (i.op == Op::kLookup) limit_ = std::min(limit_, model_->matrices[static_cast<size_t>(i.matrix)].rows - i.count);
-    const bool rotates = (i.op == Op::kAppend || i.op == Op::kRotate) && i.table >= 0;
+    const bool rotates = (i.op == Op::kAppend || i.op == Op::kHeads) && i.table >= 0;
     if (rotates && std::none_of(rotations_.begin(), rotations_.end(),
                                 [&](const Rotation& r) { return r.vector == i.table && r.rotated == i.rotated; }))
       throw std::runtime_error("edgeformer::Decoder: an instruction's rotation isn't declared");

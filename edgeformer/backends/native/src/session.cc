@@ -5,6 +5,16 @@
 
 namespace edgeformer {
 
+void check_tables(const Model& model, int64_t positions) {
+  for (const Instruction& i : model.program) {
+    if ((i.op == Op::kAppend || i.op == Op::kHeads) && i.table >= 0 &&
+        static_cast<int64_t>(model.vectors[static_cast<size_t>(i.table)].size()) < positions * i.rotated)
+      throw std::invalid_argument("the model's table of rotations is shorter than the session's capacity");
+    if (i.op == Op::kLookup && model.matrices[static_cast<size_t>(i.matrix)].rows < positions + i.count)
+      throw std::invalid_argument("the model's table of positions is shorter than the session's capacity");
+  }
+}
+
 Session::Session(const Model& model, int64_t batch, int64_t capacity, int threads, CacheKind cache)
     : batch_(batch),
       capacity_(capacity),
@@ -12,19 +22,13 @@ Session::Session(const Model& model, int64_t batch, int64_t capacity, int thread
       team_(threads),
       executor_(model, team_) {
   if (batch <= 0 || capacity <= 0 || threads <= 0) throw std::invalid_argument("batch, capacity and threads must be positive");
-  for (const Instruction& i : model.program) {
-    if ((i.op == Op::kAppend || i.op == Op::kRotate) && i.table >= 0 &&
-        static_cast<int64_t>(model.vectors[static_cast<size_t>(i.table)].size()) < capacity * i.rotated)
-      throw std::invalid_argument("the model's table of rotations is shorter than the session's capacity");
-    if (i.op == Op::kLookup && model.matrices[static_cast<size_t>(i.matrix)].rows < capacity + i.count)
-      throw std::invalid_argument("the model's table of positions is shorter than the session's capacity");
-  }
+  check_tables(model, capacity);
   // All caches in one piece: a piece of its own each would waste most of a 2 MB page.
   const size_t bytes = cache == CacheKind::kF16 ? 2 : 4;
   std::vector<size_t> starts;
   size_t total = 0;
   for (const CacheShape& c : model.caches)
-    for (int64_t dim : {int64_t{c.dim}, whole_vectors(c.value_dim)}) {
+    for (int64_t dim : {int64_t{c.key_dim()}, whole_vectors(c.value_dim)}) {
       starts.push_back(total);
       total += (static_cast<size_t>(batch * c.heads * layout_.capacity * dim) * bytes + 127) / 128 * 128;
     }
