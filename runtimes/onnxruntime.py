@@ -216,7 +216,7 @@ class Runtime(base.Runtime):
 
     def compared(self, spec):
         """The native library, where it takes the whole step."""
-        from edgeformer.exporters.onnx.decoder import covered
+        from edgeformer.exporters.onnx.one_node import covered
 
         return () if LIBRARY.missing() is not None or isinstance(covered(spec), str) else ("kernels",)
 

@@ -16,12 +16,12 @@ from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import Quantization, Variant
 from edgeformer.errors import ArtefactError, ExportError
 from edgeformer.exporters.hf.exporter import family_config
-from edgeformer.exporters.onnx.decoder import as_one_node
 from edgeformer.exporters.onnx.filling import Progress, fill
 from edgeformer.exporters.onnx.functions import FunctionOps
 from edgeformer.exporters.onnx.genai import genai_config
 from edgeformer.exporters.onnx.graph import BuiltGraph, CacheScales, build, target_class
 from edgeformer.exporters.onnx.graph_ops import FLOAT
+from edgeformer.exporters.onnx.one_node import as_one_node
 from edgeformer.exporters.onnx.storage import StoragePlan, plan
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.spec.serialization import digest, to_json

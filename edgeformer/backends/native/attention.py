@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +91,7 @@ class AttentionOps(Recorder):
             case {"k": k, "v": v} if len(tensors) == 2:
                 parts = ("k",), ("v",)
             case {"latent": v, "rope": rope} if len(tensors) == 2:  # keys are latents beside rotated channels
-                k, parts = self.concat([v, rope], -1), (("latent", "rope"), ("latent",))
+                k, parts = self._side_by_side([v, rope]), (("latent", "rope"), ("latent",))
             case _:
                 raise NotCovered(f"{path} caches {' and '.join(tensors)}, which the native back end doesn't cover")
         turn = {} if k.turned is None else self._turned_by(k.turned)
@@ -150,12 +151,16 @@ class AttentionOps(Recorder):
             raise NotCovered(f"the native back end has no instruction for `expand_dims`, which {self.place} uses")
         return x
 
-    def concat(self, xs, axis):
-        """Channels of heads, side by side; what is still to be rotated is rotated on the way."""
+    def concat(self, xs: Sequence[Any], axis):
+        """Channels of heads, side by side: of values, or of what is in a cache."""
         if all(isinstance(x, CachedValue) and x.cache == xs[0].cache for x in xs):
             return CachedValue(xs[0].cache, tuple(name for x in xs for name in x.parts))
         if axis != -1 or not all(isinstance(x, Value) and x.heads == xs[0].heads for x in xs):
             raise NotCovered(f"the native back end joins channels of heads only, unlike {self.place}")
+        return self._side_by_side(list(xs))
+
+    def _side_by_side(self, xs: list[Value]) -> Value:
+        """What is still to be rotated is rotated on the way."""
         heads, widths = xs[0].heads, [x.width // x.heads for x in xs]
         y, at = replace(self.like(xs[0], heads * sum(widths)), heads=heads), 0
         for x, width in zip(xs, widths, strict=True):

@@ -13,8 +13,7 @@ from edgeformer.backends.native.model import NativeModel
 
 
 class NativeEncoder:
-    """Runs batches of sequences. Padding is left out of all computation, so that texts of different lengths cost no more than their
-    tokens.
+    """Runs batches of texts. Padding is left out of all computation: texts of different lengths cost no more than their tokens.
 
     Args:
         model: an encoder's program with its weights.
@@ -25,9 +24,7 @@ class NativeEncoder:
     def __init__(self, model: NativeModel, *, slots: bool, threads: int = 1):
         self.model = model
         self.handle = ctypes.c_void_p()
-        model.library.call(
-            "ef_encoder_new", model.handle, model.capacity, slots, threads, ctypes.byref(self.handle)
-        )
+        model.library.call("ef_encoder_new", model.handle, model.capacity, slots, threads, ctypes.byref(self.handle))
 
     def __del__(self) -> None:
         if getattr(self, "handle", None):

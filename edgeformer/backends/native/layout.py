@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeformer.backends.native.program import (
     TILE,
+    Buffer,
     CacheShape,
     Constant,
     Instruction,
@@ -49,7 +50,7 @@ class MatrixLayout:
 class Layout:
     """What the engine is given, and in which order: matrices and vectors by their numbers, then instructions.
 
-    code: the instructions as recorded, one per instruction; rotations: the vectors that hold angles.
+    code: the instructions as recorded, one per instruction; rotations: the vectors that hold angles; outputs: see `Program`.
     """
 
     vocab: int
@@ -60,6 +61,7 @@ class Layout:
     vectors: list[Constant] = field(default_factory=list)
     instructions: list[Instruction] = field(default_factory=list)
     rotations: list[tuple[Rotation, int]] = field(default_factory=list)
+    outputs: dict[str, Buffer] = field(default_factory=dict)
 
 
 class _Numbers:
@@ -129,7 +131,7 @@ def lay_out(program: Program, kinds: Mapping[str, Kind]) -> Layout:
     """Give out numbers. kinds: weight's name -> how its matrix holds it."""
     code = expanded(program.code, kinds, program.buffer)
     placed, widths = places(code)
-    layout = Layout(program.vocab, code, widths, list(program.caches))
+    layout = Layout(program.vocab, code, widths, list(program.caches), outputs=dict(program.outputs))
     numbers, rounded = _Numbers(layout, kinds), rounded_buffers(code, kinds)
     layout.instructions = [_instruction(i, numbers, placed, rounded) for i in code]
     layout.rotations = [(rotation, numbers.vector(rotation.constant)) for rotation in program.rotations]

@@ -10,7 +10,7 @@ import numpy as np
 
 from edgeformer.backends.native.layout import Fill, lay_out
 from edgeformer.backends.native.library import load_library, pointer
-from edgeformer.backends.native.program import Instruction, Kind, Part, Program, Recorded
+from edgeformer.backends.native.program import Buffer, Instruction, Kind, Part, Program, Recorded
 from edgeformer.backends.numpy import NumpyOps
 from edgeformer.weights.binding import Weights
 from edgeformer.weights.formats import QuantizedTensor
@@ -38,7 +38,6 @@ class NativeModel:
         self, program: Program, weights: Weights, capacity: int, *, isa: str | None = None, exact: bool = False
     ):
         self.vocab, self.capacity, self.library = program.vocab, capacity, load_library()
-        self.outputs = program.outputs
         self.isa = self.library.isa(isa)
         self.handle = ctypes.c_void_p()
         self.library.call("ef_model_new", self.isa.encode(), program.vocab, ctypes.byref(self.handle))
@@ -49,7 +48,9 @@ class NativeModel:
             values = constant.values([self._weights[name] for name in constant.names])
             self.library.call("ef_vector_new", self.handle, pointer(values), values.size)
         widths, code = np.array(self.layout.widths, np.int32), self.layout.instructions
-        caches = np.array([(c.heads, c.dim, c.value_dim, c.latent) for c in self.layout.caches], np.int32).reshape(-1, 4)
+        caches = np.array([(c.heads, c.dim, c.value_dim, c.latent) for c in self.layout.caches], np.int32).reshape(
+            -1, 4
+        )
         instructions = (Instruction * len(code))(*code)
         self.library.call(
             "ef_model_program", self.handle, pointer(widths), len(widths), ctypes.addressof(instructions), len(code),
@@ -60,6 +61,11 @@ class NativeModel:
     def code(self) -> list[Recorded]:
         """Its instructions, as recorded."""
         return self.layout.code
+
+    @property
+    def outputs(self) -> dict[str, Buffer]:
+        """What it returns in place of logits, in order."""
+        return self.layout.outputs
 
     @property
     def kinds(self) -> set[Kind]:

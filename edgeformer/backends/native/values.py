@@ -12,7 +12,7 @@ from edgeformer.backends.native.program import Buffer, Constant, Op
 from edgeformer.errors import EdgeformerError
 
 if TYPE_CHECKING:
-    from edgeformer.backends.native.ops import NativeOps
+    from edgeformer.backends.native.recorder import Recorder
     from edgeformer.layers.rope import Rope
 
 
@@ -98,7 +98,7 @@ class Value:
     `step`: columns from one head to the next, if not that width. `turned`: the rotation still to be applied to its heads.
     """
 
-    ops: NativeOps
+    ops: Recorder
     buffer: Buffer
     at: int
     width: int

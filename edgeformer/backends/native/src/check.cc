@@ -1,64 +1,10 @@
 // Compares every instruction set that runs here with the portable one, and sessions of many threads with one of one thread.
 // `cmake --build . --target edgeformer_native_check`, for sanitizers and for processors that only an emulator offers.
-#include <cmath>
-#include <cstdio>
-#include <cstring>
-#include <random>
-
-#include "engine.h"
-#include "half.h"
+#include "check.h"
 
 using namespace edgeformer;
 
 namespace {
-
-std::mt19937 generator(0);
-int failures = 0;
-
-std::vector<float> normal(int64_t count, float scale = 1.0f) {
-  std::normal_distribution<float> draw(0.0f, scale);
-  std::vector<float> out(static_cast<size_t>(count));
-  for (float& x : out) x = draw(generator);
-  return out;
-}
-
-void expect_close(const std::vector<float>& found, const std::vector<float>& expected, float limit, const char* what,
-                  const char* isa, int64_t detail) {
-  float top = 1.0f, worst = 0.0f;
-  for (float x : expected) top = std::fmax(top, std::fabs(x));
-  for (size_t i = 0; i < found.size(); ++i) {
-    const float error = std::fabs(found[i] - expected[i]);
-    worst = error <= worst ? worst : error;  // a NaN stays
-  }
-  if (!(worst <= limit * top)) {
-    std::printf("%s on %s (%lld): error %g of %g\n", what, isa, static_cast<long long>(detail), worst, top);
-    ++failures;
-  }
-}
-
-// A matrix with random weights of a kind.
-int add_random(Model& model, Kind kind, int64_t rows, int64_t cols, int64_t parts = 1) {
-  const int64_t tiles = (rows + kLanes - 1) / kLanes;
-  const int index = model.add_matrix(kind, rows * parts, cols, tiles * parts);
-  for (int64_t p = 0; p < parts; ++p) {
-    const std::vector<float> w = normal(rows * cols, 0.1f);
-    std::vector<uint16_t> halves(w.size());
-    for (size_t i = 0; i < w.size(); ++i) {
-      uint32_t bits;
-      std::memcpy(&bits, &w[i], 4);
-      halves[i] = kind == Kind::kBF16 ? static_cast<uint16_t>(bits >> 16) : to_half(w[i]);
-    }
-    std::vector<uint8_t> codes(w.size());
-    for (uint8_t& c : codes) c = static_cast<uint8_t>(1 + generator() % 255);
-    std::vector<uint16_t> scales(static_cast<size_t>(rows * (cols / kGroup + 1)));
-    for (uint16_t& s : scales) s = to_half(1e-3f * static_cast<float>(1 + generator() % 16));
-    const void* data = kind == Kind::kF32 ? static_cast<const void*>(w.data())
-                       : grouped(kind)    ? static_cast<const void*>(codes.data())
-                                          : static_cast<const void*>(halves.data());
-    model.fill(index, p, parts, 0, rows, data, scales.data());
-  }
-  return index;
-}
 
 struct Int8Rows {
   std::vector<float> x, scales;
@@ -200,45 +146,38 @@ std::vector<float> stepped(const Kernels& k, int threads) {
   const int down = add_random(model, Kind::kQ8, width, hidden);
   const std::vector<float> ones(static_cast<size_t>(width), 1.0f), angles = normal(64 * dim);
   const int weight = model.add_vector(ones.data(), width), turns = model.add_vector(angles.data(), 64 * dim);
-  auto make = [](Op op, int32_t dst, int32_t src) {
-    Instruction i{};
-    i.op = op, i.dst = dst, i.src = src;
-    i.other = i.total = i.matrix = i.weight = i.bias = i.cache = i.table = i.slopes = i.sinks = -1;
-    i.scale = 1.0f;
-    return i;
-  };
   std::vector<Instruction> code;
-  Instruction i = make(Op::kEmbed, 0, -1);
+  Instruction i = instruction(Op::kEmbed, 0, -1);
   i.matrix = table, i.width = width;
   code.push_back(i);
-  i = make(Op::kNorm, 1, 0);
+  i = instruction(Op::kNorm, 1, 0);
   i.width = width, i.count = 1, i.weight = weight, i.quantize = 1;
   code.push_back(i);
-  i = make(Op::kLinear, 2, 1);
+  i = instruction(Op::kLinear, 2, 1);
   i.matrix = qkv;
   code.push_back(i);
-  i = make(Op::kAppend, -1, 2);
+  i = instruction(Op::kAppend, -1, 2);
   i.other = i.total = 2, i.other_at = heads * dim, i.total_at = (heads + kv_heads) * dim;
   i.count = heads, i.heads = kv_heads, i.dim = i.value_dim = dim, i.cache = 0, i.table = turns, i.rotated = dim;
   code.push_back(i);
   i.op = Op::kAttend, i.dst = 3, i.other = i.total = i.table = -1, i.causal = 1, i.scale = 0.25f, i.quantize = 1;
   code.push_back(i);
-  i = make(Op::kLinear, 4, 3);
+  i = instruction(Op::kLinear, 4, 3);
   i.matrix = o;
   code.push_back(i);
-  i = make(Op::kNorm, 1, 0);
+  i = instruction(Op::kNorm, 1, 0);
   i.other = 4, i.total = 5, i.width = width, i.count = 1, i.weight = weight, i.quantize = 1;
   code.push_back(i);
-  i = make(Op::kGlu, 6, 1);
+  i = instruction(Op::kGlu, 6, 1);
   i.matrix = ffn, i.act = static_cast<int32_t>(Act::kSilu), i.quantize = 1;
   code.push_back(i);
-  i = make(Op::kLinear, 4, 6);
+  i = instruction(Op::kLinear, 4, 6);
   i.matrix = down;
   code.push_back(i);
-  i = make(Op::kLast, 1, 4);
+  i = instruction(Op::kLast, 1, 4);
   i.width = width, i.quantize = 1, i.kept = 1;
   code.push_back(i);
-  i = make(Op::kLinear, -1, 1);
+  i = instruction(Op::kLinear, -1, 1);
   i.matrix = table, i.kept = 1;
   code.push_back(i);
   model.set_program({width, width, (heads + 2 * kv_heads) * dim, heads * dim, width, width, hidden}, code, {{kv_heads, dim, dim}});
@@ -366,6 +305,7 @@ int main() {
     check_attention<uint16_t>(*k, portable);
     check_faults(*k);
     const std::vector<float> alone = stepped(*k, 1);
+    check_encoder(*k, portable);
     for (int threads : {2, 3, 8}) expect_close(stepped(*k, threads), alone, 0.0f, "threads", k->name, threads);
   }
   std::printf("%d instruction sets, %d failures\n", checked, failures);

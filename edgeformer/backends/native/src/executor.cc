@@ -169,7 +169,7 @@ void Executor::step(const Inputs& inputs, int64_t batch, int64_t positions, cons
   layout_ = layout;
   for (int64_t b = 0; b < batch && in_.lengths != nullptr; ++b)
     if (in_.lengths[b] <= 0 || in_.lengths[b] > in_.count || in_.keep > in_.lengths[b]) throw std::invalid_argument("a sequence has no tokens, or too many");
-  if ((in_.outs == nullptr) != model_.outs.empty() || (model_.types > 0 && in_.types == nullptr))
+  if ((in_.outs == nullptr) != model_.outs.empty() || (!model_.outs.empty() && in_.keep != 1) || (model_.types > 0 && in_.types == nullptr))
     throw std::invalid_argument("the model needs arrays for its outputs, and token types");
   arrange();
   for (int64_t r = 0; r < rows_; ++r)

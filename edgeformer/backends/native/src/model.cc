@@ -126,6 +126,7 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
   };
   int64_t floats = 0;
   int32_t token_types = 0;
+  bool pools = false, logits = false;
   std::vector<Out> filled;
   for (const CacheShape& c : shapes) require(c.latent == 0 || c.value_dim < c.dim, "keys of latents are longer than these");
   for (int32_t width : buffer_widths) {
@@ -135,6 +136,7 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
   for (const Instruction& i : instructions) {
     require(static_cast<int32_t>(i.op) >= 0 && i.op <= Op::kOut, "unknown op");
     require(i.dst >= 0 || i.kept != 0 || i.op == Op::kAppend || i.op == Op::kOut, "logits are of the positions that are kept");
+    logits = logits || (i.dst < 0 && i.op != Op::kAppend && i.op != Op::kOut);
     require(i.kept != 0 || i.op != Op::kLast, "the last positions are those that are kept");
     require(i.quantize == 0 || (i.dst >= 0 && i.dst_at % kGroup == 0), "rows for int8 start at whole groups of 32");
     if (i.op == Op::kLinear || i.op == Op::kGlu || i.op == Op::kEmbed || i.op == Op::kLookup ||
@@ -229,6 +231,7 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
       filled[static_cast<size_t>(i.count)] = {i.width, i.kept != 0};
       continue;
     }
+    pools = pools || i.op == Op::kPool;
     require(i.op != Op::kPool || (i.kept != 0 && i.dst >= 0 && i.count >= 0 && i.count <= 1), "unknown pooling");
     require(i.op != Op::kGroups || (i.heads > 0 && i.count > 0 && i.count <= i.heads && i.width % i.heads == 0), "no groups");
     require(i.quantize == 0 || (i.op != Op::kTopK && i.op != Op::kSum), "no rows for int8");
@@ -247,6 +250,7 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
   program = std::move(instructions);
   caches = std::move(shapes);
   for (const Out& out : filled) require(out.width > 0, "an output is missing");
+  require(filled.empty() ? !pools : !logits, "a model returns logits, or what it copies out");
   outs = std::move(filled);
   types = token_types;
 }

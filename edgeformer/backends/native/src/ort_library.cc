@@ -5,6 +5,7 @@
 #include <mutex>
 
 #include "ort_decoder.h"
+#include "ort_encoder.h"
 #include "ort_glu_ffn.h"
 #include "ort_rms_norm.h"
 
@@ -62,17 +63,17 @@ const ort::CustomOp* op() {
   return &made;
 }
 
-// A decoder: any inputs; float32 logits, then caches of one type.
-template <typename Kernel>
-const ort::CustomOp* decoder() {
+// A whole model: any inputs; one float32 output, then outputs of a type, or float32 outputs alone if that is undefined.
+template <typename Kernel, int kLater>
+const ort::CustomOp* whole_model() {
   static ort::CustomOp made = [] {
     ort::CustomOp o = made_from<Kernel>();
     o.GetInputType = [](const ort::CustomOp*, size_t) -> int { return ort::kUndefined; };
     o.GetInputTypeCount = [](const ort::CustomOp*) -> size_t { return 1; };
-    o.GetOutputType = [](const ort::CustomOp*, size_t i) -> int { return i == 0 ? ort::kFloat : Kernel::kCacheType; };
-    o.GetOutputTypeCount = [](const ort::CustomOp*) -> size_t { return 2; };
+    o.GetOutputType = [](const ort::CustomOp*, size_t i) -> int { return i == 0 ? ort::kFloat : kLater; };
+    o.GetOutputTypeCount = [](const ort::CustomOp*) -> size_t { return kLater == ort::kUndefined ? 1 : 2; };
     o.GetInputCharacteristic = [](const ort::CustomOp*, size_t) -> int { return ort::kVariadic; };
-    o.GetOutputCharacteristic = [](const ort::CustomOp*, size_t i) -> int { return i == 0 ? ort::kRequired : ort::kVariadic; };
+    o.GetOutputCharacteristic = [](const ort::CustomOp*, size_t i) -> int { return i == 0 && kLater != ort::kUndefined ? ort::kRequired : ort::kVariadic; };
     return o;
   }();
   return &made;
@@ -90,7 +91,8 @@ extern "C" ORT_EXPORT ort::Status ORT_CALL RegisterCustomOps(void* session_optio
   if (domain == nullptr) {
     void* made = nullptr;
     if (ort::Status status = ort::call(ort::kCreateCustomOpDomain, "edgeformer", &made)) return status;
-    for (const ort::CustomOp* o : {op<RMSNorm>(), op<GluFfn>(), decoder<Decoder>(), decoder<DecoderF16>()})
+    for (const ort::CustomOp* o : {op<RMSNorm>(), op<GluFfn>(), whole_model<Decoder, Decoder::kCacheType>(),
+                               whole_model<DecoderF16, DecoderF16::kCacheType>(), whole_model<OrtEncoder, ort::kUndefined>()})
       if (ort::Status status = ort::call(ort::kCustomOpDomainAdd, made, o)) return status;
     domain = made;
   }

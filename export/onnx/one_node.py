@@ -1,8 +1,8 @@
-"""The whole decoder as one node: `edgeformer::Decoder`, an ONNX function whose body is the graph.
+"""The whole model as one node: `edgeformer::Decoder` or `edgeformer::Encoder`, an ONNX function whose body is the graph.
 
 Every runtime can inline the function. With edgeformer's native library registered, ONNX Runtime calls the library once per step
-instead (`backends/native/src/ort_decoder.h`). The node's attribute `program` tells the kernel what to compute, and which of the
-node's inputs hold the weights; the function doesn't use it.
+instead (`backends/native/src/ort_decoder.h`, `ort_encoder.h`). The node's attribute `program` tells the kernel what to compute,
+and which of the node's inputs hold the weights; the function doesn't use it.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from edgeformer.spec.task import Task
 from edgeformer.weights.formats import SCALES, Format
 
 PROGRAM = "program"
-_MAGIC, _VERSION = 0x4D504645, 2
-_MAX_DIM, _MAX_ANGLES = 512, 2**20
+_MAGIC, _VERSION = 0x4D504645, 3
+_MAX_DIM, _MAX_ANGLES = 640, 2**20
 _FLOATS = {ir.DataType.FLOAT: Kind.FP32, ir.DataType.FLOAT16: Kind.FP16, ir.DataType.BFLOAT16: Kind.BF16}
 
 
@@ -75,7 +75,8 @@ def as_one_node(built: BuiltGraph, spec: Model, plan: StoragePlan, levels: Mappi
     kinds = {name: Kind.FP32 if name in tables else _kind(plan.storage[name], levels) for name in parts}
     layout = lay_out(program, kinds)
     half = plan.compute != FLOAT
-    node = _wrap(built.model, "DecoderF16" if half else "Decoder")
+    encodes = spec.task == Task.FEATURE_EXTRACTION
+    node = _wrap(built.model, "Encoder" if encodes else "DecoderF16" if half else "Decoder")
     inputs = {v.name or "": n for n, v in enumerate(node.inputs) if v is not None}
     inputs |= {name: inputs[initializer] for name, initializer in tables.items()}
     names = _Names(inputs, {v.name or "": n for n, v in enumerate(node.outputs)})
@@ -85,9 +86,7 @@ def as_one_node(built: BuiltGraph, spec: Model, plan: StoragePlan, levels: Mappi
 
 
 def covered(spec: Model) -> Program | str:
-    """The program of a model that can be one node, or why it can't."""
-    if spec.task != Task.TEXT_GENERATION:
-        return "it is no decoder"
+    """The program of a decoder or encoder that can be one node, or why it can't."""
     try:
         program = record(spec, spec.context)
     except NotCovered as e:
@@ -156,7 +155,7 @@ def _without_overloads(model: ir.Model) -> None:
 
 
 def _program(layout: Layout, spec: Model, plan: StoragePlan, names: _Names) -> bytes:
-    """What `DecoderBase` in `ort_decoder.cc` reads: little-endian 32-bit words."""
+    """What `OrtProgram` in `ort_program.cc` reads: little-endian 32-bit words."""
     made = bytearray()
 
     def words(*numbers: int) -> None:
@@ -170,11 +169,16 @@ def _program(layout: Layout, spec: Model, plan: StoragePlan, names: _Names) -> b
     words(len(layout.widths), *layout.widths, len(layout.caches))
     public = cache_names(spec)
     for cache in layout.caches:
-        words(cache.heads, cache.dim, cache.value_dim)
-        tensors = [public[cache.path, name] for name in ("k", "v")]
+        words(cache.heads, cache.dim, cache.value_dim, cache.latent)
+        if not cache.path:  # of a model that remembers nothing
+            words(-1, -1, -1, -1)
+            continue
+        tensors = [public[cache.path, name] for name in (("rope", "latent") if cache.latent else ("k", "v"))]
         words(*(names.weight(f"past_key_values.{t}") for t in tensors))
         words(*(names.outputs[f"present.{t}"] for t in tensors))
-    words(*(names.input(n) for n in ("input_ids", "attention_mask", "position_ids", "prefix_length", LOGITS_TO_KEEP)))
+    given = "input_ids", "attention_mask", "position_ids", "prefix_length", LOGITS_TO_KEEP, "token_type_ids"
+    words(*(names.input(n) for n in given), spec.counts_padding)
+    words(len(layout.outputs), *(names.outputs[name] for name in layout.outputs))
     words(len(layout.matrices))
     for matrix in layout.matrices:
         words(matrix.kind, matrix.rows, matrix.cols, matrix.tiles, len(matrix.fills))
@@ -223,7 +227,6 @@ def _pieces(constant: Constant, plan: StoragePlan, names: _Names) -> Sequence[np
     arrays = [np.asarray(plan.weights[name]) for name in constant.names]
     if constant.make is None:
         return [(names.weight(name), array.size) for name, array in zip(constant.names, arrays, strict=True)]
-    stored = [plan.storage[name] for name in constant.names]
-    assert all(isinstance(dtype, ir.DataType) for dtype in stored)
-    rounded = [a.astype(d.numpy()) for a, d in zip(arrays, stored, strict=True) if isinstance(d, ir.DataType)]
+    stored = [plan.storage[name] for name in constant.names]  # quantized ones are read as they will be
+    rounded = [a.astype(d.numpy()) if isinstance(d, ir.DataType) else a for a, d in zip(arrays, stored, strict=True)]
     return [constant.values(rounded).reshape(-1)]
