@@ -62,7 +62,9 @@ def main(model: str, depth: int, rounds: int, threads: int) -> None:
                 first[name] = session.forward(prompt)[0]
                 spent = time.perf_counter() - start
                 off = np.abs(first[name] - first["native"]).max()
-                print(f"{precision} {name}: prompt of {depth} in {spent:.2f} s; logits differ from native's by {off:.1e}")
+                print(
+                    f"{precision} {name}: prompt of {depth} in {spent:.2f} s; logits differ from native's by {off:.1e}"
+                )
             times: dict[str, list[float]] = {name: [] for name in sessions}
             for turn in range(rounds + 1):
                 for name, session in sessions.items():

@@ -8,6 +8,7 @@ from support import STDLIB, load_tiny, random_ids, saved, small_spec
 
 from edgeformer import load
 from edgeformer.api import export, verify
+from edgeformer.backends.native.library import LIBRARY
 from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
 from edgeformer.errors import ExportError, InputError
 from edgeformer.inference.lookup import require
@@ -83,6 +84,30 @@ def test_wrong_scales_are_caught(exported, text, tmp_path):
     bad["layers.0.attention", "k"] = bad["layers.0.attention", "k"] / 100
     export(load(STDLIB), tmp_path / "m", cache_scales=bad)
     assert verify(tmp_path / "m", STDLIB, ids=text[9000:9160], generate=8).verdict == "fail"
+
+
+def test_the_native_kernel(exported, text):
+    """One node, and the same codes as ONNX Runtime's own operator: its KL to the original, prefill and cached steps."""
+    made, _ = exported
+    onnxruntime = require("onnxruntime")[0]
+    if (reason := LIBRARY.missing()) is not None:
+        pytest.skip(reason)
+    assert made.manifest["one_node"]
+    ids = text[9000:9160]
+    plain, kernels = (onnxruntime.open(made.folder, Options(capacity=160, variant=v)) for v in ("", "kernels"))
+    found = []
+    for session in (plain, kernels):
+        first = session.forward(ids[None, :80], all_positions=True)[0]
+        rest = [session.forward(ids[None, i : i + 1])[0] for i in range(80, 160)]
+        found.append(np.concatenate([first, np.stack(rest)]))
+    expected = require("numpy")[0].open(load(STDLIB), Options()).forward(ids[None], all_positions=True)[0]
+    assert kl_divergence(expected, found[1]) < 2e-3
+    assert kl_divergence(found[0], found[1]) < 1e-4
+    assert not np.array_equal(*found), "bit-identical: the kernel did not run"
+    assert verify(made.folder, STDLIB, ids=ids, generate=16, runtime="onnxruntime:kernels").verdict in (
+        "pass",
+        "near-tie",
+    )
 
 
 def test_mlx(text):

@@ -99,7 +99,7 @@ def export_onnx(
         cache_scales=cache_scales,
     )
     levels = {bits: kind.level_of(bits, made.compute, accuracy_level) for bits in _bits(made)}
-    uncovered = as_one_node(built, spec, made, levels) if kind.one_node and not inline else None
+    uncovered = as_one_node(built, spec, made, levels, cache_scales) if kind.one_node and not inline else None
     level = max(levels.values(), default=0)
     reader = _reader(loaded, target, made, inline, accuracy_level, weights, model_file)
     with writing_from(loaded, Path(output), force=force) as folder:

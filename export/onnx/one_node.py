@@ -20,7 +20,7 @@ from edgeformer.backends.native.program import Constant, Kind, Program
 from edgeformer.backends.native.record import record
 from edgeformer.backends.native.values import NotCovered
 from edgeformer.backends.numpy import NumpyOps
-from edgeformer.exporters.onnx.graph import LOGITS_TO_KEEP, BuiltGraph, cache_names
+from edgeformer.exporters.onnx.graph import LOGITS_TO_KEEP, BuiltGraph, CacheScales, cache_names
 from edgeformer.exporters.onnx.graph_ops import DOMAIN, FLOAT
 from edgeformer.exporters.onnx.handles import BLOCKS
 from edgeformer.exporters.onnx.storage import StoragePlan
@@ -30,7 +30,7 @@ from edgeformer.spec.task import Task
 from edgeformer.weights.formats import SCALES, Format
 
 PROGRAM = "program"
-_MAGIC, _VERSION = 0x4D504645, 3
+_MAGIC, _VERSION = 0x4D504645, 4
 _MAX_DIM, _MAX_ANGLES = 640, 2**20
 _FLOATS = {ir.DataType.FLOAT: Kind.FP32, ir.DataType.FLOAT16: Kind.FP16, ir.DataType.BFLOAT16: Kind.BF16}
 
@@ -55,7 +55,9 @@ class _Names:
         return self.inputs[name] if name in self.inputs else self.inputs[name + BLOCKS]
 
 
-def as_one_node(built: BuiltGraph, spec: Model, plan: StoragePlan, levels: Mapping[int, int]) -> str | None:
+def as_one_node(
+    built: BuiltGraph, spec: Model, plan: StoragePlan, levels: Mapping[int, int], scales: CacheScales | None = None
+) -> str | None:
     """Put the graph into a function and call it; returns why not, if the native library has no kernel for the model.
 
     Args:
@@ -64,19 +66,17 @@ def as_one_node(built: BuiltGraph, spec: Model, plan: StoragePlan, levels: Mappi
         plan: how its weights are stored.
         levels: bits of a quantized weight -> the accuracy level of its products in the graph; at level 4 the kernel rounds
             activations to int8, too.
+        scales: of an int8 KV cache.
     """
-    if any(held.dtype == ir.DataType.INT8 for held in built.model.graph.inputs):
-        return "its KV cache is int8"
     program = covered(spec)
     if isinstance(program, str):
         return program
     tables = {name: _initializer_of(table, built) for name, table in program.tables.items()}
     parts = {p.weight for i in program.code for p in i.parts}
     kinds = {name: Kind.FP32 if name in tables else _kind(plan.storage[name], levels) for name in parts}
-    layout = lay_out(program, kinds)
-    half = plan.compute != FLOAT
-    encodes = spec.task == Task.FEATURE_EXTRACTION
-    node = _wrap(built.model, "Encoder" if encodes else "DecoderF16" if half else "Decoder")
+    layout = lay_out(program, kinds, scales)
+    encodes, half = spec.task == Task.FEATURE_EXTRACTION, plan.compute != FLOAT
+    node = _wrap(built.model, "Encoder" if encodes else "DecoderI8" if scales else "DecoderF16" if half else "Decoder")
     inputs = {v.name or "": n for n, v in enumerate(node.inputs) if v is not None}
     inputs |= {name: inputs[initializer] for name, initializer in tables.items()}
     names = _Names(inputs, {v.name or "": n for n, v in enumerate(node.outputs)})
@@ -168,8 +168,9 @@ def _program(layout: Layout, spec: Model, plan: StoragePlan, names: _Names) -> b
     words(_MAGIC, _VERSION, len(instructions) // 4 // max(len(layout.instructions), 1), layout.vocab)
     words(len(layout.widths), *layout.widths, len(layout.caches))
     public = cache_names(spec)
-    for cache in layout.caches:
+    for number, cache in enumerate(layout.caches):
         words(cache.heads, cache.dim, cache.value_dim, cache.latent)
+        words(*(layout.scales[number] if layout.scales else (-1, -1)))
         if not cache.path:  # of a model that remembers nothing
             words(-1, -1, -1, -1)
             continue

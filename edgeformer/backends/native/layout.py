@@ -50,7 +50,8 @@ class MatrixLayout:
 class Layout:
     """What the engine is given, and in which order: matrices and vectors by their numbers, then instructions.
 
-    code: the instructions as recorded, one per instruction; rotations: the vectors that hold angles; outputs: see `Program`.
+    code: the instructions as recorded, one per instruction; rotations: the vectors that hold angles; outputs: see `Program`;
+    scales: by cache, the vectors of its keys' and values' scales, if it holds codes.
     """
 
     vocab: int
@@ -62,6 +63,7 @@ class Layout:
     instructions: list[Instruction] = field(default_factory=list)
     rotations: list[tuple[Rotation, int]] = field(default_factory=list)
     outputs: dict[str, Buffer] = field(default_factory=dict)
+    scales: list[tuple[int, int]] = field(default_factory=list)
 
 
 class _Numbers:
@@ -127,15 +129,26 @@ class _Numbers:
         return first[0], second[0]
 
 
-def lay_out(program: Program, kinds: Mapping[str, Kind]) -> Layout:
-    """Give out numbers. kinds: weight's name -> how its matrix holds it."""
+def lay_out(
+    program: Program, kinds: Mapping[str, Kind], scales: Mapping[tuple[str, str], np.ndarray] | None = None
+) -> Layout:
+    """Give out numbers. kinds: weight's name -> how its matrix holds it; scales: of an int8 cache."""
     code = expanded(program.code, kinds, program.buffer)
     placed, widths = places(code)
     layout = Layout(program.vocab, code, widths, list(program.caches), outputs=dict(program.outputs))
     numbers, rounded = _Numbers(layout, kinds), rounded_buffers(code, kinds)
     layout.instructions = [_instruction(i, numbers, placed, rounded) for i in code]
+    if scales:
+        layout.scales = [
+            (numbers.vector(_fixed(scales[c.path, "k"])), numbers.vector(_fixed(scales[c.path, "v"])))
+            for c in layout.caches
+        ]
     layout.rotations = [(rotation, numbers.vector(rotation.constant)) for rotation in program.rotations]
     return layout
+
+
+def _fixed(scale: np.ndarray) -> Constant:
+    return Constant((), lambda: scale.reshape(-1))
 
 
 def _instruction(i: Recorded, numbers: _Numbers, placed: dict[int, int], rounded: set[int]) -> Instruction:

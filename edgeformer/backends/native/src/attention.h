@@ -15,6 +15,11 @@ constexpr int kFewPairs = 6;
 
 inline F element(const float* p) { return load(p); }
 inline F element(const uint16_t* p) { return load_half(p); }
+inline F element(const int8_t* p) {
+  float t[kLanes];
+  for (int i = 0; i < kLanes; ++i) t[i] = p[i];
+  return load(t);
+}
 
 // scores[p][0..15] = q[p] . keys of one tile, for M pairs.
 template <int M, typename E>
@@ -69,6 +74,12 @@ inline F element_some(const uint16_t* p, int count) {
   if (count >= kLanes) return load_half(p);
   float t[kLanes] = {};
   for (int i = 0; i < count; ++i) t[i] = from_half(p[i]);
+  return load(t);
+}
+
+inline F element_some(const int8_t* p, int count) {
+  float t[kLanes] = {};
+  for (int i = 0; i < std::min(count, kLanes); ++i) t[i] = p[i];
   return load(t);
 }
 
@@ -330,6 +341,8 @@ void attend(const Attention& a) {
         const int keys = static_cast<int>(end - k < kKeyBlock ? end - k : kKeyBlock);
         if (a.cache == CacheKind::kF16)
           attend_block<uint16_t>(a, pairs, count, k, keys);
+        else if (a.cache == CacheKind::kI8)
+          attend_block<int8_t>(a, pairs, count, k, keys);
         else
           attend_block<float>(a, pairs, count, k, keys);
       }

@@ -1,5 +1,6 @@
 // Instructions that fill caches and attend to them.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
 #include "engine.h"
@@ -8,7 +9,13 @@ namespace edgeformer {
 
 namespace {
 
-size_t bytes_of(CacheKind kind) { return kind == CacheKind::kF16 ? 2 : 4; }
+// The nearest code; ties go to the even one, as in ONNX.
+void to_codes(const float* x, const float* scales, int8_t* codes, int32_t count, int64_t step) {
+  for (int32_t n = 0; n < count; ++n) {
+    const float code = std::nearbyint(x[n] / scales[n]);
+    codes[n * step] = static_cast<int8_t>(code >= -128.0f ? std::min(code, 127.0f) : -128.0f);  // NaN, too
+  }
+}
 
 }  // namespace
 
@@ -62,6 +69,12 @@ void Executor::append(const Instruction& i, int64_t block) {
       rotate(i, angles, q, i.count);
       rotate(i, angles, k, i.heads);
     }
+    const bool codes = layout_.kind == CacheKind::kI8;
+    if (codes && q != nullptr) {  // the scales of keys go into queries
+      const float* scales = vector(shape.key_scales);
+      for (int32_t h = 0; h < i.count; ++h)
+        for (int32_t d = 0; d < dim; ++d) q[h * dim + d] *= scales[h / (i.count / i.heads) * dim + d];
+    }
     const float* v = at(i.total, i.total_at, r);
     const Sequence& s = sequences_[static_cast<size_t>(sequence_of_[static_cast<size_t>(r)])];
     const int64_t slot = in_.start + r - s.row;
@@ -69,7 +82,11 @@ void Executor::append(const Instruction& i, int64_t block) {
       const int64_t head = s.slot * i.heads + h * s.capacity, first = head + (tiled ? slot / kLanes * kLanes : slot);
       const int64_t key = first * dim + (tiled ? slot % kLanes : 0);
       const int64_t value = (head + slot) * value_stride(i.cache);
-      if (layout_.kind == CacheKind::kF16) {
+      if (codes) {
+        to_codes(k + h * dim, vector(shape.key_scales) + h * dim, reinterpret_cast<int8_t*>(cache.keys) + key, dim, step);
+        to_codes(v + h * shape.value_dim, vector(shape.value_scales) + h * shape.value_dim, reinterpret_cast<int8_t*>(cache.values) + value,
+                 shape.value_dim, 1);
+      } else if (layout_.kind == CacheKind::kF16) {
         uint16_t *to = reinterpret_cast<uint16_t*>(cache.keys) + key,
                  *vs = reinterpret_cast<uint16_t*>(cache.values) + value;
         for (int32_t d = 0; d < dim; d += kLanes) {
@@ -149,6 +166,11 @@ void Executor::merge(const Instruction& i, const Cut& c, int64_t r, int64_t firs
     const int64_t pair = r * i.count + h;
     model_.kernels->join({maxima_ + pair, totals_ + pair, outputs_ + pair * width, c.splits, pairs, width, i.value_dim,
                           sinks != nullptr ? sinks + h : nullptr, at(i.dst, i.dst_at, r) + h * i.value_dim});
+    if (layout_.kind == CacheKind::kI8) {
+      const float* scales = vector(model_.caches[static_cast<size_t>(i.cache)].value_scales) + h / (i.count / i.heads) * i.value_dim;
+      float* y = at(i.dst, i.dst_at, r) + h * i.value_dim;
+      for (int32_t d = 0; d < i.value_dim; ++d) y[d] *= scales[d];
+    }
   }
   if (i.quantize != 0) quantize(i, r, i.dst_at + first * i.value_dim, heads * i.value_dim);
 }

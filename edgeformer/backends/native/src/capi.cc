@@ -56,7 +56,7 @@ EF_EXPORT int ef_model_program(Model* model, const int32_t* widths, int32_t buff
                                const int32_t* caches, int32_t cache_count) {
   return guarded([&] {
     std::vector<CacheShape> shapes;
-    for (int32_t i = 0; i < cache_count; ++i) shapes.push_back({caches[4 * i], caches[4 * i + 1], caches[4 * i + 2], caches[4 * i + 3]});
+    for (int32_t i = 0; i < cache_count; ++i) shapes.push_back({caches[4 * i], caches[4 * i + 1], caches[4 * i + 2], caches[4 * i + 3], -1, -1});
     model->set_program({widths, widths + buffers}, {program, program + length}, std::move(shapes));
   });
 }

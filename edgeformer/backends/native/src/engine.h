@@ -57,6 +57,7 @@ struct Instruction {
 // Keys and values of a layer. latent: a key's first `value_dim` channels are its value, and only the others are kept as keys.
 struct CacheShape {
   int32_t heads, dim, value_dim, latent = 0;
+  int32_t key_scales = -1, value_scales = -1;  // vectors: of a cache of codes, one per head and channel
   int32_t key_dim() const { return latent != 0 ? dim - value_dim : dim; }
 };
 
@@ -87,6 +88,7 @@ class Model {
   std::vector<Instruction> program;
   std::vector<CacheShape> caches;
   std::vector<Out> outs;
+  bool has_codes = false;  // whether its caches have scales
   int32_t types = 0;  // token types that all tables have
   std::vector<Matrix> matrices;
   std::vector<std::vector<float>> vectors;

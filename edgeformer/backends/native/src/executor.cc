@@ -171,6 +171,7 @@ void Executor::step(const Inputs& inputs, int64_t batch, int64_t positions, cons
     if (in_.lengths[b] <= 0 || in_.lengths[b] > in_.count || in_.keep > in_.lengths[b]) throw std::invalid_argument("a sequence has no tokens, or too many");
   if ((in_.outs == nullptr) != model_.outs.empty() || (!model_.outs.empty() && in_.keep != 1) || (model_.types > 0 && in_.types == nullptr))
     throw std::invalid_argument("the model needs arrays for its outputs, and token types");
+  if ((layout.kind == CacheKind::kI8) != model_.has_codes && !model_.caches.empty()) throw std::invalid_argument("a cache of codes needs a model with its scales");
   arrange();
   for (int64_t r = 0; r < rows_; ++r)
     if (inputs.ids[r] < 0 || inputs.ids[r] >= model_.vocab || inputs.positions[r] < 0 || inputs.positions[r] >= positions ||

@@ -16,7 +16,10 @@ constexpr int kGroup = 32;   // inputs per scale
 enum class Kind : int32_t { kF32, kF16, kBF16, kQ8, kQ4, kQ8Exact, kQ4Exact };
 enum class Act : int32_t { kNone, kSilu, kGelu, kGeluTanh, kQuickGelu, kRelu, kRelu2, kSigmoid, kTanh };
 enum class NormKind : int32_t { kRms, kLayer };
-enum class CacheKind : int32_t { kF32, kF16 };
+enum class CacheKind : int32_t { kF32, kF16, kI8 };
+
+// Bytes of a number in a cache.
+inline size_t bytes_of(CacheKind kind) { return kind == CacheKind::kF32 ? 4 : kind == CacheKind::kF16 ? 2 : 1; }
 
 // Whether activations are rounded to int8.
 inline bool rounds(Kind kind) { return kind == Kind::kQ8 || kind == Kind::kQ4; }

@@ -128,6 +128,16 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
   int32_t token_types = 0;
   bool pools = false, logits = false;
   std::vector<Out> filled;
+  size_t coded = 0;
+  for (const CacheShape& c : shapes) {
+    require(c.heads > 0 && c.dim > 0 && c.value_dim > 0, "a cache has no heads");
+    require((c.key_scales < 0) == (c.value_scales < 0) && vector_of(c.key_scales, int64_t{c.heads} * c.dim) &&
+                vector_of(c.value_scales, int64_t{c.heads} * c.value_dim) && (c.key_scales < 0 || c.latent == 0),
+            "the scales don't fit the cache");
+    coded += c.key_scales >= 0;
+  }
+  require(coded == 0 || coded == shapes.size(), "some caches have scales, and some don't");
+  has_codes = coded > 0;
   for (const CacheShape& c : shapes) require(c.latent == 0 || c.value_dim < c.dim, "keys of latents are longer than these");
   for (int32_t width : buffer_widths) {
     floats += width;
@@ -166,6 +176,7 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
                   c.value_dim == i.value_dim && i.dim > 0 && i.value_dim > 0,
               "the heads don't fit the cache");
       require(i.count == 0 || (i.src >= 0 && fits(i.src, i.src_at, int64_t{i.count} * i.dim)), "the queries don't fit their buffer");
+      require(!has_codes || i.count > 0, "a cache of codes needs queries, which it scales");
       if (i.op == Op::kAppend) {
         require(i.other >= 0 && fits(i.other, i.other_at, int64_t{i.heads} * i.dim) && i.total >= 0 &&
                     fits(i.total, i.total_at, int64_t{i.heads} * i.value_dim),
@@ -246,6 +257,15 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
     require(vector_of(i.weight, i.width) && vector_of(i.bias, i.width), "short vectors");
     require(i.act >= 0 && i.act <= static_cast<int32_t>(Act::kTanh), "unknown activation");
   }
+  // queries take the scales where keys are appended: both must be the same ones
+  for (size_t n = 0; n < instructions.size() && has_codes; ++n)
+    if (instructions[n].op == Op::kAttend) {
+      const Instruction& a = instructions[n];
+      const auto appends = [&](const Instruction& i) {
+        return i.op == Op::kAppend && i.cache == a.cache && i.src == a.src && i.src_at == a.src_at && i.count == a.count;
+      };
+      require(std::any_of(instructions.begin(), instructions.begin() + static_cast<std::ptrdiff_t>(n), appends), "queries of a cache of codes come from elsewhere");
+    }
   widths = std::move(buffer_widths);
   program = std::move(instructions);
   caches = std::move(shapes);

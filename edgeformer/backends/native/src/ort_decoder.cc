@@ -65,7 +65,7 @@ void DecoderBase::compute(const Context& context) {
     for (int64_t b = 0; b < batch; ++b) prefix.push_back(static_cast<int32_t>(std::clamp<int64_t>(lengths.as<int64_t>()[b], 0, total)));
   }
 
-  CacheLayout layout{cache_type_ == ort::kFloat ? CacheKind::kF32 : CacheKind::kF16, false, total};
+  CacheLayout layout{cache_type_ == ort::kFloat ? CacheKind::kF32 : cache_type_ == ort::kInt8 ? CacheKind::kI8 : CacheKind::kF16, false, total};
   std::vector<CacheView> views;
   bool in_place = false;
   for (size_t n = 0; n < io.caches.size(); ++n) {

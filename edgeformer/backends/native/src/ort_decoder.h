@@ -30,6 +30,13 @@ struct Decoder : DecoderBase {
   explicit Decoder(const Info& info) : DecoderBase(info, kCacheType) {}
 };
 
+// The cache holds codes, in scales that the program knows.
+struct DecoderI8 : DecoderBase {
+  static constexpr const char* kName = "DecoderI8";
+  static constexpr int kCacheType = ort::kInt8;
+  explicit DecoderI8(const Info& info) : DecoderBase(info, kCacheType) {}
+};
+
 struct DecoderF16 : DecoderBase {
   static constexpr const char* kName = "DecoderF16";
   static constexpr int kCacheType = ort::kFloat16;

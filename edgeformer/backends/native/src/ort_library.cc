@@ -92,7 +92,8 @@ extern "C" ORT_EXPORT ort::Status ORT_CALL RegisterCustomOps(void* session_optio
     void* made = nullptr;
     if (ort::Status status = ort::call(ort::kCreateCustomOpDomain, "edgeformer", &made)) return status;
     for (const ort::CustomOp* o : {op<RMSNorm>(), op<GluFfn>(), whole_model<Decoder, Decoder::kCacheType>(),
-                               whole_model<DecoderF16, DecoderF16::kCacheType>(), whole_model<OrtEncoder, ort::kUndefined>()})
+                               whole_model<DecoderF16, DecoderF16::kCacheType>(), whole_model<DecoderI8, DecoderI8::kCacheType>(),
+                               whole_model<OrtEncoder, ort::kUndefined>()})
       if (ort::Status status = ort::call(ort::kCustomOpDomainAdd, made, o)) return status;
     domain = made;
   }

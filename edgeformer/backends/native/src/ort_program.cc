@@ -64,7 +64,7 @@ class OrtProgram::Reader {
 
 namespace {
 
-constexpr int32_t kMagic = 0x4d504645, kVersion = 3;  // "EFPM"
+constexpr int32_t kMagic = 0x4d504645, kVersion = 4;  // "EFPM"
 
 // An initializer of the expected type and size.
 Tensor weight(const Info& info, int32_t index, int type, int64_t count) {
@@ -123,10 +123,10 @@ OrtProgram::OrtProgram(const Info& info) {
   for (int32_t n = in.count(); n > 0; --n) widths.push_back(in.size());
   std::vector<CacheShape> caches;
   for (int32_t n = in.count(); n > 0; --n) {
-    const int32_t heads = in.size(), dim = in.size(), value_dim = in.size(), latent = in.size();
+    const int32_t heads = in.size(), dim = in.size(), value_dim = in.size(), latent = in.size(), key_scales = in.word(), value_scales = in.word();
     if (heads <= 0 || dim <= 0 || value_dim <= 0 || dim > kMaxDim || value_dim > kMaxDim)
       fail("heads of more than 640 channels, or of none");
-    caches.push_back({heads, dim, value_dim, latent});
+    caches.push_back({heads, dim, value_dim, latent, key_scales, value_scales});
     const int32_t past_keys = in.word(), past_values = in.word(), keys = in.word(), values = in.word();
     io_.caches.push_back({past_keys, past_values, keys, values});
   }

@@ -24,7 +24,7 @@ Session::Session(const Model& model, int64_t batch, int64_t capacity, int thread
   if (batch <= 0 || capacity <= 0 || threads <= 0) throw std::invalid_argument("batch, capacity and threads must be positive");
   check_tables(model, capacity);
   // All caches in one piece: a piece of its own each would waste most of a 2 MB page.
-  const size_t bytes = cache == CacheKind::kF16 ? 2 : 4;
+  const size_t bytes = bytes_of(cache);
   std::vector<size_t> starts;
   size_t total = 0;
   for (const CacheShape& c : model.caches)
