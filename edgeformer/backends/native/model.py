@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -15,6 +16,8 @@ from edgeformer.backends.numpy import NumpyOps
 from edgeformer.weights.binding import Weights
 from edgeformer.weights.formats import QuantizedTensor
 
+LOADERS = 2
+"""Threads that read weights and fill tiles."""
 MAX_NEW = 256
 """Tokens per sequence that one step computes; longer prompts are cut."""
 
@@ -87,19 +90,23 @@ class NativeModel:
         return {"F16": Kind.FP16, "BF16": Kind.BF16}.get(source.stored.dtype, Kind.FP32)
 
     def _load_matrices(self) -> None:
-        """Fill all tiles; one weight, or one stack of experts, is in memory at a time."""
+        """Fill all tiles; as many weights, or stacks of them, are in memory at a time as there are loaders."""
         fills: dict[str, list[tuple[int, Kind, Fill]]] = {}
         for number, matrix in enumerate(self.layout.matrices):
             sizes = matrix.kind, matrix.rows, matrix.cols, matrix.tiles
             self.library.call("ef_matrix_new", self.handle, *sizes)
             for fill in matrix.fills:
                 fills.setdefault(fill.part.weight, []).append((number, matrix.kind, fill))
-        for uses in fills.values():
-            data, scales = self._data(uses[0][2].part, uses[0][1], stacked=uses[0][2].entry is not None)
-            for number, _, fill in uses:
-                rows = np.ascontiguousarray(data if fill.entry is None else data[fill.entry])
-                where = number, fill.tile, fill.step, 0, len(rows)
-                self.library.call("ef_matrix_fill", self.handle, *where, pointer(rows), pointer(scales))
+        with ThreadPoolExecutor(LOADERS) as pool:  # calls of the library release the interpreter's lock
+            list(pool.map(self._load_matrix, fills.values()))
+
+    def _load_matrix(self, uses: list[tuple[int, Kind, Fill]]) -> None:
+        """Fill the tiles that one weight, or one stack of weights, is in."""
+        data, scales = self._data(uses[0][2].part, uses[0][1], stacked=uses[0][2].entry is not None)
+        for number, _, fill in uses:
+            rows = np.ascontiguousarray(data if fill.entry is None else data[fill.entry])
+            where = number, fill.tile, fill.step, 0, len(rows)
+            self.library.call("ef_matrix_fill", self.handle, *where, pointer(rows), pointer(scales))
 
     def _data(self, part: Part, kind: Kind, *, stacked: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """A weight's rows [outputs, ...], with `stacked` [count, outputs, ...], and their scales or None, as files hold them."""

@@ -53,13 +53,20 @@ void fill_q8(uint8_t* tile, int64_t lane, int64_t cols, const uint8_t* codes, co
   }
 }
 
+// Four codes of four bits as the bytes of a number, the first one lowest.
+uint32_t four_bytes(const uint8_t* codes) {
+  uint32_t x = codes[0] | static_cast<uint32_t>(codes[1]) << 8;
+  x = (x | x << 8) & 0x00ff00ffu;
+  return (x | x << 4) & 0x0f0f0f0fu;
+}
+
 // Stored: the first code of a byte is the low one. In a tile, the low ones are inputs 0..15 of the group, the high ones 16..31.
 void fill_q4(uint8_t* tile, int64_t lane, int64_t cols, const uint8_t* codes, const uint16_t* scales) {
   for (int64_t b = 0; b < cols / kGroup; ++b, tile += 288, codes += 16) {
-    for (int k = 0; k < 16; ++k) {
-      const uint8_t first = codes[k / 2], second = codes[8 + k / 2];
-      const uint8_t low = k % 2 == 0 ? first & 15 : first >> 4, high = k % 2 == 0 ? second & 15 : second >> 4;
-      tile[k / 4 * 64 + lane * 4 + k % 4] = static_cast<uint8_t>(low | high << 4);
+    for (int four = 0; four < 4; ++four) {
+      const uint32_t quad = four_bytes(codes + four * 2) | four_bytes(codes + 8 + four * 2) << 4;
+      uint8_t* to = tile + four * 64 + lane * 4;
+      for (int k = 0; k < 4; ++k) to[k] = static_cast<uint8_t>(quad >> (8 * k));
     }
     std::memcpy(tile + 256 + lane * 2, scales + b, 2);
   }
