@@ -1,8 +1,8 @@
 """Steps that `compare` has no rows for: `python benchmarks/native_steps.py MODEL [DEPTH] [ROUNDS] [THREADS]`.
 
-Decoding with DEPTH tokens (4096) in the cache, in `native`, ONNX Runtime with the kernels and llama.cpp, from the same files, caches
-fp32 everywhere; medians of interleaved rounds of 16 tokens. Then what 2, 3, 4 and 8 tokens at once cost in units of one, with 256 in the
-cache. The first token after the prompt must be the same in all runtimes (for q4 and q8, logits within int8's rounding).
+Decoding with DEPTH tokens (4096) in the cache, in `native`, ONNX Runtime with the kernels and llama.cpp, on the same bits, with
+fp32 caches; medians of interleaved rounds of 16 tokens. It prints how far each runtime's logits after the prompt are from
+native's. Then what 2, 3, 4 and 8 tokens at once cost in units of one, with 256 in the cache.
 """
 
 from __future__ import annotations

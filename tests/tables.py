@@ -16,8 +16,9 @@ BACK_ENDS = {
     "onnx-portable": "ONNX, inline",
     "mlx": "MLX",
     "native": "native",
+    "onnx-kernels": "ONNX, kernels",
 }
-PARTIAL = {"native"}
+PARTIAL = {"native", "onnx-kernels"}
 """Back ends that don't cover everything: "-" stands for what they refuse."""
 WAYS = {"uncached": "one pass", "cached": "cached", "left-padded": "left-padded", "right-padded": "right-padded"}
 DOCS = Path(__file__).parent.parent / "docs" / "architectures.md"
@@ -72,7 +73,7 @@ machine, the limits do not.
 
 Largest |difference| of logits from transformers in float32 (of chatglm, minicpm and openelm, which transformers has no class for:
 from the published formula), over all odd configs of the family; the limit is 1e-4. Cached: a prefill of 100 tokens and 60 single
-steps. Encoders have no cache; of encoder–decoder models, the text that is read is padded. native: of the configs
+steps. Encoders have no cache; of encoder–decoder models, the text that is read is padded. native, and ONNX Runtime with its library (ONNX, kernels): of the configs
 that it doesn't refuse; -: it refuses all.
 """
 BETWEEN = """
