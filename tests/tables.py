@@ -73,8 +73,8 @@ machine, the limits do not.
 
 Largest |difference| of logits from transformers in float32 (of chatglm, minicpm and openelm, which transformers has no class for:
 from the published formula), over all odd configs of the family; the limit is 1e-4. Cached: a prefill of 100 tokens and 60 single
-steps. Encoders have no cache; of encoder–decoder models, the text that is read is padded. native, and ONNX Runtime with its library (ONNX, kernels): of the configs
-that it doesn't refuse; -: it refuses all.
+steps. Encoders have no cache; of encoder–decoder models, the text that is read is padded. native, and ONNX Runtime with the native
+library (ONNX, kernels): of the configs that these cover; -: none.
 """
 BETWEEN = """
 ## Components

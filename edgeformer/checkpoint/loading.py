@@ -16,7 +16,7 @@ from pathlib import Path
 
 from edgeformer import discover
 from edgeformer.checkpoint.companions.evidence import check_schemes, remarks
-from edgeformer.checkpoint.companions.files import Companions, Embedded, read_object
+from edgeformer.checkpoint.companions.files import Companions, Embedded, read_object, with_tokenizer
 from edgeformer.checkpoint.companions.pooling import read_embedder, supported_mode
 from edgeformer.checkpoint.gguf import gguf_in, ggufs_in, read_gguf
 from edgeformer.checkpoint.hub import download, is_hub_id
@@ -25,6 +25,7 @@ from edgeformer.checkpoint.stored_tensors import (
     MANIFEST,
     config_beside,
     has_weights,
+    coreai_asset,
     holds_onnx,
     is_mlx,
     manifest_of,
@@ -292,7 +293,7 @@ def _from_folder(
         ignored: Mapping[str, str] = {}
         tied: Mapping[str, str] = {}
         stored = stored_tensors(folder, quantization) if want_weights else None
-        if stored and holds_onnx(folder):  # a graph has constants of its own
+        if stored and (holds_onnx(folder) or coreai_asset(folder) is not None):  # a graph has constants of its own
             wanted = tensors(spec)
             stored = {name: t for name, t in stored.items() if name in wanted}
     elif (file := folder / "config.json").exists():
@@ -324,7 +325,7 @@ def _from_folder(
     used = [] if stored is None else [t.file for source in stored.values() for t in source.parts()]
     if not (folder / MANIFEST).exists():
         notes = notes + remarks(folder, used)
-    around = Companions((folder,) if adapter is None else (adapter, folder), config, None, spec.vocab)
+    around = Companions((*(() if adapter is None else (adapter,)), *with_tokenizer(folder)), config, None, spec.vocab)
     return LoadedModel(spec, weights, name, folder, config, notes, _quantization_of(folder), around)
 
 

@@ -15,7 +15,7 @@ from edgeformer.spec.task import Task
 MANIFEST, SCHEMA = "edgeformer.json", 1
 
 
-Format = Literal["onnx", "mlx", "gguf", "checkpoint"]
+Format = Literal["onnx", "mlx", "gguf", "coreai", "checkpoint"]
 Compute = Literal["fp32", "fp16", "bf16", "int8"]
 
 

@@ -1,4 +1,4 @@
-"""The tensors in a folder, whatever wrote them: safetensors, MLX's affine codes, `q4` and `q8` groups, an ONNX artefact."""
+"""The tensors in a folder, whatever wrote them: safetensors, MLX's affine codes, `q4` and `q8` groups, an ONNX or Core AI artefact."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from edgeformer.errors import CheckpointError
 from edgeformer.files.paths import inside
 from edgeformer.models._config import read_json
 from edgeformer.weights import affine, formats
+from edgeformer.weights.mlir_file import read_asset
 from edgeformer.weights.onnx_file import read_initializers
 from edgeformer.weights.safetensors_file import StoredTensor, checkpoint_files, read_checkpoint, read_metadata
 
@@ -18,7 +19,7 @@ from edgeformer.weights.safetensors_file import StoredTensor, checkpoint_files, 
 def has_weights(folder: Path) -> bool:
     """Whether a folder holds weights in a known format, including formats that are refused."""
     patterns = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.pt", "*.pth")
-    return holds_onnx(folder) or any(next(folder.glob(p), None) for p in patterns)
+    return holds_onnx(folder) or coreai_asset(folder) is not None or any(next(folder.glob(p), None) for p in patterns)
 
 
 def stored_tensors(folder: Path, quantization: object = None) -> dict[str, StoredTensor]:
@@ -31,6 +32,8 @@ def stored_tensors(folder: Path, quantization: object = None) -> dict[str, Store
         if (encoder := manifest.get("encoder_file")) is not None:  # the second of two programs
             found = read_initializers(inside(folder, encoder, str(folder / MANIFEST), CheckpointError)) | found
         return found
+    if (asset := coreai_asset(folder)) is not None:
+        return read_asset(asset)
     stored = read_checkpoint(folder)
     return formats.join(stored, str(folder)) if quantization is None else affine.join(stored, quantization, str(folder))
 
@@ -46,6 +49,14 @@ def holds_onnx(folder: Path) -> bool:
     """Whether a folder is an edgeformer ONNX artefact; a `model.onnx` beside a checkpoint is a third party's."""
     manifest = manifest_of(folder)
     return manifest is not None and manifest.get("format") == "onnx" and onnx_file(folder).exists()
+
+
+def coreai_asset(folder: Path) -> Path | None:
+    """The `NAME.aimodel` of an edgeformer Core AI artefact; None in other folders."""
+    manifest = manifest_of(folder)
+    if manifest is None or manifest.get("format") != "coreai":
+        return None
+    return inside(folder, manifest.get("model_file", "model.aimodel"), str(folder / MANIFEST), CheckpointError)
 
 
 def manifest_of(folder: Path) -> Manifest | None:

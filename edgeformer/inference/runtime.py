@@ -34,6 +34,7 @@ FORMATS = {
     "onnx": "an ONNX artefact",
     "mlx": "an MLX artefact",
     "gguf": "a GGUF artefact",
+    "coreai": "a Core AI artefact",
 }
 """Format that runtimes open -> its name in messages."""
 

@@ -12,7 +12,7 @@ from edgeformer.checkpoint.companions.chat import DEFAULT, TemplateLimit, chat_t
 from edgeformer.checkpoint.companions.files import companions_of
 from edgeformer.checkpoint.companions.special import special_ids
 from edgeformer.checkpoint.companions.texts import texts_of
-from edgeformer.checkpoint.companions.tokenizer import Tokenizer, has_tokenizer, load_tokenizer, read_tokenizer
+from edgeformer.checkpoint.companions.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ConfigError, InputError
 from edgeformer.files.quoting import shown
@@ -67,7 +67,7 @@ def _completed(tool: ToolText, folder: Path, against: LoadedModel) -> ToolText:
     if tool.encode is not None and tool.render is not None and tool.stops is not None:
         return tool
     around = companions_of(folder, against.spec.vocab)
-    own = None if tool.encode is not None else read_tokenizer(folder)
+    own = None if tool.encode is not None else load_tokenizer(around)
     template = chat_templates(around).get(DEFAULT)
     reads = load_tokenizer(around).named if template is not None and tool.render is None else {}
     return ToolText(

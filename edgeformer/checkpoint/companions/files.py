@@ -97,4 +97,11 @@ def read_object(file: Path, limit: int = MAX_BYTES) -> dict[str, Any]:
 def companions_of(folder: Path, vocab: int | None = None) -> Companions:
     """The companions of a model or artefact folder."""
     config = folder / "config.json"
-    return Companions((folder,), read_object(config) if config.exists() else None, None, vocab)
+    return Companions(with_tokenizer(folder), read_object(config) if config.exists() else None, None, vocab)
+
+
+def with_tokenizer(folder: Path) -> tuple[Path, ...]:
+    """A model's folder, and the one inside it that holds the tokenizer, where that has its own (as in Core AI's bundles)."""
+    inner = folder / "tokenizer"
+    here = any(next(folder.glob(pattern), None) for pattern in VOCABULARIES)
+    return (folder,) if here or not inner.is_dir() else (folder, inner)

@@ -1,0 +1,76 @@
+"""coreai-core, imported when it is needed: it exists for few platforms, and loads Swift's libraries.
+
+Its graph API is `coreai._compiler`, which Apple calls unversioned: the versions that edgeformer was tested with are pinned.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import platform
+import sys
+from functools import cache
+from typing import Any
+
+from edgeformer.errors import RuntimeUnavailable
+
+TESTED = ("1.0.0b3",)
+"""Versions of coreai-core whose graphs the tests have run."""
+EXTRA = "coreai"
+
+
+def missing() -> str | None:
+    """None, or why Core AI can't be used here."""
+    try:
+        version = importlib.metadata.version("coreai-core")
+    except importlib.metadata.PackageNotFoundError:
+        return _reason_of_platform() or 'coreai-core is not installed; run: pip install "edgeformer[coreai]"'
+    if version not in TESTED:
+        return (
+            f"coreai-core {version} is installed, and its graph format changes between versions; edgeformer is tested with"
+            f' {", ".join(TESTED)}: pip install "coreai-core=={TESTED[-1]}"'
+        )
+    return None
+
+
+def _reason_of_platform() -> str | None:
+    """Why there is no wheel of coreai-core for this machine, if there is none."""
+    here = (sys.platform, platform.machine())
+    if here not in (("linux", "x86_64"), ("darwin", "arm64")):
+        return f"coreai-core has wheels for Linux on x86-64 and for macOS on Apple silicon only, not for {' '.join(here)}"
+    if not (3, 11) <= sys.version_info[:2] <= (3, 14):
+        return f"coreai-core has wheels for Python 3.11 to 3.14 only, and this is {platform.python_version()}"
+    return None
+
+
+def require() -> None:
+    """Raise `RuntimeUnavailable` unless Core AI can be used here."""
+    if (reason := missing()) is not None:
+        raise RuntimeUnavailable(reason)
+
+
+@cache
+def _module(name: str) -> Any:
+    require()
+    importlib.import_module("coreai.authoring")  # first: the compiler's modules import it in a circle
+    return importlib.import_module(name)
+
+
+def c() -> Any:
+    """The dialect's operations."""
+    return _module("coreai._compiler.dialects.coreai")
+
+
+def ir() -> Any:
+    """Types and attributes."""
+    return _module("coreai._compiler.ir")
+
+
+def authoring() -> Any:
+    """Modules, programs and assets."""
+    return _module("coreai.authoring")
+
+
+def bindings() -> Any:
+    """What the dialect's Python modules don't expose: `create_elements_attr`."""
+    return _module("coreai._compiler._mlir_libs._coreaiIR._bindings.mlir.dialects.coreai")
