@@ -1,12 +1,13 @@
 """The process that runs a Core AI asset: its runtime ends its process at errors, so it has one of its own.
 
-`python -m edgeformer.runtimes._coreai_worker ASSET UNIT` answers frames on standard input. A frame is the length of a JSON header (4
-bytes, little-endian), the header, and the bytes of the arrays that it lists: {"do": ..., "arrays": [[name, dtype, shape], ...]}.
+`python -m edgeformer.runtimes._coreai_worker ASSET UNIT` answers frames on standard input. A frame is the length of a JSON header
+(4 bytes, little-endian), the header, and the bytes of the arrays that it lists: {"do": ..., "arrays": [[name, dtype, shape]]}.
 """
 
 from __future__ import annotations
 
 import asyncio
+import importlib
 import json
 import os
 import struct
@@ -53,18 +54,16 @@ def _exactly(stream: IO[bytes], count: int) -> bytes:
 
 async def serve(asset: Path, unit: str, commands: IO[bytes], answers: IO[bytes]) -> None:
     """Load the asset, and answer until the other side is gone."""
-    from coreai.authoring import AIModelAsset
-    from coreai.runtime import NDArray
-
-    options = None
+    authoring: Any = importlib.import_module("coreai.authoring")
+    runtime: Any = importlib.import_module("coreai.runtime")
+    array, options = runtime.NDArray, None
     if sys.platform == "darwin":
-        from coreai.runtime import ComputeUnitKind, SpecializationOptions
-
-        kinds = {"gpu": ComputeUnitKind.gpu, "ane": ComputeUnitKind.neural_engine}
-        options = SpecializationOptions.cpu_only() if unit == "cpu" else SpecializationOptions.default()
-        if unit in kinds:
-            options = SpecializationOptions.from_preferred_compute_unit_kind(kinds[unit]())
-    async with AIModelAsset.load(asset).executable(options) as model:
+        known, kinds = runtime.SpecializationOptions, runtime.ComputeUnitKind
+        options = known.cpu_only() if unit == "cpu" else known.default()
+        if unit in ("gpu", "ane"):
+            kind = kinds.gpu() if unit == "gpu" else kinds.neural_engine()
+            options = known.from_preferred_compute_unit_kind(kind)
+    async with authoring.AIModelAsset.load(asset).executable(options) as model:
         main, state = model.load_function("main"), {}
         write_frame(answers, {"done": True}, {})
         while True:
@@ -73,11 +72,11 @@ async def serve(asset: Path, unit: str, commands: IO[bytes], answers: IO[bytes])
             except EOFError:
                 return
             if header["do"] == "states":
-                state = {name: NDArray(np.zeros(shape, header["dtype"])) for name, shape in header["shapes"].items()}
+                state = {name: array(np.zeros(shape, header["dtype"])) for name, shape in header["shapes"].items()}
                 write_frame(answers, {"done": True}, {})
                 continue
             start = time.perf_counter_ns()
-            inputs = {name: NDArray(array) for name, array in arrays.items()}
+            inputs = {name: array(given) for name, given in arrays.items()}
             made = await (main(inputs, state) if state else main(inputs))
             outputs = {name: np.array(made[name].numpy()) for name in header["outputs"]}
             write_frame(answers, {"done": True, "ns": time.perf_counter_ns() - start}, outputs)

@@ -1,11 +1,13 @@
 """Apple Core AI on a bundle of `export --to coreai`.
 
-On a Mac the system's runtime computes it, by default on the device that it chooses; variants prefer one: `cpu`, `gpu`, `ane`. On Linux
-the coreai-core package has a reference interpreter: it verifies an asset, and its time says nothing.
+On a Mac the system's runtime computes it, by default on the device that it chooses; variants prefer one: `cpu`, `gpu`, `ane`. On
+Linux the coreai-core package has a reference interpreter: it verifies an asset, and its time says nothing.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,6 @@ import numpy as np
 
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.loading import LoadedModel
-from edgeformer.checkpoint.manifest import Manifest
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.exporters.coreai import package
 from edgeformer.exporters.coreai.contract import check_bundle
@@ -39,9 +40,7 @@ class Worker:
     """
 
     def __init__(self, asset: Path, unit: str):
-        import os
-
-        self.asset, self._log = asset, tempfile.TemporaryFile()
+        self.asset, self._log = asset, tempfile.TemporaryFile()  # noqa: SIM115 - as long as the process
         environment = os.environ | isolated(os.environ)
         if sys.platform == "darwin":
             environment["USE_OS_COREAI"] = "1"
@@ -54,17 +53,17 @@ class Worker:
         )
         self._answer()
 
-    def ask(self, header: dict[str, Any], arrays: dict[str, np.ndarray]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    def ask(
+        self, header: dict[str, Any], arrays: dict[str, np.ndarray]
+    ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         """The answer to one command.
 
         Raises:
             ArtefactError: the runtime failed, or its process ended.
         """
         assert self._process.stdin is not None
-        try:
+        with contextlib.suppress(OSError):  # it has ended; the answer says so
             write_frame(self._process.stdin, header, arrays)
-        except OSError:
-            pass  # it has ended; the answer says so
         return self._answer()
 
     def _answer(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -74,7 +73,9 @@ class Worker:
         except EOFError:
             code = self._process.wait()
             how = f"signal {-code}" if code < 0 else f"exit code {code}"
-            raise ArtefactError(f"Core AI's runtime ended ({how}) while it ran {self.asset}: {self._last_line()}") from None
+            raise ArtefactError(
+                f"Core AI's runtime ended ({how}) while it ran {self.asset}: {self._last_line()}"
+            ) from None
         if "error" in header:
             raise ArtefactError(f"Core AI can't run {self.asset}: {header['error'].splitlines()[0]}")
         return header, arrays
@@ -112,7 +113,9 @@ class CoreAiSession(Session):
 
     def _step(self, ids, mask, all_positions):
         if not mask.all():
-            raise InputError("a Core AI decoder has no input for padding: give it one prompt at a time, without padding")
+            raise InputError(
+                "a Core AI decoder has no input for padding: give it one prompt at a time, without padding"
+            )
         arrays = {"input_ids": ids.astype(np.int32), "position_ids": np.arange(mask.shape[1], dtype=np.int32)[None]}
         if self.prefix is not None:
             arrays["prefix_length"] = np.asarray(self.prefix, np.int32)

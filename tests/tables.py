@@ -17,8 +17,9 @@ BACK_ENDS = {
     "mlx": "MLX",
     "native": "native",
     "onnx-kernels": "ONNX, kernels",
+    "coreai": "Core AI",
 }
-PARTIAL = {"native", "onnx-kernels"}
+PARTIAL = {"native", "onnx-kernels", "coreai"}
 """Back ends that don't cover everything: "-" stands for what they refuse."""
 WAYS = {"uncached": "one pass", "cached": "cached", "left-padded": "left-padded", "right-padded": "right-padded"}
 DOCS = Path(__file__).parent.parent / "docs" / "architectures.md"
@@ -32,9 +33,12 @@ def rows(folder: Path) -> list[dict]:
 def components(folder: Path) -> list[str]:
     """The table of components: the largest |difference| from float64."""
     lines = ["| component | " + " | ".join(BACK_ENDS.values()) + " |", "|---" * (len(BACK_ENDS) + 1) + "|"]
+    found: dict[str, dict[str, float]] = {}
     for row in rows(folder / "components"):
-        cells = [_cell(name, row["errors"].get(name), row["row"]) for name in BACK_ENDS]
-        lines.append(f"| {row['row']} | " + " | ".join(cells) + " |")
+        found.setdefault(row["row"].removesuffix("@coreai"), {}).update(row["errors"])
+    for component, errors in found.items():
+        cells = [_cell(name, errors.get(name), component) for name in BACK_ENDS]
+        lines.append(f"| {component} | " + " | ".join(cells) + " |")
     return lines
 
 
@@ -49,7 +53,8 @@ def families(folder: Path) -> list[str]:
     configs: dict[str, set[str]] = {}
     for row in rows(folder / "families"):
         family, _, case = row["row"].partition("@")
-        configs.setdefault(family, set()).add(case.removesuffix("-AutoModel").removesuffix("-AutoModelForMaskedLM"))
+        case = case.removesuffix("-coreai").removesuffix("-AutoModel").removesuffix("-AutoModelForMaskedLM")
+        configs.setdefault(family, set()).add(case)
         for kind, error in row["errors"].items():
             key = tuple(kind.split(" ", 1))
             cell = worst.setdefault(family, {})
@@ -73,8 +78,9 @@ machine, the limits do not.
 
 Largest |difference| of logits from transformers in float32 (of chatglm, minicpm and openelm, which transformers has no class for:
 from the published formula), over all odd configs of the family; the limit is 1e-4. Cached: a prefill of 100 tokens and 60 single
-steps. Encoders have no cache; of encoder–decoder models, the text that is read is padded. native, and ONNX Runtime with the native
-library (ONNX, kernels): of the configs that these cover; -: none.
+steps. Encoders have no cache; of encoder–decoder models, the text that is read is padded. native, and ONNX Runtime with the
+native library (ONNX, kernels): of the configs that these cover; -: none. Core AI (on Linux): a decoder takes one sequence without
+padding, 60 tokens in two chunks and 40 single steps.
 """
 BETWEEN = """
 ## Components

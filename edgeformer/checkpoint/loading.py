@@ -24,8 +24,8 @@ from edgeformer.checkpoint.manifest import Quantization
 from edgeformer.checkpoint.stored_tensors import (
     MANIFEST,
     config_beside,
-    has_weights,
     coreai_asset,
+    has_weights,
     holds_onnx,
     is_mlx,
     manifest_of,

@@ -1,4 +1,4 @@
-"""The tensors in a folder, whatever wrote them: safetensors, MLX's affine codes, `q4` and `q8` groups, an ONNX or Core AI artefact."""
+"""The tensors in a folder, whatever wrote them: safetensors, MLX's affine codes, `q4` and `q8` groups, ONNX, Core AI."""
 
 from __future__ import annotations
 

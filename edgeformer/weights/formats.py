@@ -107,7 +107,9 @@ class GroupTensor(QuantizedTensor):
         codes = read_raw(self, np.dtype(np.uint8), self.format.packed_shape(self.shape))
         if self.signed:
             codes = flip_sign(codes, self.format)
-        kind = np.dtype(np.float32 if self.scales.dtype == "F32" else np.float16)  # Core AI widens them in float32 arithmetic
+        kind = np.dtype(
+            np.float32 if self.scales.dtype == "F32" else np.float16
+        )  # Core AI widens them in float32 arithmetic
         scales = read_raw(self.scales, kind, self.format.scales_shape(self.shape))
         return codes, scales.astype(np.float16, copy=False)
 

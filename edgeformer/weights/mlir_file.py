@@ -179,5 +179,8 @@ def read_asset(folder: Path) -> dict[str, StoredTensor]:
     return made
 
 
-_BITS = {**{name: kind.itemsize * 8 for name, kind in DTYPES.items()}, **{f.name.upper(): f.bits for f in QUANTIZED.values()}}
+_BITS = {
+    **{name: kind.itemsize * 8 for name, kind in DTYPES.items()},
+    **{f.name.upper(): f.bits for f in QUANTIZED.values()},
+}
 """Types in the names of blobs -> bits per weight."""

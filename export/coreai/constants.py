@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import onnx_ir
 
 from edgeformer.exporters.coreai.package import bindings, c, ir
 from edgeformer.exporters.coreai.values import CoreTensor, axes, tensor
@@ -25,10 +26,6 @@ class Constants:
         self.plan, self.dtype = plan, dtype
         self._made: dict[str, CoreTensor] = {}
 
-    def array(self, name: str) -> np.ndarray:
-        """A weight in the dtype of its storage."""
-        return np.asarray(self.plan.weights[name]).astype(self.plan.storage[name].numpy(), copy=False)
-
     def weight(self, name: str) -> CoreTensor:
         """A weight as it is stored, in the dtype of the arithmetic."""
         if name not in self._made:
@@ -36,8 +33,10 @@ class Constants:
             if isinstance(stored, QuantizedTensor):
                 self._made[name] = blockwise(name, *stored.quantized(), stored.format, self.dtype)
             else:
-                value = blob(name, self.array(name))
-                self._made[name] = tensor(value if self.plan.storage[name].numpy() == self.dtype else c().cast(value, self.dtype))
+                held = self.plan.storage[name]
+                assert isinstance(held, onnx_ir.DataType)  # formats are of quantized weights
+                value = blob(name, np.asarray(self.plan.weights[name]).astype(held.numpy(), copy=False))
+                self._made[name] = tensor(value if held.numpy() == self.dtype else c().cast(value, self.dtype))
         return self._made[name]
 
     def transposed(self, name: str) -> CoreTensor:

@@ -20,7 +20,9 @@ from edgeformer.files.json_file import read_json_file
 from edgeformer.files.paths import inside
 
 METADATA, TOKENIZER, VERSION, MAIN = "metadata.json", "tokenizer", "0.2", "main"
-_FIELDS: dict[str, tuple[type, ...]] = {"metadata_version": (str,), "kind": (str,), "name": (str,), "assets": (dict,), "language": (dict,)}
+_FIELDS: dict[str, tuple[type, ...]] = {
+    "metadata_version": (str,), "kind": (str,), "name": (str,), "assets": (dict,), "language": (dict,),
+}  # fmt: skip
 _LANGUAGE: dict[str, tuple[type, ...]] = {"tokenizer": (str,), "vocab_size": (int,), "max_context_length": (int,)}
 
 
@@ -58,7 +60,9 @@ def check_bundle(folder: Path) -> dict[str, Any]:
         raise ArtefactError(f"{file} holds no JSON object")
     _check_fields(file, "", data, _FIELDS)
     if data["metadata_version"] != VERSION:
-        raise ArtefactError(f"{file}: metadata_version is {data['metadata_version']!r}; the runner reads {VERSION!r} only")
+        raise ArtefactError(
+            f"{file}: metadata_version is {data['metadata_version']!r}; the runner reads {VERSION!r} only"
+        )
     if data["kind"] != "llm":
         raise ArtefactError(f"{file}: kind is {data['kind']!r}; a language model's is 'llm'")
     language = data["language"]
@@ -86,14 +90,18 @@ def _check_fields(file: Path, prefix: str, data: dict[str, Any], fields: dict[st
         if name not in data:
             raise ArtefactError(f"{file}: {prefix}{name} is missing")
         if not isinstance(data[name], kinds):
-            raise ArtefactError(f"{file}: {prefix}{name} is {json.dumps(data[name])[:60]}; it must be a {kinds[0].__name__}")
+            raise ArtefactError(
+                f"{file}: {prefix}{name} is {json.dumps(data[name])[:60]}; it must be a {kinds[0].__name__}"
+            )
 
 
 def _check_function_map(file: Path, given: Any) -> None:
     if given is None:
         return
     if not isinstance(given, dict) or given.get(MAIN) != [MAIN]:
-        raise ArtefactError(f"{file}: language.function_map is {json.dumps(given)[:60]}; it must map {MAIN!r} to [{MAIN!r}]")
+        raise ArtefactError(
+            f"{file}: language.function_map is {json.dumps(given)[:60]}; it must map {MAIN!r} to [{MAIN!r}]"
+        )
 
 
 def remarks(loaded: LoadedModel, held: list[State], *, half: bool) -> list[str]:

@@ -83,7 +83,9 @@ def export_coreai(
         if decodes:
             check_bundle(folder)
         bundle.write_manifest(folder, manifest)
-    return Exported(Path(output), manifest, [*loaded.notes, *notes, *(remarks(loaded, states(spec), half=half) if decodes else ())])
+    return Exported(
+        Path(output), manifest, [*loaded.notes, *notes, *(remarks(loaded, states(spec), half=half) if decodes else ())]
+    )
 
 
 def _usual(loaded: LoadedModel) -> str:

@@ -37,7 +37,9 @@ def _reason_of_platform() -> str | None:
     """Why there is no wheel of coreai-core for this machine, if there is none."""
     here = (sys.platform, platform.machine())
     if here not in (("linux", "x86_64"), ("darwin", "arm64")):
-        return f"coreai-core has wheels for Linux on x86-64 and for macOS on Apple silicon only, not for {' '.join(here)}"
+        return (
+            f"coreai-core has wheels for Linux on x86-64 and for macOS on Apple silicon only, not for {' '.join(here)}"
+        )
     if not (3, 11) <= sys.version_info[:2] <= (3, 14):
         return f"coreai-core has wheels for Python 3.11 to 3.14 only, and this is {platform.python_version()}"
     return None

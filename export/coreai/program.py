@@ -37,7 +37,7 @@ def write(spec: Model, plan: StoragePlan, path: Path) -> None:
 
 
 def _decoder(module: Any, spec: Model, constants: Constants) -> None:
-    """`main`: input_ids [1, T] and position_ids [1, S], those of past and new tokens, with the caches as states -> logits [1, T, V].
+    """`main`: input_ids [1, T], position_ids [1, S] of past and new tokens, the caches as states -> logits [1, T, V].
 
     That is what Apple's runner of language models asks for. A prefix LM has a third input, prefix_length [1].
     """
@@ -49,9 +49,7 @@ def _decoder(module: Any, spec: Model, constants: Constants) -> None:
     if spec.prefixed:
         inputs["prefix_length"] = ir().RankedTensorType.get([1], integer)
     handles = {
-        s.public: c().HandleType.get(
-            ir().RankedTensorType.get([len(s.paths), 1, s.heads, dynamic, s.dim], element)
-        )
+        s.public: c().HandleType.get(ir().RankedTensorType.get([len(s.paths), 1, s.heads, dynamic, s.dim], element))
         for s in held
     }
     graph = c().GraphOp(MAIN, [*inputs.values(), *handles.values()], [], [*inputs, *handles])

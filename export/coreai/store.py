@@ -57,9 +57,7 @@ class StateStore:
         self.handles = {state.public: handle for state, handle in held}
         self.tokens = {state.public: c().create_token() for state, _ in held}
         self._places = {
-            (path, state.name): (state.public, number)
-            for state, _ in held
-            for number, path in enumerate(state.paths)
+            (path, state.name): (state.public, number) for state, _ in held for number, path in enumerate(state.paths)
         }
 
     def append(self, path: str, tensors: dict[str, CoreTensor]) -> tuple[CoreTensor, ...]:

@@ -43,25 +43,25 @@ class CoreTensor:
     def __add__(self, other: CoreTensor | float) -> CoreTensor:
         return self.combine(c().broadcasting_add, other)
 
-    def __radd__(self, other: float) -> CoreTensor:
+    def __radd__(self, other: CoreTensor | float) -> CoreTensor:
         return self.combine(c().broadcasting_add, other, swapped=True)
 
     def __sub__(self, other: CoreTensor | float) -> CoreTensor:
         return self.combine(c().broadcasting_sub, other)
 
-    def __rsub__(self, other: float) -> CoreTensor:
+    def __rsub__(self, other: CoreTensor | float) -> CoreTensor:
         return self.combine(c().broadcasting_sub, other, swapped=True)
 
     def __mul__(self, other: CoreTensor | float) -> CoreTensor:
         return self.combine(c().broadcasting_mul, other)
 
-    def __rmul__(self, other: float) -> CoreTensor:
+    def __rmul__(self, other: CoreTensor | float) -> CoreTensor:
         return self.combine(c().broadcasting_mul, other, swapped=True)
 
     def __truediv__(self, other: CoreTensor | float) -> CoreTensor:
         return self.combine(c().broadcasting_divide, other)
 
-    def __rtruediv__(self, other: float) -> CoreTensor:
+    def __rtruediv__(self, other: CoreTensor | float) -> CoreTensor:
         return self.combine(c().broadcasting_divide, other, swapped=True)
 
     def __and__(self, other: CoreTensor) -> CoreTensor:
