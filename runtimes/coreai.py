@@ -145,7 +145,7 @@ class Runtime(base.Runtime):
     extra = package.EXTRA
     prefixes = True
     slow = sys.platform != "darwin"
-    ranked = sys.platform == "darwin"
+    timed = sys.platform == "darwin"
 
     @property
     def variants(self) -> tuple[str, ...]:  # type: ignore[override]

@@ -200,7 +200,7 @@ def test_what_a_decoder_refuses(made, tmp_path):
     spec = load(STDLIB).spec
     assert "one sequence" in runtime.refuses(spec, Options(batch=2))
     if sys.platform != "darwin":
-        assert "macOS only" in runtime.refuses(spec, Options(variant="ane")) and not runtime.ranked
+        assert "macOS only" in runtime.refuses(spec, Options(variant="ane")) and not runtime.timed
     session = runtime.open(made("fp32").folder, Options(capacity=16))
     with pytest.raises(InputError, match="padding"):
         session.forward(random_ids(4096, 1, 4), np.array([[0, 1, 1, 1]]))

@@ -11,6 +11,7 @@ from edgeformer.checkpoint.companions.tokenizer import has_tokenizer
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import SCHEMA, Manifest
 from edgeformer.errors import EdgeformerError
+from edgeformer.exporters.coreai.contract import core_ai_notes
 from edgeformer.exporters.gguf.exporter import PRECISIONS as GGUF_PRECISIONS
 from edgeformer.exporters.gguf.exporter import architecture
 from edgeformer.exporters.gguf.tokenizer import tokenizer_metadata
@@ -54,7 +55,7 @@ def answers(loaded: LoadedModel) -> list[Answer]:
     for target, _ in discover.each("edgeformer.exporters.onnx.targets"):
         with discover.sparing("edgeformer.exporters.onnx.targets", target):
             found.append(_onnx(spec, target))
-    found += [_mlx(spec), _gguf(loaded), _hf(spec), _checkpoint(spec)]
+    found += [_mlx(spec), _gguf(loaded), _coreai(spec), _hf(spec), _checkpoint(spec)]
     for answer in found:
         kind = answer.name.split()[0]
         answer.runtimes = dict(_runtimes(kind, spec, answer.name.partition(" ")[2])) if answer.precisions else {}
@@ -159,6 +160,17 @@ def _gguf(loaded: LoadedModel) -> Answer:
         return notes
 
     return _tried(Answer("gguf"), tuple(p for p in GGUF_PRECISIONS if p != "mixed"), attempt)
+
+
+def _coreai(spec: Model) -> Answer:
+    def attempt(precision: str) -> list[str]:
+        if spec.task == Task.TEXT2TEXT_GENERATION:
+            raise EdgeformerError("the export to Core AI writes decoders and encoders only")
+        if precision.removesuffix("f16") in QUANTIZED:
+            chosen(spec)
+        return core_ai_notes(spec)
+
+    return _tried(Answer("coreai"), (*ONNX_PRECISIONS, *QUANTIZED, *_HALF), attempt)
 
 
 def _hf(spec: Model) -> Answer:

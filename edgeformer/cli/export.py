@@ -39,7 +39,8 @@ from edgeformer.weights.precision import FLOAT_TYPES
     default=None,
     help="fp32, fp16, bf16; q4, q8: groups of 32, the same bits in every runtime (a checkpoint that isn't quantized yet is"
     " rounded to nearest). onnx: fp16 applies to weights and arithmetic, bf16 to weights only; q4f16 and q8f16 compute in fp16."
-    " mlx: 4bit, 8bit are MLX's own affine quantization. [default: onnx fp32, mlx as stored; a quantized checkpoint unchanged]",
+    " mlx: 4bit, 8bit are MLX's own affine quantization. [default: onnx fp32, mlx as stored, coreai fp16; a quantized checkpoint"
+    " unchanged]",
 )
 @click.option(
     "--group-size", type=click.Choice(["32", "64", "128"]), default=None, help="mlx: weights per scale. [default: 64]"

@@ -321,6 +321,8 @@ class Runtime(ABC):
     """Whether it takes seconds per token on a model of real size; such models then skip it unless it is asked for."""
     ranked: ClassVar[bool] = True
     """Whether its rows are results (the null runtime's are not)."""
+    timed: ClassVar[bool] = True
+    """Whether its time is a result: a reference interpreter's rows are verified, and not ranked."""
 
     def takes(self, kind: str) -> bool:
         """Whether it opens this format."""

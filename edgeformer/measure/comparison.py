@@ -166,7 +166,7 @@ def builds(
     for name in runtimes if runtimes is not None else compared(spec):
         runtime, variant = get(name) if runtimes is None else require(name)
         if runtimes is None:
-            if not runtime.ranked or runtime.served:
+            if not runtime.ranked or not runtime.timed or runtime.served:
                 continue
             reason = runtime.unavailable() or runtime.refuses(spec, Options(variant=variant))
             if reason is None and too_slow(runtime, spec):
@@ -287,7 +287,7 @@ def _makers_digest() -> str:
         for file in sorted(package.rglob("*.py")):
             if not {"cli", "measure", "report"} & set(file.relative_to(package).parts):
                 h.update(file.read_bytes())
-    for name in ("onnx", "onnx-ir", "numpy", "gguf", "mlx"):
+    for name in ("onnx", "onnx-ir", "numpy", "gguf", "mlx", "coreai-core"):
         with contextlib.suppress(PackageNotFoundError):
             h.update(f"{name} {version(name)}".encode())
     return h.hexdigest()[:16]

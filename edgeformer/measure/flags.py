@@ -19,6 +19,7 @@ class FlagCode(StrEnum):
     NOT_MEASURED = "not-measured"
     NOT_SETTLED = "not-settled"
     POWER = "power"
+    REFERENCE = "reference"
     SLOWER_THAN_FP32 = "slower-than-fp32"
     SPREAD = "spread"
     THREADS = "threads"

@@ -37,7 +37,7 @@ def artefact_plans(
     kind = manifest.get("format", "onnx")
     found, notes = fitting(chosen, kind, spec, manifest)
     compute = "int8" if rounds_to_int8(manifest) else manifest["compute"]
-    plans = [Plan(n, source, kind, manifest["precision"], n, compute=compute) for n in found]
+    plans = [Plan(n, source, kind, manifest["precision"], n, timed=get(n)[0].timed, compute=compute) for n in found]
     return plans, notes
 
 

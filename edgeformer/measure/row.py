@@ -43,7 +43,7 @@ class Plan:
     """A row to run: `runtime` (`name` or `name:variant`) on `source`, an artefact's folder or a MODEL.
 
     `precision` is that of the weights, `compute` that of the arithmetic. `again` marks a row's twin, which runs the same again
-    to measure the noise.
+    to measure the noise. `timed`: whether its time is a result.
     """
 
     runtime: str
@@ -55,6 +55,7 @@ class Plan:
     load_options: dict[str, Any] = field(default_factory=dict)
     compute: str = "fp32"
     again: bool = False
+    timed: bool = True
 
 
 @dataclass
@@ -96,9 +97,9 @@ class Row:
 
     @property
     def ranked(self) -> bool:
-        """Whether the row is ranked: verified, measured, from a ranked runtime, and not a twin."""
+        """Whether the row is ranked: verified, measured, from a ranked runtime whose time is a result, and not a twin."""
         mine = self.decode_medians_ns() if self.shape.gen else self.rounds
-        return self.verified and bool(mine) and self.plan.ranked and not self.plan.again
+        return self.verified and bool(mine) and self.plan.ranked and self.plan.timed and not self.plan.again
 
     def prefill_ns(self) -> list[int]:
         """Every prefill (or encoder call) of every round."""

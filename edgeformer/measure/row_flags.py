@@ -20,6 +20,8 @@ def row_flags(row: Row, others: list[Row]) -> list[Flag]:
     if not row.rounds:
         return []
     said: list[Flag] = []
+    if not row.plan.timed:
+        said.append(Flag(FlagCode.REFERENCE, "a reference interpreter: verified, and its time is no result"))
     if (share := row.facts.get("provider_flops")) is not None and share < FALLBACK:
         said.append(
             Flag(

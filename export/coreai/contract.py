@@ -15,9 +15,11 @@ from edgeformer.checkpoint.companions.special import special_ids
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError
-from edgeformer.exporters.coreai.store import State
+from edgeformer.exporters.coreai.store import states
 from edgeformer.files.json_file import read_json_file
 from edgeformer.files.paths import inside
+from edgeformer.spec import Model
+from edgeformer.spec.task import Task
 
 METADATA, TOKENIZER, VERSION, MAIN = "metadata.json", "tokenizer", "0.2", "main"
 _FIELDS: dict[str, tuple[type, ...]] = {
@@ -104,22 +106,38 @@ def _check_function_map(file: Path, given: Any) -> None:
         )
 
 
-def remarks(loaded: LoadedModel, held: list[State], *, half: bool) -> list[str]:
+def core_ai_notes(spec: Model) -> list[str]:
+    """What is special about this spec in Core AI: whether Apple's runner of language models takes it."""
+    if spec.task != Task.TEXT_GENERATION:
+        return ["a batch of texts with padding; shapes are dynamic, which the Neural Engine doesn't take"]
+    notes = ["one sequence without padding; shapes are dynamic, which the Neural Engine doesn't take"]
+    reasons = _runner_refuses(spec)
+    return notes + (reasons or ["Apple's runner of language models takes it with fp16 arithmetic (fp16, q4f16, q8f16)"])
+
+
+def _runner_refuses(spec: Model) -> list[str]:
+    """Why Apple's runner doesn't take a decoder, whatever its precision."""
+    reasons, caches = [], [s.public for s in states(spec)]
+    if caches[:2] != ["keyCache", "valueCache"] or len(caches) > 4:
+        reasons.append(
+            "Apple's runner of language models takes 2 to 4 states, keyCache and valueCache first, and this model has"
+            f" {', '.join(caches)}: call the function `main` yourself (docs/coreai.md)"
+        )
+    if spec.prefixed:
+        reasons.append(
+            "this is a prefix LM: `main` has a third input, prefix_length, which Apple's runner doesn't feed"
+        )
+    return reasons
+
+
+def remarks(loaded: LoadedModel, *, half: bool) -> list[str]:
     """What Apple's runner of language models would refuse or do otherwise, although the asset is right."""
-    notes = []
+    notes = _runner_refuses(loaded.spec)
     if not half:
         notes.append(
             "Apple's runner of language models takes float16 logits only, and these are float32; use --precision fp16, q4f16 or"
             " q8f16 for it"
         )
-    caches = [s.public for s in held]
-    if caches[:2] != ["keyCache", "valueCache"] or len(caches) > 4:
-        notes.append(
-            f"Apple's runner of language models takes 2 to 4 states, keyCache and valueCache first, and this model has"
-            f" {', '.join(caches)}; call its function `main` yourself (docs/coreai.md)"
-        )
-    if loaded.spec.prefixed:
-        notes.append("this is a prefix LM: `main` has a third input, prefix_length, which Apple's runner doesn't feed")
     ends = special_ids(loaded.around).eos if has_tokenizer(loaded.around) else ()
     if len(ends) > 1:
         notes.append(

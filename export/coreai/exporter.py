@@ -20,7 +20,6 @@ from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ExportError
 from edgeformer.exporters.coreai import package
 from edgeformer.exporters.coreai.contract import METADATA, TOKENIZER, check_bundle, metadata, remarks
-from edgeformer.exporters.coreai.store import states
 from edgeformer.exporters.onnx.filling import Progress
 from edgeformer.exporters.onnx.storage import plan
 from edgeformer.spec.serialization import to_json
@@ -83,9 +82,7 @@ def export_coreai(
         if decodes:
             check_bundle(folder)
         bundle.write_manifest(folder, manifest)
-    return Exported(
-        Path(output), manifest, [*loaded.notes, *notes, *(remarks(loaded, states(spec), half=half) if decodes else ())]
-    )
+    return Exported(Path(output), manifest, [*loaded.notes, *notes, *(remarks(loaded, half=half) if decodes else ())])
 
 
 def _usual(loaded: LoadedModel) -> str:
