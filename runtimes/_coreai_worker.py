@@ -64,7 +64,7 @@ async def serve(asset: Path, unit: str, commands: IO[bytes], answers: IO[bytes])
             kind = kinds.gpu() if unit == "gpu" else kinds.neural_engine()
             options = known.from_preferred_compute_unit_kind(kind)
     async with authoring.AIModelAsset.load(asset).executable(options) as model:
-        main, state = model.load_function("main"), {}
+        functions, state = {}, {}
         write_frame(answers, {"done": True}, {})
         while True:
             try:
@@ -77,7 +77,10 @@ async def serve(asset: Path, unit: str, commands: IO[bytes], answers: IO[bytes])
                 continue
             start = time.perf_counter_ns()
             inputs = {name: array(given) for name, given in arrays.items()}
-            made = await (main(inputs, state) if state else main(inputs))
+            if (name := header["function"]) not in functions:
+                functions[name] = model.load_function(name)
+            call = functions[name]
+            made = await (call(inputs, state) if header["stateful"] else call(inputs))
             outputs = {name: np.array(made[name].numpy()) for name in header["outputs"]}
             write_frame(answers, {"done": True, "ns": time.perf_counter_ns() - start}, outputs)
 

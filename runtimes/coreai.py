@@ -21,11 +21,13 @@ from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.exporters.coreai import package
 from edgeformer.exporters.coreai.contract import check_bundle
-from edgeformer.exporters.coreai.store import states
+from edgeformer.exporters.coreai.program import DECODE, ENCODE, MAIN
+from edgeformer.exporters.coreai.store import read_names, states
 from edgeformer.files.paths import inside
 from edgeformer.files.trust import isolated
 from edgeformer.inference import runtime as base
 from edgeformer.inference.runtime import Options, Session
+from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.runtimes._coreai_worker import read_frame, write_frame
 from edgeformer.spec.task import Task
 
@@ -101,8 +103,10 @@ class CoreAiSession(Session):
     def __init__(self, folder: Path, options: Options):
         manifest = bundle.opened(folder)
         super().__init__(bundle.read_spec(folder), options)
-        self.decodes = self.spec.task == Task.TEXT_GENERATION
-        if self.decodes:
+        self.decodes = self.spec.task != Task.FEATURE_EXTRACTION
+        self.reads = isinstance(self.spec, EncoderDecoder)
+        self.memory: dict[str, np.ndarray] = {}
+        if self.decodes and not self.reads:
             check_bundle(folder)
         asset = inside(folder, manifest.get("model_file", ""), f"the manifest of {folder}", ArtefactError)
         self.dtype = np.float16 if manifest["compute"] == "fp16" else np.float32
@@ -119,22 +123,41 @@ class CoreAiSession(Session):
         arrays = {"input_ids": ids.astype(np.int32), "position_ids": np.arange(mask.shape[1], dtype=np.int32)[None]}
         if self.prefix is not None:
             arrays["prefix_length"] = np.asarray(self.prefix, np.int32)
-        logits = self._run(arrays, ["logits"])["logits"]
+        logits = self._run(DECODE if self.reads else MAIN, arrays | self.memory, ["logits"])["logits"].astype(
+            np.float32
+        )
         return logits if all_positions else logits[:, -1]
 
-    def _encode(self, inputs):
-        names = [i.name for i in self.spec.inputs()]
-        return self._run({name: inputs[name].astype(np.int32) for name in names}, list(self.spec.outputs()))
+    def _source(self, ids, mask):
+        _refuse_padding(mask)
+        names = [name for name, *_ in read_names(self.spec).values()]
+        self.memory = self._run(ENCODE, {"input_ids": ids.astype(np.int32)}, names)
 
-    def _run(self, arrays: dict[str, np.ndarray], outputs: list[str]) -> dict[str, np.ndarray]:
-        header, made = self.worker.ask({"do": "run", "outputs": outputs}, arrays)
-        self.took_ns = header["ns"]
+    def _encode(self, inputs):
+        arrays = {i.name: inputs[i.name].astype(np.int32) for i in self.spec.inputs()}
+        made = self._run(MAIN, arrays, list(self.spec.outputs()))
         return {name: array.astype(np.float32) for name, array in made.items()}
+
+    def _run(self, function: str, arrays: dict[str, np.ndarray], outputs: list[str]) -> dict[str, np.ndarray]:
+        command = {
+            "do": "run",
+            "function": function,
+            "stateful": self.decodes and function != ENCODE,
+            "outputs": outputs,
+        }
+        header, made = self.worker.ask(command, arrays)
+        self.took_ns = header["ns"]
+        return made
 
     def facts(self):
         unit = self.options.variant or ("system's choice" if sys.platform == "darwin" else "reference interpreter")
         kv = "fp16" if self.dtype == np.float16 else "fp32"
         return {"device": unit, "weights_mmap": False, **({"kv": kv, "prefill_logits": "all"} if self.decodes else {})}
+
+
+def _refuse_padding(mask: np.ndarray) -> None:
+    if not mask.all():
+        raise InputError("a Core AI decoder has no input for padding: give it one prompt at a time, without padding")
 
 
 class Runtime(base.Runtime):
@@ -143,6 +166,7 @@ class Runtime(base.Runtime):
     opens = "coreai"
     packages = ("coreai-core",)
     extra = package.EXTRA
+    tasks = base.EVERY_TASK
     prefixes = True
     slow = sys.platform != "darwin"
     timed = sys.platform == "darwin"
@@ -161,7 +185,7 @@ class Runtime(base.Runtime):
     def refuses(self, spec, options):
         if options.variant and sys.platform != "darwin":
             return "devices can be chosen on macOS only; on Linux Core AI has an interpreter on the CPU"
-        if spec.task == Task.TEXT_GENERATION and options.batch > 1:
+        if spec.task != Task.FEATURE_EXTRACTION and options.batch > 1:
             return "its decoders take one sequence at a time"
         return super().refuses(spec, options)
 

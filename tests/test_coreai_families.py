@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tolerances
 from component_cases import COMPONENTS, ENCODERS, PREFIXED
+from encoder_cases import ENCODER_DECODERS, encoder_settings, pair_settings
 from encoder_cases import ENCODERS as ENCODER_FAMILIES
-from encoder_cases import encoder_settings
 from family_cases import CASES, DECODERS, settings
 from support import hf_logits, load_tiny, random_ids, record_errors, saved
 
@@ -102,5 +102,23 @@ def test_encoder(model_type, case, tmp_path):
             float(np.abs(found[n][row] - x[row])[real if x.ndim == 3 else ...].max()) for n, x in expected.items()
         )
         errors[f"coreai {how}"] = worst
+    record_errors("families", f"{model_type}@{case}-coreai", errors)
+    assert max(errors.values()) <= tolerances.FAMILY, errors
+
+
+@pytest.mark.parametrize(("model_type", "case"), [(m, c) for m, cases in ENCODER_DECODERS.items() for c in cases])
+def test_encoder_decoder(model_type, case, tmp_path):
+    """Two functions of one asset. The oracle is the numpy back end, which test_encoder_decoders holds against transformers."""
+    config = pair_settings(model_type, ENCODER_DECODERS[model_type][case])
+    loaded, _ = load_tiny(tmp_path / "hf", model_type, auto="AutoModelForSeq2SeqLM", **config)
+    read, written = random_ids(80, 1, 40) + 10, random_ids(80, 1, 64, seed=1) + 10
+    session, reference = opened(loaded, tmp_path / "m"), require("numpy")[0].open(loaded, Options())
+    for each in (session, reference):
+        each.source(read)
+    expected = reference.forward(written, all_positions=True)
+    errors = {
+        "coreai uncached": float(np.abs(session.forward(written, all_positions=True) - expected).max()),
+        "coreai cached": float(np.abs(in_chunks(session, written, 20, 40) - expected).max()),
+    }
     record_errors("families", f"{model_type}@{case}-coreai", errors)
     assert max(errors.values()) <= tolerances.FAMILY, errors

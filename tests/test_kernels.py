@@ -121,7 +121,7 @@ def test_a_whole_model(tmp_path):
 @needs_compiler
 def test_single_ops_in_fp16_are_refused(tmp_path):
     """The kernel of a whole decoder takes fp16; those of single ops don't."""
-    loaded, _ = saved(COMPONENTS["mla"], tmp_path / "s")
+    loaded, _ = saved(COMPONENTS["shaw"], tmp_path / "s")
     export_onnx(loaded, tmp_path / "m", precision="fp16")
     with pytest.raises(ArtefactError, match="leave out :kernels"):
         require("onnxruntime")[0].open(tmp_path / "m", Options(variant="kernels"))

@@ -164,8 +164,6 @@ def _gguf(loaded: LoadedModel) -> Answer:
 
 def _coreai(spec: Model) -> Answer:
     def attempt(precision: str) -> list[str]:
-        if spec.task == Task.TEXT2TEXT_GENERATION:
-            raise EdgeformerError("the export to Core AI writes decoders and encoders only")
         if precision.removesuffix("f16") in QUANTIZED:
             chosen(spec)
         return core_ai_notes(spec)

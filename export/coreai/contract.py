@@ -108,6 +108,8 @@ def _check_function_map(file: Path, given: Any) -> None:
 
 def core_ai_notes(spec: Model) -> list[str]:
     """What is special about this spec in Core AI: whether Apple's runner of language models takes it."""
+    if spec.task == Task.TEXT2TEXT_GENERATION:
+        return ["two functions, encode and decode, for one sequence without padding"]
     if spec.task != Task.TEXT_GENERATION:
         return ["a batch of texts with padding; shapes are dynamic, which the Neural Engine doesn't take"]
     notes = ["one sequence without padding; shapes are dynamic, which the Neural Engine doesn't take"]

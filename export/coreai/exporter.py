@@ -17,7 +17,6 @@ import onnx_ir as ir
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.artefact import Exported, described, headless, write_surroundings, writing_from
 from edgeformer.checkpoint.loading import LoadedModel
-from edgeformer.errors import ExportError
 from edgeformer.exporters.coreai import package
 from edgeformer.exporters.coreai.contract import METADATA, TOKENIZER, check_bundle, metadata, remarks
 from edgeformer.exporters.onnx.filling import Progress
@@ -55,8 +54,6 @@ def export_coreai(
 
     package.require()
     spec = loaded.spec
-    if spec.task not in (Task.TEXT_GENERATION, Task.FEATURE_EXTRACTION):
-        raise ExportError(f"the export to Core AI writes decoders and encoders, not {spec.task} models; use --to onnx")
     made = plan(spec, loaded.require_weights(), precision or _usual(loaded), False, keep)
     half = made.compute == ir.DataType.FLOAT16
     name = re.sub(r"[^A-Za-z0-9._-]", "-", Path(loaded.name).resolve().name) or "model"

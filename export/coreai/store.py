@@ -43,6 +43,16 @@ def states(spec: Model) -> list[State]:
     return sorted(made, key=lambda s: order.index(s.name))
 
 
+def read_names(spec: Model) -> dict[tuple[str, str], tuple[str, int, int]]:
+    """(layer path, tensor) -> name, heads, dim of what cross-attention reads, which `encode` returns."""
+    paths = [(path, layer.once()) for path, layer, _ in layers(spec) if layer.once()]
+    return {
+        (path, name): (f"encoder_{'key' if name == 'k' else 'value'}_{number}", *size)
+        for number, (path, sizes) in enumerate(paths)
+        for name, size in sizes.items()
+    }
+
+
 class StateStore:
     """A store that writes each layer's new keys and values behind the past ones, and reads both.
 
@@ -50,10 +60,17 @@ class StateStore:
         held: the states, and the function's argument for each.
         past: number of tokens before this call.
         end: past and new tokens.
+        read: cross-attention's keys and values by (layer path, tensor).
     """
 
-    def __init__(self, held: list[tuple[State, Any]], past: CoreTensor, end: CoreTensor):
-        self.past, self.end = past, end
+    def __init__(
+        self,
+        held: list[tuple[State, Any]],
+        past: CoreTensor,
+        end: CoreTensor,
+        read: dict[Any, CoreTensor] | None = None,
+    ):
+        self.past, self.end, self.read = past, end, read or {}
         self.handles = {state.public: handle for state, handle in held}
         self.tokens = {state.public: c().create_token() for state, _ in held}
         self._places = {
@@ -77,5 +94,5 @@ class StateStore:
         return tuple(made)
 
     def once(self, path: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """Cross-attention's keys and values, computed in every call."""
-        return make()
+        """Cross-attention's keys and values, which the function `encode` has computed."""
+        return {name: x for (place, name), x in self.read.items() if place == path}
