@@ -5,11 +5,13 @@ Its graph API is `coreai._compiler`, which Apple calls unversioned: the versions
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.metadata
 import platform
 import sys
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from edgeformer.errors import RuntimeUnavailable
@@ -76,3 +78,20 @@ def authoring() -> Any:
 def bindings() -> Any:
     """What the dialect's Python modules don't expose: `create_elements_attr`."""
     return _module("coreai._compiler._mlir_libs._coreaiIR._bindings.mlir.dialects.coreai")
+
+
+def save(module: Any, path: Path) -> None:
+    """Write a module as `path`, a new folder `NAME.aimodel`: `AIProgram.save_asset`, but without reading the file back at once to
+    hash it, and with the same bytes every time."""
+    assets = _module("coreai.authoring.asset")
+    path.mkdir()
+    asset = assets._AIModelAsset._create(path=str(path), metadata=None)
+    code = Path(asset._program_bytecode_path)
+    authoring().AIProgram(module)._save_bytecode(code)
+    with code.open("rb") as f:
+        Path(asset._program_hash_path).write_bytes(hashlib.file_digest(f, "sha256").digest())
+
+    def stamp(made: Any) -> None:
+        made._producer = "edgeformer"
+
+    asset.update_metadata(updates=stamp)

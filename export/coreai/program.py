@@ -13,7 +13,7 @@ import onnx_ir
 from edgeformer.exporters.coreai.composites import CompositeOps
 from edgeformer.exporters.coreai.constants import Constants
 from edgeformer.exporters.coreai.handles import CoreAiHandle
-from edgeformer.exporters.coreai.package import authoring, c, ir
+from edgeformer.exporters.coreai.package import authoring, c, ir, save
 from edgeformer.exporters.coreai.store import StateStore, read_names, states
 from edgeformer.exporters.coreai.values import END, CoreTensor, cut, reshaped, tensor
 from edgeformer.exporters.onnx.storage import StoragePlan
@@ -40,7 +40,7 @@ def write(spec: Model, plan: StoragePlan, path: Path) -> None:
             _decoder(ops, spec, constants, MAIN)
         else:
             _encoder(ops, spec, constants)
-    authoring().AIProgram(module).save_asset(path)
+    save(module, path)
 
 
 def _decoder(ops: CompositeOps, spec: Model, constants: Constants, function: str) -> None:
