@@ -27,6 +27,8 @@ class Constants:
         self.plan, self.dtype = plan, dtype
         self._made: dict[str, CoreTensor] = {}
         self._blobs: dict[str, Any] = {}
+        self.bytes = 0
+        """Bytes of all blobs so far."""
 
     def another_function(self) -> None:
         """Constants made from now on belong to another function."""
@@ -56,7 +58,7 @@ class Constants:
         if name not in self._blobs:
             array = read()
             element, dtype = _KINDS[array.dtype.name]
-            self._blobs[name] = _blob(
+            self._blobs[name] = self._blob(
                 blob_name(name, dtype, array.shape), array, array.shape, getattr(ir(), element).get()
             )
         return c().ConstantOp(value=self._blobs[name]).result
@@ -75,7 +77,7 @@ class Constants:
         if name not in self._blobs:
             codes, scales = stored.quantized()
             label = blob_name(name, format.name.upper(), (outputs, groups * GROUP))
-            self._blobs[name] = _blob(label, flip_sign(codes, format), (outputs, groups * GROUP), signed)
+            self._blobs[name] = self._blob(label, flip_sign(codes, format), (outputs, groups * GROUP), signed)
             self._floats(name + SCALES, lambda: scales.reshape(outputs, groups).astype(self.dtype))
         factors = self._floats(name + SCALES, lambda: np.empty(0))
         zeros = np.zeros(outputs * groups * format.bits // 8, np.uint8)
@@ -85,12 +87,12 @@ class Constants:
         nothing = c().constant(np.zeros((outputs, groups), self.dtype))
         return tensor(c().blockwise_shift_scale(data, factors, offset, nothing))
 
+    def _blob(self, label: str, array: np.ndarray, shape: tuple[int, ...], element: Any) -> Any:
+        """Bytes that the graph refers to under a name, without a copy."""
+        self.bytes += array.nbytes
+        kind = ir().RankedTensorType.get(list(shape), element)
+        return ir().DenseResourceElementsAttr.get_from_buffer(np.ascontiguousarray(array), label, kind, alignment=64)
+
 
 _KINDS = {"float32": ("F32Type", "F32"), "float16": ("F16Type", "F16"), "bfloat16": ("BF16Type", "BF16")}
 """numpy's dtype -> the dialect's element type, and safetensors' name."""
-
-
-def _blob(label: str, array: np.ndarray, shape: tuple[int, ...], element: Any) -> Any:
-    """Bytes that the graph refers to under a name, without a copy."""
-    kind = ir().RankedTensorType.get(list(shape), element)
-    return ir().DenseResourceElementsAttr.get_from_buffer(np.ascontiguousarray(array), label, kind, alignment=64)

@@ -5,16 +5,19 @@ Its graph API is `coreai._compiler`, which Apple calls unversioned: the versions
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib
 import importlib.metadata
+import os
 import platform
+import shutil
 import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgeformer.errors import RuntimeUnavailable
+from edgeformer.errors import ExportError, RuntimeUnavailable
 
 TESTED = ("1.0.0b3",)
 """Versions of coreai-core whose graphs the tests have run."""
@@ -80,18 +83,39 @@ def bindings() -> Any:
     return _module("coreai._compiler._mlir_libs._coreaiIR._bindings.mlir.dialects.coreai")
 
 
-def save(module: Any, path: Path) -> None:
-    """Write a module as `path`, a new folder `NAME.aimodel`: `AIProgram.save_asset`, but without reading the file back at once to
-    hash it, and with the same bytes every time."""
+def save(module: Any, path: Path, size: int) -> None:
+    """Write a module as `path`, a new folder `NAME.aimodel`. size: bytes of its weights.
+
+    This is `AIProgram.save_asset` without its three faults: it ends the process where the disk is full, reads the whole file back
+    to hash it, and stamps the time into an asset that could have the same bytes every time.
+
+    Raises:
+        OSError: there is no space for the file.
+        ExportError: Core AI refuses the module.
+    """
     assets = _module("coreai.authoring.asset")
     path.mkdir()
-    asset = assets._AIModelAsset._create(path=str(path), metadata=None)
-    code = Path(asset._program_bytecode_path)
-    authoring().AIProgram(module)._save_bytecode(code)
-    with code.open("rb") as f:
-        Path(asset._program_hash_path).write_bytes(hashlib.file_digest(f, "sha256").digest())
+    _try_space(path / "space", size + size // 20 + (4 << 20))
+    try:
+        asset = assets._AIModelAsset._create(path=str(path), metadata=None)
+        code = Path(asset._program_bytecode_path)
+        authoring().AIProgram(module)._save_bytecode(code)
+        with code.open("rb") as f:
+            Path(asset._program_hash_path).write_bytes(hashlib.file_digest(f, "sha256").digest())
 
-    def stamp(made: Any) -> None:
-        made._producer = "edgeformer"
+        def stamp(made: Any) -> None:
+            made._producer = "edgeformer"
 
-    asset.update_metadata(updates=stamp)
+        asset.update_metadata(updates=stamp)
+    except RuntimeError as e:
+        raise ExportError(f"Core AI can't write this model: {str(e).splitlines()[0][:300]}") from e
+
+
+def _try_space(file: Path, size: int) -> None:
+    """Raise the system's error if a file of this size can't be written: Core AI's own writer would end the process."""
+    if hasattr(os, "posix_fallocate"):
+        with file.open("xb") as f:
+            os.posix_fallocate(f.fileno(), 0, size)
+        file.unlink()
+    elif shutil.disk_usage(file.parent).free < size:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx_ir
 
+from edgeformer.errors import ExportError
 from edgeformer.exporters.coreai.composites import CompositeOps
 from edgeformer.exporters.coreai.constants import Constants
 from edgeformer.exporters.coreai.handles import CoreAiHandle
@@ -31,16 +32,20 @@ def write(spec: Model, plan: StoragePlan, path: Path) -> None:
     half = plan.compute == onnx_ir.DataType.FLOAT16
     constants = Constants(plan, np.float16 if half else np.float32)
     ops = CompositeOps(module)
-    with module:  # Core AI's passes run when the block is left
-        if isinstance(spec, EncoderDecoder):
-            _encode(ops, spec, constants)
-            constants.another_function()
-            _decoder(ops, spec, constants, DECODE)
-        elif spec.task == Task.TEXT_GENERATION:
-            _decoder(ops, spec, constants, MAIN)
-        else:
-            _encoder(ops, spec, constants)
-    save(module, path)
+    try:
+        with module:
+            if isinstance(spec, EncoderDecoder):
+                _encode(ops, spec, constants)
+                constants.another_function()
+                _decoder(ops, spec, constants, DECODE)
+            elif spec.task == Task.TEXT_GENERATION:
+                _decoder(ops, spec, constants, MAIN)
+            else:
+                _encoder(ops, spec, constants)
+    except RuntimeError as e:  # the passes run when the block is left
+        first = str(e).splitlines()[0].rsplit(">>: ", 1)[-1]
+        raise ExportError(f"Core AI's compiler refuses this {spec.kind}: {first[:300]}") from e
+    save(module, path, constants.bytes)
 
 
 def _decoder(ops: CompositeOps, spec: Model, constants: Constants, function: str) -> None:
