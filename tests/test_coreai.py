@@ -22,6 +22,7 @@ from edgeformer.exporters.coreai.contract import check_bundle
 from edgeformer.exporters.coreai.exporter import export_coreai
 from edgeformer.inference.lookup import require
 from edgeformer.inference.runtime import Options
+from edgeformer.measure.settings import Settings
 from edgeformer.weights.formats import QUANTIZED, dequantize, quantize
 from edgeformer.weights.mlir_file import read_asset, read_blobs
 
@@ -207,6 +208,40 @@ def test_what_a_decoder_refuses(made, tmp_path):
     with pytest.raises(ExportError, match="unknown precision"):
         export_coreai(load(STDLIB), tmp_path / "o", precision="q5")
     assert not (tmp_path / "o").exists()
+
+
+@needs_coreai
+def test_no_space(tmp_path):
+    """Core AI's own writer would end the process: `LLVM ERROR: IO failure on output stream`."""
+    code = (
+        "import resource, sys; from edgeformer.cli import main; resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20));"
+        f"sys.argv = ['edgeformer', 'export', {str(STDLIB)!r}, '--to', 'coreai', '-o', {str(tmp_path / 'm')!r}]; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2 and "File too large. Nothing was left behind" in done.stderr, done.stderr[-500:]
+    assert not list(tmp_path.iterdir())
+
+
+@needs_coreai
+def test_the_same_bytes_every_time(made, tmp_path):
+    again = export_coreai(load(STDLIB), tmp_path / "m", precision="q4")
+    for name in ("main.mlirb", "main.hash", "metadata.json"):
+        first = made("q4").folder / "stdlib-5m.aimodel" / name
+        assert first.read_bytes() == (again.folder / "stdlib-5m.aimodel" / name).read_bytes()
+
+
+@needs_coreai
+def test_compare_verifies_and_does_not_rank(tmp_path):
+    """On Linux its rows have a verdict and a flag, and no rank."""
+    saved(small_spec(), tmp_path / "s")
+    _, run = edgeformer.compare(
+        str(tmp_path / "s"), runtimes=["coreai", "onnxruntime"], settings=Settings(rounds=2, prompts=(8,), gens=(4,))
+    )
+    rows = {row.plan.runtime: row for row in run.rows if not row.plan.again}
+    assert rows["coreai"].verdict == "pass" and rows["onnxruntime"].ranked
+    if sys.platform != "darwin":
+        assert not rows["coreai"].ranked
+        assert "reference" in [flag.code for flag in rows["coreai"].flags]
 
 
 @needs_coreai

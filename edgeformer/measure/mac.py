@@ -31,7 +31,10 @@ from edgeformer.verification.reference import sample_ids
 
 SCHEMA = 1
 PARTS = ("kernels", "fused_attention", "tune", "parity", "generation", "bench")
-BENCHED = ("mlx", "mlx:ops", "mlx:kernels", "mlx_lm", "onnxruntime", "llama_cpp", "llama_cpp:gpu", "torch:mps")
+BENCHED = (
+    "mlx", "mlx:ops", "mlx:kernels", "mlx_lm", "onnxruntime", "llama_cpp", "llama_cpp:gpu", "torch:mps", "coreai", "coreai:cpu",
+    "coreai:gpu",
+)  # fmt: skip
 Report = Callable[[str], None]
 
 
@@ -242,6 +245,11 @@ def generation(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, An
     return {"status": "ok", "prompt": len(prompt), "tokens": count, "results": results}
 
 
+def _unusable(name: str, loaded: LoadedModel) -> str | None:
+    runtime, variant = get(name)
+    return runtime.unavailable() or runtime.refuses(loaded.spec, Options(variant=variant))
+
+
 def bench(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
     """Measure the standard rows, one process each, rounds interleaved: every runtime here that can run the model."""
     import mlx.core as mx
@@ -250,14 +258,14 @@ def bench(loaded: LoadedModel, rounds: int, report: Report) -> dict[str, Any]:
     for name in BENCHED:
         if name.endswith((":kernels", ":mps", ":gpu")) and not mx.metal.is_available():
             missing[name] = "no Metal on this machine"
-        elif (reason := get(name)[0].unavailable()) is not None:
+        elif (reason := _unusable(name, loaded)) is not None:
             missing[name] = reason
         else:
             names.append(name)
     settings = Settings(rounds=rounds)
     with temporary_folder() as scratch:
         folders = []
-        opened = {"onnx": "onnxruntime", "mlx": "mlx_lm", "gguf": "llama_cpp"}
+        opened = {"onnx": "onnxruntime", "mlx": "mlx_lm", "gguf": "llama_cpp", "coreai": "coreai"}
         for kind, runtime in opened.items():
             if runtime in names:
                 folders.append(str(scratch / kind))
