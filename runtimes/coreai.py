@@ -93,7 +93,8 @@ class Worker:
             process.kill()
             process.wait()
             for stream in (process.stdin, process.stdout):
-                stream.close()
+                with contextlib.suppress(OSError):  # unsent bytes for a process that has ended
+                    stream.close()
             self._log.close()
 
 

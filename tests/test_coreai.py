@@ -11,10 +11,11 @@ import sys
 import numpy as np
 import pytest
 import tolerances
-from component_cases import ENCODERS
+from component_cases import COMPONENTS, ENCODERS
 from support import STDLIB, random_ids, saved, small_spec
 
 import edgeformer
+from edgeformer.advise.rules.coreai import remarks
 from edgeformer.checkpoint.loading import load
 from edgeformer.errors import ArtefactError, CheckpointError, ExportError, InputError, RuntimeUnavailable
 from edgeformer.exporters.coreai import package
@@ -22,7 +23,10 @@ from edgeformer.exporters.coreai.contract import check_bundle
 from edgeformer.exporters.coreai.exporter import export_coreai
 from edgeformer.inference.lookup import require
 from edgeformer.inference.runtime import Options
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.rope import Rope
 from edgeformer.measure.settings import Settings
+from edgeformer.spec import layers
 from edgeformer.weights.formats import QUANTIZED, dequantize, quantize
 from edgeformer.weights.mlir_file import read_asset, read_blobs
 
@@ -208,6 +212,31 @@ def test_what_a_decoder_refuses(made, tmp_path):
     with pytest.raises(ExportError, match="unknown precision"):
         export_coreai(load(STDLIB), tmp_path / "o", precision="q5")
     assert not (tmp_path / "o").exists()
+
+
+@needs_coreai
+def test_a_runtime_that_ends_its_process(made):
+    """Errors of Core AI's runtime are often aborts: the session says so, and this process lives."""
+    session = require("coreai")[0].open(made("fp32").folder, Options(capacity=16))
+    session.worker._process.kill()
+    with pytest.raises(ArtefactError, match=r"ended \(signal 9\)"):
+        session.forward(random_ids(4096, 1, 4))
+
+
+@needs_coreai
+@pytest.mark.parametrize("case", COMPONENTS)
+def test_the_advice_is_what_the_export_does(case, tmp_path):
+    """Apple's composites are in the asset where, and only where, `advise` doesn't say that they can't be."""
+    spec = COMPONENTS[case]
+    said = " ".join(remarks(spec))
+    attentions = [a for _, a, _ in layers(spec) if isinstance(a, GQA)]
+    loaded, _ = saved(spec, tmp_path / "s")
+    export_coreai(loaded, tmp_path / "m", precision="fp32")
+    code = (tmp_path / "m/s.aimodel/main.mlirb").read_bytes()
+    if attentions:
+        assert (b"scaled_dot_product_attention" in code) == ("attention with" not in said)
+    if any(isinstance(a.position, Rope) for a in attentions):
+        assert (b"rope_" in code) == ("rotations of part" not in said)
 
 
 @needs_coreai

@@ -113,11 +113,11 @@ def core_ai_notes(spec: Model) -> list[str]:
     if spec.task != Task.TEXT_GENERATION:
         return ["a batch of texts with padding; shapes are dynamic, which the Neural Engine doesn't take"]
     notes = ["one sequence without padding; shapes are dynamic, which the Neural Engine doesn't take"]
-    reasons = _runner_refuses(spec)
+    reasons = runner_refuses(spec)
     return notes + (reasons or ["Apple's runner of language models takes it with fp16 arithmetic (fp16, q4f16, q8f16)"])
 
 
-def _runner_refuses(spec: Model) -> list[str]:
+def runner_refuses(spec: Model) -> list[str]:
     """Why Apple's runner doesn't take a decoder, whatever its precision."""
     reasons, caches = [], [s.public for s in states(spec)]
     if caches[:2] != ["keyCache", "valueCache"] or len(caches) > 4:
@@ -134,7 +134,7 @@ def _runner_refuses(spec: Model) -> list[str]:
 
 def remarks(loaded: LoadedModel, *, half: bool) -> list[str]:
     """What Apple's runner of language models would refuse or do otherwise, although the asset is right."""
-    notes = _runner_refuses(loaded.spec)
+    notes = runner_refuses(loaded.spec)
     if not half:
         notes.append(
             "Apple's runner of language models takes float16 logits only, and these are float32; use --precision fp16, q4f16 or"
