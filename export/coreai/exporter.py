@@ -7,6 +7,7 @@ with the reference interpreter of the coreai-core package.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -21,6 +22,7 @@ from edgeformer.exporters.coreai import package
 from edgeformer.exporters.coreai.contract import METADATA, TOKENIZER, check_bundle, metadata, remarks
 from edgeformer.exporters.onnx.filling import Progress
 from edgeformer.exporters.onnx.storage import plan
+from edgeformer.spec import tensors
 from edgeformer.spec.serialization import to_json
 from edgeformer.spec.task import Task
 from edgeformer.weights.rounding import bits_per_weight, group_format
@@ -59,7 +61,7 @@ def export_coreai(
     name = re.sub(r"[^A-Za-z0-9._-]", "-", Path(loaded.name).resolve().name) or "model"
     decodes = spec.task == Task.TEXT_GENERATION
     with writing_from(loaded, Path(output), force=force) as folder:
-        write(spec, made, folder / f"{name}.aimodel")
+        size = write(spec, made, folder / f"{name}.aimodel")
         place = folder / TOKENIZER if decodes else folder
         place.mkdir(exist_ok=True)
         (folder / "spec.json").write_text(json.dumps(to_json(spec), indent=1) + "\n")
@@ -75,11 +77,22 @@ def export_coreai(
         manifest["model_file"] = f"{name}.aimodel"
         if bundle.has_own_bits(made.precision):
             made_by = loaded.quantization or {"method": "rtn"}
-            manifest["quantization"] = {**made_by, "bits_per_weight": bits_per_weight(made.weights)}
+            manifest["quantization"] = {
+                **made_by,
+                "bits_per_weight": bits_per_weight(made.weights),
+                "stored_bits_per_weight": round(8 * size / sum(map(math.prod, tensors(spec).values())), 3),
+            }
         if decodes:
             check_bundle(folder)
         bundle.write_manifest(folder, manifest)
-    return Exported(Path(output), manifest, [*loaded.notes, *notes, *(remarks(loaded, half=half) if decodes else ())])
+    if decodes:
+        notes += remarks(loaded, half=half)
+    if not half and bundle.has_own_bits(made.precision):
+        notes.append(
+            "in float32 arithmetic Core AI needs float32 scales, which take 2 bytes more per 32 weights; q4f16 and q8f16 keep the"
+            " fp16 ones"
+        )
+    return Exported(Path(output), manifest, [*loaded.notes, *notes])
 
 
 def _usual(loaded: LoadedModel) -> str:

@@ -26,8 +26,13 @@ from edgeformer.spec.task import Task
 MAIN, ENCODE, DECODE = "main", "encode", "decode"
 
 
-def write(spec: Model, plan: StoragePlan, path: Path) -> None:
-    """Write a model as `path`, a folder `NAME.aimodel`."""
+def write(spec: Model, plan: StoragePlan, path: Path) -> int:
+    """Write a model as `path`, a folder `NAME.aimodel`; returns the bytes of its weights.
+
+    Raises:
+        ExportError: Core AI's compiler refuses the model.
+        OSError: there is no space for the file.
+    """
     module = authoring().Module.create()
     half = plan.compute == onnx_ir.DataType.FLOAT16
     constants = Constants(plan, np.float16 if half else np.float32)
@@ -46,6 +51,7 @@ def write(spec: Model, plan: StoragePlan, path: Path) -> None:
         first = str(e).splitlines()[0].rsplit(">>: ", 1)[-1]
         raise ExportError(f"Core AI's compiler refuses this {spec.kind}: {first[:300]}") from e
     save(module, path, constants.bytes)
+    return constants.bytes
 
 
 def _decoder(ops: CompositeOps, spec: Model, constants: Constants, function: str) -> None:
