@@ -9,6 +9,7 @@ import errno
 import hashlib
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
 import shutil
@@ -107,6 +108,8 @@ def save(module: Any, path: Path, size: int) -> None:
             made._producer = "edgeformer"
 
         asset.update_metadata(updates=stamp)
+        described = path / "metadata.json"  # in an order that changes from run to run
+        described.write_text(json.dumps(json.loads(described.read_text()), indent=2, sort_keys=True) + "\n")
     except RuntimeError as e:
         raise ExportError(f"Core AI can't write this model: {str(e).splitlines()[0][:300]}") from e
 
