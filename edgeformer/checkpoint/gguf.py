@@ -32,7 +32,7 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
     """Read a GGUF file; any part of a split model stands for all of it.
 
     Raises:
-        CheckpointError: not a GGUF file, a part of a split model is missing, or a tensor type is not supported (K-quants and
+        CheckpointError: not a GGUF file, a part of a split model is missing, or a tensor type is not supported (integers and
             the like).
         ConfigError: the architecture, or one of its keys, is not supported.
     """
@@ -66,6 +66,7 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
     notes = [f"unsupported GGUF keys ignored: {', '.join(unread)}"] if unread else []
     if others := reader.strangers():
         notes.append(f"unused GGUF metadata: {', '.join(others)}")
+    notes += reader.notes
     return GgufModel(config, stored, arch, reader.below(TOKENIZER), reader.files, notes)
 
 

@@ -1,10 +1,13 @@
-"""Read GGUF files lazily: metadata, and the location of each tensor. Q4_0 and Q8_0 are q4 and q8 with bytes in another order."""
+"""Read GGUF files lazily: metadata, and the location of each tensor.
+
+Q4_0 and Q8_0 are q4 and q8 with bytes in another order. llama.cpp's other quantized types (K-quants, I-quants, ...) have no
+equal elsewhere: they are read as float32, by the package gguf.
+"""
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,19 +26,8 @@ TYPES = tuple(t.safetensors for t in FLOAT_TYPES.values())
 BLOCKS = {f.gguf: f for f in QUANTIZED.values()}
 
 
-def _scheme(types: Iterable[str]) -> str:
-    """llama.cpp's name for the quantization of these types."""
-    kinds = {
-        "K-quants"
-        if name.endswith("_K")
-        else "I-quants"
-        if name.startswith("IQ")
-        else "MXFP4"
-        if name == "MXFP4"
-        else name
-        for name in types
-    }
-    return " and ".join(sorted(kinds))
+FOREIGN = "GGUF_"
+"""Prefix of the dtype of tensors in a quantized type that only GGUF has."""
 
 
 def require_gguf() -> Any:
@@ -76,6 +68,31 @@ class GgufTensor(QuantizedTensor):
         packed, scales = from_blocks(raw, self.format)
         check_finite(self, np.ascontiguousarray(scales).reshape(-1))
         return separated(packed, self.heads), separated(scales, self.heads)
+
+
+@dataclass(frozen=True)
+class GgufForeign(StoredTensor):
+    """A tensor in a quantized type that only GGUF has; its dtype is `FOREIGN` and llama.cpp's name of the type."""
+
+    heads: int = 0
+
+    @property
+    def raw(self) -> bool:
+        return False
+
+    def read(self) -> np.ndarray:
+        """The values in float32, as the package gguf dequantizes them.
+
+        Raises:
+            RuntimeUnavailable: the package isn't installed.
+            CheckpointError: the file is truncated, or holds values that aren't finite.
+        """
+        gguf = require_gguf()
+        kind = gguf.GGMLQuantizationType[self.dtype.removeprefix(FOREIGN)]
+        blocks = read_raw(self, np.dtype(np.uint8), (*self.shape[:-1], -1))
+        values = gguf.quants.dequantize(blocks, kind).astype(np.float32, copy=False).reshape(self.shape)
+        check_finite(self, values.reshape(-1))
+        return separated(values, self.heads)
 
 
 def to_blocks(packed: np.ndarray, scales: np.ndarray, format: Format) -> np.ndarray:
@@ -126,6 +143,17 @@ def parts_of(file: Path) -> list[Path]:
     return [file.with_name(f"{found['stem']}-{n:05d}-of-{count:05d}.gguf") for n in range(1, count + 1)]
 
 
+DEQUANTIZED = (
+    "Q4_1", "Q5_0", "Q5_1", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "TQ1_0", "TQ2_0", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS",
+    "IQ2_S", "IQ3_XXS", "IQ3_S", "IQ4_NL", "IQ4_XS", "MXFP4",
+)  # fmt: skip
+"""Quantized types that the package gguf turns into float32."""
+
+
+def _counted(types: dict[str, int]) -> str:
+    return ", ".join(f"{name} ({count} tensors)" for name, count in sorted(types.items()))
+
+
 class Reader:
     """The metadata and tensors of a file, or of all files of a split model. Keys are named without the architecture's prefix;
     the reader tracks which ones were not read.
@@ -165,18 +193,26 @@ class Reader:
             raise CheckpointError(
                 f"{file}: its {count} files hold {len(self._tensors)} tensors, but its header declares {shown(told)}"
             )
-        known = (*TYPES, *BLOCKS)
+        self.foreign: dict[str, int] = {}
+        """Quantized type that only GGUF has -> how many tensors are of it."""
         others: dict[str, int] = {}
         for t, _ in self._tensors.values():
-            if t.type not in known:
-                others[t.type] = others.get(t.type, 0) + 1
+            if t.type not in (*TYPES, *BLOCKS):
+                group = self.foreign if t.type in DEQUANTIZED else others
+                group[t.type] = group.get(t.type, 0) + 1
         if others:
-            listed = ", ".join(f"{name} ({count} tensors)" for name, count in sorted(others.items()))
-            scheme = _scheme(others)
-            raise CheckpointError(
-                f"{file} is quantized in llama.cpp's {scheme}: {listed}. edgeformer reads {', '.join(known)}, whose groups every"
-                " runtime holds exactly; convert the original model instead"
-            )
+            known = ", ".join((*TYPES, *BLOCKS, *DEQUANTIZED))
+            raise CheckpointError(f"{file} holds tensors of the types {_counted(others)}; edgeformer reads {known}")
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know about the weights."""
+        if not self.foreign:
+            return []
+        return [
+            f"{_counted(self.foreign)}: llama.cpp's own quantization, read as float32. No other format holds these bits: exports"
+            " in fp32 have its values, q4 and q8 round them a second time"
+        ]
 
     def below(self, prefix: str) -> dict[str, Any]:
         """All metadata under a prefix, by the rest of its key."""
@@ -253,8 +289,11 @@ class Reader:
         """The location of a tensor."""
         (t, file), shape = self._tensors[name], self.shape(name)
         place, state = (name, file, t.offset, t.nbytes), self._headers[file].state
-        if (format := BLOCKS.get(t.type)) is not None:
+        format = BLOCKS.get(t.type)
+        if format is not None and not self.foreign:
             return GgufTensor(*place, format.name.upper(), shape, format, heads, identity=state)
+        if format is not None or t.type in DEQUANTIZED:  # beside K-quants, Q8_0 is no choice of ours to be carried on
+            return GgufForeign(*place, FOREIGN + t.type, shape, heads, identity=state)
         return GgufPlain(*place, t.type, shape, heads, identity=state)
 
     def names(self) -> list[str]:
