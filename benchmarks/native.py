@@ -2,7 +2,7 @@
 
 One interleaved run per prompt length (128, 512), every row verified; ratios are round by round, the other's time / ours: above 1
 means that we are faster. Then where a decode step's time goes, with the bytes of weights that each kind of instruction reads per
-second, beside what this machine reads from a buffer of that size.
+second, beside what this machine reads from a buffer of that size; and where a prompt's time goes, with operations per second.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from edgeformer.measure.roofline import measure_rates
 from edgeformer.measure.settings import Settings
 
 PRECISIONS = ("fp32", "q8", "q4")
-STEPS = 64
+STEPS, PROMPT = 64, 512
 
 
 def ratios(model: str, rounds: int, threads: int) -> dict[str, str]:
@@ -86,6 +86,33 @@ def breakdown(source: str, precision: str, threads: int) -> None:
         print(f"  {name:<20} {ns / 1e3:8.0f} us {ns / total:6.1%}" + (f" {size / ns:6.1f} GB/s" if size else ""))
 
 
+def prefill(source: str, precision: str, threads: int) -> None:
+    """Print where the time of a prompt goes, with the operations per second of each kind of product."""
+    runtime, _ = require("native")
+    opened = Path(source) if (Path(source) / "edgeformer.json").exists() else load(source)
+    session = runtime.open(opened, Options(threads=threads, capacity=PROMPT))
+    ids = np.random.default_rng(0).integers(0, session.spec.vocab, (1, PROMPT))
+    session.forward(ids)
+    session.reset()
+    with session.decoder.profiled() as spent:
+        session.forward(ids)
+    layout, times = session.model.layout, dict[str, list[float]]()
+    for instruction, laid_out, ns in zip(layout.code, layout.instructions, spent.tolist(), strict=True):
+        done = 0.0
+        if instruction.op.name in ("LINEAR", "GLU"):
+            matrix = layout.matrices[laid_out.matrix]
+            done = 2.0 * matrix.rows * matrix.cols * (1 if laid_out.kept else PROMPT)
+        entry = times.setdefault(f"{block_of(instruction.path)} {instruction.op.name.lower()}", [0.0, 0.0])
+        entry[0] += ns
+        entry[1] += done
+    total = sum(ns for ns, _ in times.values())
+    print(
+        f"{precision}: a prompt of {PROMPT} in {total / 1e6:.1f} ms, {sum(n for _, n in times.values()) / total:.0f} GOP/s"
+    )
+    for name, (ns, done) in sorted(times.items(), key=lambda t: -t[1][0]):
+        print(f"  {name:<20} {ns / 1e3:8.0f} us {ns / total:6.1%}" + (f" {done / ns:6.0f} GOP/s" if done else ""))
+
+
 def main() -> None:
     """Run and print."""
     model = sys.argv[1]
@@ -93,6 +120,7 @@ def main() -> None:
     threads = int(sys.argv[3]) if len(sys.argv) > 3 else physical_cores()
     for precision, source in ratios(model, rounds, threads).items():
         breakdown(source, precision, threads)
+        prefill(source, precision, threads)
 
 
 if __name__ == "__main__":
