@@ -64,9 +64,13 @@ class Worker:
             ArtefactError: the runtime failed, or its process ended.
         """
         assert self._process.stdin is not None
-        with contextlib.suppress(OSError):  # it has ended; the answer says so
-            write_frame(self._process.stdin, header, arrays)
-        return self._answer()
+        try:
+            with contextlib.suppress(OSError):  # it has ended; the answer says so
+                write_frame(self._process.stdin, header, arrays)
+            return self._answer()
+        except BaseException:
+            self._process.kill()  # an answer that is still to come must not be taken for the next one's
+            raise
 
     def _answer(self) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
         assert self._process.stdout is not None
@@ -118,9 +122,7 @@ class CoreAiSession(Session):
 
     def _step(self, ids, mask, all_positions):
         if not mask.all():
-            raise InputError(
-                "a Core AI decoder has no input for padding: give it one prompt at a time, without padding"
-            )
+            raise InputError("this Core AI model has no input for padding: give it one text at a time, without padding")
         arrays = {"input_ids": ids.astype(np.int32), "position_ids": np.arange(mask.shape[1], dtype=np.int32)[None]}
         if self.prefix is not None:
             arrays["prefix_length"] = np.asarray(self.prefix, np.int32)
@@ -158,7 +160,7 @@ class CoreAiSession(Session):
 
 def _refuse_padding(mask: np.ndarray) -> None:
     if not mask.all():
-        raise InputError("a Core AI decoder has no input for padding: give it one prompt at a time, without padding")
+        raise InputError("this Core AI model has no input for padding: give it one text at a time, without padding")
 
 
 class Runtime(base.Runtime):

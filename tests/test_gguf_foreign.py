@@ -75,6 +75,15 @@ def test_what_is_exported_from_it(tmp_path):
     assert edgeformer.export(file, tmp_path / "q4", precision="q4").manifest["precision"] == "q4"
 
 
+def test_quantized_again(tmp_path):
+    """What q4 leaves alone is stored as float32."""
+    file = file_of("Q5_0", tmp_path, np.random.default_rng(0))
+    edgeformer.quantize(file, tmp_path / "q4", keep=["layers.0.*"])
+    again = load(tmp_path / "q4")
+    name = "layers.0.ffn.gate.weight"
+    assert np.array_equal(np.asarray(again.weights[name]), np.asarray(load(file).weights[name]))
+
+
 def test_integers_are_refused(tmp_path):
     writer = gguf.GGUFWriter(str(tmp_path / "i.gguf"), "llama")
     writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.int32))

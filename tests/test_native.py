@@ -10,11 +10,12 @@ import sys
 import numpy as np
 import pytest
 import tolerances
-from component_cases import COMPONENTS, PREFIXED
+from component_cases import COMPONENTS, ENCODERS, PREFIXED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import STDLIB, random_ids, run_cached, saved
 
+from edgeformer.backends.native.encoder import NativeEncoder
 from edgeformer.backends.native.library import LIBRARY, load_library
 from edgeformer.backends.native.model import NativeDecoder, NativeModel
 from edgeformer.backends.native.program import ACTS, Kind, Op, Part, Program, Recorded
@@ -229,6 +230,22 @@ def test_a_prefix_language_model(isa, tmp_path, monkeypatch):
     model = NativeModel(record(spec, 32), loaded.weights, 32)
     found = NativeDecoder(model, batch=2, cache="fp32").step(ids, keep=0, prefix=prefix)
     assert np.abs(found - expected).max() <= tolerances.LAYER * max(1.0, np.abs(expected).max())
+
+
+def test_an_encoder_after_a_run_that_failed(tmp_path):
+    """Rows of a failed run don't reach the next one; arrays of other shapes are refused."""
+    loaded, _ = saved(ENCODERS["encoder-pooled-mlm"], tmp_path / "m")
+    encoder = NativeEncoder(NativeModel(record(loaded.spec, 64), loaded.weights, 64), slots=True)
+    ids = random_ids(31, 2, 9)
+    inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": ids * 0}
+    first = encoder(inputs)
+    long = np.full((40, 60), 500)
+    with pytest.raises(InputError, match="out of range"):
+        encoder({"input_ids": long, "attention_mask": np.ones_like(long), "token_type_ids": long * 0})
+    again = encoder(inputs)
+    assert all(np.array_equal(first[name], again[name]) for name in first)
+    with pytest.raises(InputError, match="one shape"):
+        encoder({**inputs, "attention_mask": np.ones((2, 3), np.int64)})
 
 
 @pytest.mark.parametrize("threads", [1, 2, 8])

@@ -32,8 +32,8 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
     """Read a GGUF file; any part of a split model stands for all of it.
 
     Raises:
-        CheckpointError: not a GGUF file, a part of a split model is missing, or a tensor type is not supported (integers and
-            the like).
+        CheckpointError: not a GGUF file, a part of a split model is missing, or a tensor type is not supported
+            (integers, and what the package gguf can't dequantize).
         ConfigError: the architecture, or one of its keys, is not supported.
     """
     reader = Reader(file)

@@ -209,7 +209,10 @@ def _entries(loaded: LoadedModel, formats: dict[str, Format], changed: set[str])
             entries[name] = (np.dtype(np.uint8), format.packed_shape(shape))
             entries[name + SCALES] = (np.dtype(np.float16), format.scales_shape(shape))
         else:
-            entries[name] = (DTYPES["F32" if name in changed else source.stored.dtype], shape)
+            entries[name] = (
+                DTYPES["F32"] if name in changed else DTYPES.get(source.stored.dtype, DTYPES["F32"]),
+                shape,
+            )
     return entries
 
 

@@ -111,7 +111,11 @@ class GroupTensor(QuantizedTensor):
             np.float32 if self.scales.dtype == "F32" else np.float16
         )  # Core AI widens them in float32 arithmetic
         scales = read_raw(self.scales, kind, self.format.scales_shape(self.shape))
-        return codes, scales.astype(np.float16, copy=False)
+        with np.errstate(over="ignore"):
+            halves = scales.astype(np.float16, copy=False)
+        if not np.array_equal(halves.astype(scales.dtype), scales):
+            raise CheckpointError(f"{self.scales.file}: the scales of {self.name} are no fp16 numbers")
+        return codes, halves
 
 
 def join(stored: Mapping[str, StoredTensor], where: str) -> dict[str, StoredTensor]:

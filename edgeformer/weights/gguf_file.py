@@ -84,13 +84,19 @@ class GgufForeign(StoredTensor):
         """The values in float32, as the package gguf dequantizes them.
 
         Raises:
-            RuntimeUnavailable: the package isn't installed.
+            RuntimeUnavailable: the package isn't installed, or is too old for the type.
             CheckpointError: the file is truncated, or holds values that aren't finite.
         """
         gguf = require_gguf()
-        kind = gguf.GGMLQuantizationType[self.dtype.removeprefix(FOREIGN)]
+        name = self.dtype.removeprefix(FOREIGN)
         blocks = read_raw(self, np.dtype(np.uint8), (*self.shape[:-1], -1))
-        values = gguf.quants.dequantize(blocks, kind).astype(np.float32, copy=False).reshape(self.shape)
+        try:
+            values = gguf.quants.dequantize(blocks, gguf.GGMLQuantizationType[name])
+        except (KeyError, NotImplementedError) as e:  # MXFP4 in 0.17
+            raise RuntimeUnavailable(
+                f"the installed package gguf doesn't know {name}: pip install --upgrade gguf"
+            ) from e
+        values = values.astype(np.float32, copy=False).reshape(self.shape)
         check_finite(self, values.reshape(-1))
         return separated(values, self.heads)
 

@@ -14,14 +14,14 @@ from pathlib import Path
 from edgeformer.errors import CheckpointError
 from edgeformer.files.paths import check_regular
 from edgeformer.files.quoting import plain
-from edgeformer.weights.formats import QUANTIZED, SCALES, GroupTensor
+from edgeformer.weights.formats import GROUP, QUANTIZED, SCALES, GroupTensor
 from edgeformer.weights.safetensors_file import DTYPES, StoredTensor, identity
 
 MAGIC = b"ML\xefR"
 _STRINGS, _RESOURCES, _SIZES = 0, 5, 6
 _ALIGNED = 0x80
-_MOST = 10_000_000
-"""Strings, and resources, that a file may declare."""
+_MOST, _SECTIONS, _DIMENSIONS, _PRODUCER = 10_000_000, 64, 8, 4096
+"""Limits: strings, and resources, of a file; its sections; dimensions of a weight; bytes of the writer's name."""
 
 
 def blob_name(name: str, dtype: str, shape: tuple[int, ...]) -> str:
@@ -84,7 +84,12 @@ def read_blobs(file: Path) -> dict[str, tuple[int, int]]:
         raise CheckpointError(f"{file} is empty")
     try:
         with file.open("rb") as f, mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ) as data:
-            return dict(_blobs(data))
+            found: dict[str, tuple[int, int]] = {}
+            for name, place in _blobs(data):
+                if name in found:
+                    raise ValueError(f"the blob {name[:80]!r} occurs twice")
+                found[name] = place
+            return found
     except OSError as e:
         raise CheckpointError(f"can't read {file}: {e.strerror}") from e
     except (ValueError, UnicodeDecodeError) as e:
@@ -96,10 +101,14 @@ def _blobs(data: mmap.mmap) -> Iterator[tuple[str, tuple[int, int]]]:
     if len(data) < 6 or reader.skip(4) != MAGIC:
         raise ValueError("it doesn't begin with MLIR's signature")
     reader.number()  # the version
-    while reader.byte() != 0:  # the producer
-        pass
+    if (end := data.find(b"\0", reader.at, reader.at + _PRODUCER)) < 0:
+        raise ValueError("the writer's name has no end")
+    reader.at = end + 1
     places: dict[int, tuple[int, int]] = {}
+    sections = 0
     while reader.at < len(data):
+        if (sections := sections + 1) > _SECTIONS:
+            raise ValueError(f"it has more than {_SECTIONS} sections")
         kind, size = reader.byte(), reader.number()
         if kind & _ALIGNED:
             reader.align(reader.number())
@@ -134,10 +143,12 @@ def _strings(reader: _Reader) -> list[str]:
 def _listed(reader: _Reader, strings: list[str]) -> Iterator[tuple[str, int, int]]:
     """Name, size and kind of each resource: first those of external groups, then those of dialects."""
     external = reader.count()
-    group = 0
+    group = listed = 0
     while reader.at < reader.end:
         reader.number()  # the group's name, or the dialect's number
         for _ in range(reader.count()):
+            if (listed := listed + 1) > _MOST:
+                raise ValueError(f"it has more than {_MOST:,} resources")
             key, size, kind = reader.number(), reader.number(), reader.byte()
             if key >= len(strings):
                 raise ValueError("a resource has no name")
@@ -161,9 +172,10 @@ def read_asset(folder: Path) -> dict[str, StoredTensor]:
         if len(parts) != 3 or parts[1] not in _BITS:
             continue  # a constant that is no weight
         name, dtype, sizes = parts
-        if not all(size.isdecimal() and len(size) < 12 for size in sizes.split("x")):
+        numbers = sizes.split("x", _DIMENSIONS)
+        if len(numbers) > _DIMENSIONS or not all(n.isascii() and n.isdecimal() and len(n) < 12 for n in numbers):
             raise CheckpointError(f"{file}: the blob {plain(label, limit=80)} has no valid shape")
-        shape = tuple(int(size) for size in sizes.split("x"))
+        shape = tuple(map(int, numbers))
         if math.prod(shape) * _BITS[dtype] != length * 8:
             raise CheckpointError(f"{file}: the blob {plain(label, limit=80)} has {length} bytes")
         plainly[name] = StoredTensor(name, file, offset, length, dtype, shape, identity=state)
@@ -172,7 +184,8 @@ def read_asset(folder: Path) -> dict[str, StoredTensor]:
         if (format := QUANTIZED.get(held.dtype.lower())) is None:
             continue
         scales = made.pop(name + SCALES, None)
-        if scales is None or scales.dtype not in ("F16", "F32") or scales.shape != format.scales_shape(held.shape):
+        fit = held.shape[-1] % GROUP == 0 and scales is not None and scales.shape == format.scales_shape(held.shape)
+        if scales is None or not fit or scales.dtype not in ("F16", "F32"):
             raise CheckpointError(f"{file}: {plain(name, limit=80)} has no scales that fit its codes")
         fields = (name, file, held.offset, held.nbytes, format.name.upper(), held.shape, format, scales, True)
         made[name] = GroupTensor(*fields, identity=state)

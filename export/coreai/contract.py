@@ -28,9 +28,8 @@ _FIELDS: dict[str, tuple[type, ...]] = {
 _LANGUAGE: dict[str, tuple[type, ...]] = {"tokenizer": (str,), "vocab_size": (int,), "max_context_length": (int,)}
 
 
-def metadata(loaded: LoadedModel, name: str, precision: str) -> dict[str, Any]:
-    """The content of `metadata.json` of a decoder."""
-    spec = loaded.spec
+def metadata(spec: Model, name: str, precision: str, *, tokenizer: bool) -> dict[str, Any]:
+    """The content of `metadata.json` of a decoder. tokenizer: whether the bundle has a tokenizer.json."""
     return {
         "metadata_version": VERSION,
         "kind": "llm",
@@ -40,7 +39,7 @@ def metadata(loaded: LoadedModel, name: str, precision: str) -> dict[str, Any]:
             "tokenizer": name,
             "vocab_size": spec.vocab,
             "max_context_length": spec.context,
-            "embedded_tokenizer": has_tokenizer(loaded.around),
+            "embedded_tokenizer": tokenizer,
             "function_map": {MAIN: [MAIN]},
         },
         "compression": precision,

@@ -69,7 +69,7 @@ def export_coreai(
             (folder / "config.json").write_text(json.dumps(headless(spec, loaded.config), indent=2) + "\n")
         notes = write_surroundings(loaded, place)
         if decodes:
-            described_as = metadata(loaded, name, made.precision)
+            described_as = metadata(loaded.spec, name, made.precision, tokenizer=(place / "tokenizer.json").is_file())
             (folder / METADATA).write_text(json.dumps(described_as, indent=1) + "\n")
         manifest = described(
             loaded, folder, format="coreai", precision=made.precision, compute="fp16" if half else "fp32", target="coreai",

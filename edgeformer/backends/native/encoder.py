@@ -10,6 +10,7 @@ import numpy as np
 
 from edgeformer.backends.native.library import pointer
 from edgeformer.backends.native.model import NativeModel
+from edgeformer.errors import InputError
 
 
 class NativeEncoder:
@@ -41,7 +42,7 @@ class NativeEncoder:
             self.model.library.do("ef_encoder_profile", self.handle, None)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """All outputs, float32: rows per token are [B, T, width], undefined where padded; rows per text [B, width].
+        """All outputs, float32: rows per token are [B, T, width], zeros where padded; rows per text [B, width].
 
         inputs: `input_ids`, `attention_mask` and, for a model with several token types, `token_type_ids`, int64 [B, T]. A text
         without a token gets zeros.
@@ -50,6 +51,8 @@ class NativeEncoder:
         mask = np.ascontiguousarray(inputs["attention_mask"], np.int64)
         types = inputs.get("token_type_ids")
         types = None if types is None else np.ascontiguousarray(types, np.int64)
+        if ids.ndim != 2 or mask.shape != ids.shape or (types is not None and types.shape != ids.shape):
+            raise InputError("input_ids, attention_mask and token_type_ids must have one shape, [batch, tokens]")
         made = {
             name: np.empty((*(ids.shape[:1] if buffer.kept else ids.shape), buffer.width), np.float32)
             for name, buffer in self.model.outputs.items()

@@ -17,6 +17,7 @@ Encoder::Encoder(const Model& model, Crew& crew, bool slots) : model_(model), sl
 }
 
 void Encoder::run(const Texts& texts, int64_t positions) {
+  clear();  // of what a run that failed has left
   if (texts.count <= 0 || texts.length <= 0) throw std::invalid_argument("there are no tokens");
   if (slots_ && texts.length > positions) throw std::invalid_argument("a text is longer than the model's table of positions");
   const int64_t all = texts.count * texts.length;
@@ -84,19 +85,15 @@ void Encoder::flush(const Texts& texts, int64_t positions) {
   inputs.places = places_.data();
   inputs.text_places = text_places_.data();
   const int64_t count = static_cast<int64_t>(lengths_.size());
-  auto clear = [this] {
-    for (auto* v : {&ids_, &places_, &lengths_, &text_places_}) v->clear();
-    for (auto* v : {&positions_, &queries_, &types_}) v->clear();
-    valid_.clear();
-    whole_ = in_order_ = true;
-  };
-  try {
-    executor_.step(inputs, count, positions, caches_.data(), {CacheKind::kF32, true, whole_vectors(inputs.count)});
-  } catch (...) {
-    clear();
-    throw;
-  }
+  executor_.step(inputs, count, positions, caches_.data(), {CacheKind::kF32, true, whole_vectors(inputs.count)});
   clear();
+}
+
+void Encoder::clear() {
+  for (auto* v : {&ids_, &places_, &lengths_, &text_places_}) v->clear();
+  for (auto* v : {&positions_, &queries_, &types_}) v->clear();
+  valid_.clear();
+  whole_ = in_order_ = true;
 }
 
 EncoderSession::EncoderSession(const Model& model, int64_t positions, bool slots, int threads)

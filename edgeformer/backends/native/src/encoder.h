@@ -28,6 +28,7 @@ class Encoder {
  private:
   void add(const Texts& texts, int64_t text);
   void flush(const Texts& texts, int64_t positions);
+  void clear();
 
   const Model& model_;
   const bool slots_;

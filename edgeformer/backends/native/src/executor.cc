@@ -69,8 +69,8 @@ void Executor::reserve(int64_t rows) {
     most = std::max(most, n * static_cast<size_t>(whole_vectors(i.value_dim)));
   }
   if (most + 2 * pairs > partials_held_) {
+    partial_ = Memory((most + 2 * pairs) * 4);
     partials_held_ = most + 2 * pairs;
-    partial_ = Memory(partials_held_ * 4);
   }
   outputs_ = reinterpret_cast<float*>(partial_.data());
   maxima_ = outputs_ + most;

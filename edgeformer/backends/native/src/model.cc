@@ -136,8 +136,11 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
   bool pools = false, logits = false;
   std::vector<Out> filled;
   size_t coded = 0;
+  int64_t slot_floats = 0;
   for (const CacheShape& c : shapes) {
     require(c.heads > 0 && c.dim > 0 && c.value_dim > 0, "a cache has no heads");
+    slot_floats += int64_t{c.heads} * (int64_t{c.dim} + whole_vectors(c.value_dim));
+    require(slot_floats <= int64_t{1} << 30, "the caches of a token are too large");
     require((c.key_scales < 0) == (c.value_scales < 0) && vector_of(c.key_scales, int64_t{c.heads} * c.dim) &&
                 vector_of(c.value_scales, int64_t{c.heads} * c.value_dim) && (c.key_scales < 0 || c.latent == 0),
             "the scales don't fit the cache");
@@ -177,6 +180,7 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
       continue;
     }
     if (i.op == Op::kAppend || i.op == Op::kAttend) {
+      require(i.kept == 0, "every token is cached, and attends");
       require(i.cache >= 0 && i.cache < static_cast<int32_t>(shapes.size()), "no such cache");
       const CacheShape& c = shapes[static_cast<size_t>(i.cache)];
       require(i.heads > 0 && i.count >= (i.op == Op::kAttend ? 1 : 0) && i.count % i.heads == 0 && c.heads == i.heads && c.dim == i.dim &&

@@ -190,7 +190,8 @@ void OrtProgram::read_matrices(Reader& in, const Info& info) {
     for (int32_t f = in.count(); f > 0; --f) {
       const int32_t input = in.word(), scales = in.word(), tile = in.word(), step = in.word(), outputs = in.size(), entry = in.word();
       const int64_t numbers = int64_t{outputs} * cols;
-      charge(numbers * bits / 8);
+      if (numbers > INT64_MAX / 1024) fail("a matrix is too large");
+      charge((int64_t{outputs} + kLanes - 1) / kLanes * kLanes * cols * bits / 8);
       if (grouped(kind)) {
         const Tensor codes = weight(info, input, ort::kUint8, numbers * bits / 8);
         const Tensor factors = weight(info, scales, ort::kFloat16, numbers / kGroup);
