@@ -10,6 +10,7 @@ from edgeformer.advise.compatibility import answers
 from edgeformer.api import export
 from edgeformer.cli import cli
 from edgeformer.errors import EdgeformerError
+from edgeformer.exporters.coreai import package
 
 
 def attempt(loaded, answer, precision, folder) -> bool:
@@ -33,7 +34,7 @@ def test_answers_are_true(tmp_path, case):
     }[case]
     loaded, _ = saved(spec, tmp_path / "m")
     for answer in answers(loaded):
-        if answer.name in ("checkpoint",):
+        if answer.name == "checkpoint" or (answer.name == "coreai" and package.missing() is not None):
             continue
         for precision in answer.precisions:
             assert attempt(loaded, answer, precision, tmp_path / "out"), (answer.name, precision)
