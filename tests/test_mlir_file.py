@@ -70,7 +70,7 @@ def test_names_that_lie(blobs, words, tmp_path):
     start = time.perf_counter()
     with pytest.raises(CheckpointError, match=words):
         read_asset(written(tmp_path, blobs))
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 30
 
 
 def test_scales_that_are_no_halves(tmp_path):
@@ -87,7 +87,7 @@ def test_a_writer_without_an_end_and_many_sections(tmp_path):
     (tmp_path / "main.mlirb").write_bytes(b"ML\xefR" + varint(6) + b"\0" + section(9, b"") * 10_000_000)
     with pytest.raises(CheckpointError, match="more than 64 sections"):
         read_asset(tmp_path)
-    assert time.perf_counter() - start < 5
+    assert time.perf_counter() - start < 30
 
 
 def test_cut_anywhere(tmp_path):
