@@ -76,7 +76,7 @@ class Team final : public Crew {
   ~Team() override {
     {
       std::lock_guard<std::mutex> lock(mutex_);
-      stop_ = true;
+      stop_.store(true);
       generation_.fetch_add(1);
     }
     wake_.notify_all();
@@ -117,7 +117,7 @@ class Team final : public Crew {
         asleep_.fetch_sub(1, std::memory_order_acq_rel);
       }
       seen = generation_.load(std::memory_order_acquire);
-      if (stop_) return;
+      if (stop_.load()) return;
       inside_.fetch_add(1, std::memory_order_seq_cst);  // before asking: `run` closes, then waits for those inside
       if (open_.load(std::memory_order_seq_cst)) (*work_)(thread);
       inside_.fetch_sub(1, std::memory_order_seq_cst);
@@ -132,7 +132,7 @@ class Team final : public Crew {
   std::atomic<int> asleep_{0}, inside_{0};
   std::atomic<bool> open_{false};
   const std::function<void(int)>* work_ = nullptr;
-  bool stop_ = false;
+  std::atomic<bool> stop_{false};
 };
 
 }  // namespace edgeformer
