@@ -98,12 +98,15 @@ class Node:
             self._process.stdin.write(json.dumps(command).encode() + b"\n")
             self._process.stdin.flush()
             line = self._process.stdout.readline()
+            head = json.loads(line) if line else None
+            values = self._process.stdout.read(head["bytes"]) if head and head["bytes"] else b""
         except BrokenPipeError:
-            line = b""
-        if not line:
+            head, values = None, b""
+        except BaseException:
+            self._process.kill()  # an answer that is still to come must not be taken for the next one's
+            raise
+        if head is None:
             raise ArtefactError(f"Node ended with status {self._process.wait()}")
-        head = json.loads(line)
-        values = self._process.stdout.read(head["bytes"]) if head["bytes"] else b""
         return _checked(head), np.frombuffer(values, np.float32)
 
 
@@ -150,7 +153,11 @@ class Browser:
                 if (status := self._process.poll()) is not None:
                     raise ArtefactError(f"{self._program} ended with status {status}; is it a Chromium?") from None
                 if time.monotonic() > until:
+                    self._process.kill()  # as below
                     raise ArtefactError(f"the page in Chromium did not answer for {TIMEOUT_S} s") from None
+            except KeyboardInterrupt:
+                self._process.kill()  # an answer that is still to come must not be taken for the next one's
+                raise
 
 
 def _close(started: list[subprocess.Popen], profile: str) -> None:

@@ -21,8 +21,7 @@ from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.exporters.coreai import package
 from edgeformer.exporters.coreai.contract import check_bundle
-from edgeformer.exporters.coreai.program import DECODE, ENCODE, MAIN
-from edgeformer.exporters.coreai.store import read_names, states
+from edgeformer.exporters.coreai.store import DECODE, ENCODE, MAIN, read_names, states
 from edgeformer.files.paths import inside
 from edgeformer.files.trust import isolated
 from edgeformer.inference import runtime as base
@@ -121,14 +120,12 @@ class CoreAiSession(Session):
             self.worker.ask({"do": "states", "dtype": np.dtype(self.dtype).name, "shapes": shapes}, {})
 
     def _step(self, ids, mask, all_positions):
-        if not mask.all():
-            raise InputError("this Core AI model has no input for padding: give it one text at a time, without padding")
+        _refuse_padding(mask)
         arrays = {"input_ids": ids.astype(np.int32), "position_ids": np.arange(mask.shape[1], dtype=np.int32)[None]}
         if self.prefix is not None:
             arrays["prefix_length"] = np.asarray(self.prefix, np.int32)
-        logits = self._run(DECODE if self.reads else MAIN, arrays | self.memory, ["logits"])["logits"].astype(
-            np.float32
-        )
+        function = DECODE if self.reads else MAIN
+        logits = self._run(function, arrays | self.memory, ["logits"])["logits"].astype(np.float32)
         return logits if all_positions else logits[:, -1]
 
     def _source(self, ids, mask):
@@ -191,9 +188,6 @@ class Runtime(base.Runtime):
         if spec.task != Task.FEATURE_EXTRACTION and options.batch > 1:
             return "its decoders take one sequence at a time"
         return super().refuses(spec, options)
-
-    def target(self, variant):
-        return "coreai"
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         if isinstance(source, LoadedModel):

@@ -123,6 +123,8 @@ class Runtime(base.Runtime):
 
         if (reason := super().refuses(spec, options)) is not None:
             return reason
+        if options.variant == "kv-f16" and spec.task == Task.FEATURE_EXTRACTION:
+            return "an encoder has no KV cache"
         try:
             record(spec, 1)
         except NotCovered as e:

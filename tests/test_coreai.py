@@ -252,6 +252,30 @@ def test_no_space(tmp_path):
 
 
 @needs_coreai
+@pytest.mark.parametrize("precision", ["fp16", "q4", "q8f16", "bf16"])
+def test_progress(precision, tmp_path):
+    """Bytes of weights, up to the announced total."""
+    seen = []
+    export_coreai(load(STDLIB), tmp_path / "m", precision=precision, progress=lambda *now: seen.append(now))
+    assert len({total for _, total in seen}) == 1 and seen == sorted(seen) and seen[-1][0] == seen[-1][1]
+
+
+@needs_coreai
+def test_a_quantized_checkpoint_by_default(tmp_path):
+    """Its own codes, with the arithmetic that Apple's runner asks for."""
+    edgeformer.quantize(STDLIB, tmp_path / "q", method="rtn", format="q8", keep=["layers.0.*"])
+    made = export_coreai(load(tmp_path / "q"), tmp_path / "m")
+    assert (made.manifest["precision"], made.manifest["compute"]) == ("q8f16", "fp16")
+
+
+def test_one_version_is_tested():
+    """The extra, the tests' tools and the check of the version name the same one."""
+    root = STDLIB.parent.parent
+    for file in ("pyproject.toml", "tests/peers"):
+        assert f"coreai-core=={package.TESTED[-1]}" in (root / file).read_text()
+
+
+@needs_coreai
 def test_the_same_bytes_every_time(made, tmp_path):
     again = export_coreai(load(STDLIB), tmp_path / "m", precision="q4")
     for name in ("main.mlirb", "main.hash", "metadata.json"):

@@ -24,6 +24,7 @@ from edgeformer.exporters.onnx.exporter import export_onnx
 from edgeformer.files.patterns import bounded
 from edgeformer.spec.serialization import from_json
 from edgeformer.weights.gguf_header import read_gguf_header
+from edgeformer.weights.onnx_file import read_initializers
 from edgeformer.weights.safetensors_file import read_header
 
 sys.path.insert(0, str(Path(__file__).parent / "fuzz"))
@@ -163,6 +164,25 @@ def test_a_header_of_safetensors_is_no_larger_than_any_known(tmp_path):
         f.truncate(90_000_100)
     with pytest.raises(CheckpointError, match=r"at most 25,000,000"):
         read_header(file)
+
+
+@pytest.mark.parametrize("count", [65, 200_000])
+def test_dimensions_beyond_numpys(count, tmp_path):
+    """Their product is compared with the bytes, which takes minutes for many large ones."""
+    shape = [1] * count if count < 100 else [99_999_999_999] * count
+    entry = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(struct.pack("<Q", len(entry)) + entry + bytes(4))
+    with pytest.raises(CheckpointError, match=r"dimensions; at most 64|tensor a of shape") as refused:
+        read_header(tmp_path / "model.safetensors")["a"].read()
+    assert len(str(refused.value)) < 1000
+    onnx = pytest.importorskip("onnx")
+    tensor = onnx.TensorProto(name="a", data_type=1, dims=[1] * count, data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="a.data")
+    (tmp_path / "a.data").write_bytes(bytes(4))
+    graph = onnx.helper.make_graph([], "g", [], [], [tensor])
+    onnx.save(onnx.helper.make_model(graph), str(tmp_path / "model.onnx"))
+    with pytest.raises(CheckpointError, match="dimensions; at most 64"):
+        read_initializers(tmp_path / "model.onnx")
 
 
 # ------------------------------------------------------------------------------------------------- as strict as the official

@@ -248,6 +248,18 @@ def test_an_encoder_after_a_run_that_failed(tmp_path):
         encoder({**inputs, "attention_mask": np.ones((2, 3), np.int64)})
 
 
+def test_what_a_decoder_and_an_encoder_refuse(tmp_path):
+    """Arrays of other shapes than the library is told, before it reads them; a cache for a model that has none."""
+    decoder = NativeDecoder(
+        NativeModel(record(COMPONENTS["gqa"], 16), saved(COMPONENTS["gqa"], tmp_path)[0].weights, 16)
+    )
+    for ids, mask in ((np.zeros((2, 3), int), None), (np.zeros((1, 3), int), np.ones((1, 2)))):
+        with pytest.raises(InputError, match=r"must be \[1, T\]"):
+            decoder.step(ids, mask)
+    runtime, _ = require("native")
+    assert "no KV cache" in (runtime.refuses(ENCODERS["encoder"], Options(variant="kv-f16")) or "")
+
+
 @pytest.mark.parametrize("threads", [1, 2, 8])
 @pytest.mark.parametrize("cache", ["fp32", "fp16"])
 def test_long_prompts_and_many_threads(threads, cache):

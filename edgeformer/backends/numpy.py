@@ -133,13 +133,7 @@ class Handle(LayerHandle):
 
     def __init__(self, ops: NumpyOps, layer: Layer, width: int, weights: Callable[[str], np.ndarray], path: str = ""):
         self.ops, self.layer, self.path = ops, layer, path
-        for name, declaration in layer.params(width).items():
-            child = f"{path}.{name}" if path else name
-            if isinstance(declaration, tuple):
-                value = [Handle(ops, s.layer, s.width, weights, f"{child}.{i}") for i, s in enumerate(declaration)]
-            else:
-                value = self._make(declaration, child, weights)
-            setattr(self, name, value)
+        self.hold(width, lambda declaration, place: self._make(declaration, place, weights))
 
     def _make(self, declaration: Declaration, path: str, weights: Callable[[str], np.ndarray]) -> object:
         match declaration:

@@ -24,7 +24,6 @@ from edgeformer.checkpoint.manifest import Quantization
 from edgeformer.checkpoint.stored_tensors import (
     MANIFEST,
     config_beside,
-    coreai_asset,
     has_weights,
     holds_onnx,
     is_mlx,
@@ -293,7 +292,7 @@ def _from_folder(
         ignored: Mapping[str, str] = {}
         tied: Mapping[str, str] = {}
         stored = stored_tensors(folder, quantization) if want_weights else None
-        if stored and (holds_onnx(folder) or coreai_asset(folder) is not None):  # a graph has constants of its own
+        if stored and holds_onnx(folder):  # a graph has constants of its own
             wanted = tensors(spec)
             stored = {name: t for name, t in stored.items() if name in wanted}
     elif (file := folder / "config.json").exists():

@@ -12,3 +12,5 @@ MAX_CONSTANT = 2**27
 """Elements of a table that is computed from a spec, not stored: positions times channels."""
 MAX_NODES = 100_000
 """Nodes of a spec with all repetitions expanded; the deepest published models have a few thousand."""
+MAX_DIMENSIONS = 64
+"""Dimensions of a stored tensor: numpy's own limit."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edgeformer.ops.tensor import T
@@ -20,6 +21,17 @@ class LayerHandle:
     """The back end's own `Ops`; not declared as `Ops`, since a subclass couldn't narrow it."""
     path: str
     """The layer's path in the tree, e.g. `layers.0.attention`; empty for the root."""
+
+    def hold(self, width: int, make: Callable[[Any, str], Any]) -> None:
+        """Set an attribute for each of the layer's declarations: what `make(declaration, path)` returns, or a list of these."""
+        for name, declared in self.layer.params(width).items():
+            path = f"{self.path}.{name}" if self.path else name
+            several = isinstance(declared, tuple)
+            setattr(
+                self,
+                name,
+                [make(d, f"{path}.{i}") for i, d in enumerate(declared)] if several else make(declared, path),
+            )
 
     def __call__(self, *inputs: object) -> Any:
         """`Layer.apply`."""

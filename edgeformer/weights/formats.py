@@ -107,13 +107,13 @@ class GroupTensor(QuantizedTensor):
         codes = read_raw(self, np.dtype(np.uint8), self.format.packed_shape(self.shape))
         if self.signed:
             codes = flip_sign(codes, self.format)
-        kind = np.dtype(
-            np.float32 if self.scales.dtype == "F32" else np.float16
-        )  # Core AI widens them in float32 arithmetic
-        scales = read_raw(self.scales, kind, self.format.scales_shape(self.shape))
+        shape = self.format.scales_shape(self.shape)
+        if self.scales.dtype != "F32":
+            return codes, read_raw(self.scales, np.dtype(np.float16), shape)
+        scales = read_raw(self.scales, np.dtype(np.float32), shape)  # as Core AI needs them in float32 arithmetic
         with np.errstate(over="ignore"):
-            halves = scales.astype(np.float16, copy=False)
-        if not np.array_equal(halves.astype(scales.dtype), scales):
+            halves = scales.astype(np.float16)
+        if not np.array_equal(halves.astype(np.float32), scales, equal_nan=True):
             raise CheckpointError(f"{self.scales.file}: the scales of {self.name} are no fp16 numbers")
         return codes, halves
 

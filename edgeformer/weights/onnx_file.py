@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgeformer.errors import ArtefactError, CheckpointError
+from edgeformer.files.limits import MAX_DIMENSIONS
 from edgeformer.files.paths import check_regular, inside
 from edgeformer.files.quoting import plain
 from edgeformer.weights.formats import QUANTIZED, SCALES, GroupTensor, join
@@ -62,6 +63,8 @@ def read_initializers(file: Path, *, linked: Mapping[str, Path] | None = None) -
         if (location := entry["location"]) not in places:
             places[location] = inside(file.parent, location, says, CheckpointError)
         data = places[location]
+        if len(shape) > MAX_DIMENSIONS:
+            raise CheckpointError(f"{says} has {len(shape):,} dimensions; at most {MAX_DIMENSIONS} are supported")
         if any(n < 0 for n in shape):
             raise CheckpointError(f"{says} has the invalid shape {list(shape)[:8]}")
         needed = -(-math.prod(shape) * _BITS[dtype] // 8)

@@ -9,7 +9,6 @@ checkpoint. Format: eight bytes of little-endian header length, a JSON header, t
 from __future__ import annotations
 
 import json
-import math
 import os
 import struct
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ import numpy as np
 
 from edgeformer.errors import CheckpointError
 from edgeformer.files.json_file import MAX_LISTING_BYTES, read_json_file
+from edgeformer.files.limits import MAX_DIMENSIONS
 from edgeformer.files.paths import check_regular, inside
 
 DTYPES: dict[str, np.dtype] = {
@@ -104,12 +104,28 @@ class StoredTensor:
         return read_raw(self, DTYPES[self.dtype], self.shape)
 
 
+def _elements(shape: tuple[int, ...], most: int) -> int:
+    """The product of the sizes, or some number above `most`: the whole product of many large ones takes minutes."""
+    if 0 in shape:
+        return 0
+    made = 1
+    for size in shape:
+        made *= size
+        if made > most:
+            break
+    return made
+
+
 def read_raw(tensor: StoredTensor, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
     """A tensor's bytes as an array of a type and shape.
 
     Raises:
-        CheckpointError: the file is truncated.
+        CheckpointError: the file is truncated, or the tensor has more dimensions than numpy's arrays.
     """
+    if len(shape) > MAX_DIMENSIONS:
+        raise CheckpointError(
+            f"{tensor.file}: tensor {tensor.name} has {len(shape):,} dimensions; at most {MAX_DIMENSIONS} are supported"
+        )
     with tensor.open() as f:
         data = np.fromfile(f, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
     if data.nbytes != tensor.nbytes:
@@ -238,7 +254,7 @@ def _entry(file: Path, name: str, entry: dict, data: int, state: Identity) -> St
     shape, dtype = tuple(entry["shape"]), entry["dtype"]
     if not 0 <= begin <= end or any(type(n) is not int or n < 0 for n in shape):
         raise ValueError(f"tensor {name} has invalid offsets {begin}..{end} or shape {shape}")
-    if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
+    if dtype in DTYPES and end - begin != _elements(shape, end) * DTYPES[dtype].itemsize:
         raise ValueError(f"tensor {name} of shape {shape} and type {dtype} can't take {end - begin} bytes")
     return StoredTensor(name, file, data + begin, end - begin, dtype, shape, identity=state)
 

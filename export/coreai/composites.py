@@ -15,7 +15,7 @@ import numpy as np
 
 from edgeformer.exporters.coreai.graph_ops import CoreAiOps
 from edgeformer.exporters.coreai.package import c, ir
-from edgeformer.exporters.coreai.values import END, CoreTensor, Part, cut, reshaped, scalar, tensor
+from edgeformer.exporters.coreai.values import END, CoreTensor, Part, cut, ints, reshaped, scalar, tensor
 from edgeformer.ops import Ops
 from edgeformer.ops.tensor import MaskRule
 
@@ -96,18 +96,17 @@ class CompositeOps(CoreAiOps):
         return self.composite("scaled_dot_product_attention", {"query": q, "key": k, "value": v}, given, body)
 
     def additive_mask(self, mask, scores):
-        return mask if mask is None or isinstance(mask, CoreTensor) else self._by_sizes(mask, *self._sizes(scores))
+        if mask is None or isinstance(mask, CoreTensor):
+            return mask
+        return self._by_sizes(mask, self.shape(scores, 2), self.shape(scores, 3))
 
     def _lower_right(self, rule: MaskRule, q: CoreTensor, k: CoreTensor) -> CoreTensor | None:
         """The mask of the last queries: those of `q` stand at the end of the keys."""
         return self._by_sizes(rule, self.shape(q, 2), self.shape(k, 2))
 
-    def _sizes(self, scores: CoreTensor) -> tuple[Part, Part]:
-        return self.shape(scores, 2), self.shape(scores, 3)
-
     def _by_sizes(self, rule: MaskRule, new: Part, all_: Part) -> CoreTensor | None:
         if isinstance(all_, int):
-            keys = c().constant(np.arange(all_, dtype=np.int32))
+            keys = ints(*range(all_))
         else:
             whole = c().reshape(all_.value, c().constant(np.zeros(0, np.int32)))
             keys = c().range_(scalar(0), whole, scalar(1))
@@ -115,14 +114,9 @@ class CompositeOps(CoreAiOps):
         if isinstance(all_, int) and isinstance(new, int):
             first = all_ - new
         else:  # a slice of the range: a sum of a range and a difference of sizes fails at run time
-            first = (all_ if isinstance(all_, CoreTensor) else tensor(scalar_vector(all_))) - new
+            first = (all_ if isinstance(all_, CoreTensor) else tensor(ints(all_))) - new
         queries = cut(keys, [first], [END])
         return Ops.mask(self, rule, reshaped(queries, [1, -1]), reshaped(keys, [1, -1]), None)
-
-
-def scalar_vector(number: int) -> Any:
-    """A constant vector of one integer."""
-    return c().constant(np.array([number], np.int32))
 
 
 def _attribute(value: bool | int | float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,7 @@ import onnx_ir
 
 from edgeformer.exporters.coreai.package import bindings, c, ir
 from edgeformer.exporters.coreai.values import CoreTensor, axes, tensor
+from edgeformer.exporters.onnx.filling import Progress
 from edgeformer.exporters.onnx.storage import StoragePlan
 from edgeformer.weights.formats import GROUP, SCALES, QuantizedTensor, flip_sign
 from edgeformer.weights.mlir_file import blob_name
@@ -21,14 +23,23 @@ class Constants:
     Args:
         plan: the weights, and how each is stored.
         dtype: of the arithmetic: np.float32 or np.float16.
+        progress: called with (bytes read, total bytes).
     """
 
-    def __init__(self, plan: StoragePlan, dtype: type):
-        self.plan, self.dtype = plan, dtype
+    def __init__(self, plan: StoragePlan, dtype: type, progress: Progress | None = None):
+        self.plan, self.dtype, self._progress = plan, dtype, progress
+        self._total = sum(self._size(name) for name in plan.weights.sources) if progress else 0
         self._made: dict[str, CoreTensor] = {}
         self._blobs: dict[str, Any] = {}
         self.bytes = 0
         """Bytes of all blobs so far."""
+
+    def _size(self, name: str) -> int:
+        """Bytes of a weight's blobs."""
+        held, shape = self.plan.storage[name], self.plan.weights.sources[name].shape
+        if isinstance(held, onnx_ir.DataType):
+            return math.prod(shape) * held.numpy().itemsize
+        return math.prod(held.packed_shape(shape)) + math.prod(held.scales_shape(shape)) * np.dtype(self.dtype).itemsize
 
     def another_function(self) -> None:
         """Constants made from now on belong to another function."""
@@ -90,6 +101,8 @@ class Constants:
     def _blob(self, label: str, array: np.ndarray, shape: tuple[int, ...], element: Any) -> Any:
         """Bytes that the graph refers to under a name, without a copy."""
         self.bytes += array.nbytes
+        if self._progress:
+            self._progress(self.bytes, self._total)
         kind = ir().RankedTensorType.get(list(shape), element)
         return ir().DenseResourceElementsAttr.get_from_buffer(np.ascontiguousarray(array), label, kind, alignment=64)
 

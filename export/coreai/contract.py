@@ -15,13 +15,13 @@ from edgeformer.checkpoint.companions.special import special_ids
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError
-from edgeformer.exporters.coreai.store import states
+from edgeformer.exporters.coreai.store import MAIN, states
 from edgeformer.files.json_file import read_json_file
 from edgeformer.files.paths import inside
 from edgeformer.spec import Model
 from edgeformer.spec.task import Task
 
-METADATA, TOKENIZER, VERSION, MAIN = "metadata.json", "tokenizer", "0.2", "main"
+METADATA, TOKENIZER, VERSION = "metadata.json", "tokenizer", "0.2"
 _FIELDS: dict[str, tuple[type, ...]] = {
     "metadata_version": (str,), "kind": (str,), "name": (str,), "assets": (dict,), "language": (dict,),
 }  # fmt: skip

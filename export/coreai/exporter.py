@@ -61,7 +61,7 @@ def export_coreai(
     name = re.sub(r"[^A-Za-z0-9._-]", "-", Path(loaded.name).resolve().name) or "model"
     decodes = spec.task == Task.TEXT_GENERATION
     with writing_from(loaded, Path(output), force=force) as folder:
-        size = write(spec, made, folder / f"{name}.aimodel")
+        size = write(spec, made, folder / f"{name}.aimodel", progress)
         place = folder / TOKENIZER if decodes else folder
         place.mkdir(exist_ok=True)
         (folder / "spec.json").write_text(json.dumps(to_json(spec), indent=1) + "\n")

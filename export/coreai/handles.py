@@ -48,12 +48,7 @@ class CoreAiHandle(LayerHandle):
 
     def __init__(self, ops: CoreAiOps, layer: Layer, width: int, constants: Constants, path: str = ""):
         self.ops, self.layer, self.path, self.constants = ops, layer, path, constants
-        for name, declaration in layer.params(width).items():
-            child = f"{path}.{name}" if path else name
-            if isinstance(declaration, tuple):
-                setattr(self, name, [self._make(d, f"{child}.{i}") for i, d in enumerate(declaration)])
-            else:
-                setattr(self, name, self._make(declaration, child))
+        self.hold(width, self._make)
 
     def _make(self, declaration: Any, path: str) -> Any:
         weight = tensor_name(path, "weight")

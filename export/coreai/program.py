@@ -15,18 +15,17 @@ from edgeformer.exporters.coreai.composites import CompositeOps
 from edgeformer.exporters.coreai.constants import Constants
 from edgeformer.exporters.coreai.handles import CoreAiHandle
 from edgeformer.exporters.coreai.package import authoring, c, ir, save
-from edgeformer.exporters.coreai.store import StateStore, read_names, states
+from edgeformer.exporters.coreai.store import DECODE, ENCODE, MAIN, StateStore, read_names, states
 from edgeformer.exporters.coreai.values import END, CoreTensor, cut, reshaped, tensor
+from edgeformer.exporters.onnx.filling import Progress
 from edgeformer.exporters.onnx.storage import StoragePlan
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.ops.step import Step, begin
 from edgeformer.spec import Model
 from edgeformer.spec.task import Task
 
-MAIN, ENCODE, DECODE = "main", "encode", "decode"
 
-
-def write(spec: Model, plan: StoragePlan, path: Path) -> int:
+def write(spec: Model, plan: StoragePlan, path: Path, progress: Progress | None = None) -> int:
     """Write a model as `path`, a folder `NAME.aimodel`; returns the bytes of its weights.
 
     Raises:
@@ -35,7 +34,7 @@ def write(spec: Model, plan: StoragePlan, path: Path) -> int:
     """
     module = authoring().Module.create()
     half = plan.compute == onnx_ir.DataType.FLOAT16
-    constants = Constants(plan, np.float16 if half else np.float32)
+    constants = Constants(plan, np.float16 if half else np.float32, progress)
     ops = CompositeOps(module)
     try:
         with module:

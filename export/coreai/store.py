@@ -10,6 +10,8 @@ from edgeformer.exporters.coreai.package import c
 from edgeformer.exporters.coreai.values import END, CoreTensor, Part, cut, ints, reshaped, vector
 from edgeformer.spec import Model, layers
 
+MAIN, ENCODE, DECODE = "main", "encode", "decode"
+"""The functions of an asset: of a decoder or encoder, and of an encoder–decoder model."""
 PUBLIC = {"k": "keyCache", "v": "valueCache"}
 
 

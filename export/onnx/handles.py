@@ -178,15 +178,7 @@ class GraphHandle(LayerHandle):
 
     def __init__(self, ops: GraphOps, layer: Layer, width: int, weights: Initializers, path: str = ""):
         self.ops, self.layer, self.path = ops, layer, path
-        for name, declaration in layer.params(width).items():
-            child = f"{path}.{name}" if path else name
-            if isinstance(declaration, tuple):
-                value: Any = [
-                    GraphHandle(ops, s.layer, s.width, weights, f"{child}.{i}") for i, s in enumerate(declaration)
-                ]
-            else:
-                value = self._make(declaration, child, weights)
-            setattr(self, name, value)
+        self.hold(width, lambda declaration, place: self._make(declaration, place, weights))
 
     def _make(self, declaration: Any, path: str, weights: Initializers) -> Any:
         match declaration:

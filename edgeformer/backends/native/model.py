@@ -13,6 +13,7 @@ from edgeformer.backends.native.layout import Fill, lay_out
 from edgeformer.backends.native.library import load_library, pointer
 from edgeformer.backends.native.program import Buffer, Instruction, Kind, Part, Program, Recorded
 from edgeformer.backends.numpy import NumpyOps
+from edgeformer.errors import InputError
 from edgeformer.weights.binding import Weights
 from edgeformer.weights.formats import QuantizedTensor
 
@@ -164,6 +165,8 @@ class NativeDecoder:
         must lie in the first step.
         """
         new, past = ids.shape[1], self.length
+        if len(ids) != self.batch or (mask is not None and mask.shape != (self.batch, past + new)):
+            raise InputError(f"ids must be [{self.batch}, T], and their mask [{self.batch}, {past} + T]")
         keep = keep or new
         out = np.empty((self.batch, keep, self.model.vocab), np.float32)
         counted = None if mask is None or np.all(mask) else np.cumsum(mask, 1, dtype=np.int32) - 1

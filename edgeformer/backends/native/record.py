@@ -67,12 +67,7 @@ class Handle(LayerHandle):
 
     def __init__(self, ops: NativeOps, layer: Layer, width: int, path: str = ""):
         self.ops, self.layer, self.path = ops, layer, path
-        for name, declaration in layer.params(width).items():
-            child = f"{path}.{name}" if path else name
-            if isinstance(declaration, tuple):
-                setattr(self, name, [Handle(ops, s.layer, s.width, f"{child}.{i}") for i, s in enumerate(declaration)])
-            else:
-                setattr(self, name, self._make(declaration, child))
+        self.hold(width, self._make)
 
     def _make(self, declaration: Any, path: str) -> Any:
         weight = tensor_name(path, "weight")
