@@ -14,6 +14,7 @@ from edgeformer.checkpoint.loading import load
 from edgeformer.cli import cli
 from edgeformer.errors import InputError
 from edgeformer.layers.glu import GLU
+from edgeformer.layers.rope import Rope
 from edgeformer.spec import Sizes
 from edgeformer.spec.derive import derive
 from edgeformer.spec.serialization import from_json, to_json
@@ -106,7 +107,7 @@ def test_remarks_on_a_vocabulary():
 
 
 def test_a_good_shape_has_few_remarks():
-    good = small_spec(heads=8, kv_heads=2, head_dim=64)
+    good = small_spec(heads=8, kv_heads=2, head_dim=64, position=Rope(dim=64))
     good = replace(good, width=512, vocab=2048, blocks=tuple(replace(b, ffn=GLU(hidden=1536)) for b in good.blocks) * 4)
     assert {r.target.split()[0] for r in advise(good)} <= {"llama.cpp", "onnxruntime"}, advise(good)
 
