@@ -20,8 +20,13 @@ class Family:
     spec: reads every key that it supports, and names those that it ignores.
     names: canonical tensor name -> stored name (`{i}` is the layer), or a `Part` where the stored tensor differs; a function of
         the spec where the cuts depend on sizes.
-    config: the inverse of `spec`, for `export --to hf`; raises `Unmapped` for what the family can't express.
+    config: the inverse of `spec`, for `export --to hf`; it reads what the family has keys for, since its result is read back and
+        compared (see `_inverse`); raises `Unmapped` for another kind of model.
+    common: nearly every tool reads it, so it is tried first for a spec that fits several families.
+    in_transformers: transformers has a class for it.
+    double_of: the family whose architecture it repeats under another model_type.
     prefixes: what stored names may begin with, transformers' own prefix first.
+    copies: for a spec, stored name -> the canonical tensor that transformers keeps under this name as well, unused.
     unprefixed: beginnings of stored names that never have a prefix.
     ignored: regular expression -> why such stored tensors are ignored; "" to ignore them without a note.
     tied: stored name -> the canonical tensor that it must equal to be ignored.
@@ -34,12 +39,16 @@ class Family:
     names: NameMap | Callable[[Any], NameMap]
     config: Callable[[Model], dict[str, Any]] | None = None
     prefixes: tuple[str, ...] = ("",)
+    copies: Callable[[Any], Mapping[str, str]] | None = None
     unprefixed: tuple[str, ...] = ("lm_head.",)
     ignored: Mapping[str, str] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     spellings: Callable[[Any], Sequence[NameMap]] | None = None
     mlx_names: NameMap | None = None
+    common: bool = False
+    in_transformers: bool = True
+    double_of: str | None = None
 
     def name_map(self, spec: Model) -> NameMap:
         """transformers' own names for a spec."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.moe import MoE
@@ -80,6 +80,16 @@ def with_own_bias(spec: Model, shared: Mapping[str, str | Cut | Stack], stored: 
     """The name map of an encoder. An untied output map has its own bias, `stored`; the shared one is not used."""
     own = isinstance(spec, Encoder) and spec.mlm is not None and not spec.mlm.tied
     return {**shared, "mlm_bias": stored} if own else dict(shared)
+
+
+def unused_bias(stored: str) -> Callable[[Model], dict[str, str]]:
+    """The shared bias of a masked-token head, which transformers has even where the untied output map has its own."""
+
+    def copies(spec: Model) -> dict[str, str]:
+        own = isinstance(spec, Encoder) and spec.mlm is not None and not spec.mlm.tied
+        return {stored: "mlm_bias"} if own else {}
+
+    return copies
 
 
 PROJECTIONS = {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
@@ -9,8 +11,9 @@ from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models._names import Names, named, with_own_bias
-from edgeformer.models.bert import encoder_block, has_mlm, has_pooler
+from edgeformer.models._inverse import model_of, of_class
+from edgeformer.models._names import Names, named, unused_bias, with_own_bias
+from edgeformer.models.bert import bert_config, encoder_block, has_mlm, has_pooler
 from edgeformer.spec import Init, Model
 
 NAMES: Names = (
@@ -87,4 +90,34 @@ def spec(config: HfConfig) -> Encoder:
     )
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Encoder)
+    both = "AlbertForPreTraining" if model.mlm and model.pooler else "AlbertForMaskedLM"
+    order = model.order or tuple(range(len(model.blocks)))
+    return (
+        of_class("albert", both if model.mlm else "AlbertModel")
+        | bert_config(model)
+        | {
+            "embedding_size": model.embed_width or model.width,
+            "num_hidden_layers": len(order),
+            "num_hidden_groups": len(model.blocks),
+            "inner_group_num": 1,
+        }
+    )
+
+
+FAMILY = Family(
+    spec,
+    names,
+    config=config,
+    prefixes=PREFIXES,
+    unprefixed=("predictions.",),
+    ignored=IGNORED,
+    tied=TIED,
+    copies=unused_bias("predictions.bias"),
+)

@@ -15,8 +15,10 @@ from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.layers.tower import Tower
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, ffn_in, model_of, of_class, part
 from edgeformer.models._names import Names, named
-from edgeformer.spec import Init, Layer
+from edgeformer.models._shape import hf_activation
+from edgeformer.spec import Init, Layer, Model
 from edgeformer.weights.parts import Flat
 
 NAMES: Names = {
@@ -101,4 +103,42 @@ def bart_like(config: HfConfig, positions: Layer, embed_norm: LayerNorm | None, 
     )
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, unprefixed=UNPREFIXED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    return of_class("bart", "BartForConditionalGeneration") | bart_config(spec)
+
+
+def bart_config(spec: Model) -> dict[str, Any]:
+    """The keys that BART and Marian share.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, EncoderDecoder)
+    out: dict[str, Any] = {
+        "d_model": model.width,
+        "vocab_size": model.vocab,
+        "max_position_embeddings": model.context,
+        "init_std": model.init.std,
+        "is_encoder_decoder": True,
+        "scale_embedding": model.encoder.embed_scale != 1.0,
+    }
+    for side, tower in (("encoder", model.encoder), ("decoder", model.decoder)):
+        a = attention_in(tower.blocks[0])
+        ffn = part(ffn_in(tower.blocks[0]), MLP, hidden=4 * model.width, act="gelu")
+        out |= {
+            f"{side}_layers": len(tower.blocks),
+            f"{side}_attention_heads": a.heads,
+            f"{side}_ffn_dim": ffn.hidden,
+            "activation_function": hf_activation(ffn.act),
+            "attention_dropout": a.dropout,
+            "dropout": tower.dropout,
+        }
+    return out
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, unprefixed=UNPREFIXED, tied=TIED)

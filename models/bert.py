@@ -14,8 +14,9 @@ from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models._names import Names, named, with_own_bias
-from edgeformer.models._shape import hf_activation, need, only
+from edgeformer.models._inverse import attention_in, block_of, epsilon, model_of, of_class, part
+from edgeformer.models._names import Names, named, unused_bias, with_own_bias
+from edgeformer.models._shape import hf_activation
 from edgeformer.spec import Init, Model
 
 NAMES: Names = (
@@ -141,38 +142,42 @@ def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: the spec doesn't fit this family.
+        Unmapped: the spec is of another kind of model.
     """
-    need(isinstance(spec, Encoder), f"it is of kind {spec.kind}, not an encoder")
-    assert isinstance(spec, Encoder)
-    block = spec.blocks[0]
-    need(
-        all(b == block for b in spec.blocks) and isinstance(block, PostNormBlock), "blocks differ, or are not post-norm"
-    )
-    assert isinstance(block, PostNormBlock)
-    only(block, "attention", "ffn", "norm", "dropout")
-    a, ffn, norm = block.attention, block.ffn, block.norm
-    need(isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm), "its parts are not BERT's")
-    assert isinstance(a, GQA) and isinstance(ffn, MLP) and isinstance(norm, LayerNorm)
-    return {
-        "model_type": "bert",
-        "architectures": ["BertForMaskedLM" if spec.mlm or not spec.pooler else "BertModel"],
-        "tie_word_embeddings": spec.mlm is None or spec.mlm.tied,
+    model = model_of(spec, Encoder)
+    both = "BertForPreTraining" if model.mlm and model.pooler else "BertForMaskedLM"
+    return of_class("bert", both if model.mlm else "BertModel") | bert_config(model)
+
+
+def bert_config(spec: Encoder) -> dict[str, Any]:
+    """The keys that BERT and its descendants share."""
+    block = block_of(spec, PostNormBlock)
+    a, ffn = attention_in(block), part(block.ffn, MLP, hidden=4 * spec.width, act="gelu")
+    return epsilon(block.norm, "layer_norm_eps") | {
         "hidden_size": spec.width,
         "num_attention_heads": a.heads,
         "num_hidden_layers": len(spec.blocks),
         "intermediate_size": ffn.hidden,
         "hidden_act": hf_activation(ffn.act),
-        "layer_norm_eps": norm.eps,
         "vocab_size": spec.vocab,
         "max_position_embeddings": spec.context,
-        "type_vocab_size": spec.token_types,
+        "type_vocab_size": max(spec.token_types, 1),
         "hidden_dropout_prob": block.dropout,
         "attention_probs_dropout_prob": a.dropout,
         "initializer_range": spec.init.std,
+        "tie_word_embeddings": spec.mlm is None or spec.mlm.tied,
     }
 
 
 FAMILY = Family(
-    spec, names, config=config, prefixes=PREFIXES, unprefixed=(UNPREFIXED,), ignored=IGNORED, tied=TIED, renamed=RENAMED
+    spec,
+    names,
+    config=config,
+    prefixes=PREFIXES,
+    unprefixed=(UNPREFIXED,),
+    ignored=IGNORED,
+    tied=TIED,
+    renamed=RENAMED,
+    common=True,
+    copies=unused_bias("cls.predictions.bias"),
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.alibi import Alibi
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
@@ -11,8 +13,9 @@ from edgeformer.layers.mlp import MLP
 from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, block_of, epsilon, model_of, of_class
 from edgeformer.models._names import Names, by_group, named
-from edgeformer.spec import Init
+from edgeformer.spec import Init, Model
 
 PREFIXES = ("transformer.", "")
 TIED = {"lm_head.weight": "embed.weight"}
@@ -74,4 +77,30 @@ def names(spec: Decoder) -> Names:
     )
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    block = block_of(model, Block)
+    a = attention_in(block)
+    return (
+        of_class("bloom", "BloomForCausalLM")
+        | epsilon(model.norm, "layer_norm_epsilon")
+        | {
+            "hidden_size": model.width,
+            "n_head": a.heads,
+            "n_layer": len(model.blocks),
+            "vocab_size": model.vocab,
+            "seq_length": model.context,
+            "attention_dropout": a.dropout,
+            "hidden_dropout": block.dropout,
+            "initializer_range": model.init.std,
+            "tie_word_embeddings": model.tied,
+        }
+    )
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, tied=TIED)

@@ -7,6 +7,8 @@ head is rotated, by adjacent channels; q, k and v are one matrix, gate and up an
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
@@ -21,8 +23,20 @@ from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import (
+    attention_in,
+    block_of,
+    epsilon,
+    ffn_in,
+    gated_in,
+    model_of,
+    of_class,
+    part,
+    rotary,
+    solved,
+)
 from edgeformer.models._names import KINDS, Names, halves, named, side_by_side
-from edgeformer.spec import Init, Norm
+from edgeformer.spec import Init, Model, Norm
 from edgeformer.weights.parts import Reordered, Rows
 
 PREFIXES = ("transformer.", "")
@@ -146,4 +160,55 @@ def names(spec: Decoder) -> Names:
     )
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    count, a = len(model.blocks), attention_in(model.blocks[0])
+    shape = of_class("chatglm", "ChatGLMModel") | {
+        "hidden_size": model.width,
+        "num_layers": count,
+        "num_attention_heads": a.heads,
+        "tie_word_embeddings": model.tied,
+    }
+    if isinstance(model.blocks[0], PostNormBlock):
+        ffn = part(ffn_in(model.blocks[0]), MLP, hidden=4 * model.width, act="gelu_tanh")
+        return (
+            shape
+            | epsilon(model.embed_norm, "layernorm_epsilon")
+            | {
+                "inner_hidden_size": ffn.hidden,
+                "max_sequence_length": model.context,
+                "position_encoding_2d": True,
+                "vocab_size": model.vocab,
+            }
+        )
+    block = block_of(model, Block)
+    theta = rotary(a.position, a.head_dim, kind=RopeInterleaved)["rope_theta"]
+    return (
+        shape
+        | epsilon(model.norm, "layernorm_epsilon")
+        | {
+            "ffn_hidden_size": gated_in(model).hidden,
+            "kv_channels": a.head_dim,
+            "multi_query_attention": a.kv_heads != a.heads,
+            "multi_query_group_num": a.kv_heads,
+            "add_qkv_bias": a.bias,
+            "add_bias_linear": False,
+            "rmsnorm": isinstance(model.norm, RMSNorm),
+            "post_layer_norm": True,
+            "original_rope": True,
+            "rope_ratio": solved(lambda x: 10_000.0 * x, theta, theta / 10_000.0),
+            "seq_length": model.context,
+            "padded_vocab_size": model.vocab,
+            "vocab_size": model.vocab,
+            "attention_dropout": a.dropout,
+            "hidden_dropout": block.dropout,
+        }
+    )
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, ignored=IGNORED, in_transformers=False)

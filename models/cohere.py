@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.heads_layer_norm import HeadsLayerNorm
@@ -12,11 +14,23 @@ from edgeformer.models import llama
 from edgeformer.models._attention import attention_of, rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import (
+    attention_in,
+    epsilon,
+    gated_in,
+    heads,
+    model_of,
+    network,
+    of_class,
+    rotary,
+    sizes,
+)
 from edgeformer.models._names import Names
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
+from edgeformer.spec import Model
 from edgeformer.weights.parts import Flat
 
-__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
+__all__ = ["IGNORED", "PREFIXES", "TIED", "config", "names", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -40,4 +54,23 @@ def names(spec: Decoder) -> Names:
     return llama.NAMES | norms
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    a = attention_in(model.blocks[0])
+    return (
+        of_class("cohere", "CohereForCausalLM")
+        | sizes(model)
+        | heads(a, dim=False)
+        | network(gated_in(model))
+        | epsilon(model.norm, "layer_norm_eps")
+        | rotary(a.position, a.head_dim, kind=RopeInterleaved)
+        | {"attention_bias": a.bias, "use_qk_norm": a.qk_norm is not None, "logit_scale": model.logit_scale}
+    )
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -17,12 +17,27 @@ from edgeformer.models import llama
 from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import (
+    attention_in,
+    epsilon,
+    ffn_in,
+    gated_in,
+    mixture_in,
+    model_of,
+    network,
+    of_class,
+    part,
+    rotary,
+    sizes,
+    solved,
+)
 from edgeformer.models._names import PROJECTIONS, Names, experts, named, stacked_experts
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
+from edgeformer.spec import Model, layers
 from edgeformer.weights.parts import PerHead
 
-__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec", "spellings"]
+__all__ = ["IGNORED", "PREFIXES", "TIED", "config", "names", "spec", "spellings"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -105,4 +120,67 @@ def spellings(spec: Decoder) -> list[Names]:
     return stacked_experts(spec, names(spec), "mlp", "mlp")
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    a, ffn, dense = latent_in(model), mixture_in(model), gated_in(model)
+    first = next((i for i, block in enumerate(model.blocks) if isinstance(ffn_in(block), MoE)), len(model.blocks))
+    grouped = {"topk_method": "group_limited_greedy"} if ffn.groups > 1 else {"topk_method": "greedy"}
+    return (
+        of_class("deepseek_v2", "DeepseekV2ForCausalLM")
+        | sizes(model)
+        | network(dense)
+        | epsilon(model.norm)
+        | latent_config(a, RopeInterleaved)
+        | grouped
+        | {
+            "mlp_bias": dense.bias,
+            "moe_intermediate_size": ffn.hidden,
+            "n_routed_experts": ffn.experts,
+            "num_experts_per_tok": ffn.chosen,
+            "routed_scaling_factor": ffn.scale,
+            "n_group": ffn.groups,
+            "topk_group": ffn.chosen_groups,
+            "n_shared_experts": ffn.shared.hidden // ffn.hidden if isinstance(ffn.shared, GLU) else None,
+            "norm_topk_prob": False,
+            "first_k_dense_replace": first,
+        }
+    )
+
+
+def latent_in(spec: Decoder) -> MLA:
+    """The attention of the first block."""
+    block, a = spec.blocks[0], attention_in(spec.blocks[0])
+    found = next((layer for _, layer, _ in layers(block, 1) if isinstance(layer, MLA)), None)
+    return found or part(
+        a, MLA, heads=a.heads, nope=a.head_dim, rope=2, v_dim=a.head_dim, rank=2, position=RopeInterleaved(dim=2),
+        norm=RMSNorm(), bias=False,
+    )  # fmt: skip
+
+
+def latent_config(a: MLA, kind: type[Rope]) -> dict[str, Any]:
+    """The inverse of `latent_attention`."""
+    turned, whole = rotary(a.position, a.rope, kind=kind), a.nope + a.rope
+    scaling, scale = turned.get("rope_scaling", {}), whole**-0.5
+    factor = scaling.get("factor", 1.0)
+    if a.scale is not None and a.scale != scale and factor > 1:
+        step = 0.1 * math.log(factor)
+        guess = ((a.scale / scale) ** 0.5 - 1.0) / step
+        scaling["mscale_all_dim"] = solved(lambda x: scale * (0.1 * x * math.log(factor) + 1.0) ** 2, a.scale, guess)
+    return turned | {
+        "num_attention_heads": a.heads,
+        "num_key_value_heads": a.heads,
+        "qk_nope_head_dim": a.nope,
+        "qk_rope_head_dim": a.rope,
+        "v_head_dim": a.v_dim,
+        "kv_lora_rank": a.rank,
+        "q_lora_rank": a.q_rank,
+        "attention_bias": a.bias,
+    }
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
+from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, block_of, model_of, of_class, part
 from edgeformer.models._names import Names, named
+from edgeformer.models._shape import hf_activation
 from edgeformer.models.bert import encoder_block, has_mlm
-from edgeformer.spec import Init
+from edgeformer.spec import Init, Model
 
 NAMES: Names = (
     {"mlm_bias": "vocab_projector.bias", "head.weight": "vocab_projector.weight"}
@@ -67,4 +72,28 @@ def spec(config: HfConfig) -> Encoder:
     )
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Encoder)
+    block = block_of(model, PostNormBlock)
+    a, ffn = attention_in(block), part(block.ffn, MLP, hidden=4 * model.width, act="gelu")
+    return of_class("distilbert", "DistilBertForMaskedLM" if model.mlm else "DistilBertModel") | {
+        "dim": model.width,
+        "n_heads": a.heads,
+        "n_layers": len(model.blocks),
+        "hidden_dim": ffn.hidden,
+        "activation": hf_activation(ffn.act),
+        "vocab_size": model.vocab,
+        "max_position_embeddings": model.context,
+        "dropout": block.dropout,
+        "attention_dropout": a.dropout,
+        "initializer_range": model.init.std,
+        "tie_word_embeddings": model.mlm is None or model.mlm.tied,
+    }
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, unprefixed=("vocab_",), ignored=IGNORED, tied=TIED)

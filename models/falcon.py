@@ -5,6 +5,8 @@ Falcon-RW's ALiBi is refused: its biases are rounded to bfloat16 in the publishe
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
@@ -14,10 +16,12 @@ from edgeformer.layers.parallel_block import ParallelBlock
 from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, block_of, epsilon, heads, model_of, of_class, part, rotary, sizes
 from edgeformer.models._names import Names, by_group, named
 from edgeformer.models._rope import rope
+from edgeformer.models._shape import hf_activation
 from edgeformer.models.llama import decoder
-from edgeformer.spec import Layer
+from edgeformer.spec import Layer, Model
 
 PREFIXES = ("transformer.", "")
 TIED = {"lm_head.weight": "embed.weight"}
@@ -82,4 +86,38 @@ def names(spec: Decoder) -> Names:
     )
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    first = model.blocks[0]
+    side, a = isinstance(first, ParallelBlock), attention_in(first)
+    two = isinstance(first, ParallelBlock) and not first.shared_norm
+    block = block_of(model, ParallelBlock if side else Block)
+    ffn = part(block.ffn, MLP, hidden=4 * model.width, act="gelu")
+    new = side and (two or a.kv_heads not in (1, a.heads))
+    return (
+        of_class("falcon", "FalconForCausalLM")
+        | sizes(model)
+        | heads(a, dim=False, groups=False)
+        | epsilon(model.norm, "layer_norm_epsilon")
+        | rotary(a.position, a.head_dim)
+        | {
+            "new_decoder_architecture": new,
+            "num_kv_heads": a.kv_heads,
+            "multi_query": a.kv_heads == 1,
+            "parallel_attn": side,
+            "alibi": False,
+            "bias": a.bias,
+            "ffn_hidden_size": ffn.hidden,
+            "activation": hf_activation(ffn.act),
+            "hidden_dropout": block.dropout,
+        }
+        | ({"num_ln_in_parallel_attn": 2 if two else 1} if new else {})
+    )
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, tied=TIED)

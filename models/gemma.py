@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from edgeformer.errors import ConfigError
 from edgeformer.layers.block import Block
@@ -12,9 +13,11 @@ from edgeformer.layers.offset_rms_norm import OffsetRMSNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, llama_config, model_of
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, decoder, gated
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -41,4 +44,16 @@ def _feed_forward(config: HfConfig) -> GLU:
     return ffn
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    shape = llama_config(spec, "gemma", "GemmaForCausalLM")
+    bias = {"attention_bias": attention_in(model.blocks[0]).bias}
+    return shape | bias | {"hidden_activation": shape["hidden_act"]}
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

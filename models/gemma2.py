@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
@@ -10,12 +12,27 @@ from edgeformer.layers.sandwich_block import SandwichBlock
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import (
+    attention_in,
+    epsilon,
+    gated_in,
+    heads,
+    listed_windows,
+    model_of,
+    network,
+    of_class,
+    rotary,
+    sizes,
+    solved,
+    whole,
+)
 from edgeformer.models._names import named
 from edgeformer.models._rope import rope
 from edgeformer.models._windows import windows_by_type
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, windowed
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 NAMES = llama.NAMES | named(
     {
@@ -70,4 +87,45 @@ def gemma_decoder(config: HfConfig, attentions: list[GQA], context: int, softcap
     return decoder(config, blocks, norm, context, tied=True, embed_scale=scale, logit_softcap=cap)
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    shape = gemma_config(spec, "gemma2", "Gemma2ForCausalLM")
+    model = model_of(spec, Decoder)
+    a, (window, types) = attention_in(model.blocks[0]), listed_windows(model)
+    return shape | {
+        **rotary(a.position, a.head_dim),
+        "attn_logit_softcapping": a.softcap,
+        "sliding_window": window or model.context,
+        "layer_types": types,
+    }
+
+
+def gemma_config(spec: Model, model_type: str, architecture: str) -> dict[str, Any]:
+    """The keys that Gemma 2 and 3 share.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    a, ffn = attention_in(model.blocks[0]), network(gated_in(model))
+    scale = a.head_dim**-0.5 if a.scale is None else a.scale
+    return (
+        of_class(model_type, architecture)
+        | sizes(model)
+        | heads(a)
+        | ffn
+        | epsilon(model.norm)
+        | {
+            "hidden_activation": ffn["hidden_act"],
+            "attention_bias": a.bias,
+            "query_pre_attn_scalar": whole(solved(lambda x: x**-0.5, scale, scale**-2)),
+            "final_logit_softcapping": model.logit_softcap,
+        }
+    )
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

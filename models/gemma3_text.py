@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from edgeformer.errors import ConfigError
 from edgeformer.layers.decoder import Decoder
@@ -12,11 +13,13 @@ from edgeformer.layers.offset_rms_norm import OffsetRMSNorm
 from edgeformer.layers.rope import Rope
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attentions_in, listed_windows, model_of, rotary
 from edgeformer.models._rope import read_scaling
 from edgeformer.models._windows import FULL, SLIDING, layer_types
-from edgeformer.models.gemma2 import IGNORED, NAMES, PREFIXES, TIED, gemma_attention, gemma_decoder
+from edgeformer.models.gemma2 import IGNORED, NAMES, PREFIXES, TIED, gemma_attention, gemma_config, gemma_decoder
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -53,4 +56,25 @@ def _ropes(config: HfConfig, head_dim: int, context: int) -> dict[str, Rope]:
     return ropes
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    window, types = listed_windows(model)
+    ropes = {kind: a.position for kind, a in zip(types, attentions_in(model), strict=True)}
+    head_dim = attentions_in(model)[0].head_dim
+    full, sliding = (rotary(ropes.get(kind), head_dim) for kind in (FULL, SLIDING))
+    scalings = {"rope_scaling": full["rope_scaling"]} if "rope_scaling" in full else {}
+    return gemma_config(spec, "gemma3_text", "Gemma3ForCausalLM") | {
+        "rope_theta": full["rope_theta"] if FULL in ropes else 1e6,
+        "rope_local_base_freq": sliding["rope_theta"],
+        "sliding_window": window or model.context,
+        "layer_types": types,
+        **scalings,
+    }
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rms_norm import RMSNorm
@@ -10,11 +12,23 @@ from edgeformer.layers.sandwich_block import SandwichBlock
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import (
+    attention_in,
+    epsilon,
+    gated_in,
+    heads,
+    model_of,
+    network,
+    of_class,
+    rotary,
+    sizes,
+)
 from edgeformer.models._names import halves, named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 NAMES = (
     llama.NAMES
@@ -46,4 +60,23 @@ def spec(config: HfConfig) -> Decoder:
     return decoder(config, [block] * config.layers("num_hidden_layers", 40), norm, context)
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    a = attention_in(model.blocks[0])
+    return (
+        of_class("glm4", "Glm4ForCausalLM")
+        | sizes(model)
+        | heads(a)
+        | network(gated_in(model))
+        | epsilon(model.norm)
+        | rotary(a.position, a.head_dim, kind=RopeInterleaved, share="partial_rotary_factor")
+        | {"attention_bias": a.bias, "pad_token_id": None}
+    )
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

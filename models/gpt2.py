@@ -10,11 +10,11 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
-from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models._shape import hf_activation, need, only
+from edgeformer.models._inverse import attention_in, block_of, epsilon, model_of, of_class, part
+from edgeformer.models._shape import hf_activation
 from edgeformer.spec import Init, Model
 from edgeformer.weights.parts import Part
 
@@ -100,52 +100,40 @@ def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: the spec doesn't fit this family.
+        Unmapped: the spec is of another kind of model.
     """
-    need(isinstance(spec, Decoder), f"it is of kind {spec.kind}, not a decoder")
-    assert isinstance(spec, Decoder)
-    only(spec, "vocab", "width", "context", "init", "blocks", "norm", "positions", "tied", "dropout")
-    block = spec.blocks[0]
-    need(all(b == block for b in spec.blocks) and isinstance(block, Block), "blocks differ or are of another kind")
-    assert isinstance(block, Block)
-    only(block, "attention", "ffn", "norm", "dropout")
-    a, ffn, norm = block.attention, block.ffn, spec.norm
-    need(isinstance(spec.positions, Learned) and not spec.positions.offset, "positions are not learned, or offset")
-    need(
-        isinstance(norm, LayerNorm) and norm.bias and norm.weight and block.norm == norm,
-        "norms are not one LayerNorm with bias",
-    )
-    need(isinstance(a, GQA) and isinstance(ffn, MLP), "the attention or the feed-forward network is of another kind")
-    assert (
-        isinstance(a, GQA)
-        and isinstance(ffn, MLP)
-        and isinstance(norm, LayerNorm)
-        and isinstance(spec.positions, Learned)
-    )
-    plain = GQA(
-        heads=a.heads, kv_heads=a.heads, head_dim=spec.width // a.heads, mask=Mask(), bias=True, output_bias=True,
-        dropout=a.dropout,
-    )  # fmt: skip
-    need(a == plain, "attention is not GPT-2's: as many key heads as query heads, biases, no sliding window, no RoPE")
-    need(ffn.bias and block.cross is None, "the feed-forward network has no biases, or there is cross-attention")
-    need(spec.positions.count == spec.context, "the number of positions is not the context length")
-    return {
-        "model_type": "gpt2",
-        "architectures": ["GPT2LMHeadModel"],
-        "n_embd": spec.width,
-        "n_head": a.heads,
-        "n_layer": len(spec.blocks),
-        "n_positions": spec.context,
-        "n_inner": ffn.hidden,
-        "layer_norm_epsilon": norm.eps,
-        "vocab_size": spec.vocab,
-        "activation_function": "gelu_new" if ffn.act == "gelu_tanh" else hf_activation(ffn.act),
-        "resid_pdrop": block.dropout,
-        "attn_pdrop": a.dropout,
-        "embd_pdrop": spec.dropout,
-        "initializer_range": spec.init.std,
-        "tie_word_embeddings": spec.tied,
-    }
+    return gpt2_config(spec, "gpt2", "GPT2LMHeadModel")
 
 
-FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, mlx_names=MLX_NAMES)
+def gpt2_config(spec: Model, model_type: str, architecture: str) -> dict[str, Any]:
+    """The keys that GPT-2 and GPT-BigCode share.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    block = block_of(model, Block)
+    a, ffn = attention_in(block), part(block.ffn, MLP, hidden=4 * model.width, act="gelu_tanh")
+    return (
+        of_class(model_type, architecture)
+        | epsilon(model.norm, "layer_norm_epsilon")
+        | {
+            "n_embd": model.width,
+            "n_head": a.heads,
+            "n_layer": len(model.blocks),
+            "n_positions": model.context,
+            "n_inner": ffn.hidden,
+            "vocab_size": model.vocab,
+            "activation_function": "gelu_new" if ffn.act == "gelu_tanh" else hf_activation(ffn.act),
+            "resid_pdrop": block.dropout,
+            "attn_pdrop": a.dropout,
+            "embd_pdrop": model.dropout,
+            "initializer_range": model.init.std,
+            "tie_word_embeddings": model.tied,
+        }
+    )
+
+
+FAMILY = Family(
+    spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, mlx_names=MLX_NAMES, common=True
+)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
@@ -10,8 +12,10 @@ from edgeformer.layers.mlp import MLP
 from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, model_of
 from edgeformer.models._names import Names, by_group, named, side_by_side
-from edgeformer.models.gpt2 import gpt2_decoder
+from edgeformer.models.gpt2 import gpt2_config, gpt2_decoder
+from edgeformer.spec import Model
 
 PREFIXES = ("transformer.", "")
 IGNORED = {r"\.attn\.(masked_)?bias$": ""}  # buffers of old checkpoints
@@ -68,4 +72,15 @@ def names(spec: Decoder) -> Names:
     )
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    a = attention_in(model_of(spec, Decoder).blocks[0])
+    own = {"multi_query": a.kv_heads == 1, "scale_attn_weights": a.scale is None}
+    return gpt2_config(spec, "gpt_bigcode", "GPTBigCodeForCausalLM") | own
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

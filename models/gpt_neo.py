@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.errors import ConfigError
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
@@ -12,8 +14,11 @@ from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlp import MLP
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, block_of, epsilon, listed_windows, model_of, of_class, part, sizes
 from edgeformer.models._names import named
-from edgeformer.spec import Init
+from edgeformer.models._shape import hf_activation
+from edgeformer.models._windows import SLIDING
+from edgeformer.spec import Init, Model
 
 NAMES = named({"embed": "wte", "position_embed.table": "wpe", "norm": "ln_f", "head": "lm_head"}) | named(
     {
@@ -91,4 +96,33 @@ def _kinds(config: HfConfig, count: int) -> list[str]:
     return kinds
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    block, (window, types) = block_of(model, Block), listed_windows(model)
+    a, ffn = attention_in(block), part(block.ffn, MLP, hidden=4 * model.width, act="gelu_tanh")
+    kinds = ["local" if kind == SLIDING else "global" for kind in types]
+    return (
+        of_class("gpt_neo", "GPTNeoForCausalLM")
+        | {key: value for key, value in sizes(model).items() if key != "num_hidden_layers"}
+        | epsilon(model.norm, "layer_norm_epsilon")
+        | {
+            "num_heads": a.heads,
+            "num_layers": len(model.blocks),
+            "attention_types": [[kinds, 1]],
+            "attention_layers": kinds,
+            "window_size": window or 256,
+            "intermediate_size": ffn.hidden,
+            "activation_function": hf_activation(ffn.act),
+            "resid_dropout": block.dropout,
+            "attention_dropout": a.dropout,
+            "embed_dropout": model.dropout,
+        }
+    )
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

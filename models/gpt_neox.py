@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
@@ -11,9 +13,22 @@ from edgeformer.layers.parallel_block import ParallelBlock
 from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import (
+    attention_in,
+    block_of,
+    epsilon,
+    heads,
+    model_of,
+    network,
+    of_class,
+    part,
+    rotary,
+    sizes,
+)
 from edgeformer.models._names import Names, by_group, named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import decoder
+from edgeformer.spec import Model
 
 PREFIXES = ("gpt_neox.", "")
 RENAMED = {  # as mlx-lm writes it
@@ -73,4 +88,33 @@ def names(spec: Decoder) -> Names:
     )
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, unprefixed=(UNPREFIXED,), ignored=IGNORED, tied=TIED, renamed=RENAMED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    side = isinstance(model.blocks[0], ParallelBlock)
+    block = block_of(model, ParallelBlock if side else Block)
+    a, ffn = attention_in(block), part(block.ffn, MLP, hidden=4 * model.width, act="gelu")
+    turned = rotary(a.position, a.head_dim, share="rotary_pct")
+    return (
+        of_class("gpt_neox", "GPTNeoXForCausalLM")
+        | sizes(model)
+        | heads(a, dim=False, groups=False)
+        | network(ffn)
+        | epsilon(model.norm, "layer_norm_eps")
+        | turned
+        | {
+            "rotary_emb_base": turned["rope_theta"],
+            "use_parallel_residual": side,
+            "attention_bias": a.bias,
+            "hidden_dropout": block.dropout,
+        }
+    )
+
+
+FAMILY = Family(
+    spec, names, config=config, prefixes=PREFIXES, unprefixed=(UNPREFIXED,), ignored=IGNORED, tied=TIED, renamed=RENAMED
+)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, block_of, gated_in, llama_config, model_of, solved
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, decoder, gated
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -30,4 +34,24 @@ def spec(config: HfConfig) -> Decoder:
     )
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    block = block_of(model, Block)
+    a = attention_in(block)
+    shape = llama_config(spec, "granite", "GraniteForCausalLM") | {
+        "attention_bias": a.bias,
+        "mlp_bias": gated_in(model).bias,
+        "attention_multiplier": a.head_dim**-0.5 if a.scale is None else a.scale,
+        "embedding_multiplier": model.embed_scale,
+        "residual_multiplier": block.residual_scale,
+        "logits_scaling": solved(lambda x: 1 / x, model.logit_scale, 1 / model.logit_scale),
+    }
+    return {key: value for key, value in shape.items() if key != "head_dim"}
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -16,13 +16,10 @@ from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.rms_norm import RMSNorm
-from edgeformer.layers.rope import Rope
-from edgeformer.layers.rope_dynamic import DynamicScaling
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models._rope import rope_config
-from edgeformer.models._shape import hf_activation, llama_shaped, need
+from edgeformer.models._inverse import attention_in, gated_in, listed_windows, llama_config, model_of
 from edgeformer.spec import Init, Layer, Model, Norm
 
 NAMES = {
@@ -118,19 +115,10 @@ def layer_windows(config: HfConfig) -> list[int | None]:
     return [window if t == "sliding_attention" else None for t in types]
 
 
-def windows_config(attentions: list[GQA]) -> dict[str, Any]:
-    """The inverse of `layer_windows`.
-
-    Raises:
-        Unmapped: windows of several sizes.
-    """
-    windows = [a.mask.window for a in attentions]
-    sizes = set(windows) - {None}
-    if not sizes:
-        return {}
-    need(len(sizes) == 1, "sliding windows have several sizes")
-    kinds = ["full_attention" if w is None else "sliding_attention" for w in windows]
-    return {"use_sliding_window": True, "sliding_window": sizes.pop(), "layer_types": kinds}
+def windows_config(spec: Decoder) -> dict[str, Any]:
+    """The inverse of `layer_windows`."""
+    window, types = listed_windows(spec)
+    return {} if window is None else {"use_sliding_window": True, "sliding_window": window, "layer_types": types}
 
 
 def windowed(attention: GQA, windows: list[int | None]) -> list[GQA]:
@@ -138,36 +126,15 @@ def windowed(attention: GQA, windows: list[int | None]) -> list[GQA]:
     return [replace(attention, mask=Mask(window=window)) for window in windows]
 
 
-def shared_config(spec: Model) -> tuple[dict[str, Any], list[GQA], GLU]:
-    """The config of Llama's descendants in transformers' spelling, each block's attention, the feed-forward network.
-
-    Raises:
-        Unmapped: the spec isn't Llama-shaped.
-    """
-    data, attentions, ffn = llama_shaped(spec)
-    position = attentions[0].position
-    assert isinstance(position, Rope)  # `llama_shaped` takes no other
-    need(position.dim == attentions[0].head_dim, "only a part of each head is rotated")
-    data |= {"hidden_act": hf_activation(ffn.act), **rope_config(position)}
-    scaling = position.scaling
-    if isinstance(scaling, DynamicScaling):  # transformers takes the original length from max_position_embeddings
-        data["max_position_embeddings"] = scaling.original_context
-    return data, attentions, ffn
-
-
 def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: the spec doesn't fit this family.
+        Unmapped: the spec is of another kind of model.
     """
-    data, attentions, ffn = shared_config(spec)
-    first = attentions[0]
-    need(first.qk_norm is None, "queries and keys are normalised")
-    need(all(a.mask.window is None for a in attentions), "it has sliding windows")
-    need(first.bias == first.output_bias, "q, k, v have biases and o has none, or the reverse")
-    bias = {"attention_bias": first.bias, "mlp_bias": ffn.bias}
-    return {"model_type": "llama", "architectures": ["LlamaForCausalLM"], **bias, **data}
+    model = model_of(spec, Decoder)
+    bias = {"attention_bias": attention_in(model.blocks[0]).bias, "mlp_bias": gated_in(model).bias}
+    return llama_config(model, "llama", "LlamaForCausalLM") | bias
 
 
-FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, common=True)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.layers.sinusoidal import Sinusoidal
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models.bart import NAMES, PREFIXES, TIED, UNPREFIXED, bart_like
+from edgeformer.models._inverse import of_class
+from edgeformer.models.bart import NAMES, PREFIXES, TIED, UNPREFIXED, bart_config, bart_like
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "UNPREFIXED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "UNPREFIXED", "config", "spec"]
 
 IGNORED = {r"embed_positions\.weight$": ""}  # recomputed
 
@@ -23,4 +27,14 @@ def spec(config: HfConfig) -> EncoderDecoder:
     return bart_like(config, Sinusoidal(count=context, interleaved=False), None, context)
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, unprefixed=UNPREFIXED, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    shape = of_class("marian", "MarianMTModel") | bart_config(spec)
+    return shape | {"decoder_vocab_size": shape["vocab_size"], "share_encoder_decoder_embeddings": True}
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, unprefixed=UNPREFIXED, ignored=IGNORED, tied=TIED)

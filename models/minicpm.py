@@ -6,15 +6,19 @@ logits of h / (width / dim_model_base)).
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import block_of, llama_config, model_of, solved
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, Fields, decoder, gated
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -43,4 +47,22 @@ def multipliers(
     }
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    shape = llama_config(spec, "minicpm", "MiniCPMForCausalLM") | multipliers_config(model_of(spec, Decoder))
+    return {key: value for key, value in shape.items() if key != "head_dim"}
+
+
+def multipliers_config(spec: Decoder) -> dict[str, Any]:
+    """The inverse of `multipliers`."""
+    scale, count = block_of(spec, Block).residual_scale, len(spec.blocks)
+    depth = None if scale == 1 else solved(lambda x: x / count**0.5, scale, scale * count**0.5)
+    base = None if spec.logit_scale == 1 else round(spec.logit_scale * spec.width)
+    return {"scale_emb": spec.embed_scale, "scale_depth": depth, "dim_model_base": base}
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, in_transformers=False)

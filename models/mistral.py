@@ -9,9 +9,9 @@ from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import listed_windows, llama_config, model_of
 from edgeformer.models._rope import rope
-from edgeformer.models._shape import need
-from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, llama_like, shared_config
+from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, llama_like
 from edgeformer.spec import Model
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
@@ -38,15 +38,10 @@ def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: the spec doesn't fit this family.
+        Unmapped: the spec is of another kind of model.
     """
-    data, attentions, ffn = shared_config(spec)
-    first, windows = attentions[0], {a.mask.window for a in attentions}
-    need(first.qk_norm is None, "queries and keys are normalised")
-    need(not (first.bias or first.output_bias or ffn.bias), "it has biases")
-    need(len(windows) == 1, "sliding windows differ from layer to layer")
-    shape = {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": windows.pop()}
-    return {**shape, **data}
+    window, _ = listed_windows(model_of(spec, Decoder))
+    return llama_config(spec, "mistral", "MistralForCausalLM") | {"sliding_window": window}
 
 
-FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, common=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
@@ -11,12 +13,13 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import listed_windows, llama_config, mixture_in, model_of, network
 from edgeformer.models._names import Names, experts, stacked_experts
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder
 from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec", "spellings"]
+__all__ = ["IGNORED", "PREFIXES", "TIED", "config", "names", "spec", "spellings"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -56,4 +59,17 @@ def spellings(spec: Model) -> list[Names]:
     return stacked_experts(spec, names(spec), "block_sparse_moe", "mlp")
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    ffn = mixture_in(model)
+    chosen = {"num_local_experts": ffn.experts, "num_experts_per_tok": ffn.chosen}
+    window, _ = listed_windows(model)
+    return llama_config(spec, "mixtral", "MixtralForCausalLM") | network(ffn) | chosen | {"sliding_window": window}
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.glu import GLU
@@ -13,8 +15,23 @@ from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.rope import Rope
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import (
+    attention_in,
+    attentions_in,
+    block_of,
+    epsilon,
+    gated_in,
+    heads,
+    listed_windows,
+    model_of,
+    of_class,
+    part,
+    rotary,
+    sizes,
+)
 from edgeformer.models._names import Names, halves, named, side_by_side
 from edgeformer.models._rope import read_scaling
+from edgeformer.models._shape import hf_activation
 from edgeformer.models._windows import FULL, SLIDING, layer_types
 from edgeformer.models.bert import has_mlm
 from edgeformer.spec import Init, Model
@@ -113,4 +130,52 @@ def names(spec: Model) -> Names:
     return named(top) | {"mlm_bias": "decoder.bias"} | maps
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, unprefixed=UNPREFIXED, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Encoder)
+    block, a, ffn = block_of(model, Block), attention_in(model.blocks[0]), gated_in(model)
+    norm, mlm = part(model.norm, LayerNorm, bias=False), model.mlm
+    window, types = listed_windows(model)
+    ropes = {kind: x.position for kind, x in zip(types, attentions_in(model), strict=True)}
+    turned = {kind: rotary(ropes.get(kind), a.head_dim) for kind in (FULL, SLIDING)}
+    head = (
+        {}
+        if mlm is None
+        else {
+            "classifier_activation": hf_activation(mlm.act),
+            "classifier_bias": mlm.bias,
+            "decoder_bias": mlm.output_bias,
+        }
+    )
+    return (
+        of_class("modernbert", "ModernBertForMaskedLM" if mlm else "ModernBertModel")
+        | sizes(model)
+        | heads(a, dim=False, groups=False)
+        | epsilon(norm, "norm_eps")
+        | head
+        | {
+            "intermediate_size": ffn.hidden,
+            "hidden_activation": hf_activation(ffn.act),
+            "attention_bias": a.bias,
+            "mlp_bias": ffn.bias,
+            "norm_bias": norm.bias,
+            "layer_types": types,
+            "local_attention": 128 if window is None else 2 * (window - 1),
+            "rope_parameters": {
+                kind: {"rope_type": "default", "rope_theta": keys["rope_theta"], **keys.get("rope_scaling", {})}
+                for kind, keys in turned.items()
+            },
+            "global_rope_theta": turned[FULL]["rope_theta"],
+            "local_rope_theta": turned[SLIDING]["rope_theta"],
+            "mlp_dropout": block.dropout,
+            "embedding_dropout": model.dropout,
+            "tie_word_embeddings": mlm is None or mlm.tied,
+        }
+    )
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, unprefixed=UNPREFIXED, ignored=IGNORED, tied=TIED)

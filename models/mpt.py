@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.alibi import Alibi
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
@@ -11,8 +13,9 @@ from edgeformer.layers.mlp import MLP
 from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, epsilon, model_of, of_class, whole
 from edgeformer.models._names import Names, named, side_by_side
-from edgeformer.spec import Init
+from edgeformer.spec import Init, Model
 
 PREFIXES = ("transformer.", "")
 TIED = {"lm_head.weight": "embed.weight"}
@@ -79,4 +82,30 @@ def names(spec: Decoder) -> Names:
     )
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    a = attention_in(model.blocks[0])
+    inner = {"alibi": True, "attn_pdrop": whole(a.dropout), "clip_qkv": a.clip, "softmax_scale": a.scale}
+    return (
+        of_class("mpt", "MptForCausalLM")
+        | epsilon(model.norm, "layer_norm_epsilon")
+        | {
+            "d_model": model.width,
+            "n_heads": a.heads,
+            "n_layers": len(model.blocks),
+            "vocab_size": model.vocab,
+            "max_seq_len": model.context,
+            "attn_config": inner,
+            "no_bias": True,
+            "initializer_range": model.init.std,
+            "tie_word_embeddings": model.tied,
+        }
+    )
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, tied=TIED)

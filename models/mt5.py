@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models.t5 import IGNORED, NAMES, TIED, names, t5_like
+from edgeformer.models.t5 import IGNORED, NAMES, TIED, names, t5_config, t5_like
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "TIED", "names", "spec"]
+__all__ = ["IGNORED", "NAMES", "TIED", "config", "names", "spec"]
 
 
 def spec(config: HfConfig) -> EncoderDecoder:
@@ -15,4 +18,13 @@ def spec(config: HfConfig) -> EncoderDecoder:
     return t5_like(config, feed_forward="gated-gelu", tied=False)
 
 
-FAMILY = Family(spec, names, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    return t5_config(spec, "mt5", "MT5ForConditionalGeneration")
+
+
+FAMILY = Family(spec, names, config=config, ignored=IGNORED, tied=TIED, double_of="t5")

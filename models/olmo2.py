@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.output_norm_block import OutputNormBlock
 from edgeformer.layers.rms_norm import RMSNorm
@@ -10,10 +12,12 @@ from edgeformer.models import llama
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, llama_config, model_of
 from edgeformer.models._names import named
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 NAMES = llama.NAMES | named(
     {"attention_norm": "post_attention_layernorm", "ffn_norm": "post_feedforward_layernorm"},
@@ -30,4 +34,15 @@ def spec(config: HfConfig) -> Decoder:
     return decoder(config, [block] * config.layers("num_hidden_layers", 32), norm, context)
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    a = attention_in(model_of(spec, Decoder).blocks[0])
+    shape = llama_config(spec, "olmo2", "Olmo2ForCausalLM") | {"attention_bias": a.bias}
+    return {key: value for key, value in shape.items() if key != "head_dim"}
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.moe import MoE
@@ -10,10 +12,12 @@ from edgeformer.layers.whole_norm import WholeNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, llama_config, mixture_in, model_of, network
 from edgeformer.models.llama import decoder
 from edgeformer.models.qwen3_moe import IGNORED, PREFIXES, TIED, names, spellings
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec", "spellings"]
+__all__ = ["IGNORED", "PREFIXES", "TIED", "config", "names", "spec", "spellings"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -34,4 +38,26 @@ def spec(config: HfConfig) -> Decoder:
     return decoder(config, [block] * config.layers("num_hidden_layers", 16), norm, context)
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    a, ffn = attention_in(model.blocks[0]), mixture_in(model)
+    shape = (
+        llama_config(spec, "olmoe", "OlmoeForCausalLM")
+        | network(ffn)
+        | {
+            "attention_bias": a.bias,
+            "clip_qkv": a.clip,
+            "num_experts": ffn.experts,
+            "num_experts_per_tok": ffn.chosen,
+            "norm_topk_prob": ffn.renormalize,
+        }
+    )
+    return {key: value for key, value in shape.items() if key != "head_dim"}
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)

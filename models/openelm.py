@@ -5,6 +5,7 @@ transformers has no class for it: the published code's formula is the reference.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from edgeformer.errors import ConfigError
@@ -17,8 +18,10 @@ from edgeformer.layers.rope import Rope
 from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, attentions_in, ffn_in, model_of, of_class, part, rotary
 from edgeformer.models._names import Names, halves, named
-from edgeformer.spec import Init
+from edgeformer.models._shape import hf_activation
+from edgeformer.spec import Init, Model
 from edgeformer.weights.parts import Rows
 
 PREFIXES = ("transformer.", "")
@@ -87,4 +90,37 @@ def names(spec: Decoder) -> Names:
     return out
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    attentions, a = attentions_in(model), attention_in(model.blocks[0])
+    ffns = [part(ffn_in(block), GLU, hidden=4 * model.width, act="silu") for block in model.blocks]
+    divisor = math.gcd(256, *(ffn.hidden for ffn in ffns))
+    turned = rotary(a.position, a.head_dim)
+    return of_class("openelm", "OpenELMForCausalLM") | {
+        "num_transformer_layers": len(model.blocks),
+        "model_dim": model.width,
+        "head_dim": a.head_dim,
+        "vocab_size": model.vocab,
+        "max_context_length": model.context,
+        "rope_freq_constant": turned["rope_theta"],
+        "rope_max_length": 2 * model.context,
+        "num_query_heads": [x.heads for x in attentions],
+        "num_kv_heads": [x.kv_heads for x in attentions],
+        "num_gqa_groups": a.heads // a.kv_heads,
+        "ffn_multipliers": [ffn.hidden / model.width for ffn in ffns],
+        "ffn_dim_divisor": divisor,
+        "ffn_with_glu": True,
+        "activation_fn_name": "swish" if ffns[0].act == "silu" else hf_activation(ffns[0].act),
+        "normalization_layer_name": "rms_norm",
+        "normalize_qk_projections": a.qk_norm is not None,
+        "share_input_output_layers": model.tied,
+        "initializer_range": model.init.std,
+    }
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, tied=TIED, in_transformers=False)

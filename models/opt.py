@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
@@ -11,8 +13,10 @@ from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, block_of, model_of, of_class, part
 from edgeformer.models._names import named
-from edgeformer.spec import Init
+from edgeformer.models._shape import hf_activation
+from edgeformer.spec import Init, Model
 
 NAMES = named(
     {
@@ -75,4 +79,35 @@ def spec(config: HfConfig) -> Decoder:
     )
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    before = not isinstance(model.blocks[0], PostNormBlock)
+    block = block_of(model, Block if before else PostNormBlock)
+    a, ffn = attention_in(block), part(block.ffn, MLP, hidden=4 * model.width, act="relu")
+    norm = part(block.norm, LayerNorm, weight=True)
+    return of_class("opt", "OPTForCausalLM") | {
+        "hidden_size": model.width,
+        "num_hidden_layers": len(model.blocks),
+        "num_attention_heads": a.heads,
+        "ffn_dim": ffn.hidden,
+        "vocab_size": model.vocab,
+        "max_position_embeddings": model.context,
+        "word_embed_proj_dim": model.embed_width or model.width,
+        "activation_function": hf_activation(ffn.act),
+        "enable_bias": a.bias,
+        "layer_norm_elementwise_affine": norm.weight,
+        "do_layer_norm_before": before,
+        "_remove_final_layer_norm": before and model.norm is None,
+        "dropout": block.dropout,
+        "attention_dropout": a.dropout,
+        "init_std": model.init.std,
+        "tie_word_embeddings": model.tied,
+    }
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, tied=TIED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.layer_norm import LayerNorm
@@ -10,11 +12,24 @@ from edgeformer.layers.parallel_block import ParallelBlock
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import (
+    attention_in,
+    block_of,
+    epsilon,
+    heads,
+    model_of,
+    network,
+    of_class,
+    part,
+    rotary,
+    sizes,
+)
 from edgeformer.models._names import named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 NAMES = (
     llama.NAMES
@@ -57,4 +72,24 @@ def spec(config: HfConfig) -> Decoder:
     return decoder(config, blocks, norm, context, head_bias=not tied, dropout=config.number("embd_pdrop", 0.0))
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    block = block_of(model, ParallelBlock)
+    a, ffn = attention_in(block), part(block.ffn, MLP, hidden=4 * model.width, act="gelu_tanh")
+    return (
+        of_class("phi", "PhiForCausalLM")
+        | sizes(model)
+        | heads(a, dim=False)
+        | network(ffn)
+        | epsilon(model.norm, "layer_norm_eps")
+        | rotary(a.position, a.head_dim, share="partial_rotary_factor")
+        | {"qk_layernorm": a.qk_norm is not None, "resid_pdrop": block.dropout, "embd_pdrop": model.dropout}
+    )
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

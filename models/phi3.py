@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
@@ -14,11 +15,13 @@ from edgeformer.models import llama
 from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, block_of, listed_windows, llama_config, model_of, rotary
 from edgeformer.models._names import Names, halves, side_by_side
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
+__all__ = ["IGNORED", "PREFIXES", "TIED", "config", "names", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -53,4 +56,27 @@ def names(spec: Decoder) -> Names:
     return llama.NAMES | qkv | halves("layers.{i}.ffn", "layers.{i}.mlp.gate_up_proj")
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    block, a, (window, _) = block_of(model, Block), attention_in(model.blocks[0]), listed_windows(model)
+    turned = rotary(a.position, a.head_dim, share="partial_rotary_factor")
+    if scaling := turned.get("rope_scaling"):
+        turned["original_max_position_embeddings"] = scaling.get("original_max_position_embeddings", model.context)
+    return (
+        llama_config(spec, "phi3", "Phi3ForCausalLM")
+        | turned
+        | {
+            "sliding_window": window,
+            "resid_pdrop": block.dropout,
+            "embd_pdrop": 0.0,
+            "pad_token_id": None,
+        }
+    )
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

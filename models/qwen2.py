@@ -8,8 +8,8 @@ from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import llama_config, model_of
 from edgeformer.models._rope import rope
-from edgeformer.models._shape import need
 from edgeformer.models.llama import (
     IGNORED,
     NAMES,
@@ -17,7 +17,6 @@ from edgeformer.models.llama import (
     TIED,
     layer_windows,
     llama_like,
-    shared_config,
     windowed,
     windows_config,
 )
@@ -48,13 +47,9 @@ def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: the spec doesn't fit this family.
+        Unmapped: the spec is of another kind of model.
     """
-    data, attentions, ffn = shared_config(spec)
-    first = attentions[0]
-    need(first.qk_norm is None, "queries and keys are normalised")
-    need(first.bias and not first.output_bias and not ffn.bias, "biases are not on exactly q, k and v")
-    return {"model_type": "qwen2", "architectures": ["Qwen2ForCausalLM"], **data, **windows_config(attentions)}
+    return llama_config(spec, "qwen2", "Qwen2ForCausalLM") | windows_config(model_of(spec, Decoder))
 
 
-FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, common=True)

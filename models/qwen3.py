@@ -9,7 +9,7 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models._shape import need
+from edgeformer.models._inverse import attention_in, llama_config, model_of
 from edgeformer.models.llama import (
     IGNORED,
     NAMES,
@@ -17,7 +17,6 @@ from edgeformer.models.llama import (
     TIED,
     layer_windows,
     llama_like,
-    shared_config,
     windowed,
     windows_config,
 )
@@ -37,19 +36,11 @@ def config(spec: Model) -> dict[str, Any]:
     """The config.json of a spec.
 
     Raises:
-        Unmapped: the spec doesn't fit this family.
+        Unmapped: the spec is of another kind of model.
     """
-    data, attentions, ffn = shared_config(spec)
-    first = attentions[0]
-    need(
-        first.qk_norm == RMSNorm(eps=data["rms_norm_eps"]), "queries and keys have no RMSNorm with the blocks' epsilon"
-    )
-    need(
-        first.bias == first.output_bias and not ffn.bias,
-        "biases are on some but not all of q, k, v and o, or on the FFN",
-    )
-    shape = {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"], "attention_bias": first.bias}
-    return {**shape, **data, **windows_config(attentions)}
+    model = model_of(spec, Decoder)
+    bias = {"attention_bias": attention_in(model.blocks[0]).bias}
+    return llama_config(spec, "qwen3", "Qwen3ForCausalLM") | bias | windows_config(model)
 
 
-FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, common=True)

@@ -13,11 +13,21 @@ from edgeformer.models import llama
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import (
+    attention_in,
+    ffn_in,
+    gated_in,
+    listed_windows,
+    llama_config,
+    mixture_in,
+    model_of,
+    network,
+)
 from edgeformer.models._names import PROJECTIONS, Names, experts, stacked_experts
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
 from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec", "spellings"]
+__all__ = ["IGNORED", "PREFIXES", "TIED", "config", "names", "spec", "spellings"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -59,4 +69,31 @@ def spellings(spec: Model) -> list[Names]:
     return stacked_experts(spec, names(spec), "mlp", "mlp")
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    ffn, (window, _) = mixture_in(model), listed_windows(model)
+    dense = [i for i, block in enumerate(model.blocks) if not isinstance(ffn_in(block), MoE)]
+    return (
+        llama_config(spec, "qwen3_moe", "Qwen3MoeForCausalLM")
+        | network(gated_in(model) if dense else ffn)
+        | {
+            "attention_bias": attention_in(model.blocks[0]).bias,
+            "num_experts": ffn.experts,
+            "num_experts_per_tok": ffn.chosen,
+            "moe_intermediate_size": ffn.hidden,
+            "norm_topk_prob": ffn.renormalize,
+            "decoder_sparse_step": 1,
+            "mlp_only_layers": dense,
+            "use_sliding_window": window is not None,
+            "sliding_window": window,
+            "max_window_layers": 0,
+        }
+    )
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, spellings=spellings)

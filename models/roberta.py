@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.encoder import Encoder
+from edgeformer.layers.learned import Learned
 from edgeformer.models import bert
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models._names import Names, with_own_bias
-from edgeformer.models.bert import RENAMED, bert_like, has_mlm
+from edgeformer.models._inverse import model_of, of_class, part
+from edgeformer.models._names import Names, unused_bias, with_own_bias
+from edgeformer.models.bert import RENAMED, bert_config, bert_like, has_mlm
 from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "RENAMED", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "RENAMED", "TIED", "config", "spec"]
 
 NAMES: Names = bert.NAMES | {
     "mlm_bias": "lm_head.bias",
@@ -40,4 +44,41 @@ def spec(config: HfConfig) -> Encoder:
     return bert_like(config, has_mlm(config, "lm_head.dense.weight"), 1 if padding is None else padding)
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED, renamed=RENAMED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    return roberta_config(spec, "roberta", "Roberta")
+
+
+def roberta_config(spec: Model, model_type: str, prefix: str) -> dict[str, Any]:
+    """RoBERTa's config under the name of one of its descendants, whose classes begin with `prefix`.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Encoder)
+    offset = part(model.positions, Learned, count=1, offset=0).offset
+    return (
+        of_class(model_type, f"{prefix}ForMaskedLM" if model.mlm else f"{prefix}Model")
+        | bert_config(model)
+        | {
+            "max_position_embeddings": model.context + offset,
+            "pad_token_id": max(offset - 1, 0),
+        }
+    )
+
+
+FAMILY = Family(
+    spec,
+    names,
+    config=config,
+    prefixes=PREFIXES,
+    ignored=IGNORED,
+    tied=TIED,
+    renamed=RENAMED,
+    common=True,
+    copies=unused_bias("lm_head.bias"),
+)

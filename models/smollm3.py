@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 from edgeformer.errors import ConfigError
 from edgeformer.layers.decoder import Decoder
@@ -10,10 +11,12 @@ from edgeformer.layers.mask import Mask
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, attentions_in, gated_in, listed_windows, llama_config, model_of
 from edgeformer.models._windows import FULL, SLIDING, windows_by_type
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, llama_like
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -40,4 +43,23 @@ def spec(config: HfConfig) -> Decoder:
     return replace(decoder, tied=config.flag("tie_word_embeddings", True))
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    window, types = listed_windows(model)
+    return llama_config(spec, "smollm3", "SmolLM3ForCausalLM") | {
+        "attention_bias": attention_in(model.blocks[0]).bias,
+        "mlp_bias": gated_in(model).bias,
+        "no_rope_layers": [int(a.position is not None) for a in attentions_in(model)],
+        "use_sliding_window": window is not None,
+        "sliding_window": window,
+        "layer_types": types,
+        "pad_token_id": None,
+    }
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

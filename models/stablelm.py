@@ -14,12 +14,25 @@ from edgeformer.models import llama
 from edgeformer.models._attention import attention_of
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import (
+    attention_in,
+    block_of,
+    epsilon,
+    gated_in,
+    heads,
+    model_of,
+    network,
+    of_class,
+    rotary,
+    sizes,
+)
 from edgeformer.models._names import Names, named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder, gated
+from edgeformer.spec import Model
 from edgeformer.weights.parts import Stack
 
-__all__ = ["IGNORED", "PREFIXES", "TIED", "names", "spec"]
+__all__ = ["IGNORED", "PREFIXES", "TIED", "config", "names", "spec"]
 
 
 def spec(config: HfConfig) -> Decoder:
@@ -57,4 +70,30 @@ def names(spec: Decoder) -> Names:
     return llama.NAMES | named({"norm": "norm"}) | named(norms, "layers.{i}.", "layers.{i}.") | per_head
 
 
-FAMILY = Family(spec, names, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    side = isinstance(model.blocks[0], ParallelBlock)
+    block = block_of(model, ParallelBlock if side else Block)
+    a = attention_in(block)
+    return (
+        of_class("stablelm", "StableLmForCausalLM")
+        | sizes(model)
+        | heads(a, dim=False)
+        | network(gated_in(model))
+        | epsilon(model.norm, "layer_norm_eps")
+        | rotary(a.position, a.head_dim, share="partial_rotary_factor")
+        | {
+            "use_qkv_bias": a.bias,
+            "qk_layernorm": a.qk_norm is not None,
+            "use_parallel_residual": side,
+            "hidden_dropout": block.dropout,
+        }
+    )
+
+
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
@@ -11,11 +13,25 @@ from edgeformer.layers.mlp import MLP
 from edgeformer.models import llama
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import (
+    attention_in,
+    block_of,
+    epsilon,
+    heads,
+    listed_windows,
+    model_of,
+    network,
+    of_class,
+    part,
+    rotary,
+    sizes,
+)
 from edgeformer.models._names import named
 from edgeformer.models._rope import rope
 from edgeformer.models.llama import IGNORED, PREFIXES, TIED, decoder
+from edgeformer.spec import Model
 
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "spec"]
+__all__ = ["IGNORED", "NAMES", "PREFIXES", "TIED", "config", "spec"]
 
 NAMES = (
     llama.NAMES
@@ -62,4 +78,29 @@ def spec(config: HfConfig) -> Decoder:
     return decoder(config, blocks, norm, context, tied=True, dropout=dropout)
 
 
-FAMILY = Family(spec, NAMES, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, Decoder)
+    block, (window, _) = block_of(model, Block), listed_windows(model)
+    a, ffn = attention_in(block), part(block.ffn, MLP, hidden=4 * model.width, act="gelu_tanh")
+    return (
+        of_class("starcoder2", "Starcoder2ForCausalLM")
+        | sizes(model)
+        | heads(a, dim=False)
+        | network(ffn)
+        | epsilon(model.norm, "norm_epsilon")
+        | rotary(a.position, a.head_dim)
+        | {
+            "use_bias": a.bias,
+            "sliding_window": window,
+            "residual_dropout": block.dropout,
+            "embedding_dropout": model.dropout,
+        }
+    )
+
+
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, ignored=IGNORED, tied=TIED)

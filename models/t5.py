@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from edgeformer.errors import ConfigError
 from edgeformer.layers.block import Block
 from edgeformer.layers.cross_attention import CrossAttention
@@ -15,8 +17,10 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.tower import Tower
 from edgeformer.models._config import ACTIVATIONS, HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._inverse import attention_in, epsilon, ffn_in, model_of, of_class, part
 from edgeformer.models._names import Names, named
-from edgeformer.spec import Init, Layer
+from edgeformer.models._shape import hf_activation
+from edgeformer.spec import Init, Layer, Model
 
 NAMES: Names = {"embed.weight": "shared.weight", "head.weight": "lm_head.weight"}
 for _side, _last in (("encoder", 1), ("decoder", 2)):
@@ -117,4 +121,51 @@ def _feed_forward(config: HfConfig, usual: str) -> Layer:
     return MLP(hidden=hidden, act=ACTIVATIONS[act], bias=False)
 
 
-FAMILY = Family(spec, names, ignored=IGNORED, tied=TIED)
+def config(spec: Model) -> dict[str, Any]:
+    """The config.json of a spec.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    return t5_config(spec, "t5", "T5ForConditionalGeneration")
+
+
+def t5_config(spec: Model, model_type: str, architecture: str) -> dict[str, Any]:
+    """T5's or mT5's config.
+
+    Raises:
+        Unmapped: the spec is of another kind of model.
+    """
+    model = model_of(spec, EncoderDecoder)
+    tower = model.encoder
+    a, ffn, norm = attention_in(tower.blocks[0]), ffn_in(tower.blocks[0]), tower.norm
+    bias = part(a.position, RelativeBias, heads=a.heads, buckets=32, furthest=128)
+    plain = part(ffn, MLP, hidden=4 * model.width, act="relu")
+    if isinstance(ffn, GLU):
+        said = "gated-gelu" if ffn.act == "gelu_tanh" else f"gated-{hf_activation(ffn.act)}"
+    else:
+        said = hf_activation(plain.act)
+    return (
+        of_class(model_type, architecture)
+        | epsilon(norm, "layer_norm_epsilon")
+        | {
+            "d_model": model.width,
+            "d_kv": a.head_dim,
+            "d_ff": plain.hidden,
+            "num_heads": a.heads,
+            "num_layers": len(tower.blocks),
+            "num_decoder_layers": len(model.decoder.blocks),
+            "vocab_size": model.vocab,
+            "feed_forward_proj": said,
+            "relative_attention_num_buckets": bias.buckets,
+            "relative_attention_max_distance": bias.furthest,
+            "dropout_rate": tower.dropout,
+            "is_encoder_decoder": True,
+            "tie_word_embeddings": model.tied,
+            "scale_decoder_outputs": model.logit_scale != 1.0,
+            **({"n_positions": model.context} if model.context > LONGEST else {}),
+        }
+    )
+
+
+FAMILY = Family(spec, names, config=config, ignored=IGNORED, tied=TIED, common=True)

@@ -49,7 +49,7 @@ def test_reasons_name_the_part(tmp_path):
     found = {a.name: a for a in answers(loaded)}
     assert "gqa has softcap" in found["gguf"].refused[""]
     assert "24 inputs, which is not a multiple of the group size 32" in found["onnx cpu"].refused["q4"]
-    assert "doesn't write this architecture" in found["hf"].refused[""]
+    assert "no transformers family can represent" in found["hf"].refused[""]
     assert any("brings its own code" in note for note in found["mlx"].notes)
 
 

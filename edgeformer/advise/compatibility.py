@@ -15,7 +15,7 @@ from edgeformer.exporters.coreai.contract import core_ai_notes
 from edgeformer.exporters.gguf.exporter import PRECISIONS as GGUF_PRECISIONS
 from edgeformer.exporters.gguf.exporter import architecture
 from edgeformer.exporters.gguf.tokenizer import tokenizer_metadata
-from edgeformer.exporters.hf.exporter import family_config
+from edgeformer.exporters.hf.config import family_config
 from edgeformer.exporters.mlx.exporter import stock_config
 from edgeformer.exporters.onnx.graph import build, target_class
 from edgeformer.exporters.onnx.storage import PRECISIONS as ONNX_PRECISIONS
@@ -172,7 +172,7 @@ def _coreai(spec: Model) -> Answer:
 
 
 def _hf(spec: Model) -> Answer:
-    return _tried(Answer("hf"), tuple(FLOAT_TYPES), lambda _: [f"transformers' {family_config(spec)[0]['model_type']}"])
+    return _tried(Answer("hf"), tuple(FLOAT_TYPES), lambda _: [family_config(spec).note()])
 
 
 def _checkpoint(spec: Model) -> Answer:

@@ -62,6 +62,12 @@ class LoadedModel:
     quantization: Quantization | None = None
     around: Companions = Companions()
 
+    @property
+    def model_type(self) -> str | None:
+        """The model_type that its config says, if it came with one."""
+        said = (self.config or {}).get("model_type")
+        return said if isinstance(said, str) else None
+
     def require_weights(self) -> Weights:
         """The weights.
 

@@ -4,26 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from edgeformer import discover
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.artefact import Exported, described, write_surroundings, writing_from
 from edgeformer.checkpoint.companions.special import special_ids
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ExportError
+from edgeformer.exporters.hf.config import completed, family_config, full_name
 from edgeformer.exporters.onnx.filling import Progress
-from edgeformer.layers.encoder import Encoder
-from edgeformer.models._config import HfConfig
-from edgeformer.models._family import Family, family_of
-from edgeformer.models._shape import Unmapped
+from edgeformer.models._family import Family
 from edgeformer.spec import Model, tensors
-from edgeformer.spec.serialization import to_json
 from edgeformer.weights.binding import Source, stored_part
-from edgeformer.weights.parts import Cut, Stack
+from edgeformer.weights.parts import Cut, Part, Stack
 from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.rounding import stored_precision
 from edgeformer.weights.safetensors_writer import Group, write_shards
@@ -55,8 +51,8 @@ def export_hf(
         precision = stored_precision(weights)
     if precision not in FLOAT_TYPES:
         raise ExportError(f"unknown transformers precision {precision!r}; use one of {', '.join(FLOAT_TYPES)}")
-    config, family = family_config(spec)
-    config |= special_ids(loaded.around).as_config()
+    fit = family_config(spec, prefer=loaded.model_type)
+    config, family = completed(fit.config, special_ids(loaded.around).as_config()), fit.family
     config["dtype"] = FLOAT_TYPES[precision].library
     groups = _groups(spec, weights.sources, family, FLOAT_TYPES[precision].numpy)
     with writing_from(loaded, Path(output), force=force) as folder:
@@ -73,56 +69,13 @@ def export_hf(
             spec_inside=True,
         )
         bundle.write_manifest(folder, manifest)
-    return Exported(Path(output), manifest, [*loaded.notes, *surrounded])
-
-
-def family_config(spec: Model) -> tuple[dict[str, Any], Family]:
-    """The config.json of the first family that can represent the spec, and the family.
-
-    The config is verified by a round trip: the family's own reader has to turn it back into the same spec.
-
-    Raises:
-        ExportError: there is none; the message gives each family's reason.
-    """
-    reasons = []
-    for name, module in discover.each("edgeformer.models"):
-        with discover.sparing("edgeformer.models", name):
-            family = family_of(module)
-            if family is None or family.config is None:
-                continue
-            try:
-                config = family.config(spec)
-            except Unmapped as e:
-                reasons.append(f"{name}: {e}")
-                continue
-            again = family.spec(HfConfig(dict(config), f"the {name} config of this spec"))
-            if _comparable(again) == _comparable(spec):
-                return config, family
-            reasons.append(f"{name}: its config would describe a different architecture")
-    raise ExportError(f"edgeformer doesn't write this architecture as a transformers folder yet: {'; '.join(reasons)}")
-
-
-def _comparable(spec: Model) -> Any:
-    """The spec's JSON without fields that don't affect a trained model's outputs or that transformers doesn't have."""
-
-    def stripped(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: stripped(v) for k, v in value.items() if k not in ("init", "dropout", "pooling")}
-        return [stripped(v) for v in value] if isinstance(value, list) else value
-
-    return stripped(to_json(spec))
+    return Exported(Path(output), manifest, [*loaded.notes, fit.note(), *surrounded])
 
 
 def _groups(spec: Model, sources: dict[str, Source], family: Family, dtype: np.dtype) -> list[Group]:
     """Tensors under the family's names; those stored as one are reassembled from their parts."""
-    prefix = family.prefixes[0]
-    if isinstance(spec, Encoder) and spec.pooler:
-        prefix = ""  # a bare model's names have no prefix
     names, found, groups = family.name_map(spec), {}, []
-
-    def full(name: str) -> str:
-        return name if name.startswith(family.unprefixed) else prefix + name
-
+    full = partial(full_name, spec, family)
     for name in tensors(spec):
         part = stored_part(names, name)
         if isinstance(part, Stack):
@@ -133,6 +86,8 @@ def _groups(spec: Model, sources: dict[str, Source], family: Family, dtype: np.d
             groups.append(Group({full(n): (dtype, shape) for n in part.names()}, make))
         else:
             found.setdefault(full(part.name), []).append((part, name))
+    for stored, name in (family.copies(spec) if family.copies is not None else {}).items():
+        found.setdefault(full(stored), []).append((Part(stored), name))
     for stored, parts in found.items():
         shape = parts[0][0].whole(sources[parts[0][1]].shape)
         make = lambda parts=parts, shape=shape: [_joined(parts, shape, sources, dtype)]  # noqa: E731

@@ -15,7 +15,7 @@ from edgeformer.checkpoint.artefact import Exported, described, headless, write_
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import Quantization, Variant
 from edgeformer.errors import ArtefactError, ExportError
-from edgeformer.exporters.hf.exporter import family_config
+from edgeformer.exporters.hf.config import family_config
 from edgeformer.exporters.onnx.filling import Progress, fill
 from edgeformer.exporters.onnx.functions import FunctionOps
 from edgeformer.exporters.onnx.genai import genai_config
@@ -267,7 +267,7 @@ def _config(loaded: LoadedModel, kind: type[FunctionOps], precisions: list[str])
     """
     config = loaded.config
     if config is None and kind.needs_config:
-        config = family_config(loaded.spec)[0]
+        config = family_config(loaded.spec).config
     return None if config is None else kind.config(headless(loaded.spec, config), precisions)
 
 

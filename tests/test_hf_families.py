@@ -1,0 +1,101 @@
+"""T3: a family says itself both ways: every odd config becomes a spec, a transformers folder, and the same spec again.
+
+Oracle: transformers, which built the model, loads what edgeformer wrote, and computes and generates the same.
+"""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from encoder_cases import ENCODER_DECODERS, ENCODERS, encoder_settings, pair_settings
+from family_cases import CASES, DECODERS, settings
+from support import load_tiny, random_ids, record_errors
+
+from edgeformer import load
+from edgeformer.api import export
+from edgeformer.exporters.hf.config import family_config
+from edgeformer.spec.serialization import digest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+EXACT = 1e-5
+"""Largest difference of two runs of one program on the same weights, whose files hold them in another order."""
+
+
+def again(loaded, folder, auto):
+    """What transformers makes of the folder that edgeformer writes; every weight has to be found."""
+    export(loaded, folder, to="hf")
+    model, info = getattr(transformers, auto).from_pretrained(
+        folder, output_loading_info=True, attn_implementation="eager", dtype=torch.float32
+    )
+    assert not any(info.values()), info
+    written = load(folder)
+    assert digest(written.spec) == digest(loaded.spec)
+    given = json.loads((folder / "config.json").read_text())
+    assert given["model_type"] == loaded.model_type
+    return model.eval()
+
+
+def compared(model_type, hf, made, **given):
+    with torch.no_grad():
+        theirs, ours = hf(**given)[0], made(**given)[0]
+    worst = float((theirs - ours).abs().max())
+    record_errors("families", model_type, {"hf folder": worst})
+    assert worst <= EXACT
+
+
+@pytest.mark.parametrize(("model_type", "case"), DECODERS)
+def test_decoder(model_type, case, tmp_path):
+    loaded, hf = load_tiny(tmp_path / "hf", model_type, **settings(model_type, CASES[model_type][case]))
+    made = again(loaded, tmp_path / "out", "AutoModelForCausalLM")
+    ids = torch.from_numpy(random_ids(97, 2, 150))
+    compared(f"{model_type}@{case}", hf, made, input_ids=ids)
+    asked = dict(max_new_tokens=6, do_sample=False, pad_token_id=0, eos_token_id=None)
+    assert torch.equal(hf.generate(ids[:1, :20], **asked), made.generate(ids[:1, :20], **asked))
+
+
+ENCODER_CASES = [(family, case) for family, cases in ENCODERS.items() for case in cases]
+
+
+@pytest.mark.parametrize("auto", ["AutoModel", "AutoModelForMaskedLM"])
+@pytest.mark.parametrize(("model_type", "case"), ENCODER_CASES)
+def test_encoder(model_type, case, auto, tmp_path):
+    config = encoder_settings(model_type, ENCODERS[model_type][case])
+    loaded, hf = load_tiny(tmp_path / "hf", model_type, auto=auto, **config)
+    made = again(loaded, tmp_path / "out", auto)
+    compared(f"{model_type}@{case}", hf, made, input_ids=torch.from_numpy(random_ids(97, 2, 60)))
+
+
+PAIRS = [(family, case) for family, cases in ENCODER_DECODERS.items() for case in cases]
+
+
+@pytest.mark.parametrize(("model_type", "case"), PAIRS)
+def test_encoder_decoder(model_type, case, tmp_path):
+    config = pair_settings(model_type, ENCODER_DECODERS[model_type][case])
+    loaded, hf = load_tiny(tmp_path / "hf", model_type, auto="AutoModelForSeq2SeqLM", **config)
+    made = again(loaded, tmp_path / "out", "AutoModelForSeq2SeqLM")
+    given = dict(input_ids=random_ids(97, 2, 40), decoder_input_ids=random_ids(97, 2, 30, seed=1))
+    compared(f"{model_type}@{case}", hf, made, **{k: torch.from_numpy(v) for k, v in given.items()})
+
+
+def test_every_public_config_says_itself_again():
+    """Named specs and the public configs of `public_configs.json`: config -> spec -> config -> spec."""
+    from edgeformer.checkpoint.loading import named_specs
+
+    without = {name for name in named_specs() if load(name).model_type is None}
+    for name in named_specs():
+        if name not in without:
+            loaded = load(name)
+            assert family_config(loaded.spec, loaded.model_type).config["model_type"] == loaded.model_type, name
+    assert without <= {"dclm-1b"}
+
+
+def test_the_choice_among_families_is_the_same_every_time():
+    spec = load("llama-3.2-1b").spec
+    assert [family_config(spec, prefer).name for prefer in (None, "llama", "granite", "nothing")] == [
+        "llama", "llama", "granite", "llama",
+    ]  # fmt: skip
+    assert np.all([family_config(load("minicpm-1b-sft-bf16").spec).name == "granite" for _ in range(3)])
