@@ -84,7 +84,7 @@ def test_a_spec_without_a_config(tmp_path):
     export(loaded, tmp_path / "w", target="web")
     assert json.loads((tmp_path / "w" / "config.json").read_text())["model_type"] == "llama"
     other, _ = saved(small_spec(softcap=3.0), tmp_path / "n")
-    with pytest.raises(ExportError, match="no transformers family can represent"):
+    with pytest.raises(ExportError, match="no model type that its reader knows"):
         export(other, tmp_path / "x", target="web")
     with pytest.raises(ExportError, match="doesn't support the precision bf16"):
         export(loaded, tmp_path / "x", target="web", precision="bf16")

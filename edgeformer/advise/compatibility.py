@@ -15,7 +15,7 @@ from edgeformer.exporters.coreai.contract import core_ai_notes
 from edgeformer.exporters.gguf.exporter import PRECISIONS as GGUF_PRECISIONS
 from edgeformer.exporters.gguf.exporter import architecture
 from edgeformer.exporters.gguf.tokenizer import tokenizer_metadata
-from edgeformer.exporters.hf.config import family_config
+from edgeformer.exporters.hf.config import family_config, known_config
 from edgeformer.exporters.mlx.exporter import stock_config
 from edgeformer.exporters.onnx.graph import build, target_class
 from edgeformer.exporters.onnx.storage import PRECISIONS as ONNX_PRECISIONS
@@ -54,7 +54,7 @@ def answers(loaded: LoadedModel) -> list[Answer]:
     found = []
     for target, _ in discover.each("edgeformer.exporters.onnx.targets"):
         with discover.sparing("edgeformer.exporters.onnx.targets", target):
-            found.append(_onnx(spec, target))
+            found.append(_onnx(loaded, target))
     found += [_mlx(spec), _gguf(loaded), _coreai(spec), _hf(spec), _checkpoint(spec)]
     for answer in found:
         kind = answer.name.split()[0]
@@ -100,21 +100,25 @@ def _tried(answer: Answer, precisions: Iterator[str] | tuple[str, ...], attempt:
     return answer
 
 
-def _onnx(spec: Model, target: str) -> Answer:
-    kind = target_class(target)
+def _onnx(loaded: LoadedModel, target: str) -> Answer:
+    spec, kind = loaded.spec, target_class(target)
 
     def attempt(precision: str) -> list[str]:
         if kind.precisions is not None and precision not in kind.precisions:
             raise EdgeformerError(f"the target {target} supports only {', '.join(kind.precisions)}")
         kind.files(precision)
-        if kind.needs_config:
-            family_config(spec)
+        said = [] if kind.model_types is None else [_model_type(loaded, kind.model_types)]
         storage, compute = _storage(spec, precision)
         made = build(spec, storage, target=target, compute=compute)
-        return [f"{precision}: {text} ({count} layers)" for text, count in made.notes.items()]
+        return [*said, *(f"{precision}: {text} ({count} layers)" for text, count in made.notes.items())]
 
     precisions = (*ONNX_PRECISIONS, *QUANTIZED, *_HALF)
     return _tried(Answer(f"onnx {target}"), precisions, attempt)
+
+
+def _model_type(loaded: LoadedModel, known: frozenset[str]) -> str:
+    """Under which model type the folder is written."""
+    return f"model_type {known_config(loaded.spec, loaded.config, known)['model_type']}"
 
 
 def _storage(spec: Model, precision: str) -> tuple[dict[str, Storage], Any]:

@@ -38,18 +38,37 @@ class Fit:
         return f"model_type {self.config['model_type']}{lacking}"
 
 
-def family_config(spec: Model, prefer: str | None = None) -> Fit:
+def known_config(spec: Model, own: dict[str, Any] | None, known: frozenset[str]) -> dict[str, Any]:
+    """A config.json for a reader that knows only some model types: the model's own, completed by keys that it leaves out as
+    defaults, or that of another model type that is the same architecture.
+
+    Raises:
+        ExportError: no known model type can represent the spec.
+    """
+    said = None if own is None else own.get("model_type")
+    try:
+        fit = family_config(spec, str(said), known)
+    except ExportError:
+        if own is not None and said in known:  # a plug-in's family that has no inverse
+            return own
+        raise
+    if own is None or fit.config["model_type"] != said:
+        return fit.config
+    return {**{key: value for key, value in fit.config.items() if not key.startswith("rope_")}, **own}
+
+
+def family_config(spec: Model, prefer: str | None = None, known: frozenset[str] | None = None) -> Fit:
     """The family that represents the spec.
 
     Each family's inverse makes a config, and its own reader has to turn that back into the same spec. Where several fit, the
     order is: `prefer` (the model_type that the model came with), common families, families that transformers has a class for,
-    families that are not another one's double, and the alphabet.
+    families that are not another one's double, and the alphabet. `known` restricts the choice to some model types.
 
     Raises:
         ExportError: none fits; the message names the nearest family and what differs.
     """
     misfits: list[tuple[int, str, list[str]]] = []
-    for name, family in _candidates(prefer):
+    for name, family in _candidates(prefer, known):
         with discover.sparing("edgeformer.models", name):
             try:
                 assert family.config is not None
@@ -65,7 +84,7 @@ def family_config(spec: Model, prefer: str | None = None) -> Fit:
             if not differing:
                 return Fit(name, config, family)
             misfits.append((len(differing), name, differing))
-    raise ExportError(_nearest(misfits))
+    raise ExportError(_nearest(misfits, "transformers family" if known is None else "model type that its reader knows"))
 
 
 def completed(config: dict[str, Any], ids: dict[str, Any]) -> dict[str, Any]:
@@ -74,25 +93,26 @@ def completed(config: dict[str, Any], ids: dict[str, Any]) -> dict[str, Any]:
     return {**config, **{key: value for key, value in ids.items() if config.get(key) is None}}
 
 
-def _nearest(misfits: list[tuple[int, str, list[str]]]) -> str:
+def _nearest(misfits: list[tuple[int, str, list[str]]], what: str) -> str:
     """The message for a spec that no family represents."""
     if not misfits:
-        return "no transformers family is installed"
+        return f"no {what} is installed"
     _, name, differing = min(misfits, key=lambda m: m[0])
     rest = f" (and {len(differing) - _SHOWN} more)" if len(differing) > _SHOWN else ""
     return (
-        "no transformers family can represent this architecture; the nearest is"
+        f"no {what} can represent this architecture; the nearest is"
         f" {name}, which differs in {'; '.join(differing[:_SHOWN])}{rest}"
     )
 
 
-def _candidates(prefer: str | None) -> list[tuple[str, Family]]:
+def _candidates(prefer: str | None, known: frozenset[str] | None) -> list[tuple[str, Family]]:
     """Families that write configs, in the order in which they are tried."""
     found = []
     for name, module in discover.each("edgeformer.models"):
         with discover.sparing("edgeformer.models", name):
             family = family_of(module)
-            if family is not None and family.config is not None:
+            allowed = known is None or not known.isdisjoint((name, name.replace("_", "-")))
+            if family is not None and family.config is not None and allowed:
                 found.append((name, family))
     wanted = None if prefer is None else prefer.replace("-", "_")
 

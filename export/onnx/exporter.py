@@ -15,7 +15,7 @@ from edgeformer.checkpoint.artefact import Exported, described, headless, write_
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import Quantization, Variant
 from edgeformer.errors import ArtefactError, ExportError
-from edgeformer.exporters.hf.config import family_config
+from edgeformer.exporters.hf.config import known_config
 from edgeformer.exporters.onnx.filling import Progress, fill
 from edgeformer.exporters.onnx.functions import FunctionOps
 from edgeformer.exporters.onnx.genai import genai_config
@@ -112,7 +112,7 @@ def export_onnx(
         ir.save(built.model, folder / model_file)
         for name in (name for other in others.values() for name in other["files"]):
             bundle.keep_file(Path(output) / name, folder / name)
-        surrounded = _companions(loaded, folder, config, named_templates=kind.needs_config)
+        surrounded = _companions(loaded, folder, config, named_templates=kind.model_types is not None)
         inputs = [v.name or "" for v in built.model.graph.inputs]
         if "/" not in model_file:
             genai, more = genai_config(loaded, context, inputs, built.cache == "shared", eos)
@@ -260,14 +260,14 @@ def _other_precisions(
 
 
 def _config(loaded: LoadedModel, kind: type[FunctionOps], precisions: list[str]) -> dict[str, Any] | None:
-    """The content of config.json: the model's own config, or for a spec without one, a transformers family's.
+    """The content of config.json: the model's own config; where the target's reader needs one, one of a model type that it knows.
 
     Raises:
-        ExportError: the target needs a config, and no family can represent the spec.
+        ExportError: the target needs a config, and no family that it knows can represent the spec.
     """
     config = loaded.config
-    if config is None and kind.needs_config:
-        config = family_config(loaded.spec).config
+    if kind.model_types is not None:
+        config = known_config(loaded.spec, config, kind.model_types)
     return None if config is None else kind.config(headless(loaded.spec, config), precisions)
 
 

@@ -29,8 +29,8 @@ class FunctionOps(GraphOps):
     """Whether a decoder's graph becomes one function, for which edgeformer's native library has a kernel."""
     precisions: ClassVar[tuple[str, ...] | None] = None
     """The precisions that the target supports; None: all."""
-    needs_config: ClassVar[bool] = False
-    """Whether the folder requires a Hugging Face config."""
+    model_types: ClassVar[frozenset[str] | None] = None
+    """The model types that the folder's reader knows, where it reads config.json; the folder then has to have one."""
 
     @classmethod
     def files(cls, precision: str) -> tuple[str, str]:

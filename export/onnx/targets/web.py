@@ -13,13 +13,26 @@ from edgeformer.exporters.onnx.targets import webgpu
 from edgeformer.weights.formats import GROUP
 
 SUFFIXES = {"fp32": "", "fp16": "_fp16", "q4": "_q4", "q4f16": "_q4f16", "q8": "_quantized"}
+MODEL_TYPES = frozenset((
+    # decoders
+    "apertus", "arcee", "bloom", "codegen", "cohere", "cohere2", "exaone", "falcon", "gemma", "gemma2",
+    "gemma3_text", "glm", "gpt2", "gpt_bigcode", "gpt_neo", "gpt_neox", "gptj", "granite", "helium", "llama",
+    "ministral", "mistral", "mobilellm", "mpt", "olmo", "olmo2", "olmo3", "openelm", "opt", "phi", "phi3",
+    "qwen2", "qwen2_moe", "qwen3", "qwen3_moe", "smollm3", "stablelm", "starcoder2",
+    # encoders
+    "albert", "bert", "camembert", "convbert", "deberta", "deberta-v2", "distilbert", "electra", "esm",
+    "eurobert", "modernbert", "mpnet", "nomic_bert", "roberta", "roformer", "xlm-roberta",
+    # encoder-decoders
+    "bart", "longt5", "m2m_100", "marian", "mbart", "mt5", "t5",
+))  # fmt: skip
+"""Text model types of transformers.js's registry (4.3); it runs no other."""
 DTYPES = {"fp32": "fp32", "fp16": "fp16", "q4": "q4", "q4f16": "q4f16", "q8": "q8"}
 
 
 class Target(webgpu.Target):
     """The operators of the target webgpu, which onnxruntime-web's WebAssembly provider supports, too."""
 
-    needs_config = True
+    model_types = MODEL_TYPES
 
     def quantized_take(self, codes, scales, ids, format):
         """Rows of bytes, unpacked by arithmetic: onnxruntime-web's WebAssembly build has no GatherBlockQuantized."""
@@ -51,4 +64,6 @@ class Target(webgpu.Target):
         """config.json with transformers.js's settings: each graph's number of data files, and the default precision."""
         files = [cls.files(precision)[0].rsplit("/", 1)[-1] for precision in precisions]
         told = {"use_external_data_format": dict.fromkeys(files, 1), "dtype": DTYPES[precisions[0]]}
-        return {**config, "transformers.js_config": told}
+        # transformers.js expects keys and values in one tensor wherever a config says multi_query
+        kept = {key: value for key, value in config.items() if key != "multi_query"}
+        return {**kept, "transformers.js_config": told}
