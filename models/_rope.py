@@ -106,7 +106,7 @@ def _scaling(kind: str, data: dict[str, Any], context: int, original: int | None
     )
 
 
-def _yarn(data: dict[str, Any], context: int, original: int) -> RopeScaling:
+def _yarn(data: dict[str, Any], context: int, original: int) -> RopeScaling | None:
     factor = data.pop("factor", None) or context / original
     temperature, mscale, mscale_all = (data.pop(k, None) for k in ("attention_factor", "mscale", "mscale_all_dim"))
 
@@ -115,6 +115,8 @@ def _yarn(data: dict[str, Any], context: int, original: int) -> RopeScaling:
 
     if temperature is None:
         temperature = heat(mscale) / heat(mscale_all) if mscale and mscale_all else heat(1.0)
+    if factor == 1.0 and temperature == 1.0:  # no scaling: mlx-lm's deepseek_v2 can't read its absence
+        return None
     return YarnScaling(
         factor=float(factor),
         original_context=int(original),
@@ -125,13 +127,16 @@ def _yarn(data: dict[str, Any], context: int, original: int) -> RopeScaling:
     )
 
 
-def _longrope(data: dict[str, Any], context: int, original: int, need: Callable[[str], Any]) -> RopeScaling:
+def _longrope(data: dict[str, Any], context: int, original: int, need: Callable[[str], Any]) -> RopeScaling | None:
     factor, temperature = data.pop("factor", None) or context / original, data.pop("attention_factor", None)
     if temperature is None:
         temperature = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    short, long = (tuple(map(float, need(key))) for key in ("short_factor", "long_factor"))
+    if {*short, *long} == {1.0} and temperature == 1.0:  # no scaling: mlx-lm's minicpm3 can't read its absence
+        return None
     return LongRopeScaling(
-        short_factor=tuple(map(float, need("short_factor"))),
-        long_factor=tuple(map(float, need("long_factor"))),
+        short_factor=short,
+        long_factor=long,
         original_context=int(original),
         temperature=float(temperature),
     )

@@ -122,11 +122,12 @@ def test_the_same_bits_in_every_file(checkpoints, tmp_path, format, method):
     for dtype in ("fp16", "fp32"):
         export(load(checkpoint), tmp_path / dtype, to="mlx", dtype=dtype)
         arrays = mx.load(str(tmp_path / dtype / "model.safetensors"))
-        from edgeformer.exporters.mlx.exporter import _stored_names, stock_config
+        from edgeformer.exporters.mlx.exporter import stock_type
 
-        names = _stored_names(load(checkpoint).spec, stock_config(load(checkpoint).spec)[0])
+        found, _ = stock_type(load(checkpoint).spec)
+        assert found is not None
         seen = 0
-        for stored_name, (canonical, *more) in names.items():
+        for stored_name, ((_, canonical), *more) in found.stored.items():
             if canonical not in ours:
                 continue
             assert not more

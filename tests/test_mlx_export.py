@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import tolerances
 from family_cases import CASES, DECODERS, settings
-from support import STDLIB, hf_logits, load_tiny, random_ids, saved, small_spec
+from mlx_cases import FORMULAS, STOCK
+from support import STDLIB, hf_logits, load_tiny, random_ids, record_errors, saved, small_spec
 from test_layers import BLOCKS, NORM
 
 mx = pytest.importorskip("mlx.core")
@@ -21,26 +22,17 @@ from mlx_lm.utils import load_model  # noqa: E402
 from edgeformer.checkpoint import bundle  # noqa: E402
 from edgeformer.checkpoint.loading import load  # noqa: E402
 from edgeformer.errors import ArtefactError, CheckpointError, ExportError, InputError  # noqa: E402
-from edgeformer.exporters.mlx.exporter import export_mlx, stock_config  # noqa: E402
+from edgeformer.exporters.mlx.exporter import export_mlx, stock_type  # noqa: E402
 from edgeformer.exporters.onnx.exporter import export_onnx  # noqa: E402
 from edgeformer.inference.lookup import require  # noqa: E402
 from edgeformer.inference.runtime import Options  # noqa: E402
 from edgeformer.layers.decoder import Decoder  # noqa: E402
+from edgeformer.layers.rope import Rope  # noqa: E402
 from edgeformer.spec.serialization import digest  # noqa: E402
 from edgeformer.verification.parity import verify  # noqa: E402
 from edgeformer.verification.weight_checks import check_affine  # noqa: E402
 from edgeformer.weights import safetensors_writer as safetensors  # noqa: E402
 from edgeformer.weights.affine import AffineTensor, dequantize  # noqa: E402
-
-STOCK = {  # which cases a model type of mlx-lm holds; the others bring their code
-    "llama-groups-of-3": "llama",
-    "llama-mha-llama3": "llama",
-    "mistral-no-window-tied": "llama",
-    "qwen2-plain": "qwen2",
-    "qwen3-plain": "qwen3",
-    "gpt2-plain": "gpt2",
-    "phi3-fused": "llama",
-}
 
 
 def lm_logits(folder, ids, split):
@@ -56,11 +48,10 @@ def lm_logits(folder, ids, split):
 
 @pytest.mark.parametrize(("model_type", "name"), DECODERS)
 def test_mlx_lm_says_what_transformers_says(model_type, name, tmp_path):
-    case = f"{model_type}-{name}"
     loaded, hf = load_tiny(tmp_path / "hf", model_type, **settings(model_type, CASES[model_type][name]))
     made = export_mlx(loaded, tmp_path / "mlx", precision="fp32")
-    assert made.manifest["target"] == STOCK.get(case, "edgeformer")
-    assert any("trust_remote_code" in note for note in made.notes) == (case not in STOCK)
+    own_code = made.manifest["target"] == "edgeformer"
+    assert any("trust_remote_code" in note for note in made.notes) == own_code
     ids = random_ids(97, 160)
     expected = hf_logits(hf, ids)
     assert np.abs(lm_logits(tmp_path / "mlx", ids, 120) - expected).max() <= tolerances.FAMILY
@@ -68,6 +59,35 @@ def test_mlx_lm_says_what_transformers_says(model_type, name, tmp_path):
     assert digest(again.spec) == digest(loaded.spec)
     ours = require("numpy")[0].open(again, Options()).forward(ids[None], all_positions=True)[0]
     assert np.abs(ours - expected).max() <= tolerances.FAMILY
+
+
+@pytest.mark.parametrize("model_type", [*STOCK, *FORMULAS])
+def test_stock_types(model_type, tmp_path):
+    """Folders without code of their own, in mlx-lm, plain and in the same bits: a prompt and cached steps over 160 positions."""
+    ids = random_ids(97, 160)
+    if model_type in STOCK:
+        loaded, hf = load_tiny(tmp_path / "hf", model_type, **STOCK[model_type])
+        expected = hf_logits(hf, ids)
+    else:
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": model_type, **FORMULAS[model_type]}))
+        spec = load(tmp_path / "m").spec
+        if model_type == "gemma":  # mlx-lm's has the exact GELU, which no config of transformers says
+            spec = replace(spec, blocks=tuple(replace(b, ffn=replace(b.ffn, act="gelu")) for b in spec.blocks))
+        loaded, _ = saved(spec, tmp_path / "s", scale=0.1)
+        expected = require("numpy")[0].open(loaded, Options()).forward(ids[None], all_positions=True)[0]
+    for precision in ("fp32", "q8", "q4", "8bit", "4bit"):
+        options = {} if precision == "fp32" else {"dtype": "fp32"}
+        if precision.endswith("bit"):
+            options["group_size"] = 32
+        made = export_mlx(loaded, tmp_path / precision, precision=precision, stock=True, **options)
+        assert made.manifest["target"] == model_type
+        again = load(tmp_path / precision)
+        if precision != "fp32":
+            expected = require("numpy")[0].open(again, Options()).forward(ids[None], all_positions=True)[0]
+        worst = float(np.abs(lm_logits(tmp_path / precision, ids, 120) - expected).max())
+        record_errors("mlx", model_type, {precision: worst})
+        assert worst <= tolerances.FAMILY, precision
 
 
 @pytest.mark.parametrize("case", ["yarn", "linear"])
@@ -353,16 +373,17 @@ def test_damaged_quantized_folders(tmp_path):
 
 def test_why_a_spec_is_not_stock():
     for change, reason in (
-        ({"softcap": 5.0}, "softcap"),
-        ({"scale": 0.5}, "scaled by 0.5"),
-        ({"position": None}, "not half-split RoPE"),
-        ({"output_bias": True}, "q, k, v have biases and o has none"),
+        ({"softcap": 5.0}, "attention.softcap = 5.0 (none there)"),
+        ({"position": None}, "attention.position = none (rope there)"),
+        ({"output_bias": True}, "attention.output_bias = True (False there)"),
     ):
-        config, why = stock_config(small_spec(**change))
-        assert config is None and reason in why
+        found, why = stock_type(small_spec(**change))
+        assert found is None and reason in why
     spec = small_spec()
-    spec = replace(spec, blocks=tuple(replace(b, ffn=replace(b.ffn, act="gelu")) for b in spec.blocks))
-    assert "is always SwiGLU; this spec's activation is" in stock_config(spec)[1]
+    spec = replace(spec, blocks=tuple(replace(b, ffn=replace(b.ffn, act="relu")) for b in spec.blocks))
+    assert "ffn.act = relu (silu there)" in stock_type(spec)[1]
+    granite, _ = stock_type(small_spec(scale=0.5, head_dim=8, position=Rope(dim=8)))
+    assert granite is not None and granite.name == "granite"
 
 
 def test_manifest(tmp_path):

@@ -21,7 +21,7 @@ from edgeformer.backends.mlx.metal import _choice  # noqa: E402
 from edgeformer.backends.mlx.metal._tune import Tuning, tune  # noqa: E402
 from edgeformer.checkpoint.loading import load  # noqa: E402
 from edgeformer.errors import InputError, RuntimeUnavailable  # noqa: E402
-from edgeformer.exporters.mlx.exporter import stock_config  # noqa: E402
+from edgeformer.exporters.mlx.exporter import stock_of  # noqa: E402
 from edgeformer.inference.lookup import require  # noqa: E402
 from edgeformer.inference.runtime import Options  # noqa: E402
 from edgeformer.measure import mac  # noqa: E402
@@ -47,7 +47,7 @@ def test_launches_of_a_llama_layer():
             "rms_norm": 2, product: 4, "rope": 1, "DynamicSliceUpdate": 1, "scaled_dot_product_attention": 1, "elementwise": 3,
         }  # fmt: skip
         assert launches.ours(spec, kernels=kernels, bits=bits).layer() == 9
-        theirs = launches.mlx_lms(stock_config(spec)[0], bits=bits)
+        theirs = launches.mlx_lms(stock_of(spec), bits=bits)
         assert theirs.per_layer == {
             "rms_norm": 2, product: 7, "rope": 2, "SliceUpdate": 2, "scaled_dot_product_attention": 1, "elementwise": 3,
         }  # fmt: skip
@@ -72,7 +72,7 @@ def test_launches_with_head_norms(tmp_path):
     kernels = {name: metal.get(name) for name in metal.names()}
     assert launches.ours(loaded.spec).layer() == 14
     assert launches.ours(loaded.spec, kernels=kernels).layer() == 9
-    assert launches.mlx_lms(stock_config(loaded.spec)[0]).layer() == 19
+    assert launches.mlx_lms(stock_of(loaded.spec)).layer() == 19
 
 
 def test_elementwise_chains_count_once_unless_something_lies_between():

@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 from family_cases import CASES, DECODERS, settings
-from support import ROOT, load_tiny, random_ids, record_errors, saved, small_spec
+from support import ROOT, load_tiny, random_ids, saved, small_spec
 
 from edgeformer import load
 from edgeformer.api import export

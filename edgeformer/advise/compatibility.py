@@ -16,7 +16,7 @@ from edgeformer.exporters.gguf.exporter import PRECISIONS as GGUF_PRECISIONS
 from edgeformer.exporters.gguf.exporter import architecture
 from edgeformer.exporters.gguf.tokenizer import tokenizer_metadata
 from edgeformer.exporters.hf.config import family_config, known_config
-from edgeformer.exporters.mlx.exporter import stock_config
+from edgeformer.exporters.mlx.exporter import stock_type
 from edgeformer.exporters.onnx.graph import build, target_class
 from edgeformer.exporters.onnx.storage import PRECISIONS as ONNX_PRECISIONS
 from edgeformer.exporters.onnx.storage import Storage
@@ -55,7 +55,7 @@ def answers(loaded: LoadedModel) -> list[Answer]:
     for target, _ in discover.each("edgeformer.exporters.onnx.targets"):
         with discover.sparing("edgeformer.exporters.onnx.targets", target):
             found.append(_onnx(loaded, target))
-    found += [_mlx(spec), _gguf(loaded), _coreai(spec), _hf(spec), _checkpoint(spec)]
+    found += [_mlx(loaded), _gguf(loaded), _coreai(spec), _hf(spec), _checkpoint(spec)]
     for answer in found:
         kind = answer.name.split()[0]
         answer.runtimes = dict(_runtimes(kind, spec, answer.name.partition(" ")[2])) if answer.precisions else {}
@@ -132,18 +132,20 @@ def _storage(spec: Model, precision: str) -> tuple[dict[str, Storage], Any]:
     return storage | dict.fromkeys(chosen(spec), format), compute
 
 
-def _mlx(spec: Model) -> Answer:
+def _mlx(loaded: LoadedModel) -> Answer:
+    spec = loaded.spec
+
     def attempt(precision: str) -> list[str]:
         if spec.task != Task.TEXT_GENERATION:
             raise EdgeformerError("mlx-lm runs decoders only; the runtime mlx runs the checkpoint without an export")
         if precision in QUANTIZED:
             chosen(spec)
-        config, reason = stock_config(spec)
-        return (
-            []
-            if config
-            else [f"edgeformer writes no mlx-lm model type for it yet, so the folder brings its own code: {reason}"]
-        )
+        found, reason = stock_type(spec, loaded.model_type)
+        if found is not None:
+            return [f"mlx-lm's model type {found.name}"]
+        return [
+            f"the folder brings its own code (trust_remote_code), since no model type of mlx-lm computes this: {reason}"
+        ]
 
     return _tried(Answer("mlx"), (*FLOAT_TYPES, *QUANTIZED, "4bit", "8bit"), attempt)
 

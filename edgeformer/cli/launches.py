@@ -27,7 +27,7 @@ def command(model: str, bits: str | None, allow_unread_config: bool, as_json: bo
     """
     from importlib.util import find_spec
 
-    from edgeformer.exporters.mlx.exporter import stock_config
+    from edgeformer.exporters.mlx.exporter import stock_of, stock_type
     from edgeformer.inference.lookup import require
 
     require("mlx")  # before the import that needs it
@@ -41,13 +41,13 @@ def command(model: str, bits: str | None, allow_unread_config: bool, as_json: bo
         "ours": launches.ours(spec, bits=width),
         "ours, Metal kernels": launches.ours(spec, kernels=kernels, bits=width),
     }
-    config, reason = stock_config(spec)
-    if config is None:
-        notes([f"mlx-lm has no model type for this architecture: {reason}"])
+    found, reason = stock_type(spec)
+    if found is None:
+        notes([f"no model type of mlx-lm computes this architecture: {reason}"])
     elif find_spec("mlx_lm") is None:
         notes(['mlx-lm is not installed; pip install "edgeformer[mlx-lm]"'])
     else:
-        counts["mlx-lm"] = launches.mlx_lms(config, bits=width)
+        counts["mlx-lm"] = launches.mlx_lms(stock_of(spec), bits=width)
     depth = spec.depth()
     if as_json:
         print_json(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,13 +13,20 @@ from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family, family_of
 from edgeformer.models._shape import Unmapped
 from edgeformer.spec import Model, tensors
-from edgeformer.spec.serialization import to_json
+from edgeformer.spec.differences import comparable, differences, distance, listed
 from edgeformer.weights.binding import stored_part
 from edgeformer.weights.parts import Stack
 
-_WITHOUT_EFFECT = ("init", "dropout", "pooling")
-"""Fields that don't affect a trained model's outputs, or that transformers keeps elsewhere."""
-_SHOWN = 3
+_UNMAPPED = 1_000_000
+"""The distance of a family that isn't of the spec's kind."""
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """Something that doesn't represent a spec: how far it is from it, and why."""
+
+    distance: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,7 @@ def family_config(spec: Model, prefer: str | None = None, known: frozenset[str] 
     Raises:
         ExportError: none fits; the message names the nearest family and what differs.
     """
-    misfits: list[tuple[int, str, list[str]]] = []
+    misfits: list[Misfit] = []
     for name, family in _candidates(prefer, known):
         with discover.sparing("edgeformer.models", name):
             try:
@@ -78,13 +85,14 @@ def family_config(spec: Model, prefer: str | None = None, known: frozenset[str] 
                 again = family.spec(reader)
                 reader.done()
             except (Unmapped, ConfigError, SpecError) as e:
-                misfits.append((1000, name, [str(e)]))
+                misfits.append(Misfit(_UNMAPPED, f"{name}: {e}"))
                 continue
-            differing = differences(_comparable(spec), _comparable(again))
+            differing = differences(comparable(spec), comparable(again))
             if not differing:
                 return Fit(name, config, family)
-            misfits.append((len(differing), name, differing))
-    raise ExportError(_nearest(misfits, "transformers family" if known is None else "model type that its reader knows"))
+            misfits.append(Misfit(distance(differing), f"{name}, which differs in {listed(differing)}"))
+    what = "transformers family" if known is None else "model type that its reader knows"
+    raise ExportError(f"no {what} can represent this architecture; the nearest is {nearest(misfits)}")
 
 
 def completed(config: dict[str, Any], ids: dict[str, Any]) -> dict[str, Any]:
@@ -93,16 +101,9 @@ def completed(config: dict[str, Any], ids: dict[str, Any]) -> dict[str, Any]:
     return {**config, **{key: value for key, value in ids.items() if config.get(key) is None}}
 
 
-def _nearest(misfits: list[tuple[int, str, list[str]]], what: str) -> str:
-    """The message for a spec that no family represents."""
-    if not misfits:
-        return f"no {what} is installed"
-    _, name, differing = min(misfits, key=lambda m: m[0])
-    rest = f" (and {len(differing) - _SHOWN} more)" if len(differing) > _SHOWN else ""
-    return (
-        f"no {what} can represent this architecture; the nearest is"
-        f" {name}, which differs in {'; '.join(differing[:_SHOWN])}{rest}"
-    )
+def nearest(misfits: Sequence[Misfit]) -> str:
+    """The nearest of several that don't fit, and why it doesn't."""
+    return min(misfits, key=lambda m: m.distance).reason if misfits else "none, since none is installed"
 
 
 def _candidates(prefer: str | None, known: frozenset[str] | None) -> list[tuple[str, Family]]:
@@ -121,59 +122,6 @@ def _candidates(prefer: str | None, known: frozenset[str] | None) -> list[tuple[
         return name != wanted, not family.common, not family.in_transformers, family.double_of is not None, name
 
     return sorted(found, key=order)
-
-
-def differences(wanted: Any, found: Any) -> list[str]:
-    """What differs between two specs' JSON, as `field = wanted (found)`; the same difference in several blocks is said once."""
-    out: dict[tuple[str, str], list[str]] = {}
-    for path, ours, theirs in _unequal(wanted, found, ()):
-        block = next((str(step) for step in path if isinstance(step, int)), "")
-        field = ".".join("*" if isinstance(step, int) else step for step in path)
-        out.setdefault((field, f"{_said(ours)} ({_said(theirs)} there)"), []).append(block)
-    lines = []
-    for (field, values), blocks in out.items():
-        which = blocks[0] if len(set(blocks)) == 1 else "*"
-        lines.append(f"{field.replace('*', which, 1)} = {values}")
-    return lines
-
-
-def _unequal(wanted: Any, found: Any, path: tuple[str | int, ...]) -> Iterator[tuple[tuple[str | int, ...], Any, Any]]:
-    if isinstance(wanted, dict) and isinstance(found, dict) and wanted.get("kind") == found.get("kind"):
-        for key in wanted | found:
-            yield from _unequal(wanted.get(key), found.get(key), (*path, key))
-    elif isinstance(wanted, list) and isinstance(found, list) and len(wanted) == len(found):
-        for i, (a, b) in enumerate(zip(wanted, found, strict=True)):
-            yield from _unequal(a, b, (*path, i))
-    elif wanted != found:
-        yield path, wanted, found
-
-
-def _said(value: Any) -> str:
-    if isinstance(value, dict):
-        return str(value.get("kind", "..."))
-    return f"{len(value)} items" if isinstance(value, list) else "none" if value is None else str(value)
-
-
-def _comparable(spec: Model) -> Any:
-    """The spec's JSON, blocks written out, without fields that have no effect here."""
-
-    def stripped(value: Any) -> Any:
-        if isinstance(value, dict):
-            kept = {k: stripped(v) for k, v in value.items() if k not in _WITHOUT_EFFECT}
-            if "head_dim" in kept and kept.get("scale") == kept["head_dim"] ** -0.5:
-                kept["scale"] = None  # the default, said
-            return kept
-        if isinstance(value, list):
-            return [
-                item
-                for v in value
-                for item in (
-                    [stripped(v["of"])] * v["repeat"] if isinstance(v, dict) and "repeat" in v else [stripped(v)]
-                )
-            ]
-        return value
-
-    return stripped(to_json(spec))
 
 
 def full_name(spec: Model, family: Family, name: str) -> str:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,23 @@ from edgeformer import discover
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.artefact import Exported, described, write_surroundings, writing_from
 from edgeformer.checkpoint.companions.special import special_ids
-from edgeformer.checkpoint.loading import LoadedModel, family
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import Quantization
-from edgeformer.errors import ExportError
+from edgeformer.errors import ConfigError, ExportError, SpecError
+from edgeformer.exporters.hf.config import Misfit, nearest
+from edgeformer.exporters.mlx.types._type import MlxType
 from edgeformer.exporters.mlx.weights import PRECISIONS, Made, WeightPlan, make, plan
 from edgeformer.exporters.onnx.filling import Progress
+from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.rope import length_dependent
 from edgeformer.models._shape import Unmapped
-from edgeformer.spec import Model, tensors
+from edgeformer.spec import Model, Sizes, tensors
+from edgeformer.spec.derive import derive
+from edgeformer.spec.differences import distance, listed
 from edgeformer.spec.serialization import to_json
 from edgeformer.spec.task import Task
-from edgeformer.weights.binding import stored_part
 from edgeformer.weights.formats import GROUP
-from edgeformer.weights.parts import Part
+from edgeformer.weights.parts import Cut, Part, Stack
 from edgeformer.weights.rounding import bits_per_weight
 from edgeformer.weights.safetensors_writer import Group, write_shards
 
@@ -80,18 +85,20 @@ def export_mlx(
             f"mlx-lm runs decoders only, and this model is a {spec.kind}; the runtime mlx runs its checkpoint without an export"
         )
     made = plan(spec, weights, precision, group_size, dtype, keep)
-    config, reason = stock_config(spec)
-    if config is None and stock:
-        raise ExportError(f"edgeformer doesn't map this architecture to an mlx-lm model type yet: {reason}")
-    names = _stored_names(spec, config)
+    found, reason = stock_type(spec, loaded.model_type)
+    if found is None and stock:
+        raise ExportError(f"no model type of mlx-lm computes this architecture: {reason}")
+    names = {name: [(Part(name), name)] for name in tensors(spec)} if found is None else found.stored
     notes = list(loaded.notes)
-    if config is None:
+    if found is not None:
+        config = dict(found.config)
+    else:
         config = {"model_type": CODE_TARGET, "model_file": CODE_NAME, "edgeformer_spec": to_json(spec)}
         notes.append(
-            f"edgeformer doesn't map this architecture to an mlx-lm model type yet ({reason}), so the folder brings its own"
-            " code: load it with trust_remote_code=True (--trust-remote-code) where edgeformer[mlx] is installed"
+            f"no model type of mlx-lm computes this architecture ({reason}), so the folder brings its own code:"
+            " load it with trust_remote_code=True (--trust-remote-code) where edgeformer[mlx] is installed"
         )
-    tensors_made = make(spec, made, names)
+    tensors_made = make(spec, made, names, () if found is None else found.unquantized)
     notes += _remarks(spec, made, tensors_made)
     if tensors_made.settings:
         config |= {"quantization": tensors_made.settings, "quantization_config": tensors_made.settings}
@@ -151,31 +158,56 @@ def stored_bits(groups: Sequence[Group], count: int) -> float:
     return round(8 * sum(g.nbytes() for g in groups) / count, 3)
 
 
-def stock_config(spec: Model) -> tuple[dict[str, Any] | None, str]:
-    """The config of the first mlx-lm model type that can represent the spec; otherwise None, and each type's reason."""
-    reasons = []
-    for name, module in discover.each("edgeformer.exporters.mlx.types"):
+@dataclass(frozen=True)
+class Stock:
+    """A model type of mlx-lm that computes exactly what a spec says: its name, its config, where tensors are stored, and the ends
+    of paths that stay unquantized."""
+
+    name: str
+    config: dict[str, Any]
+    stored: dict[str, list[tuple[Cut | Stack, str]]]
+    unquantized: tuple[str, ...]
+
+
+def stock_type(spec: Model, prefer: str | None = None) -> tuple[Stock | None, str]:
+    """A model type of mlx-lm that computes what the spec says; otherwise None, and what differs in the nearest.
+
+    Where several do, `prefer` (the model_type that the model came with) is first, then common families, then the alphabet.
+    """
+    misfits: list[Misfit] = []
+    for name, kind in _types(prefer):
         with discover.sparing("edgeformer.exporters.mlx.types", name):
             try:
-                return discover.function(module, "config")(spec), ""
-            except Unmapped as e:
-                reasons.append(f"{name}: {e}")
-    return None, "; ".join(reasons)
+                config, differing = kind.written(spec)
+                if not differing:
+                    assert isinstance(spec, Decoder)
+                    return Stock(name, config, kind.stored(spec), kind.unquantized), ""
+            except (Unmapped, ConfigError, SpecError) as e:
+                misfits.append(Misfit(1000, f"{name}: {e}"))
+                continue
+            misfits.append(Misfit(distance(differing), f"{name}, which differs in {listed(differing)}"))
+    return None, f"the nearest is {nearest(misfits)}"
 
 
-def _stored_names(spec: Model, config: dict[str, Any] | None) -> dict[str, list[str]]:
-    """Stored name -> the canonical tensors concatenated in it along axis 0."""
-    if config is None:
-        return {name: [name] for name in tensors(spec)}
-    known = family(config["model_type"])
-    names = known.mlx_names or known.name_map(spec)
-    parts: dict[str, list[tuple[int, str]]] = {}
-    for name in tensors(spec):
-        part = stored_part(names, name)
-        full = part.name if part.name.startswith("lm_head.") else f"model.{part.name}"
-        assert isinstance(part, Part)  # these model types store whole tensors or equal slices only
-        parts.setdefault(full, []).append((part.index, name))
-    return {full: [name for _, name in sorted(found)] for full, found in parts.items()}
+def _types(prefer: str | None) -> list[tuple[str, MlxType]]:
+    """All model types, in the order in which they are tried."""
+    found = []
+    for name, module in discover.each("edgeformer.exporters.mlx.types"):
+        with discover.sparing("edgeformer.exporters.mlx.types", name):
+            found.append((name, discover.declared(module, "TYPE", MlxType)))
+    return sorted(found, key=lambda t: (t[0] != prefer, not t[1].family.common, t[0]))
+
+
+def stock_of(spec: Model) -> Callable[[int], dict[str, Any]]:
+    """mlx-lm's config of a spec that a model type of mlx-lm computes, for any number of blocks."""
+
+    def config(blocks: int) -> dict[str, Any]:
+        found, reason = stock_type(derive(spec, Sizes(layers=blocks)))
+        if found is None:
+            raise ExportError(f"no model type of mlx-lm computes this architecture: {reason}")
+        return found.config
+
+    return config
 
 
 def _companions(loaded: LoadedModel, folder: Path, config: dict[str, Any]) -> list[str]:
@@ -188,7 +220,7 @@ def _companions(loaded: LoadedModel, folder: Path, config: dict[str, Any]) -> li
     return write_surroundings(loaded, folder)
 
 
-__all__ = ["PRECISIONS", "export_mlx", "stock_config"]
+__all__ = ["PRECISIONS", "Stock", "export_mlx", "stock_type"]
 
 
 EXPORTER = export_mlx

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, cast
@@ -16,6 +16,7 @@ from edgeformer.spec import Linear, Model, Stacked, Table, leaves
 from edgeformer.weights.affine import GROUP_SIZES, AffineTensor
 from edgeformer.weights.binding import Source, Weights
 from edgeformer.weights.formats import GROUP, QUANTIZED, Format, QuantizedTensor
+from edgeformer.weights.parts import Cut, Stack
 from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.rounding import GROUP_PRECISIONS, group_format, in_groups
 from edgeformer.weights.safetensors_writer import Group
@@ -148,40 +149,96 @@ def _quantization(precision: str, group_size: int, dtype: str | None) -> Quantiz
     return Quantization(int(precision.removesuffix("bit")), group_size, PLAIN[dtype])
 
 
-def make(spec: Model, plan: WeightPlan, names: dict[str, list[str]]) -> Made:
+def make(
+    spec: Model,
+    plan: WeightPlan,
+    names: Mapping[str, Sequence[tuple[Cut | Stack, str]]],
+    unquantized: tuple[str, ...] = (),
+) -> Made:
     """The groups of tensors to write, as planned.
 
-    names: stored name -> the canonical tensors concatenated in it along axis 0.
+    names: stored name -> the canonical tensors that it holds, and where; a `Stack` stores a canonical tensor as several.
+    unquantized: ends of the paths that the folder's reader can't load quantized.
     """
     maps = {f"{path}.weight": leaf for path, leaf in leaves(spec) if isinstance(leaf, (Linear, Table, Stacked))}
     made, kinds = Made([], {}, set()), {}
     for stored, members in names.items():
-        sources = [plan.weights.sources[m] for m in members]
-        shapes = [s.shape for s in sources]
-        shape = (sum(s[0] for s in shapes), *shapes[0][1:])
-        path = stored.removesuffix(".weight")
-        wanted = (plan.own is not None or plan.same_bits) and members[0] in maps
-        stacked = wanted and isinstance(maps[members[0]], Stacked)
-        if plan.same_bits and (format := _format(sources, stored)) is not None:
-            made.groups.append(_kept(path, sources, shape, format, PLAIN[plan.dtype]))
+        first = members[0]
+        if isinstance(first[0], Stack):
+            made.groups.append(_several(first[0], stored, plan.weights.sources[first[1]], PLAIN[plan.dtype]))
+            continue
+        held = Held(tuple((cut, plan.weights.sources[name]) for cut, name in members if not isinstance(cut, Stack)))
+        shape, path = held.shape, stored.removesuffix(".weight")
+        wanted = (plan.own is not None or plan.same_bits) and first[1] in maps and not path.endswith(unquantized)
+        stacked = wanted and isinstance(maps[first[1]], Stacked)
+        format = _format(held, stored) if plan.same_bits else None
+        if wanted and format is not None and held.whole_rows:
+            made.groups.append(_kept(path, held, format, PLAIN[plan.dtype]))
             kinds[path] = {"group_size": GROUP, "bits": format.bits, "mode": "affine"}
         elif plan.own is not None and wanted and not stacked and shape[-1] % plan.own.group_size == 0:
-            made.groups.append(_quantized(path, sources, shape, plan.own))
+            made.groups.append(_quantized(path, held, plan.own))
             kinds[path] = {"group_size": plan.own.group_size, "bits": plan.own.bits, "mode": "affine"}
         else:
             if wanted:
                 made.left.add(stored)
             dtype = PLAIN[plan.dtype]
-            made.groups.append(Group({stored: (dtype, shape)}, lambda own=sources, dtype=dtype: [_joined(own, dtype)]))
+            made.groups.append(Group({stored: (dtype, shape)}, lambda held=held, dtype=dtype: [held.read(dtype)]))
     if kinds:
         common = max(kinds.values(), key=list(kinds.values()).count)
         made.settings = {**common, **{path: kind for path, kind in kinds.items() if kind != common}}
     return made
 
 
-def _format(sources: list[Source], name: str) -> Format | None:
+@dataclass(frozen=True)
+class Held:
+    """A tensor to store, and the canonical tensors that it holds."""
+
+    members: tuple[tuple[Cut, Source], ...]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the stored tensor."""
+        cut, source = self.members[0]
+        return cut.whole(source.shape)
+
+    @property
+    def whole_rows(self) -> bool:
+        """Whether rows stay intact, so that codes and scales can be placed as weights are."""
+        return all(cut.whole_rows for cut, _ in self.members)
+
+    def assembled(self, parts: Sequence[np.ndarray]) -> np.ndarray:
+        """The members' arrays, of one dtype, in their places."""
+        if len(parts) == 1 and self.members[0][0].plain:
+            return parts[0]
+        cut = self.members[0][0]
+        whole = np.empty(cut.whole(parts[0].shape), parts[0].dtype)
+        for (cut, _), x in zip(self.members, parts, strict=True):
+            cut.put(whole, x)
+        return whole
+
+    def read(self, dtype: np.dtype) -> np.ndarray:
+        """The weights in this dtype.
+
+        Raises:
+            ExportError: a weight exceeds fp16's range.
+        """
+        return self.assembled([_cast(source.read(), dtype) for _, source in self.members])
+
+
+def _several(stack: Stack, stored: str, source: Source, dtype: np.dtype) -> Group:
+    """One tensor as the several that a type stores, StableLM's norms of each head."""
+    names = [stored.replace("{e}", str(e)) for e in range(stack.count)]
+    shape = stack.part_shape(source.shape)
+
+    def make() -> list[np.ndarray]:
+        return [np.ascontiguousarray(x) for x in stack.parts(_cast(source.read(), dtype))]
+
+    return Group({name: (dtype, shape) for name in names}, make)
+
+
+def _format(held: Held, name: str) -> Format | None:
     """The common format of a tensor's parts; None if they are unquantized."""
-    found = {s.stored.format if isinstance(s.stored, QuantizedTensor) else None for s in sources}
+    found = {s.stored.format if isinstance(s.stored, QuantizedTensor) else None for _, s in held.members}
     if len(found) > 1:
         raise ExportError(
             f"{name} joins several weight matrices of different formats; quantize them to the same format"
@@ -189,14 +246,15 @@ def _format(sources: list[Source], name: str) -> Format | None:
     return found.pop()
 
 
-def _kept(path: str, sources: list[Source], shape: tuple[int, ...], format: Format, dtype: np.dtype) -> Group:
+def _kept(path: str, held: Held, format: Format, dtype: np.dtype) -> Group:
     """Keep edgeformer's codes: scale · (code − zero) is exactly MLX's scale · code + bias with bias = −zero · scale."""
+    shape = held.shape
     coded = (np.dtype(np.uint32), (*shape[:-1], shape[-1] * format.bits // 32))
     grouped = (dtype, format.scales_shape(shape))
 
     def make() -> list[np.ndarray]:
-        parts = [s.stored.quantized() for s in sources if isinstance(s.stored, QuantizedTensor)]
-        codes, scales = (np.concatenate([part[n] for part in parts]) if len(parts) > 1 else parts[0][n] for n in (0, 1))
+        parts = [s.stored.quantized() for _, s in held.members if isinstance(s.stored, QuantizedTensor)]
+        codes, scales = (held.assembled([part[n] for part in parts]) for n in (0, 1))
         biases = scales.astype(np.float32) * -format.zero
         if dtype == np.float16 and np.abs(biases).max(initial=0) > 65504:
             raise ExportError(f"{path}: the bias −{format.zero} · scale exceeds fp16's range; use --dtype fp32")
@@ -205,17 +263,17 @@ def _kept(path: str, sources: list[Source], shape: tuple[int, ...], format: Form
     return Group({f"{path}.weight": coded, f"{path}.scales": grouped, f"{path}.biases": grouped}, make)
 
 
-def _joined(sources: list[Source], dtype: np.dtype) -> np.ndarray:
-    x = np.concatenate([s.read() for s in sources]) if len(sources) > 1 else sources[0].read()
+def _cast(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
     if dtype == np.float16 and max(-float(x.min(initial=0)), float(x.max(initial=0))) > 65504:
         raise ExportError("a weight exceeds fp16's largest value (65504); use --precision fp32 or bf16")
     return x.astype(dtype, copy=False)
 
 
-def _quantized(path: str, sources: list[Source], shape: tuple[int, ...], q: Quantization) -> Group:
+def _quantized(path: str, held: Held, q: Quantization) -> Group:
     """A weight as codes, scales and biases: the stored ones if bits and group size match, otherwise from `mx.quantize`."""
-    stored = sources[0].stored
-    kept = len(sources) == 1 and sources[0].part is None and isinstance(stored, AffineTensor)
+    shape, (cut, source) = held.shape, held.members[0]
+    stored = source.stored
+    kept = len(held.members) == 1 and cut.plain and source.part is None and isinstance(stored, AffineTensor)
     kept = kept and (stored.bits, stored.group_size) == (q.bits, q.group_size)  # type: ignore[union-attr]
     coded = (np.dtype(np.uint32), (*shape[:-1], shape[-1] * q.bits // 32))
     grouped = (q.dtype, (*shape[:-1], shape[-1] // q.group_size))
@@ -226,8 +284,7 @@ def _quantized(path: str, sources: list[Source], shape: tuple[int, ...], q: Quan
             return [stored.codes(), stored.scales.read().astype(q.dtype), stored.biases.read().astype(q.dtype)]
         import mlx.core as mx
 
-        x = mx.array(_joined(sources, q.dtype))
-        found = mx.quantize(x, group_size=q.group_size, bits=q.bits)
+        found = mx.quantize(mx.array(held.read(q.dtype)), group_size=q.group_size, bits=q.bits)
         return [as_numpy(found[0]), *map(as_numpy, found[1:])]
 
     return Group({f"{path}.weight": coded, f"{path}.scales": grouped, f"{path}.biases": grouped}, make)

@@ -91,15 +91,13 @@ def ours(spec: Model, *, kernels: dict[str, Any] | None = None, bits: int | None
     return count(build)
 
 
-def mlx_lms(config: dict[str, Any], *, bits: int | None = None) -> Count:
-    """Count the decode step of mlx-lm's own model of a config: greedy, with its own KV cache."""
+def mlx_lms(config: Callable[[int], dict[str, Any]], *, bits: int | None = None) -> Count:
+    """Count the decode step of mlx-lm's own model: greedy, with its own KV cache. `config`: its config for a number of blocks."""
     from mlx_lm.models.cache import make_prompt_cache
     from mlx_lm.utils import _get_classes
 
-    key = "n_layer" if "n_layer" in config else "num_hidden_layers"
-
     def build(blocks: int) -> Step:
-        data = {**config, key: blocks}
+        data = config(blocks)
         kind, arguments = _get_classes(data)
         model: Any = kind(arguments.from_dict(data))  # a class of mlx-lm, which declares no types
         if bits is not None:

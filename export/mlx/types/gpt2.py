@@ -1,24 +1,25 @@
-"""mlx-lm's `gpt2`: GPT-2's own config, with a tied head, tanh GELU and an inner width of four times n_embd hard-coded."""
+"""mlx-lm's `gpt2`: GPT-2's own config, with what it leaves out hard-coded."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
-from edgeformer.models import gpt2
-from edgeformer.models._shape import need
-from edgeformer.spec import Model
+from edgeformer.exporters.mlx.types._type import MlxType, everywhere
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.mlp import MLP
+from edgeformer.models._inverse import Config
+from edgeformer.models.gpt2 import FAMILY
 
 
-def config(spec: Model) -> dict[str, Any]:
-    """The config of a spec.
+def computes(spec: Decoder) -> Decoder:
+    """GELU by tanh, a tied head, an inner width of four times n_embd."""
+    return replace(everywhere(spec, MLP, act="gelu_tanh", hidden=4 * spec.width), tied=True)
 
-    Raises:
-        Unmapped: the spec doesn't fit this model type.
-    """
-    data = gpt2.config(spec)
-    act, inner, tied = (data.pop(key) for key in ("activation_function", "n_inner", "tie_word_embeddings"))
-    need(tied, "the head is not tied to the embedding")
-    need(act == "gelu_new", f"mlx-lm's gpt2 always computes gelu_new; this spec has {act}")
-    need(inner == 4 * spec.width, "mlx-lm's gpt2 ignores n_inner: its inner width is always four times n_embd")
-    del data["architectures"]
-    return data | {"n_ctx": spec.context, "activation_function": act}
+
+def config(spec: Decoder, config: Config) -> Config:
+    """The keys that mlx-lm reads."""
+    left = ("n_inner", "tie_word_embeddings")
+    return {key: value for key, value in config.items() if key not in left} | {"n_ctx": spec.context}
+
+
+TYPE = MlxType(FAMILY, computes, config=config)
