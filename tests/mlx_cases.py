@@ -47,6 +47,5 @@ FORMULAS: dict[str, dict[str, Any]] = {
         ffn_multipliers=[1.0, 2.0], ffn_dim_divisor=32, max_context_length=256,
     ),
     "minicpm": _NARROW | dict(scale_emb=3.0, scale_depth=1.4, dim_model_base=32),
-    "gemma": _WIDE | dict(hidden_act="gelu"),
 }  # fmt: skip
-"""The same for families that transformers has no class for, or computes otherwise: the oracle is our numpy back end."""
+"""The same for families that transformers has no class for: the oracle is our numpy back end."""

@@ -98,7 +98,7 @@ def test_the_launches_command(tmp_path):
     assert "per layer" in edgeformer("launches", STDLIB).stdout
     saved(small_spec(softcap=2.0), tmp_path / "m")
     done = edgeformer("launches", tmp_path / "m", "--json")
-    assert "mlx-lm has no model type" in done.stderr and "mlx-lm" not in json.loads(done.stdout)["counts"]
+    assert "no model type of mlx-lm" in done.stderr and "mlx-lm" not in json.loads(done.stdout)["counts"]
     load_tiny(tmp_path / "bert", "bert", hidden_size=32, num_attention_heads=2, num_hidden_layers=1, vocab_size=50)
     assert "no decode step" in edgeformer("launches", tmp_path / "bert", code=2).stderr
 
