@@ -17,6 +17,7 @@ from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
+from edgeformer.layers.mask import Mask
 from edgeformer.layers.moe import MoE
 from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
@@ -25,9 +26,11 @@ from edgeformer.models._rope import rope_config
 from edgeformer.models._shape import Unmapped, hf_activation
 from edgeformer.models._windows import FULL, SLIDING
 from edgeformer.spec import Layer, Model, Node, layers
+from edgeformer.spec.derive import rebuilt
 
 Kind = TypeVar("Kind", bound=Node)
 ModelKind = TypeVar("ModelKind", Decoder, Encoder, EncoderDecoder)
+Whole = TypeVar("Whole", bound=Model)
 Config = dict[str, Any]
 
 
@@ -184,3 +187,16 @@ def solved(forward: Callable[[float], Any], wanted: Any, guess: float) -> float:
         except (ArithmeticError, ValueError):
             continue
     return guess
+
+
+def effective(spec: Whole) -> Whole:
+    """The spec without sliding windows as wide as the context, which have no effect."""
+    if not isinstance(spec, (Decoder, Encoder)):
+        return spec
+    context = spec.context
+
+    def widened(node: Node) -> Node:
+        wide = isinstance(node, Mask) and node.window is not None and node.window >= context
+        return dataclasses.replace(node, window=None) if wide else node
+
+    return rebuilt(spec, widened)  # type: ignore[return-value]

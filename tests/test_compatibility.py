@@ -47,7 +47,7 @@ def test_answers_are_true(tmp_path, case):
 def test_reasons_name_the_part(tmp_path):
     loaded, _ = saved(small_spec(softcap=9.0), tmp_path / "m")
     found = {a.name: a for a in answers(loaded)}
-    assert "gqa has softcap" in found["gguf"].refused[""]
+    assert "attention.softcap = 9.0 (none there)" in found["gguf"].refused[""]
     assert "24 inputs, which is not a multiple of the group size 32" in found["onnx cpu"].refused["q4"]
     assert "no transformers family can represent" in found["hf"].refused[""]
     assert any("brings its own code" in note for note in found["mlx"].notes)

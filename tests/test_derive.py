@@ -94,7 +94,7 @@ def test_remarks():
         "mlx": ["head_dim 12", "33 query heads", "softcap", "multiples of 512", "60 layers"],
         "onnxruntime": ["divisible by 8"],
         "q4": ["can't be split into groups"],
-        "llama.cpp": ["doesn't write this architecture"],
+        "llama.cpp": ["no architecture of llama.cpp"],
     }.items():
         for word in words:
             assert any(t == target and word in text for t, text in found), (target, word, found)

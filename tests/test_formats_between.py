@@ -3,6 +3,7 @@
 import hashlib
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -190,9 +191,9 @@ def test_gguf_keys_that_change_the_network(tmp_path):
     real = exporter.architecture
 
     def changed(key, value):
-        def architecture(spec):
-            name, metadata, module = real(spec)
-            return name, {**metadata, key: value}, module
+        def architecture(spec, prefer):
+            fitting = real(spec, prefer)
+            return replace(fitting, metadata={**fitting.metadata, key: value})
 
         return architecture
 

@@ -285,13 +285,12 @@ def test_specs_without_an_architecture_are_refused(tmp_path):
     from edgeformer.layers.mask import Mask
 
     for change, reason in (
-        ({"softcap": 30.0}, "gqa has softcap"),
-        ({"mask": Mask(window=8)}, "sliding windows (8)"),
-        ({"scale": 0.5}, "scores are scaled"),
-        ({"position": None}, "positions are not half-split RoPE"),
+        ({"softcap": 30.0}, "attention.softcap = 30.0"),
+        ({"mask": Mask(window=8)}, "attention.mask.window = 8"),
+        ({"clip": 0.5, "bias": True}, "attention.clip = 0.5"),
     ):
         loaded, _ = saved(small_spec(**change), tmp_path / "m")
-        refused("doesn't write this architecture as GGUF", exported, loaded, tmp_path / "g", kind=ExportError)
+        refused("no architecture of llama.cpp", exported, loaded, tmp_path / "g", kind=ExportError)
         refused(reason, exported, loaded, tmp_path / "g", kind=ExportError)
 
 

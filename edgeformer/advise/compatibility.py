@@ -154,10 +154,10 @@ def _gguf(loaded: LoadedModel) -> Answer:
     spec = loaded.spec
 
     def attempt(precision: str) -> list[str]:
-        name = architecture(spec)[0]
+        fitting = architecture(spec, loaded.model_type)
         if precision in QUANTIZED:
             chosen(spec)
-        notes = [f"llama.cpp's architecture {name}"]
+        notes = [f"llama.cpp's architecture {fitting.name}", *fitting.notes]
         if has_tokenizer(loaded.around):
             try:
                 notes += tokenizer_metadata(loaded.around, spec.vocab)[1]

@@ -38,9 +38,8 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
     """
     reader = Reader(file)
     known = discover.names("edgeformer.checkpoint.gguf_archs")
-    module = (
-        discover.find("edgeformer.checkpoint.gguf_archs", reader.architecture) if reader.architecture in known else None
-    )
+    name = reader.architecture.replace("-", "_")  # command-r
+    module = discover.find("edgeformer.checkpoint.gguf_archs", name) if name in known else None
     if module is None:
         raise ConfigError(
             f"{file} has llama.cpp's architecture {reader.architecture!r}, which edgeformer doesn't read from GGUF yet;"

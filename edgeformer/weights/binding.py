@@ -18,6 +18,7 @@ from edgeformer.errors import CheckpointError
 from edgeformer.files.digests import file_digest
 from edgeformer.files.quoting import MAX_VALUE, inline
 from edgeformer.spec import Model, tensors
+from edgeformer.weights.formats import QuantizedTensor
 from edgeformer.weights.parts import Cut, Part, Stack, numbered, stacked
 from edgeformer.weights.safetensors_file import StoredTensor
 
@@ -172,6 +173,9 @@ def bind(
         ((full, stored),) = found.items()
         if part.shape(stored.shape) != shape:
             misshapen.append(f"{full} is {list(stored.shape)}; {name} needs {list(shape)}")
+        if isinstance(stored, QuantizedTensor) and not part.plain:
+            sources[name] = Source(_cut_quantized(stored, part, shape), None)
+            continue
         sources[name] = Source(stored, None if part.plain else part)
     notes: dict[str, list[str]] = {}
     unused = []
@@ -201,6 +205,46 @@ def bind(
     if problems:
         raise CheckpointError(f"{where} does not fit the spec.\n  " + "\n  ".join(problems))
     return Weights(sources), [f"ignored {len(v)} tensors ({_line(v[0])}, ...): {k}" for k, v in notes.items() if k]
+
+
+@dataclass(frozen=True)
+class QuantizedRows(QuantizedTensor):
+    """Whole rows of a quantized tensor: their codes and scales are taken as the weights would be."""
+
+    of: QuantizedTensor
+    cut: Cut
+
+    def parts(self) -> tuple[StoredTensor, ...]:
+        return self.of.parts()
+
+    def quantized(self) -> tuple[np.ndarray, np.ndarray]:
+        codes, scales = (np.ascontiguousarray(self.cut.take(x)) for x in self.of.quantized())
+        return codes, scales
+
+
+@dataclass(frozen=True)
+class DequantizedCut(StoredTensor):
+    """A part of a quantized tensor that splits its groups: float32."""
+
+    of: QuantizedTensor
+    cut: Cut
+
+    @property
+    def raw(self) -> bool:
+        return False
+
+    def parts(self) -> tuple[StoredTensor, ...]:
+        return self.of.parts()
+
+    def read(self) -> np.ndarray:
+        return np.ascontiguousarray(self.cut.take(self.of.read()))
+
+
+def _cut_quantized(stored: QuantizedTensor, cut: Cut, shape: tuple[int, ...]) -> StoredTensor:
+    place = stored.name, stored.file, stored.offset, int(stored.nbytes * cut.share)
+    if cut.whole_rows:
+        return QuantizedRows(*place, stored.dtype, shape, stored.format, stored, cut, identity=stored.identity)
+    return DequantizedCut(*place, "F32", shape, stored, cut, identity=stored.identity)
 
 
 def _line(text: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -261,6 +262,33 @@ class Reader:
             raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {shown(value)}; it must be a string")
         return value
 
+    def flag(self, key: str, default: bool) -> bool:
+        """A boolean."""
+        value = self._value(key, default)
+        if not isinstance(value, bool):
+            raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {shown(value)}; it must be true or false")
+        return value
+
+    def optional(self, key: str) -> int | None:
+        """A positive integer; None where it is missing or 0."""
+        return (
+            None
+            if self.fields.get(f"{self.architecture}.{key}") in (None, 0) and not self.ignore(key)
+            else self.size(key)
+        )
+
+    def sizes(self, key: str, count: int) -> list[int]:
+        """A positive integer for each of `count` layers; one stands for all."""
+        value = self._value(key, None)
+        found = list(value) if isinstance(value, (list, tuple, np.ndarray)) else [value] * count
+        found = [int(v) if isinstance(v, (int, np.integer)) and not isinstance(v, bool) else -1 for v in found]
+        if len(found) != count or not all(0 < v <= MAX_SIZE for v in found):
+            raise CheckpointError(
+                f"{self.file}: {self.architecture}.{key} is {shown(value)}; it must list a positive integer for each of"
+                f" {count} layers"
+            )
+        return found
+
     def ignore(self, *keys: str) -> None:
         """Mark keys that are redundant as read."""
         self._read.update(keys)
@@ -305,3 +333,31 @@ class Reader:
     def names(self) -> list[str]:
         """All tensors."""
         return list(self._tensors)
+
+
+class Draft(Reader):
+    """The reader of a file that is not written yet: its metadata, the shapes of its tensors, and some tensors' values."""
+
+    def __init__(
+        self,
+        architecture: str,
+        metadata: Mapping[str, Any],
+        shapes: Mapping[str, tuple[int, ...]],
+        values: Mapping[str, np.ndarray],
+    ):
+        self.file, self._read, self.files, self.foreign = Path("the GGUF file"), set(), [], {}
+        self.architecture, self._shapes, self._values = (
+            architecture,
+            {**shapes, **{n: x.shape for n, x in values.items()}},
+            values,
+        )
+        self.fields = {f"{architecture}.{key}": value for key, value in metadata.items()}
+
+    def has(self, tensor: str) -> bool:
+        return tensor in self._shapes
+
+    def shape(self, tensor: str) -> tuple[int, ...]:
+        return self._shapes[tensor]
+
+    def read(self, tensor: str) -> np.ndarray:
+        return self._values[tensor]

@@ -259,7 +259,35 @@ class Stack:
         return (shape[0] // self.count, *shape[1:]) if self.flat else shape[1:]
 
 
-Cut = Part | Rows | Reordered | Flat
+@dataclass(frozen=True)
+class Shifted:
+    """A vector that is stored with a constant added: Gemma's norms in GGUF files, which hold 1 + w."""
+
+    name: str
+    by: float = 1.0
+
+    plain = False
+    whole_rows = False
+    share = 1.0
+
+    def take(self, x: X) -> X:
+        """The canonical tensor of a stored one, a numpy or MLX array."""
+        return x - self.by  # type: ignore[return-value]
+
+    def put(self, whole: np.ndarray, x: np.ndarray) -> None:
+        """Write a canonical tensor into its place in a stored one."""
+        whole[...] = x + np.asarray(self.by, x.dtype)
+
+    def shape(self, stored: Shape) -> Shape:
+        """The shape that `take` returns for a stored shape."""
+        return stored
+
+    def whole(self, shape: Shape) -> Shape:
+        """The stored shape for a canonical one."""
+        return shape
+
+
+Cut = Part | Rows | Reordered | Flat | Shifted
 """Takes a canonical tensor out of one stored tensor."""
 
 

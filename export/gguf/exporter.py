@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,17 +16,28 @@ from edgeformer.checkpoint.artefact import Exported, described, write_surroundin
 from edgeformer.checkpoint.companions.generation import generation_defaults
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer
 from edgeformer.checkpoint.gguf_archs._common import ROPE_FACTORS, Architecture
-from edgeformer.checkpoint.loading import LoadedModel
+from edgeformer.checkpoint.loading import LoadedModel, family
 from edgeformer.checkpoint.manifest import Compute
-from edgeformer.errors import ExportError
+from edgeformer.errors import CheckpointError, ConfigError, ExportError, SpecError
 from edgeformer.exporters.gguf.tokenizer import check_in_llama_cpp, tokenizer_limits, tokenizer_metadata
+from edgeformer.exporters.hf.config import UNMAPPED, Misfit, nearest
 from edgeformer.exporters.onnx.filling import Progress
+from edgeformer.layers.glu import GLU
+from edgeformer.layers.gqa import GQA
+from edgeformer.layers.mlp import MLP
+from edgeformer.layers.rope import Rope
+from edgeformer.layers.rope_llama3 import Llama3Scaling
+from edgeformer.models._config import HfConfig
+from edgeformer.models._inverse import effective
 from edgeformer.models._shape import Unmapped
-from edgeformer.spec import Model, tensors
+from edgeformer.spec import Model, Node, layers, tensors
+from edgeformer.spec.derive import rebuilt
+from edgeformer.spec.differences import comparable, differences, distance, listed
 from edgeformer.weights.binding import Source, Weights, stored_part
 from edgeformer.weights.formats import QUANTIZED, QuantizedTensor
-from edgeformer.weights.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
-from edgeformer.weights.parts import Part
+from edgeformer.weights.gguf_file import BLOCKS, Draft, interleaved, require_gguf, to_blocks
+from edgeformer.weights.held import Held, cast_weights
+from edgeformer.weights.parts import Cut, Stack
 from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.rounding import GROUP_PRECISIONS, bits_per_weight, group_format, in_groups, stored_precision
 from edgeformer.weights.safetensors_file import DTYPES
@@ -66,7 +77,8 @@ def export_gguf(
     gguf = require_gguf()
     spec = loaded.spec
     weights, precision = _planned(spec, loaded.require_weights(), precision, keep)
-    name, metadata, arch = architecture(spec)
+    fitting = architecture(spec, loaded.model_type)
+    name, metadata, arch = fitting.name, fitting.metadata, fitting.architecture
     tokenizer, remarks, limits = {}, [], None
     if not no_tokenizer:
         if not has_tokenizer(loaded.around):
@@ -97,7 +109,7 @@ def export_gguf(
         manifest["quantization"] = {**made_by, "bits_per_weight": bits_each} if quantized else None
         manifest["tokenizer"] = limits
         bundle.write_manifest(folder, manifest)
-    notes = [*loaded.notes, *remarks]
+    notes = [*loaded.notes, *fitting.notes, *remarks]
     if precision in coarse:
         notes.append(f"llama.cpp's {name} looks its activation up in an fp16 table, so verdicts use the fp16 tolerance")
     if quantized:
@@ -119,21 +131,98 @@ def _sampling(loaded: LoadedModel) -> dict[str, Any]:
     return found
 
 
-def architecture(spec: Model) -> tuple[str, dict[str, Any], Architecture]:
-    """The first llama.cpp architecture that can represent the spec: its name, its metadata, and the architecture.
+@dataclass(frozen=True)
+class Fitting:
+    """An architecture of llama.cpp that represents a spec: its name, the file's metadata, its declarations, and notes."""
+
+    name: str
+    metadata: dict[str, Any]
+    architecture: Architecture
+    notes: list[str] = field(default_factory=list)
+
+
+GELU_NOTE = (
+    "llama.cpp computes GELU's tanh approximation where this model has the exact GELU: activations differ by up to 5e-4"
+)
+
+
+def architecture(spec: Model, prefer: str | None = None) -> Fitting:
+    """The architecture of llama.cpp that represents the spec: what its reader makes of the metadata is the same spec.
+
+    Where several do, the order is: the one of `prefer` (the model_type that the model came with), those of common families, the
+    alphabet.
 
     Raises:
-        ExportError: there is none; the message gives each architecture's reason.
+        ExportError: there is none; the message names the nearest, and what differs.
     """
-    reasons = []
+    misfits: list[Misfit] = []
+    fitting: list[tuple[tuple[bool, bool, str], Fitting]] = []
     for name, module in discover.each("edgeformer.checkpoint.gguf_archs"):
         with discover.sparing("edgeformer.checkpoint.gguf_archs", name):
+            arch = discover.declared(module, "ARCHITECTURE", Architecture)
+            called = arch.called or name
             try:
-                arch = discover.declared(module, "ARCHITECTURE", Architecture)
-                return name, arch.metadata(spec), arch
-            except Unmapped as e:
-                reasons.append(f"{name}: {e}")
-    raise ExportError(f"edgeformer doesn't write this architecture as GGUF yet: {'; '.join(reasons)}")
+                metadata = arch.metadata(spec)
+                config, again = _read_back(spec, called, metadata, arch)
+            except (Unmapped, ConfigError, CheckpointError, SpecError) as e:
+                misfits.append(Misfit(UNMAPPED, f"{called}: {e}"))
+                continue
+            exact = bool(arch.compute) and _tanh(spec) != spec
+            wanted, there = (comparable(effective(m)) for m in (_tanh(spec) if exact else spec, again))
+            found = differences(wanted, comparable(effective(_tanh(again))) if exact else there)
+            if found:
+                misfits.append(Misfit(distance(found), f"{called}, which differs in {listed(found)}"))
+                continue
+            kind = str(config["model_type"])
+            order = kind != prefer, not family(kind).common, called
+            fitting.append((order, Fitting(called, metadata, arch, [GELU_NOTE] if exact else [])))
+    if not fitting:
+        raise ExportError(
+            f"no architecture of llama.cpp that edgeformer writes can represent this model; the nearest is {nearest(misfits)}"
+        )
+    return min(fitting, key=lambda f: f[0])[1]
+
+
+def _read_back(spec: Model, name: str, metadata: dict[str, Any], arch: Architecture) -> tuple[dict[str, Any], Model]:
+    """The config that the architecture's reader makes of a file of this metadata, and the spec that it describes."""
+    names, shapes = arch.name_map(spec), {}
+    for canonical, shape in tensors(spec).items():
+        part = stored_part(names, canonical)
+        assert not isinstance(part, Stack)  # no architecture splits a tensor
+        shapes[part.name] = part.whole(shape)
+    factors = arch.rope_factors(spec)
+    draft = Draft(name, metadata, shapes, {} if factors is None else {ROPE_FACTORS: factors})
+    config = arch.config(draft)
+    reader = HfConfig(dict(config), f"the {name} GGUF of this spec")
+    again = _as_said(family(reader.model_type).spec(reader), spec)
+    if unread := draft.unread():
+        raise ConfigError(f"its reader doesn't read {', '.join(unread)}")
+    return config, again
+
+
+def _as_said(again: Model, spec: Model) -> Model:
+    """The spec that was read back, with Llama 3's scaling as the original says it: several settings have the same factors."""
+    attentions = (layer for _, layer, _ in layers(spec) if isinstance(layer, GQA) and isinstance(layer.position, Rope))
+    said = {a.position.scaling for a in attentions if isinstance(a.position.scaling, Llama3Scaling)}  # type: ignore[attr-defined]
+
+    def same(node: Node) -> Node:
+        if not isinstance(node, Rope) or not isinstance(node.scaling, Llama3Scaling):
+            return node
+        found = node.scaling.frequencies(node.dim, node.theta)
+        equal = (s for s in said if np.allclose(s.frequencies(node.dim, node.theta), found, rtol=1e-5))
+        return replace(node, scaling=next(equal, node.scaling))
+
+    return rebuilt(again, same)  # type: ignore[return-value]
+
+
+def _tanh(spec: Model) -> Model:
+    """The spec with GELU's tanh approximation in place of the exact GELU."""
+    made = rebuilt(
+        spec,
+        lambda node: replace(node, act="gelu_tanh") if isinstance(node, (MLP, GLU)) and node.act == "gelu" else node,
+    )
+    assert isinstance(made, Model)
+    return made
 
 
 def _planned(spec: Model, weights: Weights, precision: str | None, keep: Sequence[str]) -> tuple[Weights, str]:
@@ -159,32 +248,33 @@ class _Tensor:
 
 
 def _tensors(spec: Model, sources: dict[str, Source], arch: Architecture, precision: str) -> Iterator[_Tensor]:
-    """The file's tensors, in the model's order; those that llama.cpp stores as one are concatenated along their rows."""
-    found: dict[str, list[tuple[int, str]]] = {}
+    """The file's tensors, in the model's order; those that llama.cpp stores as one are assembled from their parts."""
+    found: dict[str, list[tuple[Cut, str]]] = {}
+    names = arch.name_map(spec)
     for name in tensors(spec):
-        part = stored_part(arch.names, name)
+        part = stored_part(names, name)
         if part.name == name:
             raise ExportError(f"llama.cpp's architecture for this spec has no tensor for {name}")
-        assert isinstance(part, Part)  # these architectures store whole tensors or equal slices only
-        found.setdefault(part.name, []).append((part.index, name))
+        assert not isinstance(part, Stack)  # no architecture splits a tensor
+        found.setdefault(part.name, []).append((part, name))
     heads = _interleaved_heads(spec, arch)
     if (factors := arch.rope_factors(spec)) is not None:
         yield _Tensor(ROPE_FACTORS, factors.shape, "F32", lambda: factors)
     for full, parts in found.items():
-        members = [sources[name] for _, name in sorted(parts)]
-        turned = [heads.get(name, 0) for _, name in sorted(parts)]
-        shape = (sum(s.shape[0] for s in members), *members[0].shape[1:])
-        formats = {s.stored.format if isinstance(s.stored, QuantizedTensor) else None for s in members}
+        held = Held(tuple((part, sources[name]) for part, name in parts))
+        turned, shape = [heads.get(name, 0) for _, name in parts], held.shape
+        formats = {s.stored.format if isinstance(s.stored, QuantizedTensor) else None for _, s in held.members}
         if len(formats) > 1:
             raise ExportError(
                 f"{full} joins several weight matrices of different formats; quantize them to the same format"
             )
         format = formats.pop() if precision not in PLAIN else None
-        if format is not None:
+        if format is not None and held.whole_rows:
             kind = next(k for k, f in BLOCKS.items() if f == format)
         else:
-            kind = "F32" if len(shape) == 1 else PLAIN.get(precision) or _unquantized(members)
-        make = lambda members=members, turned=turned, kind=kind: _made(members, turned, kind)  # noqa: E731
+            vector = len(shape) == 1 or full.endswith("norm.weight")
+            kind = "F32" if vector else PLAIN.get(precision) or _unquantized([s for _, s in held.members])
+        make = lambda held=held, turned=turned, kind=kind: _made(held, turned, kind)  # noqa: E731
         yield _Tensor(full, shape, kind, make)
 
 
@@ -214,19 +304,16 @@ def _interleaved_heads(spec: Model, arch: Architecture) -> dict[str, int]:
     return counts
 
 
-def _made(members: list[Source], heads: list[int], kind: str) -> np.ndarray:
+def _made(held: Held, heads: list[int], kind: str) -> np.ndarray:
     if kind in BLOCKS:
-        rows = []
-        for source, count in zip(members, heads, strict=True):
-            assert isinstance(source.stored, QuantizedTensor)
-            packed, scales = (interleaved(x, count) for x in source.stored.quantized())
-            rows.append(to_blocks(packed, scales, BLOCKS[kind]))
-        return np.concatenate(rows) if len(rows) > 1 else rows[0]
-    arrays = [interleaved(s.read(), count) for s, count in zip(members, heads, strict=True)]
-    x = np.concatenate(arrays) if len(arrays) > 1 else arrays[0]
-    if kind == "F16" and np.abs(x.astype(np.float32)).max(initial=0) > 65504:
-        raise ExportError("a weight exceeds fp16's largest value (65504); use --precision fp32 or bf16")
-    return x.astype(DTYPES[kind], copy=False)
+        parts = [s.stored.quantized() for _, s in held.members if isinstance(s.stored, QuantizedTensor)]
+        turned = [[interleaved(x, count) for x in part] for part, count in zip(parts, heads, strict=True)]
+        packed, scales = (held.assembled([part[n] for part in turned]) for n in (0, 1))
+        return to_blocks(packed, scales, BLOCKS[kind])
+    dtype = DTYPES[kind]
+    return held.assembled(
+        [cast_weights(interleaved(s.read(), count), dtype) for (_, s), count in zip(held.members, heads, strict=True)]
+    )
 
 
 def _say(gguf: Any, writer: Any, metadata: dict[str, Any]) -> None:

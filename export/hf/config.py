@@ -17,7 +17,7 @@ from edgeformer.spec.differences import comparable, differences, distance, liste
 from edgeformer.weights.binding import stored_part
 from edgeformer.weights.parts import Stack
 
-_UNMAPPED = 1_000_000
+UNMAPPED = 1_000_000
 """The distance of a family that isn't of the spec's kind."""
 
 
@@ -85,7 +85,7 @@ def family_config(spec: Model, prefer: str | None = None, known: frozenset[str] 
                 again = family.spec(reader)
                 reader.done()
             except (Unmapped, ConfigError, SpecError) as e:
-                misfits.append(Misfit(_UNMAPPED, f"{name}: {e}"))
+                misfits.append(Misfit(UNMAPPED, f"{name}: {e}"))
                 continue
             differing = differences(comparable(spec), comparable(again))
             if not differing:

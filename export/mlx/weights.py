@@ -16,6 +16,7 @@ from edgeformer.spec import Linear, Model, Stacked, Table, leaves
 from edgeformer.weights.affine import GROUP_SIZES, AffineTensor
 from edgeformer.weights.binding import Source, Weights
 from edgeformer.weights.formats import GROUP, QUANTIZED, Format, QuantizedTensor
+from edgeformer.weights.held import Held, cast_weights
 from edgeformer.weights.parts import Cut, Stack
 from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.rounding import GROUP_PRECISIONS, group_format, in_groups
@@ -189,49 +190,13 @@ def make(
     return made
 
 
-@dataclass(frozen=True)
-class Held:
-    """A tensor to store, and the canonical tensors that it holds."""
-
-    members: tuple[tuple[Cut, Source], ...]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the stored tensor."""
-        cut, source = self.members[0]
-        return cut.whole(source.shape)
-
-    @property
-    def whole_rows(self) -> bool:
-        """Whether rows stay intact, so that codes and scales can be placed as weights are."""
-        return all(cut.whole_rows for cut, _ in self.members)
-
-    def assembled(self, parts: Sequence[np.ndarray]) -> np.ndarray:
-        """The members' arrays, of one dtype, in their places."""
-        if len(parts) == 1 and self.members[0][0].plain:
-            return parts[0]
-        cut = self.members[0][0]
-        whole = np.empty(cut.whole(parts[0].shape), parts[0].dtype)
-        for (cut, _), x in zip(self.members, parts, strict=True):
-            cut.put(whole, x)
-        return whole
-
-    def read(self, dtype: np.dtype) -> np.ndarray:
-        """The weights in this dtype.
-
-        Raises:
-            ExportError: a weight exceeds fp16's range.
-        """
-        return self.assembled([_cast(source.read(), dtype) for _, source in self.members])
-
-
 def _several(stack: Stack, stored: str, source: Source, dtype: np.dtype) -> Group:
     """One tensor as the several that a type stores, StableLM's norms of each head."""
     names = [stored.replace("{e}", str(e)) for e in range(stack.count)]
     shape = stack.part_shape(source.shape)
 
     def make() -> list[np.ndarray]:
-        return [np.ascontiguousarray(x) for x in stack.parts(_cast(source.read(), dtype))]
+        return [np.ascontiguousarray(x) for x in stack.parts(cast_weights(source.read(), dtype))]
 
     return Group({name: (dtype, shape) for name in names}, make)
 
@@ -261,12 +226,6 @@ def _kept(path: str, held: Held, format: Format, dtype: np.dtype) -> Group:
         return [np.ascontiguousarray(codes).view("<u4"), scales.astype(dtype), biases.astype(dtype)]
 
     return Group({f"{path}.weight": coded, f"{path}.scales": grouped, f"{path}.biases": grouped}, make)
-
-
-def _cast(x: np.ndarray, dtype: np.dtype) -> np.ndarray:
-    if dtype == np.float16 and max(-float(x.min(initial=0)), float(x.max(initial=0))) > 65504:
-        raise ExportError("a weight exceeds fp16's largest value (65504); use --precision fp32 or bf16")
-    return x.astype(dtype, copy=False)
 
 
 def _quantized(path: str, held: Held, q: Quantization) -> Group:

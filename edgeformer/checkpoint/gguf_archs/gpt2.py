@@ -4,68 +4,43 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeformer.checkpoint.gguf_archs._common import Architecture
-from edgeformer.checkpoint.manifest import Compute
-from edgeformer.models import gpt2
-from edgeformer.models._shape import need
+from edgeformer.checkpoint.gguf_archs._common import (
+    FUSED_QKV,
+    GELU_TABLE,
+    Architecture,
+    names_with,
+    norm_keys,
+    shape_keys,
+)
+from edgeformer.layers.block import Block
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.mlp import MLP
+from edgeformer.models._inverse import Config, block_of, model_of, part
+from edgeformer.models._names import Names
 from edgeformer.spec import Model
 from edgeformer.weights.gguf_file import Reader
-from edgeformer.weights.parts import Part
 
-NAMES: dict[str, str | Part] = {
-    "embed.weight": "token_embd.weight",
-    "position_embed.table.weight": "position_embd.weight",
-    "norm.weight": "output_norm.weight",
-    "norm.bias": "output_norm.bias",
-    "head.weight": "output.weight",
-}
-for _kind in ("weight", "bias"):
-    NAMES |= {
-        f"layers.{{i}}.{ours}.{_kind}": f"blk.{{i}}.{theirs}.{_kind}"
-        for ours, theirs in {
-            "attention_norm": "attn_norm",
-            "ffn_norm": "ffn_norm",
-            "attention.o": "attn_output",
-            "ffn.up": "ffn_up",
-            "ffn.down": "ffn_down",
-        }.items()
-    }
-    NAMES |= {
-        f"layers.{{i}}.attention.{n}.{_kind}": Part(f"blk.{{i}}.attn_qkv.{_kind}", index, of=3)
-        for index, n in enumerate("qkv")
-    }
-
-COMPUTE: dict[str, Compute] = {"fp32": "fp16", "bf16": "bf16"}
-"""ggml looks GELU up in a table of fp16 values, whatever the precision of the weights."""
+NAMES: Names = names_with() | FUSED_QKV | {"position_embed.table.weight": "position_embd.weight"}
 
 
 def metadata(spec: Model) -> dict[str, Any]:
-    """The metadata of a spec.
-
-    Raises:
-        Unmapped: the spec doesn't fit this architecture.
-    """
-    config = gpt2.config(spec)
-    need(
-        config["activation_function"] == "gelu_new",
-        f"llama.cpp's gpt2 computes gelu_new; this spec has {config['activation_function']}",
-    )
-    return {
-        "block_count": config["n_layer"],
-        "context_length": spec.context,
-        "embedding_length": spec.width,
-        "feed_forward_length": config["n_inner"],
-        "attention.head_count": config["n_head"],
-        "attention.layer_norm_epsilon": float(config["layer_norm_epsilon"]),
-        "vocab_size": spec.vocab,
-    }
+    """The metadata of a spec."""
+    model = model_of(spec, Decoder)
+    ffn = part(block_of(model, Block).ffn, MLP, hidden=4 * model.width, act="gelu_tanh")
+    data = shape_keys(spec, ffn.hidden) | norm_keys(model.norm)
+    return {key: value for key, value in data.items() if key != "attention.head_count_kv"}
 
 
-def config(reader: Reader) -> dict[str, Any]:
+def config(reader: Reader) -> Config:
     """The Hugging Face config of a GGUF file."""
-    reader.ignore("vocab_size")
+    return gpt2_like(reader, "gpt2")
+
+
+def gpt2_like(reader: Reader, model_type: str) -> Config:
+    """The config of GPT-2 and StarCoder."""
+    reader.ignore("vocab_size", "attention.head_count_kv")
     return {
-        "model_type": "gpt2",
+        "model_type": model_type,
         "n_layer": reader.size("block_count"),
         "n_positions": reader.size("context_length"),
         "n_embd": reader.size("embedding_length"),
@@ -78,4 +53,4 @@ def config(reader: Reader) -> dict[str, Any]:
     }
 
 
-ARCHITECTURE = Architecture(NAMES, metadata, config, compute=COMPUTE)
+ARCHITECTURE = Architecture(NAMES, metadata, config, compute=GELU_TABLE)

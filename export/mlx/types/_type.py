@@ -18,7 +18,7 @@ from edgeformer.layers.rope_llama3 import Llama3Scaling
 from edgeformer.layers.rope_yarn import YarnScaling
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models._inverse import Config, listed_windows
+from edgeformer.models._inverse import Config, effective, listed_windows
 from edgeformer.models._shape import Unmapped, need
 from edgeformer.models._windows import FULL, SLIDING
 from edgeformer.spec import Layer, Model, Node, layers, tensors
@@ -132,18 +132,6 @@ def no_windows(spec: Decoder) -> Decoder:
 def plain_rope(spec: Decoder) -> Decoder:
     """The spec of a type that ignores RoPE scaling."""
     return everywhere(spec, Rope, scaling=None)
-
-
-def effective(spec: Decoder) -> Decoder:
-    """The spec without windows as wide as the context, which have no effect."""
-    return rebuilt(  # type: ignore[return-value]
-        spec,
-        lambda node: (
-            replace(node, window=None)
-            if isinstance(node, Mask) and node.window is not None and node.window >= spec.context
-            else node
-        ),
-    )
 
 
 def _with_windows(spec: Decoder, like: Decoder) -> Decoder:

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgeformer.exporters.mlx.types._type import MlxType, effective, everywhere, scaling_keys
+from edgeformer.exporters.mlx.types._type import MlxType, everywhere, scaling_keys
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
-from edgeformer.models._inverse import Config, listed_windows
+from edgeformer.models._inverse import Config, effective, listed_windows
 from edgeformer.models._shape import need
 from edgeformer.models._windows import FULL, SLIDING
 from edgeformer.models.gemma3_text import FAMILY

@@ -1,0 +1,64 @@
+"""llama.cpp's `command-r`: attention and feed-forward network in parallel after one norm, RoPE on adjacent channels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from edgeformer.checkpoint.gguf_archs._common import (
+    LLAMA_NAMES,
+    Architecture,
+    first_attention,
+    layer_epsilon,
+    norm_keys,
+    rope_keys,
+    rope_of,
+    shape_config,
+    shape_keys,
+)
+from edgeformer.layers.decoder import Decoder
+from edgeformer.layers.rope_interleaved import RopeInterleaved
+from edgeformer.models._inverse import Config, gated_in, model_of
+from edgeformer.models._names import Names
+from edgeformer.spec import Model
+from edgeformer.weights.gguf_file import Reader
+from edgeformer.weights.parts import Flat
+
+_NORMALISED = 64
+"""llama.cpp normalises queries and keys in models of at least so many layers."""
+
+
+def names(spec: Decoder) -> Names:
+    """Canonical name -> GGUF name: a norm's weights are a row per head."""
+    a = first_attention(spec)
+    norms: Names = {
+        f"layers.{{i}}.attention.{n}_norm.weight": Flat(f"blk.{{i}}.attn_{n}_norm.weight", count)
+        for n, count in (("q", a.heads), ("k", a.kv_heads))
+    }
+    return {**LLAMA_NAMES, **norms}
+
+
+def metadata(spec: Model) -> dict[str, Any]:
+    """The metadata of a spec."""
+    model, a = model_of(spec, Decoder), first_attention(spec)
+    shape = shape_keys(spec, gated_in(model).hidden) | norm_keys(model.norm)
+    return shape | rope_keys(a.position, a.head_dim, RopeInterleaved) | {"logit_scale": float(model.logit_scale)}
+
+
+def config(reader: Reader) -> Config:
+    """The Hugging Face config of a GGUF file."""
+    config = shape_config(reader, "cohere")
+    turned = rope_of(reader, config["hidden_size"] // config["num_attention_heads"])
+    return (
+        config
+        | layer_epsilon(reader, "layer_norm_eps")
+        | turned
+        | {
+            "tie_word_embeddings": True,
+            "attention_bias": reader.has("blk.0.attn_q.bias"),
+            "use_qk_norm": reader.has("blk.0.attn_q_norm.weight") and config["num_hidden_layers"] >= _NORMALISED,
+            "logit_scale": reader.number("logit_scale"),
+        }
+    )
+
+
+ARCHITECTURE = Architecture(names, metadata, config, called="command-r")
