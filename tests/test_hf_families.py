@@ -43,7 +43,7 @@ def compared(model_type, hf, made, **given):
     with torch.no_grad():
         theirs, ours = hf(**given)[0], made(**given)[0]
     worst = float((theirs - ours).abs().max())
-    record_errors("families", model_type, {"hf folder": worst})
+    record_errors("hf", model_type, {"transformers": worst})
     assert worst <= EXACT
 
 

@@ -74,6 +74,7 @@ def test_stock_types(model_type, tmp_path):
         known = load(tmp_path / "m")
         loaded = replace(saved(known.spec, tmp_path / "s", scale=0.1)[0], config=known.config)
         expected = require("numpy")[0].open(loaded, Options()).forward(ids[None], all_positions=True)[0]
+    errors: dict[str, float] = {}
     for precision in ("fp32", "q8", "q4", "8bit", "4bit"):
         options = {} if precision == "fp32" else {"dtype": "fp32"}
         if precision.endswith("bit"):
@@ -84,8 +85,9 @@ def test_stock_types(model_type, tmp_path):
         if precision != "fp32":
             expected = require("numpy")[0].open(again, Options()).forward(ids[None], all_positions=True)[0]
         worst = float(np.abs(lm_logits(tmp_path / precision, ids, 120) - expected).max())
-        record_errors("mlx", model_type, {precision: worst})
+        errors[precision] = worst
         assert worst <= tolerances.FAMILY, precision
+    record_errors("mlx", model_type, errors)
 
 
 @pytest.mark.parametrize("case", ["yarn", "linear"])
@@ -222,13 +224,52 @@ def test_quantized_again_keeps_the_codes(tmp_path):
     assert all(mx.array_equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 def test_dequantize_against_mlx(bits):
     x = mx.random.normal((6, 256), key=mx.random.key(bits))
     packed, scales, biases = mx.quantize(x, group_size=64, bits=bits)
     ours = dequantize(np.array(packed), np.array(scales), np.array(biases), bits)
     theirs = np.array(mx.dequantize(packed, scales, biases, group_size=64, bits=bits))
     assert np.abs(ours - theirs).max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        *(dict(bits=bits) for bits in (3, 5, 6)),
+        *(
+            dict(mode=mode, bits=bits, group_size=size)
+            for mode, bits, size in (("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16))
+        ),
+        "mixed",
+    ],
+    ids=str,
+)
+def test_folders_of_mlx_lms_converter(how, tmp_path):
+    """What `mlx_lm.convert` writes in other bits and modes, also mixed by layer. Oracle: mlx-lm's logits, in float32."""
+    from mlx_lm.utils import quantize_model, save_model
+
+    export_mlx(load(STDLIB), tmp_path / "plain", precision="fp32")
+    model, config = load_model(tmp_path / "plain")
+
+    def by_layer(path, module):
+        return hasattr(module, "to_quantized") and {
+            "group_size": 32,
+            "bits": 6 if "v_proj" in path or "down" in path else 3,
+        }
+
+    settings = dict(group_size=32, bits=3, quant_predicate=by_layer) if how == "mixed" else {"group_size": 32, **how}
+    model, config = quantize_model(model, config, **settings)
+    (tmp_path / "q").mkdir()
+    save_model(tmp_path / "q", model)
+    (tmp_path / "q" / "config.json").write_text(json.dumps(config))
+    ids = random_ids(1000, 40)
+    loaded = load(tmp_path / "q")
+    ours = require("numpy")[0].open(loaded, Options()).forward(ids[None], all_positions=True)[0]
+    theirs = lm_logits(tmp_path / "q", ids, 20)
+    assert np.abs(ours - theirs).max() <= 2e-4
+    again = require("mlx")[0].open(loaded, Options(capacity=64)).forward(ids[None], all_positions=True)[0]
+    assert np.abs(again - theirs).max() <= 2e-4
 
 
 def test_verify_notices_other_weights(tmp_path):
@@ -361,7 +402,8 @@ def test_damaged_quantized_folders(tmp_path):
     config = json.loads(file.read_text())
     for change, message in (
         ({"group_size": 48}, "not affine quantization"),
-        ({"mode": "mxfp4"}, "mode 'mxfp4'"),
+        ({"mode": "mxfp4"}, "biases, which MLX's mode mxfp4 doesn't have"),
+        ({"mode": "mxfp3"}, "mode 'mxfp3'"),
     ):
         entry = {**config["quantization"], **change}
         file.write_text(json.dumps({**config, "quantization": entry, "quantization_config": entry}))

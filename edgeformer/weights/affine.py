@@ -13,9 +13,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeformer.errors import CheckpointError
+from edgeformer.files.quoting import shown
+from edgeformer.weights.mlx_float import MODES, mlx_float
 from edgeformer.weights.safetensors_file import StoredTensor, read_raw
 
-BITS, GROUP_SIZES = (2, 4, 8), (32, 64, 128)
+BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 
 
 @dataclass(frozen=True)
@@ -52,8 +54,14 @@ class AffineTensor(StoredTensor):
 
 def dequantize(packed: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:
     """float32 weights of uint32 codes `[..., inputs · bits / 32]` and float32 scales and biases `[..., inputs / group]`."""
-    shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    codes = (packed[..., None] >> shifts) & np.uint32((1 << bits) - 1)
+    if 32 % bits == 0:
+        shifts = np.arange(0, 32, bits, dtype=np.uint32)
+        codes = (packed[..., None] >> shifts) & np.uint32((1 << bits) - 1)
+    else:  # eight codes in `bits` bytes
+        octets = np.ascontiguousarray(packed).view(np.uint8).reshape(-1, bits).astype(np.uint64)
+        words = (octets << (np.arange(bits, dtype=np.uint64) * np.uint64(8))).sum(-1, dtype=np.uint64)
+        shifts = np.arange(0, 8 * bits, bits, dtype=np.uint64)
+        codes = (words[:, None] >> shifts) & np.uint64((1 << bits) - 1)
     grouped = codes.reshape(*scales.shape, -1).astype(np.float32)
     return (grouped * scales[..., None] + biases[..., None]).reshape(*scales.shape[:-1], -1)
 
@@ -67,7 +75,7 @@ def join(stored: Mapping[str, StoredTensor], settings: object, where: str) -> di
         where: the checkpoint, for messages.
 
     Raises:
-        CheckpointError: the mode, the bits or the shapes are not affine quantization with 2, 4 or 8 bits.
+        CheckpointError: the mode, the bits or the shapes are neither affine quantization nor one of MLX's small floats.
     """
     if not isinstance(settings, Mapping):
         raise CheckpointError(f"{where}: quantization is {settings!r}; it must be an object with group_size and bits")
@@ -81,10 +89,16 @@ def join(stored: Mapping[str, StoredTensor], settings: object, where: str) -> di
         if isinstance(own, Mapping):
             entry |= {k: v for k, v in own.items() if v is not None}
         mode = entry.get("mode", "affine")
+        if mode in MODES:
+            if (codes := stored.get(f"{path}.weight")) is None or f"{path}.biases" in stored:
+                raise CheckpointError(f"{where}: {path} has no weight, or biases, which MLX's mode {mode} doesn't have")
+            out[f"{path}.weight"] = mlx_float(codes, stored[name], mode, entry.get("group_size"), f"{where}: {path}")
+            del out[name]
+            continue
         if mode != "affine":
             raise CheckpointError(
-                f"{where}: {path} is quantized in MLX's mode {mode!r}, which edgeformer doesn't support yet; affine is supported."
-                " Give the original checkpoint"
+                f"{where}: {path} is quantized in MLX's mode {shown(mode)}, which edgeformer doesn't read; affine and"
+                f" {', '.join(MODES)} are. Give the original checkpoint"
             )
         parts = [stored.get(f"{path}.{part}") for part in ("weight", "scales", "biases")]
         if any(p is None for p in parts):
@@ -103,11 +117,6 @@ def _affine(
     # as in mlx-lm, the shapes decide: a path that the config doesn't name may fall under another path's entry
     inputs = scales.shape[-1] * group_size if isinstance(group_size, int) else 0
     bits = words * 32 // inputs if inputs else 0
-    if bits in (3, 5, 6) and words * 32 == inputs * bits:
-        raise CheckpointError(
-            f"{where} is quantized by MLX's affine scheme with {bits} bits, which edgeformer doesn't support yet;"
-            f" {', '.join(map(str, BITS))} bits are supported. Give the original checkpoint"
-        )
     known = bits in BITS and group_size in GROUP_SIZES and weight.dtype == "U32"
     if not isinstance(group_size, int) or not known or words * 32 != inputs * bits:
         raise CheckpointError(

@@ -13,7 +13,7 @@ from edgeformer.checkpoint.manifest import Compute
 from edgeformer.checkpoint.saving import as_numpy
 from edgeformer.errors import ExportError, RuntimeUnavailable
 from edgeformer.spec import Linear, Model, Stacked, Table, leaves
-from edgeformer.weights.affine import GROUP_SIZES, AffineTensor
+from edgeformer.weights.affine import BITS, GROUP_SIZES, AffineTensor
 from edgeformer.weights.binding import Source, Weights
 from edgeformer.weights.formats import GROUP, QUANTIZED, Format, QuantizedTensor
 from edgeformer.weights.held import Held, cast_weights
@@ -23,7 +23,7 @@ from edgeformer.weights.rounding import GROUP_PRECISIONS, group_format, in_group
 from edgeformer.weights.safetensors_writer import Group
 
 PLAIN = {name: t.numpy for name, t in FLOAT_TYPES.items()}
-PRECISIONS = (*PLAIN, "4bit", "8bit", *GROUP_PRECISIONS)
+PRECISIONS = (*PLAIN, *(f"{bits}bit" for bits in BITS), *GROUP_PRECISIONS)
 
 
 @dataclass(frozen=True)
