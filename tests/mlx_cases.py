@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
+import numpy as np
 from family_cases import TINY, rope
 
 _NARROW = TINY | dict(hidden_size=96, intermediate_size=128)
@@ -49,3 +51,18 @@ FORMULAS: dict[str, dict[str, Any]] = {
     "minicpm": _NARROW | dict(scale_emb=3.0, scale_depth=1.4, dim_model_base=32),
 }  # fmt: skip
 """The same for families that transformers has no class for: the oracle is our numpy back end."""
+
+
+def lm_logits(folder, ids, split):
+    """mlx-lm's logits [T, V], in a prompt of `split` tokens and single steps."""
+    import mlx.core as mx
+    from mlx_lm.models.cache import make_prompt_cache
+    from mlx_lm.utils import load_model
+
+    model, _ = load_model(folder, trust_remote_code="model_file" in json.loads((folder / "config.json").read_text()))
+    cache, row = make_prompt_cache(model), mx.array(ids[None].astype(np.int32))
+    parts = [model(row[:, :split], cache=cache)]
+    for i in range(split, len(ids)):
+        parts.append(model(row[:, i : i + 1], cache=cache))
+        mx.eval(parts[-1])
+    return np.array(mx.concatenate(parts, 1)[0].astype(mx.float32))

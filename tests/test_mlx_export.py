@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 import tolerances
 from family_cases import CASES, DECODERS, settings
-from mlx_cases import FORMULAS, STOCK
-from support import STDLIB, hf_logits, load_tiny, random_ids, record_errors, saved, small_spec
+from mlx_cases import lm_logits
+from support import STDLIB, hf_logits, load_tiny, random_ids, saved, small_spec
 from test_layers import BLOCKS, NORM
 
 mx = pytest.importorskip("mlx.core")
 mlx_lm = pytest.importorskip("mlx_lm")
 
-from mlx_lm.models.cache import make_prompt_cache  # noqa: E402
 from mlx_lm.utils import load_model  # noqa: E402
 
 from edgeformer.checkpoint import bundle  # noqa: E402
@@ -32,18 +31,7 @@ from edgeformer.spec.serialization import digest  # noqa: E402
 from edgeformer.verification.parity import verify  # noqa: E402
 from edgeformer.verification.weight_checks import check_affine  # noqa: E402
 from edgeformer.weights import safetensors_writer as safetensors  # noqa: E402
-from edgeformer.weights.affine import AffineTensor, dequantize  # noqa: E402
-
-
-def lm_logits(folder, ids, split):
-    """mlx-lm's logits [T, V], in a prompt of `split` tokens and single steps."""
-    model, _ = load_model(folder, trust_remote_code="model_file" in json.loads((folder / "config.json").read_text()))
-    cache, row = make_prompt_cache(model), mx.array(ids[None].astype(np.int32))
-    parts = [model(row[:, :split], cache=cache)]
-    for i in range(split, len(ids)):
-        parts.append(model(row[:, i : i + 1], cache=cache))
-        mx.eval(parts[-1])
-    return np.array(mx.concatenate(parts, 1)[0].astype(mx.float32))
+from edgeformer.weights.affine import AffineTensor  # noqa: E402
 
 
 @pytest.mark.parametrize(("model_type", "name"), DECODERS)
@@ -59,35 +47,6 @@ def test_mlx_lm_says_what_transformers_says(model_type, name, tmp_path):
     assert digest(again.spec) == digest(loaded.spec)
     ours = require("numpy")[0].open(again, Options()).forward(ids[None], all_positions=True)[0]
     assert np.abs(ours - expected).max() <= tolerances.FAMILY
-
-
-@pytest.mark.parametrize("model_type", [*STOCK, *FORMULAS])
-def test_stock_types(model_type, tmp_path):
-    """Folders without code of their own, in mlx-lm, plain and in the same bits: a prompt and cached steps over 160 positions."""
-    ids = random_ids(97, 160)
-    if model_type in STOCK:
-        loaded, hf = load_tiny(tmp_path / "hf", model_type, **STOCK[model_type])
-        expected = hf_logits(hf, ids)
-    else:
-        (tmp_path / "m").mkdir()
-        (tmp_path / "m" / "config.json").write_text(json.dumps({"model_type": model_type, **FORMULAS[model_type]}))
-        known = load(tmp_path / "m")
-        loaded = replace(saved(known.spec, tmp_path / "s", scale=0.1)[0], config=known.config)
-        expected = require("numpy")[0].open(loaded, Options()).forward(ids[None], all_positions=True)[0]
-    errors: dict[str, float] = {}
-    for precision in ("fp32", "q8", "q4", "8bit", "4bit"):
-        options = {} if precision == "fp32" else {"dtype": "fp32"}
-        if precision.endswith("bit"):
-            options["group_size"] = 32
-        made = export_mlx(loaded, tmp_path / precision, precision=precision, stock=True, **options)
-        assert made.manifest["target"] == model_type
-        again = load(tmp_path / precision)
-        if precision != "fp32":
-            expected = require("numpy")[0].open(again, Options()).forward(ids[None], all_positions=True)[0]
-        worst = float(np.abs(lm_logits(tmp_path / precision, ids, 120) - expected).max())
-        errors[precision] = worst
-        assert worst <= tolerances.FAMILY, precision
-    record_errors("mlx", model_type, errors)
 
 
 @pytest.mark.parametrize("case", ["yarn", "linear"])
@@ -222,54 +181,6 @@ def test_quantized_again_keeps_the_codes(tmp_path):
     assert made.manifest["precision"] == "4bit-g32"
     a, b = (mx.load(str(tmp_path / n / "model.safetensors")) for n in "ab")
     assert all(mx.array_equal(a[k], b[k]) for k in a)
-
-
-@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
-def test_dequantize_against_mlx(bits):
-    x = mx.random.normal((6, 256), key=mx.random.key(bits))
-    packed, scales, biases = mx.quantize(x, group_size=64, bits=bits)
-    ours = dequantize(np.array(packed), np.array(scales), np.array(biases), bits)
-    theirs = np.array(mx.dequantize(packed, scales, biases, group_size=64, bits=bits))
-    assert np.abs(ours - theirs).max() <= 1e-6
-
-
-@pytest.mark.parametrize(
-    "how",
-    [
-        *(dict(bits=bits) for bits in (3, 5, 6)),
-        *(
-            dict(mode=mode, bits=bits, group_size=size)
-            for mode, bits, size in (("mxfp4", 4, 32), ("mxfp8", 8, 32), ("nvfp4", 4, 16))
-        ),
-        "mixed",
-    ],
-    ids=str,
-)
-def test_folders_of_mlx_lms_converter(how, tmp_path):
-    """What `mlx_lm.convert` writes in other bits and modes, also mixed by layer. Oracle: mlx-lm's logits, in float32."""
-    from mlx_lm.utils import quantize_model, save_model
-
-    export_mlx(load(STDLIB), tmp_path / "plain", precision="fp32")
-    model, config = load_model(tmp_path / "plain")
-
-    def by_layer(path, module):
-        return hasattr(module, "to_quantized") and {
-            "group_size": 32,
-            "bits": 6 if "v_proj" in path or "down" in path else 3,
-        }
-
-    settings = dict(group_size=32, bits=3, quant_predicate=by_layer) if how == "mixed" else {"group_size": 32, **how}
-    model, config = quantize_model(model, config, **settings)
-    (tmp_path / "q").mkdir()
-    save_model(tmp_path / "q", model)
-    (tmp_path / "q" / "config.json").write_text(json.dumps(config))
-    ids = random_ids(1000, 40)
-    loaded = load(tmp_path / "q")
-    ours = require("numpy")[0].open(loaded, Options()).forward(ids[None], all_positions=True)[0]
-    theirs = lm_logits(tmp_path / "q", ids, 20)
-    assert np.abs(ours - theirs).max() <= 2e-4
-    again = require("mlx")[0].open(loaded, Options(capacity=64)).forward(ids[None], all_positions=True)[0]
-    assert np.abs(again - theirs).max() <= 2e-4
 
 
 def test_verify_notices_other_weights(tmp_path):
