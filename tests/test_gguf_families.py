@@ -1,4 +1,5 @@
-"""Every architecture of llama.cpp that edgeformer writes: run by llama.cpp, read back, and quantized with the same codes.
+"""Every architecture of llama.cpp that edgeformer writes: run by llama.cpp, read back, and quantized with the same codes. All of it
+belongs to the tests with other tools, so none of it runs without llama.cpp.
 
 Oracle: transformers in float32 (for three families our numpy back end), over 160 positions, in one pass and in steps.
 """
@@ -64,6 +65,7 @@ def test_llama_cpp_runs_it(model_type, tmp_path):
     assert worst <= (1e-3 * scale + 2e-3 if model_type in TABLE else 1e-4 + 1e-5 * scale)
 
 
+@runs
 @pytest.mark.parametrize("model_type", ALL)
 def test_read_back(model_type, tmp_path):
     """The file is read as the same architecture with the same numbers; where GELU is exact, as what llama.cpp computes."""
@@ -79,6 +81,7 @@ def test_read_back(model_type, tmp_path):
             assert off <= (2e-7 if "norm" in name else 0), name  # Gemma's norms are stored as 1 + w
 
 
+@runs
 @pytest.mark.parametrize("model_type", ALL)
 def test_the_same_codes(model_type, tmp_path):
     loaded, _, _ = made(model_type, tmp_path)
