@@ -1,4 +1,4 @@
-"""Every architecture of llama.cpp that edgeformer writes: run by llama.cpp, read back, and quantized with the same codes. All of it
+"""Every architecture of llama.cpp that edgeformer writes: run by llama.cpp, read back, and quantized with the same codes. It all
 belongs to the tests with other tools, so none of it runs without llama.cpp.
 
 Oracle: transformers in float32 (for three families our numpy back end), over 160 positions, in one pass and in steps.
