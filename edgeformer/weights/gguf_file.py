@@ -271,11 +271,8 @@ class Reader:
 
     def optional(self, key: str) -> int | None:
         """A positive integer; None where it is missing or 0."""
-        return (
-            None
-            if self.fields.get(f"{self.architecture}.{key}") in (None, 0) and not self.ignore(key)
-            else self.size(key)
-        )
+        self.ignore(key)
+        return self.size(key) if self.fields.get(f"{self.architecture}.{key}") not in (None, 0) else None
 
     def sizes(self, key: str, count: int) -> list[int]:
         """A positive integer for each of `count` layers; one stands for all."""
