@@ -287,8 +287,8 @@ def test_shards(tmp_path, monkeypatch):
 
 def test_refusals(tmp_path):
     loaded, _ = saved(small_spec(), tmp_path / "m")
-    with pytest.raises(ExportError, match="precision '3bit'"):
-        export_mlx(loaded, tmp_path / "x", precision="3bit")
+    with pytest.raises(ExportError, match="precision '7bit'"):
+        export_mlx(loaded, tmp_path / "x", precision="7bit")
     with pytest.raises(ExportError, match="group size 48"):
         export_mlx(loaded, tmp_path / "x", precision="4bit", group_size=48)
     with pytest.raises(ExportError, match="--dtype applies only to"):
