@@ -1,8 +1,8 @@
 """What the inverses of families share: config keys from a spec.
 
-An inverse reads the parts that its family has keys for and checks nothing: `written.family_config` turns the config into a spec
-again by the family's own reader, and compares. Where a part is of another kind than the family's, a stand-in of the family's kind
-takes its place, so that the comparison names the difference instead of stopping at the first.
+An inverse reads the parts that its family has keys for and checks nothing: `family_config` (exporters.hf.config) turns the config
+into a spec again by the family's own reader, and compares. Where a part is of another kind than the family's, a stand-in of the
+family's kind takes its place, so that the comparison names the difference instead of stopping at the first.
 """
 
 from __future__ import annotations
@@ -167,6 +167,17 @@ def rotated_in(spec: Decoder | Encoder) -> GQA:
 def whole(value: float) -> float | int:
     """An int where the value is one: transformers refuses 256.0 for a key that it declares as an int."""
     return int(value) if float(value).is_integer() else value
+
+
+def reciprocal(value: float) -> float:
+    """1 / value.
+
+    Raises:
+        Unmapped: the value isn't positive, which no multiplier of a family is.
+    """
+    if not value > 0:
+        raise Unmapped(f"a multiplier is {value}; it has to be positive")
+    return 1 / value
 
 
 def solved(forward: Callable[[float], Any], wanted: Any, guess: float) -> float:

@@ -167,7 +167,7 @@ def latent_config(a: MLA, kind: type[Rope]) -> dict[str, Any]:
     turned, whole = rotary(a.position, a.rope, kind=kind), a.nope + a.rope
     scaling, scale = turned.get("rope_scaling", {}), whole**-0.5
     factor = scaling.get("factor", 1.0)
-    if a.scale is not None and a.scale != scale and factor > 1:
+    if a.scale is not None and a.scale != scale and a.scale > 0 and factor > 1:
         step = 0.1 * math.log(factor)
         guess = ((a.scale / scale) ** 0.5 - 1.0) / step
         scaling["mscale_all_dim"] = solved(lambda x: scale * (0.1 * x * math.log(factor) + 1.0) ** 2, a.scale, guess)

@@ -21,6 +21,7 @@ from edgeformer.models._inverse import (
     model_of,
     network,
     of_class,
+    reciprocal,
     rotary,
     sizes,
     solved,
@@ -122,7 +123,7 @@ def gemma_config(spec: Model, model_type: str, architecture: str) -> dict[str, A
         | {
             "hidden_activation": ffn["hidden_act"],
             "attention_bias": a.bias,
-            "query_pre_attn_scalar": whole(solved(lambda x: x**-0.5, scale, scale**-2)),
+            "query_pre_attn_scalar": whole(solved(lambda x: x**-0.5, scale, reciprocal(scale) ** 2)),
             "final_logit_softcapping": model.logit_softcap,
         }
     )

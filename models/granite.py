@@ -10,7 +10,7 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.models._attention import rotary_attention
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models._inverse import attention_in, block_of, gated_in, llama_config, model_of, solved
+from edgeformer.models._inverse import attention_in, block_of, gated_in, llama_config, model_of, reciprocal, solved
 from edgeformer.models.llama import IGNORED, NAMES, PREFIXES, TIED, decoder, gated
 from edgeformer.spec import Model
 
@@ -49,7 +49,7 @@ def config(spec: Model) -> dict[str, Any]:
         "attention_multiplier": a.head_dim**-0.5 if a.scale is None else a.scale,
         "embedding_multiplier": model.embed_scale,
         "residual_multiplier": block.residual_scale,
-        "logits_scaling": solved(lambda x: 1 / x, model.logit_scale, 1 / model.logit_scale),
+        "logits_scaling": solved(lambda x: 1 / x, model.logit_scale, reciprocal(model.logit_scale)),
     }
     return {key: value for key, value in shape.items() if key != "head_dim"}
 

@@ -28,13 +28,14 @@ from edgeformer.spec.task import Task
 DOCS = Path(__file__).parent.parent / "docs" / "formats.md"
 INTRODUCTION = """# Families and formats
 
-Made by `EDGEFORMER_TABLES=$PWD/tables bash tests/run && python tests/formats_page.py tables`. A cell has the native type that is
-written, and the largest |difference| of logits that the format's own runtime computed: transformers' from its original, mlx-lm's
-and llama.cpp's from transformers (of families that transformers has no class for, from our numpy back end), in float32, in a
-prompt and in cached steps over 160 positions. transformers.js is compared by greedy tokens. ggml looks GELU up in a table of
-fp16 values, so llama.cpp's differences are larger there. A family may fit in part: `edgeformer targets MODEL` answers for one
-model. An export that would compute something else is refused; the reason names the nearest type, the fields that differ, and in
-brackets what that type computes.
+Made by `bash tests/peers && EDGEFORMER_TABLES=$PWD/tables bash tests/run && .venv/bin/python tests/formats_page.py
+tables`. A cell has the native type that is written, and the largest |difference| of logits that the format's own
+runtime computed in float32: transformers from its original, in one pass over at most 150 positions; mlx-lm and
+llama.cpp from transformers (of families that it has no class for, from our numpy back end), in a prompt and cached
+steps over 160. transformers.js is compared by greedy tokens. ggml looks GELU up in a table of fp16 values, so
+llama.cpp's differences are larger there: of the exact GELU it computes the tanh approximation, and the export says so.
+A family may fit in part: `edgeformer targets MODEL` answers for one model. An export that would compute something else
+is refused; the reason names the nearest type, the fields that differ, and in brackets what that type computes.
 """
 
 

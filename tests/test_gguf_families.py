@@ -14,14 +14,15 @@ import pytest
 from gguf_cases import EXACT_GELU, FAMILIES, FORMULAS, TABLE
 from support import hf_logits, load_tiny, random_ids, record_errors, saved, small_spec
 
-from edgeformer import load
+from edgeformer import discover, load
 from edgeformer.api import export
-from edgeformer.errors import ExportError
+from edgeformer.errors import EdgeformerError, ExportError
 from edgeformer.inference.lookup import get, require
 from edgeformer.inference.runtime import Options
 from edgeformer.quantization.run import quantize
 from edgeformer.spec.serialization import digest
 from edgeformer.weights.formats import QuantizedTensor
+from edgeformer.weights.gguf_file import Draft
 
 pytest.importorskip("gguf")
 pytest.importorskip("transformers")
@@ -125,3 +126,36 @@ def test_an_architecture_that_fits_several(tmp_path):
     first = export(loaded, tmp_path / "g", to="gguf", no_tokenizer=True)
     assert first.manifest["target"] == "llama"
     assert digest(load(tmp_path / "g" / "model.gguf").spec) == digest(loaded.spec)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "message"),
+    [
+        ("phi2", {"attention.head_count": 7}, "not a multiple of the 7 heads"),
+        ("gptneox", {"attention.head_count": 1000}, "not a multiple of the 1000 heads"),
+        ("minicpm", {"logit_scale": 0.0}, "must be positive"),
+        ("stablelm", {"attention.head_count": 0}, "must be an integer from 1"),
+    ],
+)
+def test_sizes_that_contradict_each_other(architecture, changes, message):
+    """One error, whatever a file's metadata says."""
+    module = discover.find("edgeformer.checkpoint.gguf_archs", architecture)
+    metadata = {
+        "block_count": 2, "context_length": 64, "embedding_length": 96, "feed_forward_length": 128, "vocab_size": 97,
+        "attention.head_count": 6, "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": 1e-5,
+        "rope.dimension_count": 16, "embedding_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0,
+    }  # fmt: skip
+    draft = Draft(architecture, metadata | changes, {"token_embd.weight": (97, 96)}, {})
+    with pytest.raises(EdgeformerError, match=message):
+        module.ARCHITECTURE.config(draft)
+
+
+def test_factors_of_another_length():
+    metadata = {
+        "block_count": 1, "context_length": 64, "embedding_length": 96, "feed_forward_length": 128, "attention.head_count": 6,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }  # fmt: skip
+    factors = {"rope_freqs.weight": np.ones(5, np.float32)}
+    draft = Draft("llama", metadata, {"token_embd.weight": (97, 96)}, factors)
+    with pytest.raises(EdgeformerError, match=r"rope_freqs.weight has shape \[5\]; 16 rotated channels need \[8\]"):
+        discover.find("edgeformer.checkpoint.gguf_archs", "llama").ARCHITECTURE.config(draft)

@@ -117,3 +117,15 @@ def test_the_choice_among_families_is_the_same_every_time():
         "llama", "llama", "granite", "llama",
     ]  # fmt: skip
     assert np.all([family_config(load("minicpm-1b-sft-bf16").spec).name == "granite" for _ in range(3)])
+
+
+@pytest.mark.parametrize("changes", [{"logit_scale": 0.0}, {"logit_scale": -1.0}, {"embed_scale": 0.0}])
+def test_multipliers_that_no_family_has(changes):
+    from dataclasses import replace
+
+    from support import small_spec
+
+    from edgeformer.errors import ExportError
+
+    with pytest.raises(ExportError, match="the nearest is llama, which differs in"):
+        family_config(replace(small_spec(), **changes))

@@ -315,6 +315,7 @@ def test_damaged_quantized_folders(tmp_path):
         ({"group_size": 48}, "not affine quantization"),
         ({"mode": "mxfp4"}, "biases, which MLX's mode mxfp4 doesn't have"),
         ({"mode": "mxfp3"}, "mode 'mxfp3'"),
+        ({"mode": []}, "mode \\[\\]"),
     ):
         entry = {**config["quantization"], **change}
         file.write_text(json.dumps({**config, "quantization": entry, "quantization_config": entry}))

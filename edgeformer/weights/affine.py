@@ -89,7 +89,7 @@ def join(stored: Mapping[str, StoredTensor], settings: object, where: str) -> di
         if isinstance(own, Mapping):
             entry |= {k: v for k, v in own.items() if v is not None}
         mode = entry.get("mode", "affine")
-        if mode in MODES:
+        if isinstance(mode, str) and mode in MODES:
             if (codes := stored.get(f"{path}.weight")) is None or f"{path}.biases" in stored:
                 raise CheckpointError(f"{where}: {path} has no weight, or biases, which MLX's mode {mode} doesn't have")
             out[f"{path}.weight"] = mlx_float(codes, stored[name], mode, entry.get("group_size"), f"{where}: {path}")

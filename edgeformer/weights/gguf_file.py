@@ -255,6 +255,12 @@ class Reader:
             )
         return float(str(np.float32(value)))
 
+    def positive(self, key: str) -> float:
+        """A number above 0."""
+        if (value := self.number(key)) <= 0:
+            raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {value}; it must be positive")
+        return value
+
     def text(self, key: str, default: str) -> str:
         """A string."""
         value = self._value(key, default)

@@ -80,7 +80,7 @@ def family_config(spec: Model, prefer: str | None = None, known: frozenset[str] 
             try:
                 assert family.config is not None
                 config = family.config(spec)
-                stored = _stored(spec, family)
+                stored = stored_names(spec, family)
                 reader = HfConfig(dict(config), f"the {name} config of this spec", stored)
                 again = family.spec(reader)
                 reader.done()
@@ -130,7 +130,7 @@ def full_name(spec: Model, family: Family, name: str) -> str:
     return name if bare or name.startswith(family.unprefixed) else family.prefixes[0] + name
 
 
-def _stored(spec: Model, family: Family) -> set[str]:
+def stored_names(spec: Model, family: Family) -> set[str]:
     """The names that the family's folder would have."""
     names = family.name_map(spec)
     parts = [stored_part(names, name) for name in tensors(spec)]

@@ -13,17 +13,27 @@ from edgeformer.checkpoint.manifest import Compute
 from edgeformer.errors import CheckpointError
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
+from edgeformer.layers.mlp import MLP
 from edgeformer.layers.rope import Rope, base_frequencies
 from edgeformer.layers.rope_linear import LinearScaling
 from edgeformer.layers.rope_llama3 import Llama3Scaling
 from edgeformer.layers.rope_yarn import YarnScaling
-from edgeformer.models._inverse import Config, attention_in, gated_in, listed_windows, model_of, part, rotated_in
-from edgeformer.models._names import KINDS, Names, named
+from edgeformer.models._inverse import (
+    Config,
+    attention_in,
+    ffn_in,
+    gated_in,
+    listed_windows,
+    model_of,
+    part,
+    rotated_in,
+)
+from edgeformer.models._names import KINDS, Names, named, side_by_side
 from edgeformer.models._shape import Unmapped, need
 from edgeformer.spec import Model, Node
 from edgeformer.weights.binding import NameMap
 from edgeformer.weights.gguf_file import Reader
-from edgeformer.weights.parts import Part, Shifted
+from edgeformer.weights.parts import Flat, Part, Shifted
 
 
 @dataclass(frozen=True)
@@ -91,6 +101,20 @@ FUSED_QKV: Names = {
     for kind in KINDS
 }
 """q, k and v as one matrix, one after the other."""
+
+
+def row_per_head(a: GQA) -> Names:
+    """Norms of queries and keys whose weights are stored as a matrix, a row per head."""
+    counts = (("q", a.heads), ("k", a.kv_heads))
+    return {f"layers.{{i}}.attention.{n}_norm.weight": Flat(f"blk.{{i}}.attn_{n}_norm.weight", c) for n, c in counts}
+
+
+def grouped_qkv(a: GQA) -> Names:
+    """q, k and v as one matrix, one after the other, with fewer key heads than heads."""
+    sizes = {"q": a.heads * a.head_dim, "k": a.kv_heads * a.head_dim, "v": a.kv_heads * a.head_dim}
+    return side_by_side("layers.{i}.attention", "blk.{i}.attn_qkv", sizes)
+
+
 EXPERTS = {
     f"layers.{{i}}.ffn.{ours}.weight": f"blk.{{i}}.ffn_{theirs}.weight"
     for ours, theirs in {"router": "gate_inp", "gate": "gate_exps", "up": "up_exps", "down": "down_exps"}.items()
@@ -168,6 +192,13 @@ def llama_metadata(spec: Model) -> dict[str, Any]:
     return shape | rope_keys(a.position, a.head_dim)
 
 
+def plain_metadata(spec: Model) -> dict[str, Any]:
+    """The metadata of architectures with rotated heads and an ungated feed-forward network."""
+    model, a = model_of(spec, Decoder), first_attention(spec)
+    ffn = part(ffn_in(model.blocks[0]), MLP, hidden=4 * model.width, act="gelu_tanh")
+    return shape_keys(spec, ffn.hidden) | norm_keys(model.norm) | rope_keys(a.position, a.head_dim)
+
+
 def rope_factors(spec: Model) -> np.ndarray | None:
     """The divisors of the RoPE frequencies, float32 `[head_dim / 2]`, for scalings that GGUF stores as a tensor."""
     position = rotated_in(model_of(spec, Decoder)).position
@@ -205,6 +236,21 @@ def head_dim(reader: Reader, width: int, heads: int) -> int:
     if (found := reader.size("attention.value_length", dim)) != dim:
         raise CheckpointError(
             f"{reader.file}: attention.value_length is {found}, but heads have {dim} channels; it must be equal"
+        )
+    return dim
+
+
+def even_heads(reader: Reader, config: Config) -> int:
+    """Channels of a head in architectures that divide the width by the heads.
+
+    Raises:
+        CheckpointError: the width is not a multiple of the heads.
+    """
+    dim, rest = divmod(config["hidden_size"], config["num_attention_heads"])
+    if rest:
+        raise CheckpointError(
+            f"{reader.file}: embedding_length is {config['hidden_size']}, which is not a multiple of the"
+            f" {config['num_attention_heads']} heads"
         )
     return dim
 
@@ -267,8 +313,11 @@ def llama_config(reader: Reader, model_type: str, *, own_head_dim: bool = True) 
 
 def _llama3(reader: Reader, dim: int, theta: float) -> dict[str, Any]:
     """Recover Llama 3's scaling from its factors: they are recomputed for the settings that models use, and must match."""
-    found = reader.read(ROPE_FACTORS).astype(np.float32)
-    plain = base_frequencies(dim, theta)
+    found, plain = reader.read(ROPE_FACTORS).astype(np.float32), base_frequencies(dim, theta)
+    if found.shape != plain.shape:
+        raise CheckpointError(
+            f"{reader.file}: {ROPE_FACTORS} has shape {list(found.shape)}; {dim} rotated channels need {list(plain.shape)}"
+        )
     for original in (8192, *(2**n for n in range(5, 18))):
         for low, high in ((1.0, 4.0), (1.0, 2.0), (2.0, 4.0), (1.0, 8.0)):
             rule = Llama3Scaling(

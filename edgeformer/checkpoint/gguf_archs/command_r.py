@@ -7,11 +7,13 @@ from typing import Any
 from edgeformer.checkpoint.gguf_archs._common import (
     LLAMA_NAMES,
     Architecture,
+    even_heads,
     first_attention,
     layer_epsilon,
     norm_keys,
     rope_keys,
     rope_of,
+    row_per_head,
     shape_config,
     shape_keys,
 )
@@ -21,7 +23,6 @@ from edgeformer.models._inverse import Config, gated_in, model_of
 from edgeformer.models._names import Names
 from edgeformer.spec import Model
 from edgeformer.weights.gguf_file import Reader
-from edgeformer.weights.parts import Flat
 
 _NORMALISED = 64
 """llama.cpp normalises queries and keys in models of at least so many layers."""
@@ -29,12 +30,7 @@ _NORMALISED = 64
 
 def names(spec: Decoder) -> Names:
     """Canonical name -> GGUF name: a norm's weights are a row per head."""
-    a = first_attention(spec)
-    norms: Names = {
-        f"layers.{{i}}.attention.{n}_norm.weight": Flat(f"blk.{{i}}.attn_{n}_norm.weight", count)
-        for n, count in (("q", a.heads), ("k", a.kv_heads))
-    }
-    return {**LLAMA_NAMES, **norms}
+    return {**LLAMA_NAMES, **row_per_head(first_attention(spec))}
 
 
 def metadata(spec: Model) -> dict[str, Any]:
@@ -47,7 +43,7 @@ def metadata(spec: Model) -> dict[str, Any]:
 def config(reader: Reader) -> Config:
     """The Hugging Face config of a GGUF file."""
     config = shape_config(reader, "cohere")
-    turned = rope_of(reader, config["hidden_size"] // config["num_attention_heads"])
+    turned = rope_of(reader, even_heads(reader, config))
     return (
         config
         | layer_epsilon(reader, "layer_norm_eps")

@@ -7,20 +7,19 @@ from typing import Any
 from edgeformer.checkpoint.gguf_archs._common import (
     GELU_TABLE,
     Architecture,
+    even_heads,
     first_attention,
+    grouped_qkv,
     layer_epsilon,
     names_with,
-    norm_keys,
-    rope_keys,
+    plain_metadata,
     rope_of,
     shape_config,
-    shape_keys,
 )
 from edgeformer.layers.decoder import Decoder
-from edgeformer.layers.mlp import MLP
 from edgeformer.layers.parallel_block import ParallelBlock
-from edgeformer.models._inverse import Config, ffn_in, model_of, part
-from edgeformer.models._names import Names, side_by_side
+from edgeformer.models._inverse import Config
+from edgeformer.models._names import Names
 from edgeformer.spec import Model
 from edgeformer.weights.gguf_file import Reader
 
@@ -28,8 +27,7 @@ from edgeformer.weights.gguf_file import Reader
 def names(spec: Decoder) -> Names:
     """Canonical name -> GGUF name: of two norms, the feed-forward network's is the first."""
     a, block = first_attention(spec), spec.blocks[0]
-    sizes = {"q": a.heads * a.head_dim, "k": a.kv_heads * a.head_dim, "v": a.kv_heads * a.head_dim}
-    qkv = side_by_side("layers.{i}.attention", "blk.{i}.attn_qkv", sizes)
+    qkv = grouped_qkv(a)
     if isinstance(block, ParallelBlock) and not block.shared_norm:
         return names_with(attention_norm="attn_norm_2", ffn_norm="attn_norm") | qkv
     return names_with() | qkv
@@ -37,9 +35,7 @@ def names(spec: Decoder) -> Names:
 
 def metadata(spec: Model) -> dict[str, Any]:
     """The metadata of a spec."""
-    model, a = model_of(spec, Decoder), first_attention(spec)
-    ffn = part(ffn_in(model.blocks[0]), MLP, hidden=4 * model.width, act="gelu")
-    return shape_keys(spec, ffn.hidden) | norm_keys(model.norm) | rope_keys(a.position, a.head_dim)
+    return plain_metadata(spec)
 
 
 def config(reader: Reader) -> Config:
@@ -53,7 +49,7 @@ def config(reader: Reader) -> Config:
     return (
         config
         | layer_epsilon(reader, "layer_norm_epsilon")
-        | rope_of(reader, config["hidden_size"] // heads)
+        | rope_of(reader, even_heads(reader, config))
         | {
             "ffn_hidden_size": hidden,
             "activation": "gelu_new",

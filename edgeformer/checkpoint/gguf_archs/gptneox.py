@@ -8,6 +8,7 @@ from edgeformer.checkpoint.gguf_archs._common import (
     FUSED_QKV,
     GELU_TABLE,
     Architecture,
+    even_heads,
     layer_epsilon,
     names_with,
     norm_keys,
@@ -42,7 +43,8 @@ def metadata(spec: Model) -> dict[str, Any]:
 def config(reader: Reader) -> Config:
     """The Hugging Face config of a GGUF file."""
     config = shape_config(reader, "gpt_neox")
-    dim = config["hidden_size"] // config.pop("num_key_value_heads")
+    dim = even_heads(reader, config)
+    del config["num_key_value_heads"]
     turned = rope_of(reader, dim, share="rotary_pct")
     return (
         config

@@ -15,7 +15,7 @@ from edgeformer.checkpoint.gguf_archs._common import (
 )
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
-from edgeformer.models._inverse import Config, block_of, model_of, solved
+from edgeformer.models._inverse import Config, block_of, model_of, reciprocal, solved
 from edgeformer.spec import Model
 from edgeformer.weights.gguf_file import Reader
 
@@ -27,7 +27,7 @@ def metadata(spec: Model) -> dict[str, Any]:
         "attention.scale": a.head_dim**-0.5 if a.scale is None else a.scale,
         "embedding_scale": float(model.embed_scale),
         "residual_scale": float(block_of(model, Block).residual_scale),
-        "logit_scale": float(solved(lambda x: 1 / x, model.logit_scale, 1 / model.logit_scale)),
+        "logit_scale": float(solved(lambda x: 1 / x, model.logit_scale, reciprocal(model.logit_scale))),
     }
 
 

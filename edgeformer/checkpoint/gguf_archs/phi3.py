@@ -7,6 +7,7 @@ from typing import Any
 from edgeformer.checkpoint.gguf_archs._common import (
     Architecture,
     first_attention,
+    grouped_qkv,
     head_dim,
     llama_metadata,
     names_with,
@@ -16,7 +17,7 @@ from edgeformer.checkpoint.gguf_archs._common import (
 )
 from edgeformer.layers.decoder import Decoder
 from edgeformer.models._inverse import Config
-from edgeformer.models._names import Names, halves, side_by_side
+from edgeformer.models._names import Names, halves
 from edgeformer.spec import Model
 from edgeformer.weights.gguf_file import Reader
 
@@ -24,8 +25,7 @@ from edgeformer.weights.gguf_file import Reader
 def names(spec: Decoder) -> Names:
     """Canonical name -> GGUF name."""
     a = first_attention(spec)
-    sizes = {"q": a.heads * a.head_dim, "k": a.kv_heads * a.head_dim, "v": a.kv_heads * a.head_dim}
-    qkv = side_by_side("layers.{i}.attention", "blk.{i}.attn_qkv", sizes)
+    qkv = grouped_qkv(a)
     return names_with() | qkv | halves("layers.{i}.ffn", "blk.{i}.ffn_up")
 
 

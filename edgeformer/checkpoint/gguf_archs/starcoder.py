@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from edgeformer.checkpoint.gguf_archs import gpt2
-from edgeformer.checkpoint.gguf_archs._common import GELU_TABLE, Architecture, first_attention, names_with
+from edgeformer.checkpoint.gguf_archs._common import GELU_TABLE, Architecture, first_attention, grouped_qkv, names_with
 from edgeformer.layers.decoder import Decoder
 from edgeformer.models._inverse import Config
-from edgeformer.models._names import Names, side_by_side
+from edgeformer.models._names import Names
 from edgeformer.spec import Model
 from edgeformer.weights.gguf_file import Reader
 
@@ -16,8 +16,7 @@ from edgeformer.weights.gguf_file import Reader
 def names(spec: Decoder) -> Names:
     """Canonical name -> GGUF name: q, k and v side by side."""
     a = first_attention(spec)
-    sizes = {"q": a.heads * a.head_dim, "k": a.kv_heads * a.head_dim, "v": a.kv_heads * a.head_dim}
-    qkv = side_by_side("layers.{i}.attention", "blk.{i}.attn_qkv", sizes)
+    qkv = grouped_qkv(a)
     return names_with() | qkv | {"position_embed.table.weight": "position_embd.weight"}
 
 

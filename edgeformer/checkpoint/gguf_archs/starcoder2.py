@@ -8,32 +8,26 @@ from edgeformer.checkpoint.gguf_archs._common import (
     GELU_TABLE,
     LLAMA_NAMES,
     Architecture,
-    first_attention,
+    even_heads,
     layer_epsilon,
-    norm_keys,
-    rope_keys,
+    plain_metadata,
     rope_of,
     shape_config,
-    shape_keys,
 )
-from edgeformer.layers.decoder import Decoder
-from edgeformer.layers.mlp import MLP
-from edgeformer.models._inverse import Config, ffn_in, model_of, part
+from edgeformer.models._inverse import Config
 from edgeformer.spec import Model
 from edgeformer.weights.gguf_file import Reader
 
 
 def metadata(spec: Model) -> dict[str, Any]:
     """The metadata of a spec."""
-    model, a = model_of(spec, Decoder), first_attention(spec)
-    ffn = part(ffn_in(model.blocks[0]), MLP, hidden=4 * model.width, act="gelu_tanh")
-    return shape_keys(spec, ffn.hidden) | norm_keys(model.norm) | rope_keys(a.position, a.head_dim)
+    return plain_metadata(spec)
 
 
 def config(reader: Reader) -> Config:
     """The Hugging Face config of a GGUF file."""
     config = shape_config(reader, "starcoder2")
-    turned = rope_of(reader, config["hidden_size"] // config["num_attention_heads"])
+    turned = rope_of(reader, even_heads(reader, config))
     more = {"hidden_act": "gelu_pytorch_tanh", "use_bias": True, "sliding_window": None}
     return config | layer_epsilon(reader, "norm_epsilon") | turned | more
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+from edgeformer.exporters.hf.config import stored_names
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mask import Mask
@@ -67,7 +68,7 @@ class MlxType:
         """
         assert self.family.config is not None
         config = self.family.config(spec)
-        again = self.family.spec(HfConfig(dict(config), "this config", _stored_names(spec, self.family)))
+        again = self.family.spec(HfConfig(dict(config), "this config", stored_names(spec, self.family)))
         assert isinstance(spec, Decoder) and isinstance(again, Decoder)
         if self.windows:
             again = _with_windows(again, spec)
@@ -96,11 +97,6 @@ class MlxType:
 
     def _full(self, name: str) -> str:
         return name if name.startswith(self.head) else self.prefix + name
-
-
-def _stored_names(spec: Model, family: Family) -> set[str]:
-    names = family.name_map(spec)
-    return {stored_part(names, name).name for name in tensors(spec)}
 
 
 def everywhere(spec: Decoder, kind: type[Node], **fields: Any) -> Decoder:
