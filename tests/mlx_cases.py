@@ -12,7 +12,7 @@ _NARROW = TINY | dict(hidden_size=96, intermediate_size=128)
 _WIDE = _NARROW | dict(head_dim=16)
 _GPT2 = dict(n_embd=96, n_head=6, n_layer=2, n_positions=256, vocab_size=97, initializer_range=0.2)
 _LATENT = _NARROW | dict(
-    num_key_value_heads=6, q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=16, qk_rope_head_dim=16, v_head_dim=16
+    num_key_value_heads=6, q_lora_rank=32, kv_lora_rank=32, qk_nope_head_dim=32, qk_rope_head_dim=16, v_head_dim=16
 )  # fmt: skip
 STOCK: dict[str, dict[str, Any]] = {
     "llama": _WIDE | dict(attention_bias=True),

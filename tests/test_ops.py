@@ -162,7 +162,7 @@ def run_mlx(case):
     mx = pytest.importorskip("mlx.core")
     import mlx.nn as nn
 
-    from edgeformer.backends.mlx.module import _Stacked
+    from edgeformer.backends.mlx.stacked import Stacked
     from edgeformer.backends.mlx.ops import MlxOps
 
     def made(a):
@@ -174,7 +174,7 @@ def run_mlx(case):
             if "bias" in handle:
                 handle.bias = mx.array(a[2], mx.float32)
         else:
-            handle = _Stacked(weight.shape[0], weight.shape[2], weight.shape[1])
+            handle = Stacked(weight.shape[0], weight.shape[2], weight.shape[1])
         handle.weight = weight
         return handle
 

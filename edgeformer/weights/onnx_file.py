@@ -122,7 +122,10 @@ def _as_rows(found: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
             out[base] = GroupTensor(*fields, identity=codes.identity)
             del out[name]
         else:
-            out[base] = replace(codes, shape=(codes.shape[0], int(math.prod(codes.shape[1:]))))
+            rows = scales.shape[:-1]  # MatMulNBits and QMoE declare codes by block
+            count, each = math.prod(rows), math.prod(codes.shape)
+            if count and each % count == 0:  # otherwise they don't fit each other, which `join` says
+                out[base] = replace(codes, shape=(*rows, each // count))
     return out
 
 

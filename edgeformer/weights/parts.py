@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
+from edgeformer.weights.formats import QuantizedTensor
 from edgeformer.weights.safetensors_file import StoredTensor
 
 if TYPE_CHECKING:
@@ -311,10 +312,30 @@ class StackedTensor(StoredTensor):
         return np.concatenate(arrays) if flat else np.stack(arrays)
 
 
-def stacked(members: Sequence[StoredTensor], flat: bool) -> StackedTensor:
-    """Tensors of one shape as one, along a new axis or end to end; float32 where their types differ or are codes."""
+@dataclass(frozen=True)
+class QuantizedStack(QuantizedTensor):
+    """Several quantized tensors of one format in place of one, along a new axis."""
+
+    members: tuple[QuantizedTensor, ...]
+
+    def parts(self) -> tuple[StoredTensor, ...]:
+        return tuple(part for member in self.members for part in member.parts())
+
+    def quantized(self) -> tuple[np.ndarray, np.ndarray]:
+        codes, scales = zip(*(member.quantized() for member in self.members), strict=True)
+        return np.stack(codes), np.stack(scales)
+
+
+def stacked(members: Sequence[StoredTensor], flat: bool) -> StoredTensor:
+    """Tensors of one shape as one, along a new axis or end to end; quantized ones of one format keep their codes along a new
+    axis. float32 where the types differ otherwise."""
     first = members[0]
     shape = (len(members) * first.shape[0], *first.shape[1:]) if flat else (len(members), *first.shape)
+    quantized = [m for m in members if isinstance(m, QuantizedTensor)]
+    if len(quantized) == len(members) and len({m.format for m in quantized}) == 1 and not flat:
+        place = first.name, first.file, first.offset, sum(m.nbytes for m in members)
+        format = quantized[0].format
+        return QuantizedStack(*place, format.name.upper(), shape, format, tuple(quantized), identity=first.identity)
     kinds = {m.dtype if m.raw else "F32" for m in members}
     dtype = kinds.pop() if len(kinds) == 1 else "F32"
     nbytes = sum(m.nbytes for m in members)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgeformer.errors import CheckpointError, InputError
-from edgeformer.spec import Linear, Model, Table, leaves
+from edgeformer.spec import Linear, Model, Stacked, Table, leaves
 from edgeformer.weights.binding import Source, Weights
 from edgeformer.weights.formats import QUANTIZED, Format, QuantizedTensor, check_divides, quantize
 from edgeformer.weights.safetensors_file import StoredTensor
@@ -33,14 +33,17 @@ class Rounded(QuantizedTensor):
 
 
 def quantizable(spec: Model) -> dict[str, tuple[int, ...]]:
-    """Canonical name -> shape of what `q4` and `q8` quantize: weights of linear maps, and the table of token embeddings.
+    """Canonical name -> shape of what `q4` and `q8` quantize: weights of linear maps, stacks of them (experts, latent attention's
+    maps per head), and the table of token embeddings.
 
-    Position and segment tables, norms and biases are small and stay unquantized; so do stacked maps (experts).
+    Position and segment tables, norms and biases are small and stay unquantized.
     """
     found = {}
     for path, leaf in leaves(spec):
         if isinstance(leaf, Linear):
             found[f"{path}.weight"] = (leaf.outputs, leaf.inputs)
+        elif isinstance(leaf, Stacked):
+            found[f"{path}.weight"] = (leaf.count, leaf.outputs, leaf.inputs)
         elif isinstance(leaf, Table) and path.rsplit(".", 1)[-1] == "embed":
             found[f"{path}.weight"] = (leaf.rows, leaf.width)
     return found

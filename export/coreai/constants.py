@@ -64,13 +64,13 @@ class Constants:
         order = (*range(held.ndim - 2), held.ndim - 1, held.ndim - 2)
         return tensor(c().transpose(held.value, axes(*order)))
 
-    def _floats(self, name: str, read: Callable[[], np.ndarray]) -> Any:
-        """A constant of floats."""
+    def _floats(self, name: str, read: Callable[[], np.ndarray], shape: tuple[int, ...] | None = None) -> Any:
+        """A constant of floats. shape: the tensor's, where the constant has another one."""
         if name not in self._blobs:
             array = read()
             element, dtype = _KINDS[array.dtype.name]
             self._blobs[name] = self._blob(
-                blob_name(name, dtype, array.shape), array, array.shape, getattr(ir(), element).get()
+                blob_name(name, dtype, shape or array.shape), array, array.shape, getattr(ir(), element).get()
             )
         return c().ConstantOp(value=self._blobs[name]).result
 
@@ -83,20 +83,24 @@ class Constants:
         * Scales and result are of one type: mixed types crash or read wild memory in the Linux runtime. In float32 arithmetic
           the file therefore holds float32 scales, 2 bytes more per 32 weights.
         """
-        format, (outputs, groups) = stored.format, stored.format.scales_shape(stored.shape)
+        format = stored.format
+        *stack, outputs, groups = format.scales_shape(stored.shape)
+        outputs *= math.prod(stack)  # maps of a stack, one below the other
         signed = ir().IntegerType.get_signed(format.bits)
         if name not in self._blobs:
             codes, scales = stored.quantized()
-            label = blob_name(name, format.name.upper(), (outputs, groups * GROUP))
+            label = blob_name(name, format.name.upper(), stored.shape)
             self._blobs[name] = self._blob(label, flip_sign(codes, format), (outputs, groups * GROUP), signed)
-            self._floats(name + SCALES, lambda: scales.reshape(outputs, groups).astype(self.dtype))
+            factors = scales.reshape(outputs, groups).astype(self.dtype)
+            self._floats(name + SCALES, lambda: factors, scales.shape)
         factors = self._floats(name + SCALES, lambda: np.empty(0))
         zeros = np.zeros(outputs * groups * format.bits // 8, np.uint8)
         wanted = ir().RankedTensorType.get([outputs, groups], signed)
         offset = c().ConstantOp(value=bindings().create_elements_attr(ir().Location.unknown(), wanted, zeros)).result
         data = c().ConstantOp(value=self._blobs[name]).result
         nothing = c().constant(np.zeros((outputs, groups), self.dtype))
-        return tensor(c().blockwise_shift_scale(data, factors, offset, nothing))
+        value = c().blockwise_shift_scale(data, factors, offset, nothing)
+        return tensor(c().reshape(value, axes(*stored.shape)) if stack else value)
 
     def _blob(self, label: str, array: np.ndarray, shape: tuple[int, ...], element: Any) -> Any:
         """Bytes that the graph refers to under a name, without a copy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from edgeformer.weights.gguf_file import BLOCKS, Draft, interleaved, require_ggu
 from edgeformer.weights.held import Held, cast_weights
 from edgeformer.weights.parts import Cut, Stack
 from edgeformer.weights.precision import FLOAT_TYPES
-from edgeformer.weights.rounding import GROUP_PRECISIONS, bits_per_weight, group_format, in_groups, stored_precision
+from edgeformer.weights.rounding import GROUP_PRECISIONS, group_format, in_groups, stored_precision
 from edgeformer.weights.safetensors_file import DTYPES
 
 MODEL_FILE = "model.gguf"
@@ -99,19 +100,23 @@ def export_gguf(
             check_in_llama_cpp(loaded.around, folder / MODEL_FILE)
         quantized = bundle.has_own_bits(precision)
         coarse = arch.compute
-        bits = {name: _plain_bits(source, precision) for name, source in weights.sources.items()}
         compute = coarse.get(precision) or cast(Compute, precision if precision in FLOAT_TYPES else "int8")
         manifest = described(
             loaded, folder, format="gguf", precision=precision, compute=compute, target=name, spec_inside=True
         )
         made_by = loaded.quantization or {"method": "rtn"}
-        bits_each = bits_per_weight(weights, bits)
-        manifest["quantization"] = {**made_by, "bits_per_weight": bits_each} if quantized else None
+        bits = {"bits_per_weight": _bits_per_weight(gguf, written)}
+        manifest["quantization"] = {**made_by, **bits} if quantized else None
         manifest["tokenizer"] = limits
         bundle.write_manifest(folder, manifest)
     notes = [*loaded.notes, *fitting.notes, *remarks]
     if precision in coarse:
         notes.append(f"llama.cpp's {name} looks its activation up in an fp16 table, so verdicts use the fp16 tolerance")
+    if quantized and (split := [t.name for t in written if t.split]):
+        notes.append(
+            f"not quantized: {len(split)} tensors ({split[0]}, ...): llama.cpp stores them in another order, across the groups of"
+            " the checkpoint's codes"
+        )
     if quantized:
         notes.append(
             "llama.cpp rounds activations to int8 where weights are quantized, so its logits differ from other runtimes'"
@@ -239,12 +244,14 @@ def _planned(spec: Model, weights: Weights, precision: str | None, keep: Sequenc
 
 @dataclass(frozen=True)
 class _Tensor:
-    """A tensor of the file; its type and shape are known before its values are computed."""
+    """A tensor of the file; its type and shape are known before its values are computed. `split`: quantized in the source, but
+    in another order, so that its codes can't be kept."""
 
     name: str
     shape: tuple[int, ...]
     kind: str
     make: Any
+    split: bool = False
 
 
 def _tensors(spec: Model, sources: dict[str, Source], arch: Architecture, precision: str) -> Iterator[_Tensor]:
@@ -275,13 +282,18 @@ def _tensors(spec: Model, sources: dict[str, Source], arch: Architecture, precis
             vector = len(shape) == 1 or full.endswith("norm.weight")
             kind = "F32" if vector else PLAIN.get(precision) or _unquantized([s for _, s in held.members])
         make = lambda held=held, turned=turned, kind=kind: _made(held, turned, kind)  # noqa: E731
-        yield _Tensor(full, shape, kind, make)
+        yield _Tensor(full, shape, kind, make, split=format is not None and kind not in BLOCKS)
 
 
-def _plain_bits(source: Source, precision: str) -> int:
-    """Bits per weight of an unquantized tensor."""
-    kind = "F32" if len(source.shape) == 1 else PLAIN.get(precision) or _unquantized([source])
-    return 8 * DTYPES[kind].itemsize
+def _bits_per_weight(gguf: Any, written: list[_Tensor]) -> float:
+    """Average over the weights in the file, scales included."""
+    bits = count = 0.0
+    for t in written:
+        if t.name != ROPE_FACTORS:
+            block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[t.kind]]
+            count += math.prod(t.shape)
+            bits += math.prod(t.shape) / block * size * 8
+    return round(bits / count, 3)
 
 
 def _unquantized(members: list[Source]) -> str:

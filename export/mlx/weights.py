@@ -171,12 +171,11 @@ def make(
         held = Held(tuple((cut, plan.weights.sources[name]) for cut, name in members if not isinstance(cut, Stack)))
         shape, path = held.shape, stored.removesuffix(".weight")
         wanted = (plan.own is not None or plan.same_bits) and first[1] in maps and not path.endswith(unquantized)
-        stacked = wanted and isinstance(maps[first[1]], Stacked)
         format = _format(held, stored) if plan.same_bits else None
         if wanted and format is not None and held.whole_rows:
             made.groups.append(_kept(path, held, format, PLAIN[plan.dtype]))
             kinds[path] = {"group_size": GROUP, "bits": format.bits, "mode": "affine"}
-        elif plan.own is not None and wanted and not stacked and shape[-1] % plan.own.group_size == 0:
+        elif plan.own is not None and wanted and held.whole_rows and shape[-1] % plan.own.group_size == 0:
             made.groups.append(_quantized(path, held, plan.own))
             kinds[path] = {"group_size": plan.own.group_size, "bits": plan.own.bits, "mode": "affine"}
         else:

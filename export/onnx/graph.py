@@ -232,10 +232,10 @@ def _clean(model: ir.Model) -> None:
         if value.name == "position_ids" and not value.uses():
             model.graph.inputs.remove(value)
     for function in model.functions.values():
-        passes_used = {node.domain for node in function}
+        passes_used = {node.domain for node in function.all_nodes()}
         for domain in set(function.opset_imports) - passes_used - {""}:
             del function.opset_imports[domain]
-    domains = {node.domain for node in model.graph} | {n.domain for f in model.functions.values() for n in f}
+    domains = {node.domain for graph in (model.graph, *model.functions.values()) for node in graph.all_nodes()}
     for domain in set(model.graph.opset_imports) - domains - {""}:
         del model.graph.opset_imports[domain]
 

@@ -7,7 +7,7 @@ casts are omitted, and errors surface when the graph is built, not when a runtim
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -166,7 +166,8 @@ class GraphOps(Ops[GraphTensor]):
         dtype = ir.DataType.from_numpy(array.dtype)
         key = (dtype, array.shape, array.tobytes())
         if key not in self._constants:
-            name = f"constant_{len(self._constants)}"
+            number = self._counts["constant"] = self._counts.get("constant", -1) + 1
+            name = f"constant_{number}"
             node = ir.node("Constant", [], {"value": ir.tensor(array, name=name)}, name=name)
             node.outputs[0].name = name
             self.nodes.append(node)
@@ -320,6 +321,28 @@ class GraphOps(Ops[GraphTensor]):
     def cast(self, x, like):
         return self.cast_to(x, like.dtype)
 
+    def loop(
+        self, count: GraphTensor, carried: GraphTensor, body: Callable[[GraphTensor, GraphTensor], GraphTensor]
+    ) -> GraphTensor:
+        """Run `body(i, carried)` for i = 0 .. count - 1; each run's result is the next one's `carried`."""
+        outer, constants = self.nodes, self._constants
+        self.nodes, self._constants = [], dict(constants)  # what is made inside can't be used outside
+        made = self._counts["loop"] = self._counts.get("loop", -1) + 1
+        try:
+            i = ir.Value(name=f"loop_{made}/i", type=ir.TensorType(INT64), shape=ir.Shape(()))
+            going = ir.Value(name=f"loop_{made}/going", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
+            before = ir.Value(
+                name=f"loop_{made}/carried", type=ir.TensorType(carried.dtype), shape=ir.Shape(carried.dims)
+            )
+            after = body(GraphTensor(self, i, INT64, ()), GraphTensor(self, before, carried.dtype, carried.dims))
+            on = self.node("Identity", [GraphTensor(self, going, ir.DataType.BOOL, ())])
+            for out in (on, after):
+                out.value.type, out.value.shape = ir.TensorType(out.dtype), ir.Shape(out.dims)
+            graph = ir.Graph([i, going, before], [on.value, after.value], nodes=self.nodes, name=f"loop_{made}")
+        finally:
+            self.nodes, self._constants = outer, constants
+        return self.node("Loop", [count, None, carried], dims=carried.dims, dtype=carried.dtype, body=graph)
+
     def cast_to(self, x: GraphTensor, dtype: ir.DataType) -> GraphTensor:
         """`x` in the given dtype; no node is added if it already has it."""
         return x if x.dtype == dtype else self.node("Cast", [x], dtype=dtype, to=dtype.value)
@@ -356,8 +379,17 @@ class GraphOps(Ops[GraphTensor]):
     def dequantized(self, codes: GraphTensor, scales: GraphTensor) -> GraphTensor:
         """The weight, scale · (code − zero). Runtimes fold it at load time or fuse it into the matrix product."""
         return self.node(
-            "DequantizeLinear", [codes, scales], dims=codes.dims, dtype=scales.dtype, axis=1, block_size=GROUP
+            "DequantizeLinear",
+            [codes, scales],
+            dims=codes.dims,
+            dtype=scales.dtype,
+            axis=codes.ndim - 1,
+            block_size=GROUP,
         )
+
+    def dequantized_stack(self, codes: GraphTensor, scales: GraphTensor, format: Format) -> GraphTensor:
+        """A stack of weights `[count, outputs, inputs]`."""
+        return self.dequantized(codes, scales)
 
     def quantized_linear(self, x: GraphTensor, codes: GraphTensor, scales: GraphTensor, format: Format) -> GraphTensor:
         """`x @ weight.T`."""

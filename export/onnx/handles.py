@@ -57,10 +57,8 @@ class QuantizedHandle(LinearHandle):
 class StackedHandle:
     """One linear map per entry of axis 1, from a weight `[count, outputs, inputs]`."""
 
-    format = ""
-
     def __init__(self, ops: GraphOps, tensors: list[Any]):
-        self.ops, self.tensors = ops, tensors
+        self.ops, self.tensors, self.format = ops, tensors, ""
 
     def rebind(self, ops: GraphOps, tensors: list[Any]) -> StackedHandle:
         """The same maps over a function's formal inputs."""
@@ -69,6 +67,34 @@ class StackedHandle:
     def each(self, x: GraphTensor) -> GraphTensor:
         """[B, n or 1, T, inputs] -> [B, n, T, outputs]."""
         return x @ self.ops.permute(self.tensors[0], (0, 2, 1))
+
+
+    def one(self, expert: Any) -> LinearHandle:
+        """The map with this number, an int or a scalar tensor."""
+        picked = [self.ops.node("Gather", [t, expert], dims=t.dims[1:], axis=0) for t in self.tensors]
+        return self._linear(picked)
+
+    def _linear(self, tensors: list[Any]) -> LinearHandle:
+        return LinearHandle(self.ops, tensors, "")
+
+
+class QuantizedStack(StackedHandle):
+    """A stack of maps with quantized weights. Operands in a fused op: codes, scales."""
+
+    def __init__(self, ops: GraphOps, tensors: list[Any], stored: Format):
+        super().__init__(ops, tensors)
+        self.stored = stored
+        self.format = stored.name.upper()
+
+    def rebind(self, ops: GraphOps, tensors: list[Any]) -> QuantizedStack:
+        return QuantizedStack(ops, tensors, self.stored)
+
+    def each(self, x: GraphTensor) -> GraphTensor:
+        weight = self.ops.dequantized_stack(self.tensors[0], self.tensors[1], self.stored)
+        return x @ self.ops.permute(weight, (0, 2, 1))
+
+    def _linear(self, tensors: list[Any]) -> LinearHandle:
+        return QuantizedHandle(self.ops, tensors, "", self.stored)
 
 
 class TableHandle:
@@ -185,9 +211,11 @@ class GraphHandle(LayerHandle):
             case Linear():
                 return weights.linear(path, declaration, self.ops)
             case Stacked():
-                return StackedHandle(
-                    self.ops, [weights.weight(tensor_name(path, k), s) for k, s in declaration.tensors().items()]
-                )
+                ((key, shape),) = declaration.tensors().items()
+                name = tensor_name(path, key)
+                if isinstance(stored := weights.storage[name], Format):
+                    return QuantizedStack(self.ops, list(weights.quantized(name, shape)), stored)
+                return StackedHandle(self.ops, [weights.weight(name, shape)])
             case Table():
                 name, shape = tensor_name(path, "weight"), (declaration.rows, declaration.width)
                 if isinstance(stored := weights.storage[name], Format):

@@ -74,7 +74,10 @@ def as_one_node(
     tables = {name: _initializer_of(table, built) for name, table in program.tables.items()}
     parts = {p.weight for i in program.code for p in i.parts}
     kinds = {name: Kind.FP32 if name in tables else _kind(plan.storage[name], levels) for name in parts}
-    layout = lay_out(program, kinds, scales)
+    try:
+        layout = lay_out(program, kinds, scales)
+    except NotCovered as e:
+        return str(e)
     encodes, half = spec.task == Task.FEATURE_EXTRACTION, plan.compute != FLOAT
     node = _wrap(built.model, "Encoder" if encodes else "DecoderI8" if scales else "DecoderF16" if half else "Decoder")
     inputs = {v.name or "": n for n, v in enumerate(node.inputs) if v is not None}
@@ -144,8 +147,8 @@ def _without_overloads(model: ir.Model) -> None:
     functions = list(model.functions.values())
     shared = {name for name, count in Counter(f.name for f in functions).items() if count > 1}
     names = {f.identifier(): f"{f.name}_{f.overload}" if f.name in shared else f.name for f in functions}
-    for nodes in (model.graph, *functions):
-        for node in nodes:
+    for graph in (model.graph, *functions):
+        for node in graph.all_nodes():
             if (name := names.get(node.op_identifier())) is not None:
                 node.op_type, node.overload = name, ""
     model.functions.clear()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
-from edgeformer.spec import Model, Stacked, leaves, tensors
+from edgeformer.spec import Model
 from edgeformer.weights.formats import GROUP
 from edgeformer.weights.rounding import quantizable
 
@@ -20,8 +19,3 @@ def remarks(spec: Model) -> Iterator[str]:
             f"linear layers with {', '.join(map(str, odd))} inputs can't be split into groups of {GROUP}: leave them unquantized"
             " (--keep)"
         )
-    shapes = tensors(spec)
-    stacked = sum(math.prod(shapes[f"{path}.weight"]) for path, leaf in leaves(spec) if isinstance(leaf, Stacked))
-    total = sum(map(math.prod, shapes.values()))
-    if stacked > 0.05 * total:
-        yield f"{stacked / total:.0%} of the weights are stacked tensors (experts, or latent attention's), which stay unquantized"

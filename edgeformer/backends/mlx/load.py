@@ -18,6 +18,7 @@ from mlx.utils import tree_unflatten
 from edgeformer.backends.mlx.encoder_decoder import mlx_model
 from edgeformer.backends.mlx.module import MlxModel
 from edgeformer.backends.mlx.ops import MlxOps
+from edgeformer.backends.mlx.stacked import QuantizedStacked, Stacked
 from edgeformer.spec import Model
 from edgeformer.weights.affine import AffineTensor
 from edgeformer.weights.binding import Source, Weights
@@ -96,15 +97,18 @@ def load_model(spec: Model, weights: Weights, precision: str = "fp32", ops: MlxO
     for name in found.sources:
         path = name.removesuffix(".weight")
         module, quantized = modules.get(path), found.quantized(name)
-        if quantized is None or not isinstance(module, (nn.Linear, nn.Embedding)):
+        if quantized is None or not isinstance(module, (nn.Linear, nn.Embedding, Stacked)):
             plain.append((name, found.tensor(name).astype(dtype)))
             mx.eval(
                 plain[-1][1]
             )  # one by one, so that the stored dtype and the converted copy don't coexist for all tensors
             continue
         bits, group_size, arrays = quantized
-        kind = nn.QuantizedLinear if isinstance(module, nn.Linear) else nn.QuantizedEmbedding
-        made = kind(group_size, group_size, group_size=group_size, bits=bits)
+        if isinstance(module, Stacked):
+            made: nn.Module = QuantizedStacked(group_size, bits)
+        else:
+            kind = nn.QuantizedLinear if isinstance(module, nn.Linear) else nn.QuantizedEmbedding
+            made = kind(group_size, group_size, group_size=group_size, bits=bits)
         made["weight"] = arrays["weight"]
         made["scales"], made["biases"] = arrays["scales"].astype(dtype), arrays["biases"].astype(dtype)
         if "bias" in made:

@@ -15,6 +15,7 @@ from mlx.utils import tree_flatten
 
 from edgeformer.backends.mlx.ops import MlxOps
 from edgeformer.backends.mlx.packing import pack
+from edgeformer.backends.mlx.stacked import Stacked as StackedMaps
 from edgeformer.backends.mlx.store import MlxStore
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.ops.step import Step, begin
@@ -41,18 +42,6 @@ class MlxStep(Step[mx.array]):
     """A step with an optional `start`, int32 [B] or [1]: if set, positions are consecutive from there."""
 
     start: mx.array | None = None
-
-
-class _Stacked(nn.Module):
-    """`count` linear maps in one array `[count, outputs, inputs]`."""
-
-    def __init__(self, count: int, inputs: int, outputs: int):
-        super().__init__()
-        self.weight = mx.zeros((count, outputs, inputs))
-
-    def each(self, x: mx.array) -> mx.array:
-        """[B, count or 1, T, inputs] -> [B, count, T, outputs]."""
-        return x @ self.weight.swapaxes(-1, -2)
 
 
 class _Dropout(nn.Dropout):
@@ -84,7 +73,7 @@ class Module(nn.Module, LayerHandle):
             case Linear():
                 return nn.Linear(declaration.inputs, declaration.outputs, declaration.bias)
             case Stacked():
-                return _Stacked(declaration.count, declaration.inputs, declaration.outputs)
+                return StackedMaps(declaration.count, declaration.inputs, declaration.outputs)
             case Table():
                 return nn.Embedding(declaration.rows, declaration.width)
             case Vector():
@@ -136,7 +125,7 @@ class MlxModel(Module):
         """Initialize the weights: normal with `init.std` (see `spec.Init`), biases 0, norms 1."""
         found, depth = dict(leaves(self.layer)), self.layer.depth()
         for path, module in self.named_modules():
-            if isinstance(module, (nn.Linear, _Stacked, nn.Embedding)):
+            if isinstance(module, (nn.Linear, StackedMaps, nn.Embedding)):
                 std = init.deviation(path, found[path], depth)
                 module.weight = mx.random.normal(module.weight.shape) * std
                 if "bias" in module:

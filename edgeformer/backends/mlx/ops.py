@@ -43,9 +43,9 @@ class MlxRotary(Rotary[mx.array]):
 
 
 class _Experts(StackedMaps[mx.array], Protocol):
-    """The maps of all experts."""
+    """The maps of all experts: `stacked.Stacked`, or `stacked.QuantizedStacked`."""
 
-    weight: mx.array
+    def chosen(self, x: mx.array, which: mx.array) -> mx.array: ...
 
 
 class MlxOps(EagerOps[mx.array]):
@@ -153,18 +153,9 @@ class MlxOps(EagerOps[mx.array]):
 
     def moe(self, x, weights, chosen, gate: _Experts, up: _Experts, down: _Experts, *, act, count):
         """Computes only the chosen experts. weights, chosen: [B, T, k]."""
-
-        kind = x.dtype
-        wide = kind != mx.float32 and mx.default_device() == mx.cpu  # MLX's CPU gather_mm supports float32 only
-
-        def each(stack: _Experts, y: mx.array) -> mx.array:
-            weight = stack.weight.swapaxes(-1, -2)
-            y, weight = (y.astype(mx.float32), weight.astype(mx.float32)) if wide else (y, weight)
-            return mx.gather_mm(y, weight, rhs_indices=chosen.astype(mx.uint32)).astype(kind)
-
         y = x[:, :, None, None, :]  # [B, T, 1, 1, D], broadcast over the chosen experts
-        hidden = _gated(act)(each(gate, y), each(up, y))
-        return (each(down, hidden).squeeze(-2) * weights[..., None]).sum(-2)
+        hidden = _gated(act)(gate.chosen(y, chosen), up.chosen(y, chosen))
+        return (down.chosen(hidden, chosen).squeeze(-2) * weights[..., None]).sum(-2)
 
     # ---------------------------------------------------------------------------------------------------- attention
 

@@ -23,6 +23,7 @@ from edgeformer.backends.native.program import (
     places,
     rounded_buffers,
 )
+from edgeformer.backends.native.values import NotCovered
 
 
 @dataclass(frozen=True)
@@ -111,6 +112,8 @@ class _Numbers:
     def experts(self, i: Recorded) -> tuple[int, int]:
         """The first of the experts' gates and ups, and of their downs; the others follow."""
         (gate, up, down), count = i.parts, range(int(i.numbers["heads"]))
+        if self.kinds[gate.weight] is not self.kinds[up.weight]:
+            raise NotCovered(f"{gate.weight} and {up.weight} are stored differently, and the engine holds them as one")
         first = [
             self._new(
                 MatrixLayout(
@@ -132,7 +135,13 @@ class _Numbers:
 def lay_out(
     program: Program, kinds: Mapping[str, Kind], scales: Mapping[tuple[str, str], np.ndarray] | None = None
 ) -> Layout:
-    """Give out numbers. kinds: weight's name -> how its matrix holds it; scales: of an int8 cache."""
+    """Give out numbers. kinds: weight's name -> how its matrix holds it; scales: of an int8 cache.
+
+    Raises:
+        NotCovered: experts' gates and ups are of different kinds.
+    """
+    # maps of heads are small, and their rows would have to be rounded head by head
+    kinds = {**kinds, **{p.weight: kinds[p.weight].exact for i in program.code if i.op is Op.MAPS for p in i.parts}}
     code = expanded(program.code, kinds, program.buffer)
     placed, widths = places(code)
     layout = Layout(program.vocab, code, widths, list(program.caches), outputs=dict(program.outputs))

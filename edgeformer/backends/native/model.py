@@ -105,9 +105,13 @@ class NativeModel:
         """Fill the tiles that one weight, or one stack of weights, is in."""
         data, scales = self._data(uses[0][2].part, uses[0][1], stacked=uses[0][2].entry is not None)
         for number, _, fill in uses:
-            rows = np.ascontiguousarray(data if fill.entry is None else data[fill.entry])
+            rows, factors = (
+                x if x is None else np.ascontiguousarray(x if fill.entry is None else x[fill.entry])
+                for x in (data, scales)
+            )
+            assert rows is not None
             where = number, fill.tile, fill.step, 0, len(rows)
-            self.library.call("ef_matrix_fill", self.handle, *where, pointer(rows), pointer(scales))
+            self.library.call("ef_matrix_fill", self.handle, *where, pointer(rows), pointer(factors))
 
     def _data(self, part: Part, kind: Kind, *, stacked: bool) -> tuple[np.ndarray, np.ndarray | None]:
         """A weight's rows [outputs, ...], with `stacked` [count, outputs, ...], and their scales or None, as files hold them."""
@@ -117,8 +121,8 @@ class NativeModel:
         if kind.grouped:
             assert isinstance(source.stored, QuantizedTensor)
             codes, scales = source.stored.quantized()
-            shape = (part.outputs, -1)
-            return np.ascontiguousarray(codes).reshape(shape), np.ascontiguousarray(scales).reshape(shape)
+            shape = (-1, part.outputs) if stacked else (part.outputs,)
+            return codes.reshape(*shape, codes.shape[-1]), scales.reshape(*shape, scales.shape[-1])
         array = source.read()
         array = array if kind in (Kind.FP16, Kind.BF16) else array.astype(np.float32, copy=False)
         return array if stacked else array.reshape(part.outputs, part.inputs), None

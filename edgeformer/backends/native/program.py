@@ -63,6 +63,11 @@ class Kind(IntEnum):
         """Whether activations are rounded to int8 before the product."""
         return self in (Kind.Q8, Kind.Q4)
 
+    @property
+    def exact(self) -> Kind:
+        """The same weights, with activations as they are."""
+        return {Kind.Q8: Kind.Q8_EXACT, Kind.Q4: Kind.Q4_EXACT}.get(self, self)
+
 
 FIRST, MEAN = 0, 1
 """How POOL makes one row of a sequence's rows: `count` of its instruction."""
@@ -284,5 +289,5 @@ def places(code: list[Recorded]) -> tuple[dict[int, int], list[int]]:
 
 def rounded_buffers(code: list[Recorded], kinds: Mapping[str, Kind]) -> set[int]:
     """Numbers of the buffers whose rows are also needed as int8: those that a matrix of a rounding kind reads."""
-    products = (Op.LINEAR, Op.GLU)
+    products = (Op.LINEAR, Op.GLU, Op.MOE)
     return {i.src.number for i in code if i.op in products and i.src is not None and kinds[i.parts[0].weight].rounds}

@@ -22,11 +22,12 @@ import onnx_ir as ir
 
 from edgeformer.exporters.onnx.functions import FunctionOps
 from edgeformer.exporters.onnx.graph_ops import CONTRIB, FLOAT, INT64, GraphOps, GraphTensor
-from edgeformer.exporters.onnx.handles import LinearHandle
+from edgeformer.exporters.onnx.handles import LinearHandle, QuantizedStack
 from edgeformer.exporters.onnx.store import GraphStore
+from edgeformer.exporters.onnx.targets._experts import looped_experts
 from edgeformer.layers.mask import Mask
 from edgeformer.ops import Bias, Heads, Rotary
-from edgeformer.weights.formats import GROUP
+from edgeformer.weights.formats import GROUP, Format
 
 INT32 = ir.DataType.INT32
 
@@ -102,7 +103,7 @@ class OnnxRuntimeTarget(FunctionOps):
     def codes_form(self, shape, format, *, table):
         if table:  # GatherBlockQuantized takes rows of bytes
             return ir.DataType.UINT8, format.packed_shape(shape)
-        return ir.DataType.UINT8, (shape[0], shape[1] // GROUP, GROUP * format.bits // 8)
+        return ir.DataType.UINT8, (*shape[:-1], shape[-1] // GROUP, GROUP * format.bits // 8)
 
     def quantized_linear(self, x, codes, scales, format):
         rows, groups = codes.size(0), codes.size(1)
@@ -117,6 +118,29 @@ class OnnxRuntimeTarget(FunctionOps):
             block_size=GROUP,
             accuracy_level=self.level_of(format.bits, x.dtype, self.accuracy_level),
         )
+
+    def unpacked(self, codes: GraphTensor, dtype: ir.DataType, format: Format) -> GraphTensor:
+        """code − zero as floats, by arithmetic: bytes [..., n] -> [..., n · 8 / bits]."""
+        x = self.cast_to(codes, dtype)
+        if format.bits == 4:
+            high = self.unary("Floor", x * 0.0625)
+            pairs = [self.expand_dims(part, x.ndim) for part in (x - high * 16.0, high)]
+            x = self.concat(pairs, x.ndim)
+            x = self.reshape(x, (*(0 for _ in codes.dims[:-1]), codes.size(codes.ndim - 1) * 2))
+        return x - float(format.zero)
+
+    def dequantized_stack(self, codes, scales, format):
+        """By arithmetic, which the runtime folds at load time; it would run DequantizeLinear in each step."""
+        x = self.unpacked(codes, scales.dtype, format) * self.expand_dims(scales, scales.ndim)
+        return self.reshape(x, (0, 0, scales.size(2) * GROUP))
+
+    def moe_body(self, x, weights, chosen, gate, up, down, *, act, count):
+        if isinstance(gate, QuantizedStack):
+            return looped_experts(self, x, weights, chosen, gate, up, down, act=act)
+        return self.plain_experts(x, weights, chosen, gate, up, down, act=act, count=count)
+
+    plain_experts = GraphOps.moe
+    """The body of `moe` with float weights."""
 
     def quantized_take(self, codes, scales, ids, format):
         return self.node(

@@ -5,11 +5,11 @@ from __future__ import annotations
 import onnx_ir as ir
 
 from edgeformer.exporters.onnx.targets._onnxruntime import OnnxRuntimeTarget
-from edgeformer.exporters.onnx.targets._sparse_experts import sparse_experts
+from edgeformer.exporters.onnx.targets._experts import sparse_experts
 
 
 class Target(OnnxRuntimeTarget):
     """The operators that ONNX Runtime's documentation lists for CUDA; this project has never run it on a GPU."""
 
     attention_types = (ir.DataType.FLOAT16,)
-    moe_body = sparse_experts
+    plain_experts = sparse_experts

@@ -37,12 +37,7 @@ class Target(webgpu.Target):
     def quantized_take(self, codes, scales, ids, format):
         """Rows of bytes, unpacked by arithmetic: onnxruntime-web's WebAssembly build has no GatherBlockQuantized."""
         rows, steps = self.take(codes, ids), self.take(scales, ids)
-        x = self.cast_to(rows, scales.dtype)
-        if format.bits == 4:
-            high = self.unary("Floor", x * 0.0625)
-            pairs = [self.expand_dims(part, x.ndim) for part in (x - high * 16.0, high)]
-            x = self.concat(pairs, x.ndim)
-        grouped = self.reshape(x, (0, 0, scales.dims[-1], GROUP)) - float(format.zero)
+        grouped = self.reshape(self.unpacked(rows, scales.dtype, format), (0, 0, scales.dims[-1], GROUP))
         return self.reshape(grouped * self.expand_dims(steps, steps.ndim), (0, 0, scales.dims[-1] * GROUP))
 
     @classmethod

@@ -37,8 +37,14 @@ void Executor::experts(const Instruction& i, uint32_t& number) {
   });
 
   // Row r's slot s as a row of its own: rows of `padded` floats.
-  const Rows wide{middle.x, padded, nullptr, nullptr, nullptr, 0, 0};
-  const int64_t slots = middle.width / padded, tiles = (i.width + kLanes - 1) / kLanes;
+  const Rows wide{middle.x, padded, middle.codes, middle.scales, middle.sums, padded, padded / kGroup};
+  const int64_t slots = middle.width / padded;
+  if (rounds(second[0].kind))
+    by_rows(number, rows * slots, [&](int64_t row) {
+      const int64_t group = row * wide.group_stride;
+      k.quantize(middle.x + row * padded, hidden, {middle.codes + row * padded, middle.scales + group, middle.sums + group});
+    });
+  const int64_t tiles = (i.width + kLanes - 1) / kLanes;
   phase(number, tiles, [&](uint32_t tile) {
     const int64_t column = static_cast<int64_t>(tile) * kLanes, n = std::min<int64_t>(kLanes, i.width - column);
     for (int64_t r = 0; r < rows; ++r) std::memset(at(i.dst, i.dst_at, r) + column, 0, static_cast<size_t>(n) * 4);

@@ -208,7 +208,9 @@ void Model::set_program(std::vector<int32_t> buffer_widths, std::vector<Instruct
       require(i.matrix >= 0 && i.bias >= 0 && int64_t{i.matrix} + i.heads <= size && int64_t{i.bias} + i.heads <= size, "no such matrix");
       for (int32_t e = 0; e < i.heads; ++e) {
         const Matrix &first = matrices[static_cast<size_t>(i.matrix + e)], &second = matrices[static_cast<size_t>(i.bias + e)];
-        require(!grouped(first.kind) && !grouped(second.kind), "experts aren't quantized");
+        const Matrix &one = matrices[static_cast<size_t>(i.matrix)], &other = matrices[static_cast<size_t>(i.bias)];
+        require(first.kind == one.kind && second.kind == other.kind, "experts are of different kinds");
+        require(!rounds(first.kind) || i.src_at % kGroup == 0, "rows for int8 start at whole groups of 32");
         require(first.tile_count == tiles_of(first.rows, true) && second.tile_count == tiles_of(second.rows, false),
                 "the matrix has other tiles than its rows need");
         require(first.rows == 2 * int64_t{i.value_dim} && second.cols == i.value_dim &&

@@ -192,15 +192,12 @@ void OrtProgram::read_matrices(Reader& in, const Info& info) {
       const int64_t numbers = int64_t{outputs} * cols;
       if (numbers > INT64_MAX / 1024) fail("a matrix is too large");
       charge((int64_t{outputs} + kLanes - 1) / kLanes * kLanes * cols * bits / 8);
-      if (grouped(kind)) {
-        const Tensor codes = weight(info, input, ort::kUint8, numbers * bits / 8);
-        const Tensor factors = weight(info, scales, ort::kFloat16, numbers / kGroup);
-        fills.push_back({tile, step, outputs, codes.as<uint8_t>(), factors.as<uint16_t>()});
-      } else {
-        const Tensor w = weight(info, input, type_of(kind), numbers);
-        if (numbers <= 0 || entry >= w.count() / numbers) fail("a stack has fewer entries than the program says");
-        fills.push_back({tile, step, outputs, w.as<uint8_t>() + std::max(entry, 0) * numbers * bits / 8, nullptr});
-      }
+      const int64_t at = std::max(entry, 0) * numbers;  // the first number of a stack's entry
+      if (numbers <= 0 || entry >= INT64_MAX / 1024 / numbers) fail("a stack has fewer entries than the program says");
+      const Tensor w = weight(info, input, grouped(kind) ? ort::kUint8 : type_of(kind), (at + numbers) * (grouped(kind) ? bits : 8) / 8);
+      const uint16_t* factors = nullptr;
+      if (grouped(kind)) factors = weight(info, scales, ort::kFloat16, (at + numbers) / kGroup).as<uint16_t>() + at / kGroup;
+      fills.push_back({tile, step, outputs, w.as<uint8_t>() + at * bits / 8, factors});
       filled += outputs, needed += (int64_t{outputs} + kLanes - 1) / kLanes;
     }
     if (filled != rows || needed != tiles) fail("a matrix isn't filled");  // before it takes memory
