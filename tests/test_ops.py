@@ -149,7 +149,7 @@ def run_torch(case):
                 if has_bias:
                     handle.bias.data = torch.from_numpy(cast(a[2], np.float32))
             else:
-                handle = backend._Stacked(weight.shape[0], weight.shape[2], weight.shape[1])
+                handle = backend.Stacked(weight.shape[0], weight.shape[2], weight.shape[1])
             handle.weight.data = weight
             made.append(handle)
         else:

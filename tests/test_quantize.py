@@ -23,6 +23,7 @@ from edgeformer.quantization import run
 from edgeformer.quantization.calibration import Calibration, calibration_windows
 from edgeformer.quantization.folding import sites
 from edgeformer.quantization.sensitivity import mixed, units
+from edgeformer.runtimes.torch import build_torch
 from edgeformer.spec import tensors
 from edgeformer.verification.quality import Settings, measure, score, windows
 from edgeformer.weights.formats import QUANTIZED, dequantize, quantize
@@ -144,13 +145,11 @@ def test_second_moments_are_the_inputs():
     """The oracle is the definition, from inputs caught by hand in another pass."""
     loaded = load(STDLIB)
     ids = random_ids(4096, 3, 32)
-    calibration = Calibration(loaded, ids)
-    caught = []
-    target = calibration.model.get_submodule("layers.1.ffn.down")
+    whole, caught = build_torch(loaded), []
     with torch.no_grad():
-        hook = target.register_forward_pre_hook(lambda _, a: caught.append(a[0]))
-        calibration.model(torch.from_numpy(ids))
-        hook.remove()
+        whole.get_submodule("layers.1.ffn.down").register_forward_pre_hook(lambda _, a: caught.append(a[0]))
+        whole(torch.from_numpy(ids))
+    calibration = Calibration(loaded, ids)
     blocks = calibration.blocks()
     next(blocks)
     _, second = next(blocks)

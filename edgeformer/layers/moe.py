@@ -24,6 +24,7 @@ class MoE(Layer):
 
     kind: ClassVar[str] = "moe"
     resizes: ClassVar[frozenset[str]] = frozenset(("ffn",))
+    same_input: ClassVar[tuple[tuple[str, ...], ...]] = (("gate", "up"),)
     experts: int
     chosen: int
     hidden: int
@@ -59,7 +60,7 @@ class MoE(Layer):
 
     def params(self, width: int) -> dict[str, Declaration]:
         params: dict[str, Declaration] = {
-            "router": Linear(width, self.experts),
+            "router": Linear(width, self.experts, routes=True),
             "gate": Stacked(self.experts, width, self.hidden, active=self.chosen),
             "up": Stacked(self.experts, width, self.hidden, active=self.chosen),
             "down": Stacked(self.experts, self.hidden, width, residual=True, active=self.chosen),

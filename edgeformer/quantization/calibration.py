@@ -1,6 +1,6 @@
 """Run the model on calibration text in torch, block by block, and collect statistics of each linear map's inputs.
 
-The whole model runs once up to its first block; then one block runs at a time on the previous block's outputs. Text thus passes
+What comes before the first block runs once; then one block runs at a time on the previous block's outputs. Text thus passes
 through the blocks already quantized, and later blocks see their errors.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.layers.stack import BlockStack, add_norm
-from edgeformer.spec import Linear, leaves
+from edgeformer.ops.handle import LayerHandle
 from edgeformer.spec.task import Task
 
 if TYPE_CHECKING:
@@ -63,24 +63,54 @@ class _Reached(Exception):
 
 
 class Calibration:
-    """A model's blocks, and the next block's inputs on the calibration text."""
+    """A model's blocks, and the next block's inputs on the calibration text.
+
+    One block is in memory at a time, in float32; of the embeddings, the rows that occur in the text.
+    """
 
     def __init__(self, loaded: LoadedModel, ids: np.ndarray):
         torch = require_torch()
-        from edgeformer.runtimes.torch import build_torch
+        from edgeformer.backends.torch.encoder_decoder import torch_model
 
         spec = loaded.spec
         if not isinstance(spec, BlockStack):
             raise InputError(f"calibration supports models with one stack of blocks; this is a {spec.kind}")
-        self.torch, self.spec = torch, spec
-        self.model = build_torch(loaded)
-        for parameter in self.model.parameters():
-            parameter.requires_grad_(False)
-        self.linear = {path for path, leaf in leaves(spec) if isinstance(leaf, Linear)}
+        self.torch, self.spec, self.weights = torch, spec, loaded.require_weights()
+        with torch.device("meta"):
+            self.model: Any = torch_model(spec)
+        self.model.requires_grad_(False)
+        found, places = np.unique(ids, return_inverse=True)
+        ids = places.reshape(ids.shape).astype(np.int64)
+        for name, child in self.model.named_children():
+            if name == "embed":
+                child.weight = torch.nn.Parameter(self._rows(found), requires_grad=False)
+            elif name not in ("layers", "head"):
+                self._fill(name, child)
+        for name in [n for n, _ in self.model.named_parameters(recurse=False)]:
+            value = torch.from_numpy(self._read(name))
+            setattr(self.model, name, torch.nn.Parameter(value, requires_grad=False))
+        self.model.fill_constants("cpu")
         batch = max(_BATCH_TOKENS // ids.shape[1], 1)
         self.inputs: list[tuple[Any, ...]] = []
         for start in range(0, len(ids), batch):
             self.inputs.append(self._first(torch.from_numpy(ids[start : start + batch])))
+
+    def _read(self, name: str) -> np.ndarray:
+        return np.array(self.weights[name], np.float32)
+
+    def _rows(self, ids: np.ndarray) -> torch.Tensor:
+        """Rows of the embeddings; a token is its row's number from here on."""
+        return self.torch.from_numpy(np.asarray(self.weights["embed.weight"])[ids].astype(np.float32))
+
+    def _fill(self, path: str, module: nn.Module) -> None:
+        """Give a part of the model its weights."""
+        module.to_empty(device="cpu")
+        for part in module.modules():
+            if isinstance(part, LayerHandle):
+                part.fill_constants("cpu")  # type: ignore[operator]
+        with self.torch.no_grad():
+            for name, parameter in module.named_parameters():
+                parameter.copy_(self.torch.from_numpy(self._read(f"{path}.{name}")))
 
     def _first(self, ids: torch.Tensor) -> tuple[Any, ...]:
         """The first block's arguments for these ids."""
@@ -90,7 +120,7 @@ class Calibration:
             found.append(arguments)
             raise _Reached
 
-        hook = self.model.layers[0].register_forward_pre_hook(catch)  # type: ignore[union-attr, index]
+        hook = self.model.layers[0].register_forward_pre_hook(catch)
         try:
             with self.torch.no_grad():
                 self.model(ids, self.torch.ones_like(ids) if self.spec.task == Task.FEATURE_EXTRACTION else None)
@@ -102,39 +132,58 @@ class Calibration:
 
     def blocks(self) -> Iterator[tuple[str, nn.Module]]:
         """Each block's path and module, with its inputs in `self.inputs`. Before the next block is yielded, the text passes
-        through this one with its current weights."""
-        for i, block in enumerate(self.model.layers):  # type: ignore[arg-type]
+        through this one with its current weights, and the block leaves memory."""
+        for i, block in enumerate(self.model.layers):
+            self._fill(f"layers.{i}", block)
             yield f"layers.{i}", block
             with self.torch.no_grad():
-                self.inputs = [(*block(*arguments), *arguments[2:]) for arguments in self.inputs]
+                for n, arguments in enumerate(self.inputs):
+                    self.inputs[n] = (*block(*arguments), *arguments[2:])
+            block.to_empty(device="meta")
 
     def second_moments(self, block: nn.Module, paths: list[str]) -> dict[str, torch.Tensor]:
-        """Path below the block -> mean of x xᵀ over all inputs of the linear map at that path, float32 [inputs, inputs]."""
+        """Path below the block -> mean of x xᵀ over all inputs of the linear map at that path, float32 [inputs, inputs]; of a
+        stack of maps, over the inputs of each one, [count, inputs, inputs], 0 for one that no token reached. Maps of the same
+        input share one tensor."""
+        from edgeformer.backends.torch.module import Stacked
+
         torch = self.torch
+        leaders = _leaders(block, paths)
         sums: dict[str, torch.Tensor] = {}
-        counts: dict[str, int] = {}
-        shared: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, int]] = {}
+        counts: dict[str, torch.Tensor] = {}
 
-        def add(path: str, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
-            x = arguments[0]
-            key = (x.data_ptr(), x.numel())
-            if key not in shared:  # q, k and v share one input tensor
-                rows = x.reshape(-1, x.shape[-1]).float()
-                shared[key] = (x, rows.T @ rows, len(rows))  # x is kept so that its address isn't reused
-            _, product, rows_count = shared[key]
-            sums[path] = sums[path] + product if path in sums else product.clone()
-            counts[path] = counts.get(path, 0) + rows_count
+        def add(path: str, index: int | None, x: torch.Tensor) -> None:
+            module = block.get_submodule(path)
+            rows, count = x.reshape(-1, x.shape[-1]).float(), 1 if index is None else len(module.weight)  # type: ignore[arg-type]
+            if path not in sums:
+                sums[path] = torch.zeros(count, x.shape[-1], x.shape[-1])
+                counts[path] = torch.zeros(count, 1, 1)
+            sums[path][index or 0].addmm_(rows.T, rows)
+            counts[path][index or 0] += len(rows)
 
-        hooks = [block.get_submodule(path).register_forward_pre_hook(partial(add, path)) for path in paths]
+        hooks, watched = [], []
+        for path in dict.fromkeys(leaders.values()):
+            module = block.get_submodule(path)
+            if isinstance(module, Stacked):
+                module.observer = partial(add, path)
+                watched.append(module)
+            else:
+                hook = module.register_forward_pre_hook(lambda _, arguments, path=path: add(path, None, arguments[0]))
+                hooks.append(hook)
         try:
             with torch.no_grad():
                 for arguments in self.inputs:
                     block(*arguments)
-                    shared.clear()
         finally:
             for hook in hooks:
                 hook.remove()
-        return {path: sums[path] / counts[path] for path in paths if path in sums}
+            for module in watched:
+                module.observer = None
+        for path, total in sums.items():
+            total /= counts[path].clamp(min=1)
+            if not isinstance(block.get_submodule(path), Stacked):
+                sums[path] = total[0]
+        return {path: sums[leader] for path, leader in leaders.items() if leader in sums}
 
     def head_second_moments(self) -> torch.Tensor:
         """Second moments of the head's inputs, float32 [width, width]. Call it after the last block."""
@@ -150,16 +199,27 @@ class Calibration:
         return total / count
 
     def set(self, name: str, value: np.ndarray) -> None:
-        """Replace a tensor, by its canonical name."""
-        path, _, leaf = name.rpartition(".")
-        target = self.model.get_submodule(path)
-        with self.torch.no_grad():
-            getattr(target, leaf).copy_(self.torch.from_numpy(np.ascontiguousarray(value)))
+        """Replace a tensor of the block that was yielded last, by its canonical name."""
+        set_tensor(self.model, name, value)
 
-    def logits(self, ids: np.ndarray) -> torch.Tensor:
-        """The model's logits with its current weights, float32 [n, T, V]."""
-        with self.torch.inference_mode():
-            return self.model(self.torch.from_numpy(ids))
+
+def _leaders(block: Any, paths: list[str]) -> dict[str, str]:
+    """Path -> the path below the block whose inputs stand for its own: the first of those with the same input."""
+    first = {path: path for path in paths}
+    for name, module in block.named_modules():
+        for group in module.layer.same_input if isinstance(module, LayerHandle) else ():
+            members = [p for p in (f"{name}.{part}" if name else part for part in group) if p in first]
+            first |= dict.fromkeys(members, members[0]) if members else {}
+    return first
+
+
+def set_tensor(model: Any, name: str, value: np.ndarray) -> None:
+    """Replace a tensor of a torch model, by its canonical name."""
+    import torch
+
+    path, _, leaf = name.rpartition(".")
+    with torch.no_grad():
+        getattr(model.get_submodule(path), leaf).copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
 
 Report = Callable[[str], None]

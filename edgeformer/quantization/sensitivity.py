@@ -16,7 +16,7 @@ import numpy as np
 
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import InputError
-from edgeformer.quantization.calibration import Calibration
+from edgeformer.quantization.calibration import require_torch, set_tensor
 from edgeformer.spec import layers
 from edgeformer.spec.task import Task
 from edgeformer.weights.formats import QUANTIZED, Format, dequantize, quantize
@@ -87,15 +87,23 @@ def mixed(
     tokens = min(_TOKENS, max(_LOGITS_BYTES // (4 * loaded.spec.vocab), 64))
     window = min(ids.shape[1], tokens)
     sample = ids[: max(tokens // window, 1), :window]
-    calibration = Calibration(loaded, sample[:1])
-    reference = calibration.logits(sample)
+    torch = require_torch()
+    from edgeformer.runtimes.torch import build_torch
+
+    model = build_torch(loaded)
+
+    def logits() -> torch.Tensor:
+        with torch.inference_mode():
+            return model(torch.from_numpy(sample))
+
+    reference = logits()
     harms = []
     for done, names in enumerate(groups):
         for name in names:
-            calibration.set(name, dequantize(*quantize(weights[name], q4, searched, name=name), q4))
-        harms.append(_divergence(reference, calibration.logits(sample)))
+            set_tensor(model, name, dequantize(*quantize(weights[name], q4, searched, name=name), q4))
+        harms.append(_divergence(reference, logits()))
         for name in names:
-            calibration.set(name, np.asarray(weights[name]).astype(np.float32))
+            set_tensor(model, name, np.asarray(weights[name]).astype(np.float32))
         if progress is not None:
             progress(done + 1, len(groups))
     sizes = [sum(math.prod(weights.sources[name].shape) for name in names) for names in groups]

@@ -307,9 +307,14 @@ class StackedTensor(StoredTensor):
         return tuple(part for member in self.members for part in member.parts())
 
     def read(self) -> np.ndarray:
-        arrays = [member.read() for member in self.members]
-        flat = len(self.shape) == len(self.members[0].shape)
-        return np.concatenate(arrays) if flat else np.stack(arrays)
+        first = self.members[0].read()
+        flat = len(self.shape) == len(first.shape)
+        whole = np.empty((len(self.members) * (first.shape[0] if flat else 1), *first.shape[1 if flat else 0 :]), first.dtype)
+        places = whole.reshape(len(self.members), *first.shape)
+        places[0] = first
+        for place, member in zip(places[1:], self.members[1:], strict=True):
+            place[...] = member.read()  # one at a time, so that only one is there twice
+        return whole
 
 
 @dataclass(frozen=True)

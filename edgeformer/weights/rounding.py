@@ -36,11 +36,11 @@ def quantizable(spec: Model) -> dict[str, tuple[int, ...]]:
     """Canonical name -> shape of what `q4` and `q8` quantize: weights of linear maps, stacks of them (experts, latent attention's
     maps per head), and the table of token embeddings.
 
-    Position and segment tables, norms and biases are small and stay unquantized.
+    Position and segment tables, norms and biases are small and stay unquantized, and so do routers of experts (`Linear.routes`).
     """
     found = {}
     for path, leaf in leaves(spec):
-        if isinstance(leaf, Linear):
+        if isinstance(leaf, Linear) and not leaf.routes:
             found[f"{path}.weight"] = (leaf.outputs, leaf.inputs)
         elif isinstance(leaf, Stacked):
             found[f"{path}.weight"] = (leaf.count, leaf.outputs, leaf.inputs)

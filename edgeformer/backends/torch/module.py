@@ -25,13 +25,13 @@ from edgeformer.spec import (
     Layer,
     Linear,
     Model,
-    Stacked,
     Sub,
     Table,
     Vector,
     check,
     leaves,
 )
+from edgeformer.spec import Stacked as StackedMaps
 from edgeformer.spec.task import Task
 
 
@@ -104,7 +104,7 @@ class TorchOps(EagerOps[torch.Tensor]):
         total = x + d
         return total, self.layer_norm(total, weight, bias, eps=eps)
 
-    def moe(self, x, weights, chosen, gate: _Stacked, up: _Stacked, down: _Stacked, *, act, count):
+    def moe(self, x, weights, chosen, gate: Stacked, up: Stacked, down: Stacked, *, act, count):
         """Computes only the experts chosen by some token; all of them under torch.compile, where that is unknown."""
         if torch.compiler.is_compiling():
             return super().moe(x, weights, chosen, gate, up, down, act=act, count=count)
@@ -113,8 +113,8 @@ class TorchOps(EagerOps[torch.Tensor]):
         for expert in picks.unique().tolist():
             rows, place = (picks == expert).nonzero(as_tuple=True)
             h = flat[rows]
-            y = self.activate(act, h @ gate.weight[expert].T) * (h @ up.weight[expert].T)
-            total = total.index_add(0, rows, y @ down.weight[expert].T * shares[rows, place, None])
+            y = self.activate(act, gate.one(expert, h)) * up.one(expert, h)
+            total = total.index_add(0, rows, down.one(expert, y) * shares[rows, place, None])
         return total.view_as(x)
 
     def mask(self, spec, queries, keys, valid, prefix=None):
@@ -161,12 +161,27 @@ class _Table(nn.Embedding):
         return F.linear(x, self.weight)
 
 
-class _Stacked(nn.Module):
+class Stacked(nn.Module):
+    """The module of a `Stacked`."""
+
+    observer: Callable[[int, torch.Tensor], None] | None = None
+    """Called with a map's number and its inputs [n, inputs], for calibration."""
+
     def __init__(self, count: int, inputs: int, outputs: int):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(count, outputs, inputs))
 
+    def one(self, index: int, x: torch.Tensor) -> torch.Tensor:
+        """[n, inputs] -> [n, outputs] by the map with this number."""
+        if self.observer is not None:
+            self.observer(index, x)
+        return x @ self.weight[index].T
+
     def each(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, count or 1, T, inputs] -> [B, count, T, outputs]."""
+        if self.observer is not None:
+            for index in range(len(self.weight)):
+                self.observer(index, x[:, index if x.shape[1] > 1 else 0].flatten(0, 1))
         return x @ self.weight.mT
 
 
@@ -194,8 +209,8 @@ class Module(nn.Module, LayerHandle):
         match declaration:
             case Linear():
                 return _Linear(declaration.inputs, declaration.outputs, declaration.bias)
-            case Stacked():
-                return _Stacked(declaration.count, declaration.inputs, declaration.outputs)
+            case StackedMaps():
+                return Stacked(declaration.count, declaration.inputs, declaration.outputs)
             case Table():
                 return _Table(declaration.rows, declaration.width)
             case Vector():
@@ -245,7 +260,7 @@ class TorchModel(Module):
         """Initialize the weights: normal with `init.std` (see `spec.Init`), biases 0, norms 1."""
         found, depth = dict(leaves(self.layer)), self.layer.depth()
         for path, module in self.named_modules():
-            if isinstance(module, (_Linear, _Stacked, _Table)):
+            if isinstance(module, (_Linear, Stacked, _Table)):
                 nn.init.normal_(module.weight, std=init.deviation(path, found[path], depth))
             if isinstance(module, _Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)

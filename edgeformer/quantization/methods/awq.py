@@ -7,6 +7,7 @@ Codes then come from a scale search weighted by the magnitude of the inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,9 @@ from edgeformer.quantization.calibration import Calibration
 from edgeformer.quantization.folding import Site, sites
 from edgeformer.weights.formats import Format, dequantize, quantize
 from edgeformer.weights.scales import by_channel, searched
+
+if TYPE_CHECKING:
+    import torch
 
 _EXPONENTS = np.linspace(0, 1, 11)
 """s = (mean square input) ^ (exponent / 2); 0 leaves a site unchanged."""
@@ -44,8 +48,10 @@ class Method(job.Method):
             below = {n: n.removeprefix(path + ".").removesuffix(".weight") for n in mine}
             moments = calibration.second_moments(block, list(below.values()))
             state = _State(
-                weights, {n: moments[p].numpy().astype(np.float64) for n, p in below.items() if p in moments}
+                weights,
+                {n: _moments(moments[p]) for n, p in below.items() if p in moments},
             )
+            del moments
             for site in found:
                 if site.layer.startswith(path) and _usable(site, formats, state):
                     _fold(site, state, formats, exact)
@@ -62,8 +68,13 @@ class Method(job.Method):
                 yield {name: quantize(weights[name], formats[name], rounding, name=name)}
 
 
+def _moments(found: torch.Tensor) -> np.ndarray:
+    """Second moments [inputs, inputs] in float64; of a stack of maps, which nothing is folded into, the diagonals."""
+    return (found.diagonal(dim1=1, dim2=2) if found.ndim == 3 else found).numpy().astype(np.float64)
+
+
 class _State:
-    """A block's tensors with the folds so far, and the second moments of each linear map's inputs."""
+    """A block's tensors with the folds so far, and the second moments of each linear map's inputs (diagonals for a stack)."""
 
     def __init__(self, weights: Mapping[str, np.ndarray], moments: dict[str, np.ndarray]):
         self.weights, self.moments = weights, moments
@@ -75,8 +86,15 @@ class _State:
         return self.tensors[name]
 
     def quantized(self, name: str, format: Format) -> job.Quantized:
-        rounding = by_channel(self.moments[name].diagonal()) if name in self.moments else searched
-        return quantize(self[name], format, rounding, name=name)
+        weight, moments = self[name], self.moments.get(name)
+        if moments is not None and weight.ndim == 3:
+            made = [
+                quantize(w, format, by_channel(d) if d.any() else searched, name=name)
+                for w, d in zip(weight, moments, strict=True)
+            ]
+            return np.stack([codes for codes, _ in made]), np.stack([scales for _, scales in made])
+        rounding = by_channel(moments.diagonal()) if moments is not None else searched
+        return quantize(weight, format, rounding, name=name)
 
 
 def _weights_of(site: Site) -> set[str]:

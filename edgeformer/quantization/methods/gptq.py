@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _COLUMNS = 128
 """Columns processed before the rest of the matrix is updated."""
+_ROWS = 8192
+"""Rows processed at once; they don't depend on each other."""
 
 
 class Method(job.Method):
@@ -67,7 +69,10 @@ def _outside(
 
 
 def _quantized(weight: np.ndarray, moments: torch.Tensor | None, format: Format, name: str) -> job.Quantized:
-    if moments is None:  # the calibration text never reached this map
+    if moments is not None and moments.ndim == 3:  # a stack of maps
+        made = [_quantized(w, h, format, name) for w, h in zip(weight, moments, strict=True)]
+        return np.stack([codes for codes, _ in made]), np.stack([scales for _, scales in made])
+    if moments is None or not moments.diagonal().any():  # the calibration text never reached this map
         return quantize(weight, format, searched, name=name)
     return gptq(weight, moments, format, name)
 
@@ -78,15 +83,29 @@ def gptq(weight: np.ndarray, moments: torch.Tensor, format: Format, name: str, d
 
     diagonal = moments.diagonal().clone()
     scales = quantize(weight, format, by_channel(diagonal.numpy()), name=name)[1]
-    w = torch.from_numpy(np.ascontiguousarray(weight, np.float32)).clone()
-    h = moments.double().clone()
+    h = moments.double()
     unused = h.diagonal() == 0
     h[unused, unused] = 1.0
     order = torch.argsort(diagonal, descending=True)
-    h, w = h[order][:, order], w[:, order]
-    step = torch.from_numpy(scales.astype(np.float32))[:, order // GROUP]
-    h += torch.eye(len(h), dtype=h.dtype) * damping * h.diagonal().mean()
+    h = h[order][:, order]
+    h.diagonal().add_(damping * h.diagonal().mean())
     upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True).float()
+    codes = np.empty(format.packed_shape(weight.shape), np.uint8)
+    for start in range(0, len(weight), _ROWS):
+        rows = slice(start, start + _ROWS)
+        found = _codes(np.array(weight[rows], np.float32), scales[rows].astype(np.float32), upper, order, format)
+        codes[rows] = pack(found, format)
+    return codes, scales
+
+
+def _codes(
+    weight: np.ndarray, scales: np.ndarray, upper: torch.Tensor, order: torch.Tensor, format: Format
+) -> np.ndarray:
+    """Codes uint8 of rows float32 [n, inputs]. upper: the Cholesky factor of the inverse Hessian, with inputs in this order."""
+    import torch
+
+    w = torch.from_numpy(weight)[:, order]
+    step = torch.from_numpy(scales)[:, order // GROUP]
     codes = torch.empty_like(w)
     inverse = torch.where(step == 0, 0.0, 1 / step)
     for start in range(0, w.shape[1], _COLUMNS):
@@ -102,4 +121,4 @@ def gptq(weight: np.ndarray, moments: torch.Tensor, format: Format, name: str, d
         w[:, end:] -= errors @ upper[start:end, end:]
     restored = torch.empty_like(codes)
     restored[:, order] = codes
-    return pack(restored.numpy().astype(np.uint8), format), scales
+    return restored.numpy().astype(np.uint8)
