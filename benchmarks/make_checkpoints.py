@@ -1,10 +1,10 @@
 """Makes the checkpoints that the benchmarks run on: `python benchmarks/make_checkpoints.py FOLDER [NAME...]`.
 
-`m135`: a Llama-type model of 134.5M parameters (hidden 576, 30 layers, 9/3 heads, FFN 1536, vocabulary 49,152), random
-fp32 weights. `m7b`: a 7B-shaped bf16 checkpoint as a sparse file: no disk is used, every weight is 0. By name only: `m500` and
-`m1b`, random fp32 weights in the shapes of Qwen2.5-0.5B (hidden 896, 24 layers, 14/2 heads, FFN 4864, vocabulary 151,936; 2 GB)
-and Llama-3.2-1B (2048, 16, 32/8, 8192, 128,256; 5 GB).
-"""
+`m135`: a Llama-type model of 134.5M parameters (hidden 576, 30 layers, 9/3 heads, FFN 1536, vocabulary 49,152), random fp32
+weights. `m7b`: a 7B-shaped bf16 checkpoint as a sparse file: no disk is used, every weight is 0. By name only: `moe30b`, a sparse
+file in the shape of Qwen3-30B-A3B (hidden 2048, 48 layers, 32/4 heads, 128 experts of 768, 8 chosen, vocabulary 151,936); `m500`
+and `m1b`, random fp32 weights in the shapes of Qwen2.5-0.5B (hidden 896, 24 layers, 14/2 heads, FFN 4864, vocabulary 151,936; 2
+GB) and Llama-3.2-1B (2048, 16, 32/8, 8192, 128,256; 5 GB)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,17 @@ import json
 import math
 import struct
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from edgeformer.checkpoint.loading import load
-from edgeformer.models.llama import NAMES
+from edgeformer.models import llama, qwen3_moe
 from edgeformer.spec import tensors
+from edgeformer.weights.binding import stored_part
+from edgeformer.weights.parts import Stack
 
 SMALL = {
     "model_type": "llama",
@@ -66,16 +70,35 @@ ONE = SMALL | {
     "head_dim": 64,
     "vocab_size": 128256,
 }
+EXPERTS = LARGE | {
+    "model_type": "qwen3_moe",
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "hidden_size": 2048,
+    "num_hidden_layers": 48,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "moe_intermediate_size": 768,
+    "norm_topk_prob": True,
+    "vocab_size": 151936,
+}
+FAMILIES = {"llama": llama.FAMILY, "qwen3_moe": qwen3_moe.FAMILY}
 TOKENIZER = Path(__file__).parent.parent / "models" / "stdlib-5m"
 
 
-def stored_name(canonical: str) -> str:
-    """The Hugging Face name of a Llama tensor."""
-    parts = canonical.split(".")
-    if parts[0] == "layers":
-        pattern = NAMES[".".join(["layers", "{i}", *parts[2:]])]
-        return "model." + pattern.replace("{i}", parts[1])
-    return NAMES[canonical] if canonical == "head.weight" else "model." + NAMES[canonical]
+def stored(config: dict) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The stored tensors of a config's model: Hugging Face's name, and shape."""
+    family = FAMILIES[config["model_type"]]
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config))
+        spec = load(folder).spec
+    names = family.name_map(spec)
+    for canonical, shape in tensors(spec).items():
+        part = stored_part(names, canonical)
+        for name in part.names() if isinstance(part, Stack) else [part.name]:
+            prefix = "" if name.startswith(family.unprefixed) else family.prefixes[0]
+            yield prefix + name, part.part_shape(shape) if isinstance(part, Stack) else shape
 
 
 def make(folder: Path, config: dict, dtype: str, item: int, fill: bool) -> None:
@@ -85,9 +108,9 @@ def make(folder: Path, config: dict, dtype: str, item: int, fill: bool) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).write_bytes((TOKENIZER / name).read_bytes())
     header, offset = {}, 0
-    for name, shape in tensors(load(folder / "config.json").spec).items():
+    for name, shape in stored(config):
         size = math.prod(shape) * item
-        header[stored_name(name)] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [offset, offset + size]}
         offset += size
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -108,6 +131,7 @@ def make(folder: Path, config: dict, dtype: str, item: int, fill: bool) -> None:
 MADE = {
     "m135": (SMALL, "F32", 4, True),
     "m7b": (LARGE, "BF16", 2, False),
+    "moe30b": (EXPERTS, "BF16", 2, False),
     "m500": (HALF, "F32", 4, True),
     "m1b": (ONE, "F32", 4, True),
 }

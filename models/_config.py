@@ -10,7 +10,8 @@ from typing import Any
 from edgeformer.errors import ConfigError
 from edgeformer.files.json_file import read_json_file
 from edgeformer.files.limits import MAX_LAYERS, MAX_SIZE
-from edgeformer.files.quoting import MAX_VALUE, listed, shown
+from edgeformer.files.quoting import listed, shown
+from edgeformer.weights import foreign
 
 _REQUIRED = object()
 
@@ -186,10 +187,7 @@ class HfConfig:
             ConfigError: keys were not read; the message lists them.
         """
         if (scheme := self.take("quantization_config", None)) is not None:
-            raise ConfigError(
-                f"{self.where} describes a checkpoint quantized by {_scheme(scheme)} (quantization_config), which edgeformer"
-                " doesn't read yet; give the original, and quantize it by `edgeformer quantize`"
-            )
+            foreign.reader(scheme, self.where)  # refuses what isn't read
         self.expect(**{key: value for key, value in _MUST_BE.items() if key not in self.read})
         unread = sorted(self.data.keys() - self.read)
         if unread and not allow_unread:
@@ -199,17 +197,6 @@ class HfConfig:
                 " --allow-unread-config to ignore them"
             )
         return unread
-
-
-def _scheme(said: object) -> str:
-    """The quantization scheme that a `quantization_config` describes."""
-    if not isinstance(said, dict):
-        return shown(said)
-    name = str(
-        said.get("quant_method") or said.get("quantization_method") or said.get("quant_algo") or "an unnamed scheme"
-    )
-    bits = said.get("bits") or (4 if said.get("load_in_4bit") else 8 if said.get("load_in_8bit") else None)
-    return name[:MAX_VALUE] + (f" with {bits} bits" if bits else "")
 
 
 def read_json(file: Path) -> Any:

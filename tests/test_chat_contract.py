@@ -212,13 +212,10 @@ def test_unknown_files_are_named(chat, tmp_path):
     assert not any(name in notes for name in ("README", "training_args", "tf_model"))
 
 
-@pytest.mark.parametrize(
-    ("name", "scheme"), [("quantize_config.json", "GPTQ with 4 bits"), ("quant_config.json", "AWQ with 4 bits")]
-)
-def test_schemes_of_older_tools_are_named(name, scheme, tmp_path):
+def test_a_scheme_that_is_not_read_is_named(tmp_path):
     hf_model(tmp_path, "llama", **TINY)
-    (tmp_path / name).write_text(json.dumps({"bits": 4} if "ize" in name else {"w_bit": 4}))
-    with pytest.raises(CheckpointError, match=scheme):
+    (tmp_path / "hf_quant_config.json").write_text(json.dumps({"quantization": {"quant_algo": "W4A8_AWQ"}}))
+    with pytest.raises(CheckpointError, match=r"quant_algo is 'W4A8_AWQ'; of ModelOpt's, FP8 and NVFP4 are read"):
         load(tmp_path)
 
 

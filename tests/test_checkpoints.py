@@ -64,7 +64,7 @@ def test_unread_keys_are_listed(folder):
         ({"num_hidden_layers": 0}, "num_hidden_layers must be a positive integer"),
         ({"num_hidden_layers": "six"}, "num_hidden_layers must be a positive integer"),
         ({"is_decoder": True}, "is_decoder = True is not supported"),
-        ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "quantized by gptq with 4 bits"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "quantized by .hqq."),
     ],
 )
 def test_values_that_are_not_modelled(folder, changes, message):

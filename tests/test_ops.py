@@ -162,8 +162,8 @@ def run_mlx(case):
     mx = pytest.importorskip("mlx.core")
     import mlx.nn as nn
 
-    from edgeformer.backends.mlx.stacked import Stacked
     from edgeformer.backends.mlx.ops import MlxOps
+    from edgeformer.backends.mlx.stacked import Stacked
 
     def made(a):
         if not isinstance(a, tuple):

@@ -17,10 +17,6 @@ REFUSED = {  # (family, name) -> what the refusal names: networks that aren't mo
     ("mpt", "mosaicml/mpt-7b-storywriter"): "alibi_bias_max",
     ("mpt", "replit/replit-code-v1_5-3b"): "grouped_query_attention",
     ("qwen2", "Alibaba-NLP/gte-Qwen2-1.5B-instruct"): "is_causal",
-    ("qwen3", "Qwen/Qwen3-32B-FP8-Static-PerTensor"): "quantized by FP8",
-    ("qwen3", "Qwen/Qwen3-32B-FP8"): "quantized by fp8",
-    ("qwen3_moe", "Qwen/Qwen3-235B-A22B-FP8"): "quantized by fp8",
-    ("qwen3_moe", "Qwen/Qwen3-30B-A3B-FP8"): "quantized by fp8",
 }
 UNKNOWN_FAMILIES = ("mbart", "pegasus")
 CASES = [(kind, entry) for kind, entries in public_configs().items() for entry in entries]

@@ -181,7 +181,9 @@ def test_calibrated_methods_see_each_map_of_a_stack(family, tmp_path):
     ids = random_ids(97, 4, 200)
     whole, caught = build_torch(loaded), {}
     for name in ("ffn.up", "ffn.down", *(["attention.v_up"] if family == "deepseek_v2" else [])):
-        whole.get_submodule(f"layers.1.{name}").observer = lambda e, x, name=name: caught.setdefault((name, e), []).append(x)
+        whole.get_submodule(f"layers.1.{name}").observer = lambda e, x, name=name: caught.setdefault(
+            (name, e), []
+        ).append(x)
     with torch.no_grad():
         whole(torch.from_numpy(ids))
     calibration = Calibration(loaded, ids)

@@ -13,9 +13,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 from edgeformer import discover
-from edgeformer.checkpoint.companions.evidence import check_schemes, remarks
+from edgeformer.checkpoint.companions.evidence import remarks
 from edgeformer.checkpoint.companions.files import Companions, Embedded, read_object, with_tokenizer
 from edgeformer.checkpoint.companions.pooling import read_embedder, supported_mode
 from edgeformer.checkpoint.gguf import gguf_in, ggufs_in, read_gguf
@@ -28,6 +29,7 @@ from edgeformer.checkpoint.stored_tensors import (
     holds_onnx,
     is_mlx,
     manifest_of,
+    split_foreign,
     split_quantization,
     stored_tensors,
 )
@@ -41,7 +43,9 @@ from edgeformer.spec.serialization import from_json
 from edgeformer.weights.binding import NameMap, Weights, bind
 from edgeformer.weights.lora import base_of, base_revision, is_adapter, merged
 from edgeformer.weights.parts import Part
-from edgeformer.weights.safetensors_file import StoredTensor, read_checkpoint, read_header
+from edgeformer.weights.safetensors_file import read_checkpoint, read_header
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -288,7 +292,6 @@ def _from_folder(
             raise CheckpointError(
                 f"an adapter can be merged only into a Hugging Face folder with weights; {folder} is not one"
             )
-    check_schemes(folder)
     if (file := folder / "spec.json").exists():
         spec, notes = _model(read_json(file), file), []
         config, quantization = config_beside(file)
@@ -303,7 +306,9 @@ def _from_folder(
             stored = {name: t for name, t in stored.items() if name in wanted}
     elif (file := folder / "config.json").exists():
         config, quantization = split_quantization(read_json(file))
-        stored = _renamed(stored_tensors(folder, quantization), config) if want_weights else None
+        config, join = split_foreign(folder, config, str(file))
+        joined = join(stored_tensors(folder, quantization)) if want_weights else None
+        stored = None if joined is None else _renamed(joined.tensors, config)
         reader = HfConfig(config, str(file), stored)
         known = family(reader.model_type)
         spec, notes = _read_config(reader, allow_unread)
@@ -311,6 +316,9 @@ def _from_folder(
         if stored and is_mlx(folder) and known.mlx_names is not None:
             names = [known.mlx_names]
         prefixes, ignored, tied = known.prefixes, known.ignored, known.tied
+        if joined is not None:
+            notes = [*notes, *joined.notes()]
+            ignored = {**ignored, **{f"^{re.escape(n)}$": t for n, t in _renamed(joined.unused, config).items()}}
         if adapter is not None and stored is not None:
             turned = [p.name for p in names[0].values() if isinstance(p, Part) and p.transposed]
             stored = merged(stored, adapter, prefixes, turned)
@@ -340,8 +348,8 @@ def _quantization_of(folder: Path, file: str | None = None) -> Quantization | No
     return data.get("quantization") if data is not None and (file is None or file in data["files"]) else None
 
 
-def _renamed(stored: Mapping[str, StoredTensor], config: object) -> dict[str, StoredTensor]:
-    """The stored tensors under their current names, by the family's `renamed`."""
+def _renamed(stored: Mapping[str, T], config: object) -> dict[str, T]:
+    """Stored tensors, or what is said of them, under their current names, by the family's `renamed`."""
     kind = config.get("model_type") if isinstance(config, dict) else None
     rules = family(kind).renamed if isinstance(kind, str) else {}
     out = {}

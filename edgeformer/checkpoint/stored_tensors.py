@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from edgeformer.checkpoint.manifest import MANIFEST, Manifest, read
 from edgeformer.errors import CheckpointError
 from edgeformer.files.paths import inside
 from edgeformer.models._config import read_json
-from edgeformer.weights import affine, formats
+from edgeformer.weights import affine, foreign, formats
+from edgeformer.weights.foreign import Joined
 from edgeformer.weights.mlir_file import read_asset
 from edgeformer.weights.onnx_file import read_initializers
 from edgeformer.weights.safetensors_file import StoredTensor, checkpoint_files, read_checkpoint, read_metadata
@@ -82,6 +84,31 @@ def split_quantization(config: object) -> tuple[Any, Any]:
     if rest.get("quantization_config") == config["quantization"]:  # mlx-lm writes it under both names
         del rest["quantization_config"]
     return rest, config["quantization"]
+
+
+def split_foreign(folder: Path, config: Any, where: str) -> tuple[Any, Callable[[dict[str, StoredTensor]], Joined]]:
+    """Split a config into one without `quantization_config`, and what joins the tensors of a weight that another tool quantized.
+    Older tools write it as a file of its own.
+
+    Raises:
+        ConfigError: weights by this tool aren't read.
+    """
+    if not isinstance(config, dict):
+        return config, lambda stored: Joined(stored, "", {})
+    rest, scheme = dict(config), config.get("quantization_config")
+    rest.pop("quantization_config", None)
+    for name, method in _SETTINGS.items():
+        if scheme is None and (folder / name).is_file() and isinstance(found := read_json(folder / name), dict):
+            inner = found.get("quantization")
+            scheme = {"quant_method": method, **(inner if isinstance(inner, dict) else found)}
+    if scheme is None:
+        return rest, lambda stored: Joined(stored, "", {})
+    join = foreign.reader(scheme, where)
+    return rest, lambda stored: join(stored, scheme, str(folder))
+
+
+_SETTINGS = {"quantize_config.json": "gptq", "quant_config.json": "awq", "hf_quant_config.json": "modelopt"}
+"""Settings files of AutoGPTQ, AutoAWQ and ModelOpt, from before transformers had `quantization_config`."""
 
 
 def is_mlx(folder: Path) -> bool:

@@ -17,6 +17,7 @@ from edgeformer.errors import InputError, RuntimeUnavailable
 from edgeformer.layers.stack import BlockStack, add_norm
 from edgeformer.ops.handle import LayerHandle
 from edgeformer.spec.task import Task
+from edgeformer.weights.formats import Format, dequantize
 
 if TYPE_CHECKING:
     import torch
@@ -161,6 +162,9 @@ class Calibration:
             sums[path][index or 0].addmm_(rows.T, rows)
             counts[path][index or 0] += len(rows)
 
+        def hooked(path: str, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:
+            add(path, None, arguments[0])
+
         hooks, watched = [], []
         for path in dict.fromkeys(leaders.values()):
             module = block.get_submodule(path)
@@ -168,8 +172,7 @@ class Calibration:
                 module.observer = partial(add, path)
                 watched.append(module)
             else:
-                hook = module.register_forward_pre_hook(lambda _, arguments, path=path: add(path, None, arguments[0]))
-                hooks.append(hook)
+                hooks.append(module.register_forward_pre_hook(partial(hooked, path)))
         try:
             with torch.no_grad():
                 for arguments in self.inputs:
@@ -198,9 +201,19 @@ class Calibration:
                 count += len(rows)
         return total / count
 
-    def set(self, name: str, value: np.ndarray) -> None:
-        """Replace a tensor of the block that was yielded last, by its canonical name."""
-        set_tensor(self.model, name, value)
+    def set(self, name: str, codes: np.ndarray, scales: np.ndarray, format: Format) -> None:
+        """Replace a weight of the block that was yielded last by what its codes stand for; of a stack, one map at a time."""
+        path, _, leaf = name.rpartition(".")
+        target = getattr(self.model.get_submodule(path), leaf)
+        stack = target if target.ndim == 3 else target[None]
+        with self.torch.no_grad():
+            for place, packed, steps in zip(
+                stack,
+                codes.reshape(len(stack), -1, codes.shape[-1]),
+                scales.reshape(len(stack), -1, scales.shape[-1]),
+                strict=True,
+            ):
+                place.copy_(self.torch.from_numpy(dequantize(packed, steps, format)))
 
 
 def _leaders(block: Any, paths: list[str]) -> dict[str, str]:
@@ -211,15 +224,6 @@ def _leaders(block: Any, paths: list[str]) -> dict[str, str]:
             members = [p for p in (f"{name}.{part}" if name else part for part in group) if p in first]
             first |= dict.fromkeys(members, members[0]) if members else {}
     return first
-
-
-def set_tensor(model: Any, name: str, value: np.ndarray) -> None:
-    """Replace a tensor of a torch model, by its canonical name."""
-    import torch
-
-    path, _, leaf = name.rpartition(".")
-    with torch.no_grad():
-        getattr(model.get_submodule(path), leaf).copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
 
 Report = Callable[[str], None]

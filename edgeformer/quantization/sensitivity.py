@@ -10,13 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import InputError
-from edgeformer.quantization.calibration import require_torch, set_tensor
+from edgeformer.quantization.calibration import require_torch
 from edgeformer.spec import layers
 from edgeformer.spec.task import Task
 from edgeformer.weights.formats import QUANTIZED, Format, dequantize, quantize
@@ -100,10 +100,10 @@ def mixed(
     harms = []
     for done, names in enumerate(groups):
         for name in names:
-            set_tensor(model, name, dequantize(*quantize(weights[name], q4, searched, name=name), q4))
+            _set(model, name, dequantize(*quantize(weights[name], q4, searched, name=name), q4))
         harms.append(_divergence(reference, logits()))
         for name in names:
-            set_tensor(model, name, np.asarray(weights[name]).astype(np.float32))
+            _set(model, name, np.asarray(weights[name]).astype(np.float32))
         if progress is not None:
             progress(done + 1, len(groups))
     sizes = [sum(math.prod(weights.sources[name].shape) for name in names) for names in groups]
@@ -118,6 +118,15 @@ def mixed(
         formats |= dict.fromkeys(groups[i], format)
         made.append(Unit(groups[i], sizes[i], harms[i], format.name))
     return {name: formats[name] for names in groups for name in names}, made
+
+
+def _set(model: Any, name: str, value: np.ndarray) -> None:
+    """Replace a tensor of a torch model, by its canonical name."""
+    import torch
+
+    path, _, leaf = name.rpartition(".")
+    with torch.no_grad():
+        getattr(model.get_submodule(path), leaf).copy_(torch.from_numpy(np.ascontiguousarray(value)))
 
 
 def _divergence(reference: torch.Tensor, ours: torch.Tensor) -> float:

@@ -14,9 +14,8 @@ if TYPE_CHECKING:
 class Linear:
     """`y = x @ weight.T + bias`. Tensors: weight `[outputs, inputs]`, bias `[outputs]`.
 
-    `residual` marks a projection that writes into the residual stream: GPT-2's initialisation scales it by depth. `routes` marks a
-    router of experts: quantization leaves it as it is, since a small error chooses other experts.
-    """
+    `residual` marks a projection that writes into the residual stream: GPT-2's initialisation scales it by depth. `routes` marks
+    a router of experts: quantization leaves it as it is, since a small error chooses other experts."""
 
     inputs: int
     outputs: int

@@ -45,8 +45,8 @@ class Layer(Node):
     """A node with parameters and a computation."""
 
     same_input: ClassVar[tuple[tuple[str, ...], ...]] = ()
-    """Groups of `Linear` or `Stacked` parameters that `apply` calls with the same input: a back end may pack each group of the former
-    into one matrix."""
+    """Groups of `Linear` or `Stacked` parameters that `apply` calls with the same input: a back end may pack each group of the
+    former into one matrix."""
 
     reads: ClassVar[tuple[str, ...]] = ()
     """The `Linear` parameters that `apply` calls with its input, if nothing else uses that input."""

@@ -309,7 +309,9 @@ class StackedTensor(StoredTensor):
     def read(self) -> np.ndarray:
         first = self.members[0].read()
         flat = len(self.shape) == len(first.shape)
-        whole = np.empty((len(self.members) * (first.shape[0] if flat else 1), *first.shape[1 if flat else 0 :]), first.dtype)
+        whole = np.empty(
+            (len(self.members) * (first.shape[0] if flat else 1), *first.shape[1 if flat else 0 :]), first.dtype
+        )
         places = whole.reshape(len(self.members), *first.shape)
         places[0] = first
         for place, member in zip(places[1:], self.members[1:], strict=True):

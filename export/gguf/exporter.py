@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -105,8 +105,8 @@ def export_gguf(
             loaded, folder, format="gguf", precision=precision, compute=compute, target=name, spec_inside=True
         )
         made_by = loaded.quantization or {"method": "rtn"}
-        bits = {"bits_per_weight": _bits_per_weight(gguf, written)}
-        manifest["quantization"] = {**made_by, **bits} if quantized else None
+        bits_each = _bits_per_weight(gguf, written)
+        manifest["quantization"] = {**made_by, "bits_per_weight": bits_each} if quantized else None
         manifest["tokenizer"] = limits
         bundle.write_manifest(folder, manifest)
     notes = [*loaded.notes, *fitting.notes, *remarks]

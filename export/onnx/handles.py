@@ -68,7 +68,6 @@ class StackedHandle:
         """[B, n or 1, T, inputs] -> [B, n, T, outputs]."""
         return x @ self.ops.permute(self.tensors[0], (0, 2, 1))
 
-
     def one(self, expert: Any) -> LinearHandle:
         """The map with this number, an int or a scalar tensor."""
         picked = [self.ops.node("Gather", [t, expert], dims=t.dims[1:], axis=0) for t in self.tensors]

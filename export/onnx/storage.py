@@ -19,7 +19,6 @@ from edgeformer.errors import ExportError
 from edgeformer.spec import Model
 from edgeformer.weights.binding import Source, Weights
 from edgeformer.weights.formats import QUANTIZED, SCALES, Format, GroupTensor, QuantizedTensor, flip_sign
-from edgeformer.weights.gguf_file import FOREIGN
 from edgeformer.weights.rounding import group_format, in_groups
 from edgeformer.weights.safetensors_file import DTYPES, StoredTensor, check_finite
 
@@ -97,8 +96,10 @@ def plan(spec: Model, weights: Weights, precision: str | None, link: bool, keep:
 
 def _plain_storage(weights: Weights, precision: str, link: bool) -> tuple[dict[str, ir.DataType], ir.DataType]:
     storage, compute = PRECISIONS[precision]
-    quantized = {d for d in weights.dtypes() if d.startswith(("AFFINE", "Q", FOREIGN))}
-    if unknown := weights.dtypes() - set(DTYPES) - quantized:
+    # a plain tensor holds values of its type; every other kind reads as floats
+    unknown = {s.stored.dtype for s in weights.sources.values() if type(s.stored) is StoredTensor} - set(DTYPES)
+    quantized = weights.dtypes() - unknown - set(DTYPES)
+    if unknown:
         raise ExportError(
             f"weights of dtype {', '.join(sorted(unknown))} can't be exported; supported dtypes are {', '.join(DTYPES)}"
         )

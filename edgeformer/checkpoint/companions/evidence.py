@@ -7,12 +7,11 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from edgeformer.checkpoint.companions.files import EMBEDDER_FILES, GENERATION, TOKENIZER_FILES, TOKENIZER_PATTERNS
-from edgeformer.errors import CheckpointError
-from edgeformer.models._config import read_json
 
 READ = (
     "config.json", "spec.json", "edgeformer.json", GENERATION, *TOKENIZER_FILES, *TOKENIZER_PATTERNS, *EMBEDDER_FILES,
     "modules.json", "genai_config.json", "adapter_config.json", "adapter_model.safetensors", "*.safetensors.index.json",
+    "quantize_config.json", "quant_config.json", "hf_quant_config.json",
 )  # fmt: skip
 HARMLESS = {
     "documents and pictures": (
@@ -33,29 +32,6 @@ HARMLESS = {
                      "preprocessor_config.json", "processor_config.json", "special_tokens.txt", "tokenizer_meta.json"),
 }  # fmt: skip
 """Files that don't affect the model's outputs, by reason."""
-SCHEMES = {
-    "quantize_config.json": "GPTQ",
-    "quant_config.json": "AWQ",
-    "hf_quant_config.json": "NVIDIA ModelOpt",
-}
-"""Files in which older tools declare a quantization that config.json doesn't mention."""
-
-
-def check_schemes(folder: Path) -> None:
-    """Refuse a quantized checkpoint whose config.json doesn't declare it.
-
-    Raises:
-        CheckpointError: there is one; the message names the scheme.
-    """
-    for name, scheme in SCHEMES.items():
-        if (file := folder / name).is_file():
-            said = read_json(file)
-            bits = next((said[k] for k in ("bits", "w_bit") if k in said), None) if isinstance(said, dict) else None
-            size = f" with {bits} bits" if bits is not None else ""
-            raise CheckpointError(
-                f"{folder} is quantized by {scheme}{size} ({name}), which edgeformer doesn't read yet; give the original"
-                " checkpoint, and quantize it with `edgeformer quantize`"
-            )
 
 
 def remarks(folder: Path, used: Iterable[Path]) -> list[str]:

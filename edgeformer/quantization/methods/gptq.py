@@ -12,7 +12,7 @@ import numpy as np
 
 from edgeformer.quantization import job
 from edgeformer.quantization.calibration import Calibration
-from edgeformer.weights.formats import GROUP, Format, dequantize, pack, quantize
+from edgeformer.weights.formats import GROUP, Format, pack, quantize
 from edgeformer.weights.scales import by_channel, searched
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ class Method(job.Method):
                     if name in done:
                         found = job.read(name)
                     else:
-                        found = _quantized(weights[name], moments.get(below[name]), formats[name], name)
+                        found = _quantized(weights[name], moments.pop(below[name], None), formats[name], name)
                         yield {name: found}
-                    calibration.set(name, dequantize(*found, formats[name]))
+                    calibration.set(name, *found, formats[name])
+                moments.clear()  # before the next block's
         for name in formats:
             if name in blocks or name in done:
                 continue

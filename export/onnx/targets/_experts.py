@@ -89,7 +89,9 @@ def fused_experts(
         )
     )
     operands = [flat, router, codes, scales, None, _bytes(ops, down), down.tensors[1], None]
-    rounding = {"accuracy_level": level} if level and gate.stored.bits == 4 else {}  # at 8 bits it always rounds
+    rounding: dict[str, Any] = {}
+    if level and gate.stored.bits == 4:  # at 8 bits it always rounds
+        rounding["accuracy_level"] = level
     y = ops.node(
         "QMoE",
         operands,

@@ -6,8 +6,8 @@ from typing import ClassVar
 
 from edgeformer.exporters.onnx.graph_ops import CONTRIB, FLOAT
 from edgeformer.exporters.onnx.handles import QuantizedStack
-from edgeformer.exporters.onnx.targets._onnxruntime import OnnxRuntimeTarget
 from edgeformer.exporters.onnx.targets._experts import fused_experts, sparse_experts
+from edgeformer.exporters.onnx.targets._onnxruntime import OnnxRuntimeTarget
 
 
 class Target(OnnxRuntimeTarget):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
-from edgeformer.exporters.onnx.targets._onnxruntime import OnnxRuntimeTarget
 from edgeformer.exporters.onnx.targets._experts import sparse_experts
+from edgeformer.exporters.onnx.targets._onnxruntime import OnnxRuntimeTarget
 
 
 class Target(OnnxRuntimeTarget):
