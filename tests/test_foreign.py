@@ -19,6 +19,7 @@ from edgeformer.api import export
 from edgeformer.errors import CheckpointError, ConfigError
 from edgeformer.inference.lookup import require
 from edgeformer.inference.runtime import Options
+from edgeformer.weights.foreign._groups import ForeignTensor
 from edgeformer.weights.formats import QuantizedTensor
 
 torch = pytest.importorskip("torch")
@@ -385,3 +386,60 @@ def test_damaged_pieces_are_one_error(case, change, message, tmp_path):
     with pytest.raises(CheckpointError, match=message):
         loaded = load(tmp_path / "m")
         loaded.require_weights()["layers.0.attention.q.weight"]
+
+
+def test_compressed_tensors_own_files(tmp_path):
+    """Written by the library's compressors. Oracle: their own decompression, with scales in float32."""
+    library = pytest.importorskip("compressed_tensors")
+    from compressed_tensors.compressors import BaseCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+
+    values = {}
+
+    def encode(path, weight):
+        bits, symmetric = (8, True) if "down" in path else (4, "self_attn" in path)
+        args = QuantizationArgs(num_bits=bits, type="int", symmetric=symmetric, strategy="group", group_size=32)
+        scheme = QuantizationScheme(targets=["Linear"], weights=args)
+        _, scale, zero, _ = grouped(weight, bits, 32, symmetric=symmetric, half=np.float32)
+        zero = zero - (1 << (bits - 1))
+        state = {"weight": torch.from_numpy(weight).float(), "weight_scale": torch.from_numpy(scale)}
+        state["weight_zero_point"] = torch.from_numpy(zero.astype(np.int8))
+        compressor = BaseCompressor.get_value_from_registry("pack-quantized")
+        made = compressor.compress(state, scheme)
+        values[path] = compressor.decompress(made, scheme)["weight"].double().numpy()
+        return {f"{path}.{k}": v for k, v in made.items()}, values[path]
+
+    assert library.__version__
+    model, _ = made(tmp_path / "m", LLAMA, dict(quant_method="compressed-tensors", format="pack-quantized"), encode)
+    loaded, ids = load(tmp_path / "m"), random_ids(97, 40)
+    ours = require("numpy")[0].open(loaded, Options()).forward(ids[None], all_positions=True)[0]
+    assert np.abs(ours - hf_logits(model, ids)).max() <= tolerances.FAMILY
+    assert isinstance(
+        loaded.require_weights().sources["layers.0.attention.o.weight"].stored, ForeignTensor
+    )  # float32 scales
+
+
+@pytest.mark.parametrize("kind, nested", [("nf4", False), ("nf4", True), ("fp4", True)])
+def test_bitsandbytes_own_files(kind, nested, tmp_path):
+    """Written by the library. Oracle: its tables and formula, in float64."""
+    library = pytest.importorskip("bitsandbytes")
+
+    def encode(path, weight):
+        codes, state = library.functional.quantize_4bit(
+            torch.from_numpy(weight).float(), blocksize=64, quant_type=kind, compress_statistics=nested
+        )
+        largest = state.absmax
+        if nested:
+            largest = library.functional.dequantize_blockwise(state.absmax, state.state2) + state.offset
+        both = codes.reshape(-1).numpy()
+        table = state.code.double().numpy()
+        flat = table[np.stack([both >> 4, both & 15], -1).reshape(-1)].reshape(-1, 64)
+        value = (flat * largest.double().numpy()[:, None]).reshape(weight.shape)
+        assert np.abs(value - weight).max() <= 0.3 * np.abs(weight).max()  # the library quantized this weight
+        pieces = {f"{path}.weight.{k}": v for k, v in state.as_dict(packed=True).items()}
+        return {f"{path}.weight": codes, **pieces}, value
+
+    model, _ = made(tmp_path / "m", LLAMA, dict(quant_method="bitsandbytes", load_in_4bit=True), encode)
+    loaded, ids = load(tmp_path / "m"), random_ids(97, 40)
+    ours = require("numpy")[0].open(loaded, Options()).forward(ids[None], all_positions=True)[0]
+    assert np.abs(ours - hf_logits(model, ids)).max() <= tolerances.FAMILY

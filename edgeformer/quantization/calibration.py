@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-_BATCH_TOKENS = 4096
+_BATCH_TOKENS = 2048
 
 
 def calibration_windows(ids: np.ndarray, window: int, count: int, context: int, vocab: int) -> np.ndarray:
@@ -200,6 +200,10 @@ class Calibration:
                 total = total + rows.T @ rows
                 count += len(rows)
         return total / count
+
+    def weight(self, name: str) -> np.ndarray:
+        """A weight of the block that was yielded last, float32."""
+        return self.model.get_parameter(name).numpy()
 
     def set(self, name: str, codes: np.ndarray, scales: np.ndarray, format: Format) -> None:
         """Replace a weight of the block that was yielded last by what its codes stand for; of a stack, one map at a time."""

@@ -44,7 +44,8 @@ class Method(job.Method):
                     if name in done:
                         found = job.read(name)
                     else:
-                        found = _quantized(weights[name], moments.pop(below[name], None), formats[name], name)
+                        weight, seen = calibration.weight(name), moments.pop(below[name], None)
+                        found = _quantized(weight, seen, formats[name], name)
                         yield {name: found}
                     calibration.set(name, *found, formats[name])
                 moments.clear()  # before the next block's
