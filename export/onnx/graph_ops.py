@@ -7,7 +7,7 @@ casts are omitted, and errors surface when the graph is built, not when a runtim
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Union
 
 import numpy as np
@@ -321,27 +321,15 @@ class GraphOps(Ops[GraphTensor]):
     def cast(self, x, like):
         return self.cast_to(x, like.dtype)
 
-    def loop(
-        self, count: GraphTensor, carried: GraphTensor, body: Callable[[GraphTensor, GraphTensor], GraphTensor]
-    ) -> GraphTensor:
-        """Run `body(i, carried)` for i = 0 .. count - 1; each run's result is the next one's `carried`."""
-        outer, constants = self.nodes, self._constants
-        self.nodes, self._constants = [], dict(constants)  # what is made inside can't be used outside
-        made = self._counts["loop"] = self._counts.get("loop", -1) + 1
+    @contextlib.contextmanager
+    def subgraph(self) -> Iterator[list[ir.Node]]:
+        """Yields the list that nodes go to inside, of a graph that may use what is outside, but not the other way round."""
+        outer = self.nodes, self._constants
+        self.nodes, self._constants = [], dict(self._constants)
         try:
-            i = ir.Value(name=f"loop_{made}/i", type=ir.TensorType(INT64), shape=ir.Shape(()))
-            going = ir.Value(name=f"loop_{made}/going", type=ir.TensorType(ir.DataType.BOOL), shape=ir.Shape(()))
-            before = ir.Value(
-                name=f"loop_{made}/carried", type=ir.TensorType(carried.dtype), shape=ir.Shape(carried.dims)
-            )
-            after = body(GraphTensor(self, i, INT64, ()), GraphTensor(self, before, carried.dtype, carried.dims))
-            on = self.node("Identity", [GraphTensor(self, going, ir.DataType.BOOL, ())])
-            for out in (on, after):
-                out.value.type, out.value.shape = ir.TensorType(out.dtype), ir.Shape(out.dims)
-            graph = ir.Graph([i, going, before], [on.value, after.value], nodes=self.nodes, name=f"loop_{made}")
+            yield self.nodes
         finally:
-            self.nodes, self._constants = outer, constants
-        return self.node("Loop", [count, None, carried], dims=carried.dims, dtype=carried.dtype, body=graph)
+            self.nodes, self._constants = outer
 
     def cast_to(self, x: GraphTensor, dtype: ir.DataType) -> GraphTensor:
         """`x` in the given dtype; no node is added if it already has it."""

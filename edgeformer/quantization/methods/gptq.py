@@ -44,8 +44,7 @@ class Method(job.Method):
                     if name in done:
                         found = job.read(name)
                     else:
-                        weight, seen = calibration.weight(name), moments.pop(below[name], None)
-                        found = _quantized(weight, seen, formats[name], name)
+                        found = _of_block(calibration, name, moments.pop(below[name], None), formats[name])
                         yield {name: found}
                     calibration.set(name, *found, formats[name])
                 moments.clear()  # before the next block's
@@ -68,6 +67,11 @@ def _outside(
         importance = calibration.head_second_moments().diagonal().numpy()
         return quantize(weight, format, by_channel(importance), name=name)
     return quantize(weight, format, searched, name=name)
+
+
+def _of_block(calibration: Calibration, name: str, moments: torch.Tensor | None, format: Format) -> job.Quantized:
+    """A weight of the current block; nothing here outlives the call, so that the next block finds the memory free."""
+    return _quantized(calibration.weight(name), moments, format, name)
 
 
 def _quantized(weight: np.ndarray, moments: torch.Tensor | None, format: Format, name: str) -> job.Quantized:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
+from edgeformer.exporters.onnx.control import loop
 from edgeformer.exporters.onnx.graph_ops import CONTRIB, INT64, GraphOps, GraphTensor
 from edgeformer.exporters.onnx.handles import QuantizedStack, StackedHandle
 from edgeformer.weights.formats import GROUP
@@ -53,7 +54,7 @@ def looped_experts(
         return _with_expert(ops, total, flat, shares, picks, (gate, up, down), expert, act)
 
     size = ops.node("Size", [found], dims=(), dtype=INT64)
-    return _restored(ops, ops.loop(size, ops.f32(flat) * 0.0, step), x)
+    return _restored(ops, loop(ops, size, ops.f32(flat) * 0.0, step), x)
 
 
 def fused_experts(
