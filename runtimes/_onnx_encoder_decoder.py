@@ -11,17 +11,17 @@ from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.manifest import Manifest
 from edgeformer.inference.runtime import Options, Session
 
-ENCODER = "encoder_model.onnx"
+KEEP = "num_logits_to_keep"
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
 
 
 class OnnxEncoderDecoderSession(Session):
-    """Caches are inputs and outputs that grow at each step; the encoder's outputs are fed again at every step."""
+    """Caches are inputs and outputs that grow at each step; those of the encoder's output are made in the first step."""
 
     def __init__(self, folder: Path, manifest: Manifest, options: Options, open_file: Any):
         super().__init__(bundle.read_spec(folder), options)
         self.capacity = min(self.capacity, manifest["context"] or self.capacity)
-        self.encoder = open_file({**manifest, "model_file": ENCODER})
+        self.encoder = open_file({**manifest, "model_file": manifest.get("encoder_file", "")})
         self.decoder = open_file(manifest)
         self.inputs = {i.name: i for i in self.decoder.get_inputs()}
         self.outputs = [o.name for o in self.decoder.get_outputs()]
@@ -33,24 +33,22 @@ class OnnxEncoderDecoderSession(Session):
             "input_ids": np.ascontiguousarray(ids, np.int64),
             "attention_mask": np.ascontiguousarray(mask, np.int64),
         }
-        names = [o.name for o in self.encoder.get_outputs() if o.name.startswith("present.")]
-        made = self.encoder.run(names, feed)
-        self.read = {n.replace("present", "past_key_values"): x for n, x in zip(names, made, strict=True)}
-        self.read["encoder_attention_mask"] = feed["attention_mask"]
+        (memory,) = self.encoder.run(["last_hidden_state"], feed)
+        self.read = {"encoder_hidden_states": memory, "encoder_attention_mask": feed["attention_mask"]}
 
     def _reset(self):
         self.past = {
             name: np.zeros((self.options.batch, node.shape[1], 0, node.shape[3]), _FLOATS[node.type])
             for name, node in self.inputs.items()
-            if name.startswith("past_key_values.") and ".decoder." in name
+            if name.startswith("past_key_values.")
         }
 
     def _step(self, ids, mask, all_positions):
         feed = {
             "input_ids": np.ascontiguousarray(ids, np.int64),
-            "attention_mask": np.ascontiguousarray(mask, np.int64),
-            "num_logits_to_keep": np.array([0 if all_positions else 1], np.int64),
-            **{name: x for name, x in self.read.items() if name in self.inputs},
+            KEEP: np.array([0 if all_positions else 1], np.int64),
+            "use_cache_branch": np.array([any(".encoder." in n and x.shape[2] for n, x in self.past.items())]),
+            **self.read,
             **self.past,
         }
         logits, *present = self.decoder.run(self.outputs, feed)

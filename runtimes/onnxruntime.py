@@ -21,7 +21,7 @@ from edgeformer.files.scratch import temporary_folder
 from edgeformer.inference import runtime as base
 from edgeformer.inference.inputs import check_no_hole
 from edgeformer.inference.runtime import Options, Session
-from edgeformer.runtimes._onnx_encoder_decoder import ENCODER, OnnxEncoderDecoderSession
+from edgeformer.runtimes._onnx_encoder_decoder import OnnxEncoderDecoderSession
 from edgeformer.runtimes._onnx_providers import CPU, KNOWN, TARGETS, built_in, claims, missing, operations, plugins, use
 
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
@@ -237,7 +237,7 @@ class Runtime(base.Runtime):
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, Path)
-        if (source / ENCODER).exists() and "encoder_file" in (manifest := bundle.read_manifest(source)):
+        if (source / bundle.MANIFEST).exists() and "encoder_file" in (manifest := bundle.read_manifest(source)):
             bundle.opened(source)
             return OnnxEncoderDecoderSession(source, manifest, options, lambda m: open_onnx(source, m, options))
         return OnnxSession(source, options)

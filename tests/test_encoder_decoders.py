@@ -17,10 +17,13 @@ from support import load_tiny, random_ids, record_errors, run_cached, sessions
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
-from edgeformer.api import build_mlx, build_torch  # noqa: E402
+from edgeformer.api import build_mlx, build_torch, export  # noqa: E402
 from edgeformer.checkpoint.loading import load  # noqa: E402
 from edgeformer.cli import cli  # noqa: E402
 from edgeformer.errors import InputError  # noqa: E402
+from edgeformer.inference.lookup import require  # noqa: E402
+from edgeformer.inference.runtime import Options  # noqa: E402
+from edgeformer.quantization.run import quantize  # noqa: E402
 
 READ, WRITTEN, PREFILL = 60, 160, 100
 PAIRS = [(model_type, name) for model_type, cases in ENCODER_DECODERS.items() for name in cases]
@@ -86,9 +89,28 @@ def test_what_is_not_done_is_said(tmp_path):
     ):
         said = CliRunner().invoke(cli, [command, str(tmp_path / "hf")])
         assert said.exit_code == 1 and words in str(said.exception), said.output
-    linked = ["export", str(tmp_path / "hf"), "-o", str(tmp_path / "linked"), "--weights", "link"]
-    assert "use --weights copy" in str(CliRunner().invoke(cli, linked).exception)
-    assert not (tmp_path / "linked").exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "q4"])
+def test_both_graphs_link_to_the_checkpoint(precision, tmp_path):
+    """Nothing is copied; the weights of both graphs are the checkpoint's. Oracle: our numpy back end on it."""
+    sizes = dict(d_model=64, d_kv=16, d_ff=96, num_layers=2, num_heads=4, vocab_size=96, decoder_start_token_id=0)
+    loaded, _ = load_tiny(tmp_path / "hf", "t5", auto="AutoModelForSeq2SeqLM", **sizes)
+    if precision == "q4":
+        quantize(loaded, tmp_path / "q", method="rtn")
+        loaded = load(tmp_path / "q")
+    export(loaded, tmp_path / "o", weights="link")
+    files = {file.name for file in (tmp_path / "o").iterdir()}
+    assert "model.safetensors" in files and not any(name.endswith(".data") for name in files)
+    read, written = random_ids(80, 1, 20) + 10, random_ids(80, 1, 12, seed=1) + 10
+    found = []
+    for name, model in (("numpy", loaded), ("onnxruntime", tmp_path / "o")):
+        session = require(name)[0].open(model, Options(capacity=12))
+        session.source(read, np.ones_like(read))
+        found.append(run_cached(session, written, None, 8))
+    assert np.abs(found[0] - found[1]).max() <= tolerances.FAMILY
+    again = load(tmp_path / "o").require_weights()
+    assert all(np.array_equal(again[name], loaded.require_weights()[name]) for name in again)
 
 
 @pytest.mark.parametrize("backend", ("torch", "mlx"))

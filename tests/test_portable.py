@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+import torch
+from encoder_cases import ENCODER_DECODERS, pair_settings
 from family_cases import TINY
 from support import ROOT, STDLIB, hf_logits, load_tiny, random_ids
 
@@ -134,6 +136,27 @@ def test_optimum(tmp_path, precision):
     assert run.returncode == 0, run.stderr[-2000:]
     session = require("numpy")[0].open(load(tmp_path / "m"), Options())
     assert json.loads(run.stdout.splitlines()[-1]) == greedy(session, np.array([ids]), 24)[0][0].tolist()
+
+
+@pytest.mark.skipif(OPTIMUM is None, reason="EDGEFORMER_OPTIMUM_PYTHON names no Python that has optimum-onnx")
+@pytest.mark.parametrize("family", ["t5", "bart", "marian"])
+def test_optimum_reads_and_writes(tmp_path, family):
+    """ORTModelForSeq2SeqLM on an exported encoder–decoder model. Oracle: transformers' greedy tokens."""
+    even = dict(encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, d_model=64)
+    if family == "t5":
+        even = dict(d_model=64, d_kv=16, num_heads=4, num_layers=2, num_decoder_layers=2)
+    # Optimum makes empty caches of d_model / heads, of the encoder's heads
+    config = {"decoder_start_token_id": 0} | pair_settings(family, ENCODER_DECODERS[family]["plain"] | even)
+    loaded, model = load_tiny(tmp_path / "hf", family, auto="AutoModelForSeq2SeqLM", **config)
+    export(loaded, tmp_path / "m")
+    ids = random_ids(80, 30) + 10
+    script = str(ROOT / "tests" / "optimum_generate.py")
+    command = [str(OPTIMUM), script, str(tmp_path / "m"), json.dumps(ids.tolist()), "12", "ORTModelForSeq2SeqLM"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    asked = dict(max_new_tokens=12, do_sample=False, num_beams=1, eos_token_id=None)
+    theirs = model.generate(torch.from_numpy(ids[None]), **asked)[0, 1:].tolist()
+    assert json.loads(run.stdout.splitlines()[-1]) == theirs
 
 
 @pytest.mark.parametrize("precision", ["q4", "q8"])

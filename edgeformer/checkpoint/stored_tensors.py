@@ -30,9 +30,11 @@ def stored_tensors(folder: Path, quantization: object = None) -> dict[str, Store
     quantization: the `quantization` of an MLX folder's config.
     """
     if (manifest := manifest_of(folder)) is not None and holds_onnx(folder):
-        found = read_initializers(onnx_file(folder), linked=check_linked(folder, manifest["linked"]))
+        linked = check_linked(folder, manifest["linked"])
+        found = read_initializers(onnx_file(folder), linked=linked)
         if (encoder := manifest.get("encoder_file")) is not None:  # the second of two programs
-            found = read_initializers(inside(folder, encoder, str(folder / MANIFEST), CheckpointError)) | found
+            file = inside(folder, encoder, str(folder / MANIFEST), CheckpointError)
+            found = read_initializers(file, linked=linked) | found
         return found
     if (asset := coreai_asset(folder)) is not None:
         return read_asset(asset)

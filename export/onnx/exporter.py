@@ -13,7 +13,7 @@ import onnx_ir as ir
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.artefact import Exported, described, headless, write_surroundings, writing_from
 from edgeformer.checkpoint.loading import LoadedModel
-from edgeformer.checkpoint.manifest import Quantization, Variant
+from edgeformer.checkpoint.manifest import Linked, Quantization, Variant
 from edgeformer.errors import ArtefactError, ExportError
 from edgeformer.exporters.hf.config import known_config
 from edgeformer.exporters.onnx.filling import Progress, fill
@@ -24,6 +24,7 @@ from edgeformer.exporters.onnx.graph_ops import FLOAT
 from edgeformer.exporters.onnx.one_node import as_one_node
 from edgeformer.exporters.onnx.storage import StoragePlan, plan
 from edgeformer.layers.encoder_decoder import EncoderDecoder
+from edgeformer.spec import Model
 from edgeformer.spec.serialization import digest, to_json
 from edgeformer.spec.task import Task
 from edgeformer.weights.formats import Format
@@ -83,7 +84,8 @@ def export_onnx(
     made = plan(spec, loaded.require_weights(), precision, weights == "link", keep)
     if kind.precisions is not None and made.precision not in kind.precisions:
         raise ExportError(f"the target {target} supports {', '.join(kind.precisions)}, not {made.precision}")
-    model_file, data_file = kind.files(made.precision)
+    pair = isinstance(spec, EncoderDecoder)
+    encoder, (model_file, data_file) = kind.pair_files(made.precision) if pair else (None, kind.files(made.precision))
     if weights == "link" and "/" in model_file:
         raise ExportError(f"the target {target} needs its weights in a separate file ({data_file}); use --weights copy")
     others = _other_precisions(loaded, Path(output), kind, model_file)
@@ -101,14 +103,14 @@ def export_onnx(
     levels = {bits: kind.level_of(bits, made.compute, accuracy_level) for bits in _bits(made)}
     uncovered = as_one_node(built, spec, made, levels, cache_scales) if kind.one_node and not inline else None
     level = max(levels.values(), default=0)
-    reader = _reader(loaded, target, made, inline, accuracy_level, weights, model_file)
+    reader = _reader(spec, target, made, inline, accuracy_level) if pair else None
     with writing_from(loaded, Path(output), force=force) as folder:
         (folder / model_file).parent.mkdir(exist_ok=True)
-        if reader is not None:
-            model_file, data_file = "decoder_model.onnx", "decoder_model.onnx.data"
-            fill(reader, made, folder, "encoder_model.onnx.data", False, progress)
-            ir.save(reader.model, folder / "encoder_model.onnx")
-        linked = fill(built, made, (folder / model_file).parent, data_file, weights == "link", progress)
+        linked: dict[str, Linked] = {}
+        if reader is not None and encoder is not None:
+            linked |= fill(reader, made, (folder / encoder[0]).parent, encoder[1], weights == "link", progress)
+            ir.save(reader.model, folder / encoder[0])
+        linked |= fill(built, made, (folder / model_file).parent, data_file, weights == "link", progress)
         ir.save(built.model, folder / model_file)
         for name in (name for other in others.values() for name in other["files"]):
             bundle.keep_file(Path(output) / name, folder / name)
@@ -131,8 +133,8 @@ def export_onnx(
         )
         manifest["quantization"] = _quantization(loaded, made, built.codes, level)
         manifest["model_file"] = model_file
-        if reader is not None:
-            manifest["encoder_file"] = "encoder_model.onnx"
+        if encoder is not None:
+            manifest["encoder_file"] = encoder[0]
         if others:
             manifest["others"] = others
         manifest["estimate"] = kind.estimate(built.model)
@@ -167,32 +169,10 @@ def export_onnx(
     return Exported(Path(output), manifest, notes)
 
 
-def _reader(
-    loaded: LoadedModel,
-    target: str,
-    made: StoragePlan,
-    inline: bool,
-    accuracy_level: int | None,
-    weights: str,
-    model_file: str,
-) -> BuiltGraph | None:
-    """The encoder graph of an encoder–decoder model; None for any other model.
-
-    Raises:
-        ExportError: the target has its own folder layout, or the weights are to be linked.
-    """
-    if not isinstance(loaded.spec, EncoderDecoder):
-        return None
-    if "/" in model_file:
-        raise ExportError(
-            f"the target {target} doesn't support encoder–decoder models; use cpu, cuda, webgpu or portable"
-        )
-    if weights == "link":
-        raise ExportError(
-            "--weights link doesn't support encoder–decoder models, whose two graphs share weights; use --weights copy"
-        )
+def _reader(spec: Model, target: str, made: StoragePlan, inline: bool, accuracy_level: int | None) -> BuiltGraph:
+    """The encoder graph of an encoder–decoder model."""
     return build(
-        loaded.spec,
+        spec,
         made.storage,
         target=target,
         compute=made.compute,
@@ -246,11 +226,12 @@ def _other_precisions(
     if any(there.get(key) != wanted[key] for key in same):
         return {}
     found, last = dict(there.get("others") or {}), there.get("model_file", "model.onnx")
-    data = kind.files(there["precision"])[1]
-    parent = last.rsplit("/", 1)[0]
-    files = [name for name in there["files"] if name == last or name == f"{parent}/{data}"]
+    precision, parent = there["precision"], last.rsplit("/", 1)[0]
+    graphs = kind.pair_files(precision) if isinstance(loaded.spec, EncoderDecoder) else (kind.files(precision),)
+    mine = {path for graph, data in graphs for path in (graph, f"{parent}/{data}")}
+    files = [name for name in there["files"] if name in mine]
     found[last] = {
-        "precision": there["precision"],
+        "precision": precision,
         "compute": there["compute"],
         "quantization": there.get("quantization"),
         "files": files,
@@ -268,7 +249,9 @@ def _config(loaded: LoadedModel, kind: type[FunctionOps], precisions: list[str])
     config = loaded.config
     if kind.model_types is not None:
         config = known_config(loaded.spec, config, kind.model_types)
-    return None if config is None else kind.config(headless(loaded.spec, config), precisions)
+    if config is None:
+        return None
+    return kind.config(headless(loaded.spec, config), precisions, pair=isinstance(loaded.spec, EncoderDecoder))
 
 
 def _companions(

@@ -97,6 +97,10 @@ def _fill_quantized(
         )
 
 
+def _same_file(a: Path, b: Path) -> bool:
+    return b.exists() and a.samefile(b)
+
+
 def _link_files(files: list[Path], folder: Path) -> dict[str, Linked]:
     """Hard-link a checkpoint's files beside the ONNX file; runtimes refuse paths outside the folder.
 
@@ -111,7 +115,10 @@ def _link_files(files: list[Path], folder: Path) -> dict[str, Linked]:
     for file in files:
         real = file.resolve()
         try:
-            os.link(real, folder / file.name)
+            if not _same_file(
+                real, folder / file.name
+            ):  # the other graph of an encoder–decoder model may have linked it
+                os.link(real, folder / file.name)
             linked[file.name] = Linked(path=str(real), **fingerprint(real), hard_link=True)
         except OSError:
             linked[real.name] = Linked(path=str(real), **fingerprint(real), hard_link=False)

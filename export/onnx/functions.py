@@ -17,6 +17,8 @@ import onnx_ir as ir
 from edgeformer.exporters.onnx.graph_ops import CONTRIB, DOMAIN, FLOAT, OPSET, GraphOps, GraphTensor
 from edgeformer.exporters.onnx.handles import LinearHandle, StackedHandle
 
+PAIR = ("encoder_model", "decoder_model_merged")
+"""Optimum's names of the graphs of an encoder–decoder model."""
 _TYPES = {str: ir.AttributeType.STRING, float: ir.AttributeType.FLOAT, int: ir.AttributeType.INT}
 
 
@@ -38,8 +40,14 @@ class FunctionOps(GraphOps):
         return "model.onnx", "model.onnx.data"
 
     @classmethod
-    def config(cls, config: dict[str, Any], precisions: list[str]) -> dict[str, Any]:
-        """The content of config.json for this target."""
+    def pair_files(cls, precision: str) -> tuple[tuple[str, str], tuple[str, str]]:
+        """`files` of an encoder–decoder model's encoder, and of its decoder, under Optimum's names."""
+        encoder, decoder = ((f"{name}.onnx", f"{name}.onnx.data") for name in PAIR)
+        return encoder, decoder
+
+    @classmethod
+    def config(cls, config: dict[str, Any], precisions: list[str], *, pair: bool = False) -> dict[str, Any]:
+        """The content of config.json for this target. pair: of an encoder–decoder model."""
         return config
 
     @classmethod

@@ -7,7 +7,6 @@ Names follow Hugging Face Optimum and transformers.js: `input_ids attention_mask
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from edgeformer.errors import ExportError
 from edgeformer.exporters.onnx.functions import FunctionOps
 from edgeformer.exporters.onnx.graph_ops import CONTRIB, DOMAIN, FLOAT, INT64, IR_VERSION, OPSET, GraphTensor
 from edgeformer.exporters.onnx.handles import GraphHandle, Initializers
+from edgeformer.exporters.onnx.merged import Merged, by_layer
 from edgeformer.exporters.onnx.storage import Storage
 from edgeformer.exporters.onnx.store import GraphStore
 from edgeformer.layers.encoder_decoder import EncoderDecoder
@@ -101,7 +101,7 @@ def build(
         accuracy_level: MatMulNBits' level: 0 multiplies dequantized weights; 4 rounds activations to int8 first; None is the
             target's default (`usual_levels`).
         cache_scales: (layer path, k or v) -> float32 [heads, dim], for an int8 KV cache: value = scale · code.
-        program: which graph of an encoder–decoder model: `encoder` or `decoder`.
+        program: which graph of an encoder–decoder model: `encoder`, or `decoder`, which takes its output (see `Merged`).
 
     Raises:
         ExportError: a layer or the target doesn't support the request.
@@ -111,7 +111,12 @@ def build(
     weights = Initializers(ops, storage)
     if isinstance(spec, EncoderDecoder) and program == "encoder":
         return _finished(ops, weights, storage, spec, *_encoder(ops, weights, spec), None)
-    inputs = {i.name: _input(ops, i.name, INT64, i.shape) for i in spec.inputs()}
+    merged = Merged(ops, spec) if isinstance(spec, EncoderDecoder) else None
+    inputs = {
+        i.name: _input(ops, i.name, INT64, i.shape)
+        for i in spec.inputs()
+        if merged is None or i.name != "attention_mask"
+    }
     _tables(ops, weights, spec, context or spec.context)
     names, sizes, store, keep, extra = cache_names(spec), _cache_sizes(spec), None, 0, []
     given: dict[str, Any] = {}
@@ -121,7 +126,11 @@ def build(
             key: _input(ops, f"past_key_values.{names[key]}", held, ("batch_size", h, "past_sequence_length", d))
             for key, (h, d) in sizes.items()
         }
-        store = GraphStore(ops, past, inputs)
+        kept = past
+        if merged is not None:
+            kept = merged.kept(ops, past)
+            inputs["attention_mask"] = merged.mask(ops, inputs["input_ids"], next(iter(kept.values())))
+        store = GraphStore(ops, kept, inputs)
         for (path, name), scale in (cache_scales or {}).items():
             array = scale.astype(np.float32)[None, :, None, :]
             store.scales[path, name] = weights.constant(f"{path}.{name}.cache_scale", array)
@@ -130,12 +139,16 @@ def build(
         extra = [*(t.value for t in past.values()), keep.value]
         if isinstance(spec, EncoderDecoder):
             store.read = {
-                key: _input(ops, f"past_key_values.{name}", compute, ("batch_size", h, "encoder_sequence_length", d))
+                key: _input(ops, f"past_key_values.{name}", compute, ("batch_size", h, "past_encoder_length", d))
                 for key, (name, h, d) in read_names(spec).items()
             }
-            extra = [*(t.value for t in store.read.values()), *extra]
+            extra = [*by_layer(t.value for t in (*past.values(), *store.read.values())), keep.value]
             given["memory_valid"] = ops.boolean(inputs["encoder_attention_mask"])
     root = GraphHandle(ops, spec, 0, weights)
+    if merged is not None:
+        assert store is not None
+        extra = [*merged.values, *extra]
+        store.read = merged.remembered(ops, root, store.read)
     if "prefix_length" in inputs:
         given["prefix"] = inputs["prefix_length"]
     with ops.scope("step"):
@@ -152,7 +165,12 @@ def build(
             heads, dim = sizes[key]
             shape = ("batch_size", heads, "total_sequence_length", dim)
             values.append(_output(ops, store.present[key], f"present.{name}", shape, store.past[key].dtype))
-    given_values = [*(t.value for t in inputs.values()), *extra]
+    if merged is not None and store is not None:
+        for key, (name, heads, dim) in read_names(spec).items():
+            shape = ("batch_size", heads, "present_encoder_length", dim)
+            values.append(_output(ops, store.read[key], f"present.{name}", shape, compute))
+        values = [*values[: len(outputs)], *by_layer(values[len(outputs) :])]
+    given_values = [*(t.value for n, t in inputs.items() if merged is None or n != "attention_mask"), *extra]
     held = None if store is None else "growing" if store.grows else "shared"
     return _finished(ops, weights, storage, spec, given_values, values, held, [keep] if store is not None else [])
 
@@ -193,25 +211,14 @@ def _finished(
 
 
 def _encoder(ops: FunctionOps, weights: Initializers, spec: EncoderDecoder) -> tuple[list[ir.Value], list[ir.Value]]:
-    """Inputs and outputs of an encoder graph: the last hidden state and each decoder layer's cross-attention cache."""
+    """Inputs and outputs of an encoder graph."""
     shape = ("batch_size", "encoder_sequence_length")
     ids, mask = (_input(ops, name, INT64, shape) for name in ("input_ids", "attention_mask"))
     _tables(ops, weights, spec, spec.context)
     root = GraphHandle(ops, spec, 0, weights)
     new = ops.node("Shape", [ids], dims=(1,), dtype=INT64, start=1, end=2)
     memory = ops.enter(root, spec.encode, ids, mask, new)
-    outputs = [_output(ops, memory, "last_hidden_state", (*shape, spec.width))]
-    made: dict[str, dict[str, GraphTensor]] = {}
-    for (path, name), (public, heads, dim) in read_names(spec).items():
-        if path not in made:
-            made[path] = functools.reduce(_child, path.split("."), root).remember(memory)
-        where = ("batch_size", heads, "encoder_sequence_length", dim)
-        outputs.append(_output(ops, made[path][name], f"present.{public}", where, ops.compute))
-    return [ids.value, mask.value], outputs
-
-
-def _child(handle: Any, name: str) -> Any:
-    return handle[int(name)] if name.isdigit() else getattr(handle, name)
+    return [ids.value, mask.value], [_output(ops, memory, "last_hidden_state", (*shape, spec.width))]
 
 
 def read_names(spec: Model) -> dict[tuple[str, str], tuple[str, int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgeformer.errors import ExportError
+from edgeformer.exporters.onnx.functions import PAIR
 from edgeformer.exporters.onnx.targets import webgpu
 from edgeformer.weights.formats import GROUP
 
@@ -55,9 +56,17 @@ class Target(webgpu.Target):
         return f"onnx/{name}", f"{name}_data"
 
     @classmethod
-    def config(cls, config: dict[str, Any], precisions: list[str]) -> dict[str, Any]:
+    def pair_files(cls, precision: str) -> tuple[tuple[str, str], tuple[str, str]]:
+        """The encoder's ONNX file and data file, and the merged decoder's."""
+        model, data = cls.files(precision)
+        encoder, decoder = ((model.replace("/model", f"/{n}"), data.replace("model", n, 1)) for n in PAIR)
+        return encoder, decoder
+
+    @classmethod
+    def config(cls, config: dict[str, Any], precisions: list[str], *, pair: bool = False) -> dict[str, Any]:
         """config.json with transformers.js's settings: each graph's number of data files, and the default precision."""
-        files = [cls.files(precision)[0].rsplit("/", 1)[-1] for precision in precisions]
+        graphs = [n for p in precisions for n, _ in (cls.pair_files(p) if pair else [cls.files(p)])]
+        files = [name.rsplit("/", 1)[-1] for name in graphs]
         told = {"use_external_data_format": dict.fromkeys(files, 1), "dtype": DTYPES[precisions[0]]}
         # transformers.js expects keys and values in one tensor wherever a config says multi_query
         kept = {key: value for key, value in config.items() if key != "multi_query"}
