@@ -134,7 +134,8 @@ def _remarks(spec: Model, plan: WeightPlan, made: Made) -> list[str]:
         size = GROUP if plan.own is None else plan.own.group_size
         notes.append(
             f"not quantized: {len(made.left)} weight matrices, {share:.0%} of the bytes ({min(made.left)}, ...): their inputs"
-            f" are not a multiple of {size}, or they are position tables, or stored in another order, and stay unquantized"
+            f" are not a multiple of {size}, the checkpoint doesn't quantize them, or they are position tables or stored in"
+            " another order"
         )
     if plan.own is not None and plan.own.bits == 8 and plan.dtype == "bf16":
         notes.append(
