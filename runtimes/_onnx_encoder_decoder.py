@@ -9,6 +9,7 @@ import numpy as np
 
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.manifest import Manifest
+from edgeformer.errors import ArtefactError
 from edgeformer.inference.runtime import Options, Session
 
 KEEP = "num_logits_to_keep"
@@ -25,6 +26,11 @@ class OnnxEncoderDecoderSession(Session):
         self.decoder = open_file(manifest)
         self.inputs = {i.name: i for i in self.decoder.get_inputs()}
         self.outputs = [o.name for o in self.decoder.get_outputs()]
+        made = {o.name for o in self.encoder.get_outputs()}
+        if not {"encoder_hidden_states", "use_cache_branch"} <= self.inputs.keys() or "last_hidden_state" not in made:
+            raise ArtefactError(
+                f"{folder} holds no decoder that takes its encoder's output: an older version wrote it; export the model again"
+            )
         self.read: dict[str, np.ndarray] = {}
         self.past: dict[str, np.ndarray] = {}
 

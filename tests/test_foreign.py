@@ -19,12 +19,15 @@ from edgeformer.api import export
 from edgeformer.errors import CheckpointError, ConfigError
 from edgeformer.inference.lookup import require
 from edgeformer.inference.runtime import Options
+from edgeformer.weights import foreign
 from edgeformer.weights.foreign._groups import ForeignTensor
 from edgeformer.weights.formats import QuantizedTensor
+from edgeformer.weights.parts import stacked
+from edgeformer.weights.safetensors_file import read_checkpoint
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
-from foreign_cases import CASES, LLAMA, edit, gptq, grouped, made, weights_of  # noqa: E402
+from foreign_cases import CASES, LLAMA, RNG, edit, gptq, grouped, made, packed_words, weights_of  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 
@@ -178,3 +181,69 @@ def test_bitsandbytes_own_files(kind, nested, tmp_path):
     loaded, ids = load(tmp_path / "m"), random_ids(97, 40)
     ours = require("numpy")[0].open(loaded, Options()).forward(ids[None], all_positions=True)[0]
     assert np.abs(ours - hf_logits(model, ids)).max() <= tolerances.FAMILY
+
+
+def stored(folder, **tensors):
+    folder.mkdir(exist_ok=True)
+    save_file({name.replace("__", "."): t for name, t in tensors.items()}, folder / "model.safetensors")
+    return read_checkpoint(folder)
+
+
+def test_a_zero_of_zero_borrows_from_its_neighbour(tmp_path):
+    """GPTQModel takes 1 off all zeros of a word at once. Oracle: code - zero, with the zeros before that."""
+    zeros = np.array([[0, 3, 0, 15, 1, 8, 0, 2]])
+    word = (packed_words(zeros, 4).numpy().view(np.uint32) - np.uint32(0x11111111)).view(np.int32)
+    codes = RNG.integers(0, 16, (8, 32))
+    made_of = dict(
+        a__qweight=packed_words(codes, 4).T.contiguous(),
+        a__qzeros=torch.from_numpy(word),
+        a__scales=torch.ones(1, 8).half(),
+    )
+    joined = foreign.reader({"quant_method": "gptq"}, "m")(stored(tmp_path / "m", **made_of), {"bits": 4}, "m")
+    assert np.array_equal(joined.tensors["a.weight"].read(), codes - zeros.T)
+
+
+def test_experts_of_which_one_is_unquantized(tmp_path):
+    """A stack of fp16 and float32 is float32."""
+    found = stored(tmp_path / "m", a=torch.ones(2, 2).half(), b=torch.full((2, 2), 1e6))
+    whole = stacked([found["a"], found["b"]], flat=False)
+    assert whole.read().dtype == np.float32 and whole.read()[1].max() == 1e6
+
+
+@pytest.mark.parametrize(
+    "settings, tensors",
+    [
+        (dict(quant_method="mxfp4"), dict(x_blocks=torch.zeros(16).byte(), x_scales=torch.zeros(()).byte())),
+        (
+            dict(quant_method="compressed-tensors"),
+            dict(a__weight=torch.zeros(()).char(), a__weight_scale=torch.ones(2, 2)),
+        ),
+        (
+            dict(quant_method="compressed-tensors"),
+            dict(a__weight_packed=torch.zeros(2, 4).byte(), a__weight_scale=torch.zeros(2, 16).byte()),
+        ),
+        (
+            dict(quant_method="compressed-tensors", config_groups={"g": {"weights": {"num_bits": 7}}}),
+            dict(
+                a__weight_packed=torch.zeros(2, 8).int(),
+                a__weight_scale=torch.ones(2, 1),
+                a__weight_shape=torch.tensor([2, 32]),
+            ),
+        ),
+    ],
+)
+def test_odd_shapes_are_one_error(settings, tensors, tmp_path):
+    with pytest.raises(CheckpointError):
+        foreign.reader(settings, "m")(stored(tmp_path / "m", **tensors), settings, "m")
+
+
+def test_sizes_in_settings_are_bounded(tmp_path):
+    """Blocks larger than a weight are the whole weight, and take no memory of their own."""
+    found = stored(
+        tmp_path / "m", a__weight=torch.ones(256, 64).to(torch.float8_e4m3fn), a__weight_scale_inv=torch.ones(2, 1)
+    )
+    settings = {"quant_method": "fp8", "weight_block_size": [128, 10**30]}
+    joined = foreign.reader(settings, "m")(found, settings, "m")
+    assert np.array_equal(joined.tensors["a.weight"].read(), np.ones((256, 64)))
+    plain = stored(tmp_path / "n", weight_packed=torch.zeros(2, 2).int())
+    assert foreign.reader({"quant_method": "compressed-tensors"}, "n")(plain, {}, "n").tensors == plain

@@ -1,7 +1,7 @@
 """Run the model on calibration text in torch, block by block, and collect statistics of each linear map's inputs.
 
-What comes before the first block runs once; then one block runs at a time on the previous block's outputs. Text thus passes
-through the blocks already quantized, and later blocks see their errors.
+What comes before the first block runs once; then one block runs at a time on the previous block's outputs. A method may change a
+block before the text passes through it, so that later blocks see its errors: GPTQ does.
 """
 
 from __future__ import annotations
@@ -142,10 +142,10 @@ class Calibration:
                     self.inputs[n] = (*block(*arguments), *arguments[2:])
             block.to_empty(device="meta")
 
-    def second_moments(self, block: nn.Module, paths: list[str]) -> dict[str, torch.Tensor]:
+    def second_moments(self, block: nn.Module, paths: list[str], *, diagonals: bool = False) -> dict[str, torch.Tensor]:
         """Path below the block -> mean of x xᵀ over all inputs of the linear map at that path, float32 [inputs, inputs]; of a
         stack of maps, over the inputs of each one, [count, inputs, inputs], 0 for one that no token reached. Maps of the same
-        input share one tensor."""
+        input share one tensor. diagonals: of stacks, only these, [count, inputs]."""
         from edgeformer.backends.torch.module import Stacked
 
         torch = self.torch
@@ -156,10 +156,14 @@ class Calibration:
         def add(path: str, index: int | None, x: torch.Tensor) -> None:
             module = block.get_submodule(path)
             rows, count = x.reshape(-1, x.shape[-1]).float(), 1 if index is None else len(module.weight)  # type: ignore[arg-type]
+            short = diagonals and index is not None
             if path not in sums:
-                sums[path] = torch.zeros(count, x.shape[-1], x.shape[-1])
-                counts[path] = torch.zeros(count, 1, 1)
-            sums[path][index or 0].addmm_(rows.T, rows)
+                sums[path] = torch.zeros(count, *([x.shape[-1]] * (1 if short else 2)))
+                counts[path] = torch.zeros(count, *([1] * (1 if short else 2)))
+            if short:
+                sums[path][index] += rows.square().sum(0)
+            else:
+                sums[path][index or 0].addmm_(rows.T, rows)
             counts[path][index or 0] += len(rows)
 
         def hooked(path: str, module: nn.Module, arguments: tuple[torch.Tensor, ...]) -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from edgeformer.weights.formats import QuantizedTensor
-from edgeformer.weights.safetensors_file import StoredTensor
+from edgeformer.weights.safetensors_file import DTYPES, StoredTensor
 
 if TYPE_CHECKING:
     import mlx.core as mx
@@ -309,9 +309,8 @@ class StackedTensor(StoredTensor):
     def read(self) -> np.ndarray:
         first = self.members[0].read()
         flat = len(self.shape) == len(first.shape)
-        whole = np.empty(
-            (len(self.members) * (first.shape[0] if flat else 1), *first.shape[1 if flat else 0 :]), first.dtype
-        )
+        shape = (len(self.members) * (first.shape[0] if flat else 1), *first.shape[1 if flat else 0 :])
+        whole = np.empty(shape, DTYPES.get(self.dtype, first.dtype))  # members' types may differ
         places = whole.reshape(len(self.members), *first.shape)
         places[0] = first
         for place, member in zip(places[1:], self.members[1:], strict=True):

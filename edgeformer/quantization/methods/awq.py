@@ -7,7 +7,6 @@ Codes then come from a scale search weighted by the magnitude of the inputs.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +15,6 @@ from edgeformer.quantization.calibration import Calibration
 from edgeformer.quantization.folding import Site, sites
 from edgeformer.weights.formats import Format, dequantize, quantize
 from edgeformer.weights.scales import by_channel, searched
-
-if TYPE_CHECKING:
-    import torch
 
 _EXPONENTS = np.linspace(0, 1, 11)
 """s = (mean square input) ^ (exponent / 2); 0 leaves a site unchanged."""
@@ -46,10 +42,10 @@ class Method(job.Method):
                 continue
             job.report(f"block {path.split('.')[1]}")
             below = {n: n.removeprefix(path + ".").removesuffix(".weight") for n in mine}
-            moments = calibration.second_moments(block, list(below.values()))
+            moments = calibration.second_moments(block, list(below.values()), diagonals=True)
             state = _State(
                 weights,
-                {n: _moments(moments[p]) for n, p in below.items() if p in moments},
+                {n: moments[p].numpy().astype(np.float64) for n, p in below.items() if p in moments},
             )
             del moments
             for site in found:
@@ -66,11 +62,6 @@ class Method(job.Method):
                     importance = calibration.head_second_moments().diagonal().numpy()
                 rounding = searched if importance is None else by_channel(importance)
                 yield {name: quantize(weights[name], formats[name], rounding, name=name)}
-
-
-def _moments(found: torch.Tensor) -> np.ndarray:
-    """Second moments [inputs, inputs] in float64; of a stack of maps, which nothing is folded into, the diagonals."""
-    return (found.diagonal(dim1=1, dim2=2) if found.ndim == 3 else found).numpy().astype(np.float64)
 
 
 class _State:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgeformer.errors import CheckpointError
 from edgeformer.quantization import job
 from edgeformer.quantization.calibration import Calibration
 from edgeformer.weights.formats import GROUP, Format, pack, quantize
@@ -95,7 +96,12 @@ def gptq(weight: np.ndarray, moments: torch.Tensor, format: Format, name: str, d
     order = torch.argsort(diagonal, descending=True)
     h = h[order][:, order]
     h.diagonal().add_(damping * h.diagonal().mean())
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True).float()
+    try:
+        upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(h)), upper=True).float()
+    except RuntimeError as e:  # torch.linalg.LinAlgError
+        raise CheckpointError(
+            f"GPTQ can't quantize {name}: the inputs that the calibration text gives it are not finite, or too large"
+        ) from e
     codes = np.empty(format.packed_shape(weight.shape), np.uint8)
     for start in range(0, len(weight), _ROWS):
         rows = slice(start, start + _ROWS)

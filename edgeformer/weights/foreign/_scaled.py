@@ -67,6 +67,7 @@ def scaled(
         elif block is None or shape != (-(-outputs // block[0]), -(-inputs // block[1])):
             block = None
         if block is not None:
+            block = min(block[0], outputs), min(block[1], inputs)
             place = codes.name, codes.file, codes.offset, codes.nbytes
             return ScaledTensor(*place, kind, codes.shape, (codes, scales), block, factor, identity=codes.identity)
     raise CheckpointError(

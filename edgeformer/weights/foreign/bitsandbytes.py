@@ -80,8 +80,9 @@ def _blocks(stored: Mapping[str, StoredTensor], name: str, state: StoredTensor, 
     if not (
         all(isinstance(n, int) and not isinstance(n, bool) and 0 < n < 1 << 40 for n in sizes)
         and isinstance(nested_block, int)
+        and not isinstance(nested_block, bool)
         and isinstance(offset, (int, float))
-        and math.isfinite(offset)
+        and -1e30 < offset < 1e30
     ):
         raise CheckpointError(f"{where}: {state.name} has no readable shape and blocksize")
     assert isinstance(shape, list) and isinstance(block, int)
@@ -98,7 +99,7 @@ def _blocks(stored: Mapping[str, StoredTensor], name: str, state: StoredTensor, 
         pieces.append(piece(stored, f"{name}.nested_absmax", ("F32",), (-(-blocks // nested_block),), where))
         pieces.append(piece(stored, f"{name}.nested_quant_map", ("F32",), (256,), where))
     place = name, weight.file, weight.offset, weight.nbytes
-    numbers = block, nested_block, float(offset)
+    numbers = min(block, count), min(nested_block, blocks), float(offset)
     kind = "NF4" if state.name.endswith("nf4") else "FP4"
     return BlockTensor(*place, kind, tuple(shape), tuple(pieces), *numbers, identity=weight.identity)
 

@@ -62,21 +62,39 @@ def join(stored: Mapping[str, StoredTensor], settings: Mapping[str, Any], where:
     Raises:
         CheckpointError: a form that isn't read, or pieces that are missing or don't fit each other.
     """
-    out, unused = dict(stored), {}
+    out, unused, declared = dict(stored), {}, _declared(settings)
     for name, tensor in stored.items():
         path, _, leaf = name.rpartition(".")
         if leaf in _UNUSED:
             unused[name] = _UNUSED[leaf]
         packed = leaf == "weight_packed"
-        if not packed and not (leaf == "weight" and tensor.dtype in CODES):
+        if not path or not (packed or (leaf == "weight" and tensor.dtype in CODES)):
             continue
-        out[f"{path}.weight"] = (_packed if packed else _bytes)(stored, path, f"{where}: {path}")
+        out[f"{path}.weight"] = (_packed if packed else _bytes)(stored, path, declared, f"{where}: {path}")
         for part in _PIECES:
             out.pop(f"{path}.weight_{part}", None)
     return Joined(out, "compressed-tensors", unused)
 
 
-def _bytes(stored: Mapping[str, StoredTensor], path: str, where: str) -> StoredTensor:
+@dataclass(frozen=True)
+class _Declared:
+    """What `config_groups` says of weights: all bits and block sizes that occur."""
+
+    bits: frozenset[int]
+    blocks: tuple[tuple[int, int], ...]
+
+
+def _declared(settings: Mapping[str, Any]) -> _Declared:
+    groups = settings.get("config_groups")
+    found = [g.get("weights") for g in groups.values() if isinstance(g, Mapping)] if isinstance(groups, Mapping) else []
+    said = [w for w in found if isinstance(w, Mapping)]
+    bits = {w["num_bits"] for w in said if isinstance(w.get("num_bits"), int)}
+    blocks = [b for w in said if isinstance(b := w.get("block_structure"), list) and len(b) == 2]
+    known = [(b[0], b[1]) for b in blocks if all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in b)]
+    return _Declared(frozenset(bits), tuple(dict.fromkeys([*known, (128, 128)])))
+
+
+def _bytes(stored: Mapping[str, StoredTensor], path: str, declared: _Declared, where: str) -> StoredTensor:
     codes, scales = stored[f"{path}.weight"], stored.get(f"{path}.weight_scale")
     if scales is None:
         raise CheckpointError(f"{where}: the weight is of type {codes.dtype} and has no weight_scale")
@@ -84,12 +102,13 @@ def _bytes(stored: Mapping[str, StoredTensor], path: str, where: str) -> StoredT
     if zero is not None and read_raw(zero, np.dtype(np.uint8), (zero.nbytes,)).any():
         raise CheckpointError(f"{where}: asymmetric codes of a byte aren't read; give the original checkpoint")
     block = None
-    if len(scales.shape) == 2 and 1 < scales.shape[0] < codes.shape[0]:  # blocks of 128 by 128
-        block = (128, 128)
+    if len(codes.shape) == len(scales.shape) == 2:
+        grids = {b: (-(-codes.shape[0] // b[0]), -(-codes.shape[1] // b[1])) for b in declared.blocks}
+        block = next((b for b, grid in grids.items() if grid == scales.shape), None)
     return scaled(codes, scales, "INT8" if codes.dtype == "I8" else "FP8", where, block=block)
 
 
-def _packed(stored: Mapping[str, StoredTensor], path: str, where: str) -> StoredTensor:
+def _packed(stored: Mapping[str, StoredTensor], path: str, declared: _Declared, where: str) -> StoredTensor:
     packed, scales = stored[f"{path}.weight_packed"], stored.get(f"{path}.weight_scale")
     if scales is None or len(packed.shape) != 2 or len(scales.shape) != 2 or not scales.shape[1]:
         raise CheckpointError(f"{where}: weight_packed and weight_scale are not [outputs, ...] both")
@@ -101,7 +120,8 @@ def _packed(stored: Mapping[str, StoredTensor], path: str, where: str) -> Stored
     piece(stored, f"{path}.weight_scale", FLOATS, (outputs, groups), where)
     shape = read_raw(piece(stored, f"{path}.weight_shape", ("I64",), (2,), where), np.dtype("<i8"), (2,))
     inputs = int(shape[1])
-    bits = next((b for b in (2, 4, 8) if packed.shape[1] == -(-inputs * b // 32)), 0)
+    fitting = [b for b in declared.bits or (2, 4, 8) if packed.shape[1] == -(-inputs * b // 32)]
+    bits = fitting[0] if len(fitting) == 1 and fitting[0] in (2, 4, 8) else 0
     if int(shape[0]) != outputs or inputs <= 0 or not bits:
         raise CheckpointError(
             f"{where}: weight_packed {list(packed.shape)} doesn't hold 2, 4 or 8 bits of a weight"
@@ -130,7 +150,11 @@ def _floats(
 ) -> StoredTensor:
     outputs, inputs = packed.shape[0], packed.shape[1] * 2
     group = inputs // scales.shape[1]
-    if scales.shape != (outputs, inputs // group) or (scales.dtype, group) not in (("F8_E4M3", 16), ("U8", 32)):
+    if (
+        not group
+        or scales.shape != (outputs, inputs // group)
+        or (scales.dtype, group) not in (("F8_E4M3", 16), ("U8", 32))
+    ):
         raise CheckpointError(
             f"{where}: weight_scale is {list(scales.shape)} of type {scales.dtype}; U8 per 32 inputs (MXFP4) and F8_E4M3 per"
             " 16 (NVFP4) are read"

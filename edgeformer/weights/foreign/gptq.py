@@ -7,7 +7,7 @@ packed along the outputs, of zeros less 1 (`checkpoint_format` gptq) or as they 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,7 +31,10 @@ BITS = (2, 3, 4, 8)
 
 @dataclass(frozen=True)
 class GptqTensor(GroupedTensor):
-    """pieces: qweight, qzeros, scales, and g_idx unless groups are runs of inputs; added: what zeros lack."""
+    """pieces: qweight, qzeros, scales, and g_idx unless groups are runs of inputs; added: what zeros lack.
+
+    It is added to whole words, as GPTQModel took it off: a zero of 0 borrows from its neighbour. (3 bits: to each, modulo 8.)
+    """
 
     added: int
 
@@ -42,7 +45,11 @@ class GptqTensor(GroupedTensor):
         return floats(self.pieces[2]).T
 
     def zeros(self) -> np.ndarray:
-        return unpacked(words(self.pieces[1]), self.bits).T.astype(np.int16) + self.added
+        packed = words(self.pieces[1])
+        if 32 % self.bits == 0:
+            each = sum(1 << at for at in range(0, 32, self.bits))
+            return unpacked(packed + np.uint32(each * self.added), self.bits).T.astype(np.int16)
+        return (unpacked(packed, self.bits).T.astype(np.int16) + self.added) % (1 << self.bits)
 
     def group_of(self) -> np.ndarray | None:
         return _order(self.pieces[3], self.shape[1]) if len(self.pieces) > 3 else None
@@ -73,7 +80,7 @@ def join(stored: Mapping[str, StoredTensor], settings: Mapping[str, Any], where:
         for part in ("qweight", "qzeros", "scales", "g_idx"):
             out.pop(f"{path}.{part}", None)
         bias = stored.get(f"{path}.bias")
-        if bias is not None and bias.raw and not bias.read().any():
+        if bias is not None and bias.raw and not replace(bias, allow_nonfinite=True).read().any():
             unused[bias.name] = "biases of zeros, which GPTQ's tools add to layers that have none"
     return Joined(out, f"GPTQ ({bits} bits)", unused)
 

@@ -24,7 +24,12 @@ def join(stored: Mapping[str, StoredTensor], settings: Mapping[str, Any], where:
             continue
         base = name.removesuffix("_blocks")
         scales = stored.get(f"{base}_scales")
-        if scales is None or (blocks.dtype, scales.dtype) != ("U8", "U8") or blocks.shape != (*scales.shape, 16):
+        if (
+            scales is None
+            or not scales.shape
+            or (blocks.dtype, scales.dtype) != ("U8", "U8")
+            or blocks.shape != (*scales.shape, 16)
+        ):
             given = "no scales" if scales is None else f"scales {list(scales.shape)} of type {scales.dtype}"
             raise CheckpointError(
                 f"{where}: {name} is {list(blocks.shape)} of type {blocks.dtype} with {given}; MXFP4 has U8 [..., groups, 16]"

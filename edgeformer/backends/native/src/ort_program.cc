@@ -192,8 +192,8 @@ void OrtProgram::read_matrices(Reader& in, const Info& info) {
       const int64_t numbers = int64_t{outputs} * cols;
       if (numbers > INT64_MAX / 1024) fail("a matrix is too large");
       charge((int64_t{outputs} + kLanes - 1) / kLanes * kLanes * cols * bits / 8);
-      const int64_t at = std::max(entry, 0) * numbers;  // the first number of a stack's entry
       if (numbers <= 0 || entry >= INT64_MAX / 1024 / numbers) fail("a stack has fewer entries than the program says");
+      const int64_t at = std::max(entry, 0) * numbers;  // the first number of a stack's entry
       const Tensor w = weight(info, input, grouped(kind) ? ort::kUint8 : type_of(kind), (at + numbers) * (grouped(kind) ? bits : 8) / 8);
       const uint16_t* factors = nullptr;
       if (grouped(kind)) factors = weight(info, scales, ort::kFloat16, (at + numbers) / kGroup).as<uint16_t>() + at / kGroup;
