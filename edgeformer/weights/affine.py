@@ -14,6 +14,7 @@ import numpy as np
 
 from edgeformer.errors import CheckpointError
 from edgeformer.files.quoting import shown
+from edgeformer.weights.bit_packing import unpacked
 from edgeformer.weights.mlx_float import MODES, mlx_float
 from edgeformer.weights.safetensors_file import StoredTensor, read_raw
 
@@ -54,15 +55,7 @@ class AffineTensor(StoredTensor):
 
 def dequantize(packed: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:
     """float32 weights of uint32 codes `[..., inputs · bits / 32]` and float32 scales and biases `[..., inputs / group]`."""
-    if 32 % bits == 0:
-        shifts = np.arange(0, 32, bits, dtype=np.uint32)
-        codes = (packed[..., None] >> shifts) & np.uint32((1 << bits) - 1)
-    else:  # eight codes in `bits` bytes
-        octets = np.ascontiguousarray(packed).view(np.uint8).reshape(-1, bits).astype(np.uint64)
-        words = (octets << (np.arange(bits, dtype=np.uint64) * np.uint64(8))).sum(-1, dtype=np.uint64)
-        shifts = np.arange(0, 8 * bits, bits, dtype=np.uint64)
-        codes = (words[:, None] >> shifts) & np.uint64((1 << bits) - 1)
-    grouped = codes.reshape(*scales.shape, -1).astype(np.float32)
+    grouped = unpacked(packed, bits).reshape(*scales.shape, -1).astype(np.float32)
     return (grouped * scales[..., None] + biases[..., None]).reshape(*scales.shape[:-1], -1)
 
 

@@ -136,20 +136,6 @@ def words(tensor: StoredTensor) -> np.ndarray:
     return read_raw(tensor, np.dtype("<u4"), tensor.shape)
 
 
-def unpacked(packed: np.ndarray, bits: int) -> np.ndarray:
-    """Codes uint8 [..., n · 32 / bits] of words uint32 [..., n], one after the other from the lowest bits; codes of 3 bits may
-    lie across words."""
-    if 32 % bits == 0:
-        shifts = np.arange(0, 32, bits, dtype=np.uint32)
-        codes = (packed[..., None] >> shifts) & np.uint32((1 << bits) - 1)
-        return codes.astype(np.uint8).reshape(*packed.shape[:-1], -1)
-    octets = np.ascontiguousarray(packed).view(np.uint8).reshape(-1, bits).astype(np.uint64)
-    whole = (octets << (np.arange(bits, dtype=np.uint64) * np.uint64(8))).sum(-1, dtype=np.uint64)
-    shifts = np.arange(0, 8 * bits, bits, dtype=np.uint64)
-    codes = (whole[:, None] >> shifts) & np.uint64((1 << bits) - 1)
-    return codes.astype(np.uint8).reshape(*packed.shape[:-1], -1)
-
-
 def piece(
     stored: Mapping[str, StoredTensor], name: str, dtypes: tuple[str, ...], shape: tuple[int | None, ...], where: str
 ) -> StoredTensor:

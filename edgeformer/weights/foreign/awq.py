@@ -14,7 +14,8 @@ import numpy as np
 
 from edgeformer.errors import CheckpointError
 from edgeformer.files.quoting import shown
-from edgeformer.weights.foreign._groups import FLOATS, GroupedTensor, Joined, floats, piece, unpacked, words
+from edgeformer.weights.bit_packing import unpacked
+from edgeformer.weights.foreign._groups import FLOATS, GroupedTensor, Joined, floats, piece, words
 from edgeformer.weights.safetensors_file import StoredTensor
 
 _PLACES = np.array([0, 4, 1, 5, 2, 6, 3, 7])

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from edgeformer.errors import CheckpointError
-from edgeformer.weights.foreign._groups import FLOATS, GroupedTensor, Joined, floats, piece, unpacked, words
+from edgeformer.weights.bit_packing import unpacked
+from edgeformer.weights.foreign._groups import FLOATS, GroupedTensor, Joined, floats, piece, words
 from edgeformer.weights.foreign._scaled import CODES, scaled
 from edgeformer.weights.foreign._small_floats import SmallFloatTensor
 from edgeformer.weights.safetensors_file import StoredTensor, read_raw

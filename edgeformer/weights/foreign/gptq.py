@@ -14,13 +14,13 @@ import numpy as np
 
 from edgeformer.errors import CheckpointError
 from edgeformer.files.quoting import shown
+from edgeformer.weights.bit_packing import unpacked
 from edgeformer.weights.foreign._groups import (
     FLOATS,
     GroupedTensor,
     Joined,
     floats,
     piece,
-    unpacked,
     whole_number,
     words,
 )
