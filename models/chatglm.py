@@ -54,7 +54,7 @@ def spec(config: HfConfig) -> Decoder:
     config.ignore(
         "apply_query_key_layer_scaling", "attention_softmax_in_fp32", "bias_dropout_fusion", "fp32_residual_connection"
     )
-    config.ignore("classifier_dropout", "rope_theta")
+    config.ignore("classifier_dropout", "rope_theta", "vocab_size", "attn_implementation")
     config.expect(num_hidden_layers=config.layers("num_layers", 28))
     heads, width = config.size("num_attention_heads", 32), config.size("hidden_size", 4096)
     eps, head_dim = config.number("layernorm_epsilon", 1e-5), config.size("kv_channels", 128)

@@ -14,15 +14,18 @@ from types import ModuleType
 import numpy as np
 
 from edgeformer.checkpoint import bundle
+from edgeformer.checkpoint.gguf_archs._rope import scaling_of
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.exporters.gguf.exporter import MODEL_FILE
 from edgeformer.inference import runtime as base
 from edgeformer.inference.runtime import Options, Session
 from edgeformer.inference.text import ToolText
+from edgeformer.layers.rope_longrope import LongRopeScaling
 from edgeformer.spec.task import Task
 
 _F32, _F16 = 0, 1  # ggml_type
+_PADDING = 256  # tokens that a context's size is a multiple of
 
 
 _ERROR = 4  # ggml_log_level
@@ -178,6 +181,12 @@ class Runtime(base.Runtime):
     def refuses(self, spec, options):
         if options.batch > 1:
             return "this adapter runs one sequence at a time"
+        scaling, context = scaling_of(spec), min(options.capacity or spec.context, spec.context)
+        if isinstance(scaling, LongRopeScaling) and -(-context // _PADDING) * _PADDING > scaling.original_context:
+            return (
+                f"llama.cpp chooses LongRoPE's factors by the size of its context, here {context:,} tokens: above"
+                f" {scaling.original_context:,} it uses the long ones from the first token on, which this model doesn't"
+            )
         return super().refuses(spec, options)
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:

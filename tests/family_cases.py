@@ -302,6 +302,16 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
         "other-multipliers-bias": dict(scale_emb=2, scale_depth=0.8, dim_model_base=32, attention_bias=True, mlp_bias=True),
         "untied-no-depth": dict(dim_model_base=None, tie_word_embeddings=False, scale_depth=None, rope_parameters=rope("linear")),
     },
+    "glm": {
+        "half-rotated-bias": dict(head_dim=16, pad_token_id=0),
+        "whole-wide-heads": dict(
+            head_dim=24, attention_bias=False, pad_token_id=0, rope_parameters=rope("linear", 500.0, partial_rotary_factor=1.0)
+        ),
+        "mqa-tied-quarter": dict(
+            head_dim=8, num_key_value_heads=1, tie_word_embeddings=True, pad_token_id=0,
+            rope_parameters=rope("default", partial_rotary_factor=0.25),
+        ),
+    },
     "glm4": {
         "half-rotated": dict(head_dim=16, pad_token_id=0, attention_bias=True),
         "no-bias-whole": dict(

@@ -19,7 +19,7 @@ from family_cases import CASES, settings
 from edgeformer import discover, load
 from edgeformer.checkpoint.loading import LoadedModel, named_specs
 from edgeformer.errors import EdgeformerError
-from edgeformer.exporters.gguf.exporter import architecture
+from edgeformer.exporters.gguf.fitting import architecture
 from edgeformer.exporters.hf.config import family_config, known_config
 from edgeformer.exporters.mlx.exporter import stock_type
 from edgeformer.exporters.onnx.targets.web import MODEL_TYPES
@@ -116,7 +116,7 @@ def page(folder: Path) -> str:
         "web": recorded(folder, "web", lambda _: True),
     }
     lines = [INTRODUCTION, "| family | transformers | mlx-lm | llama.cpp | transformers.js |", "|---|---|---|---|---|"]
-    aliases = {"mt5", "camembert", "xlm_roberta", "chatglm"}
+    aliases = {"mt5", "camembert", "xlm_roberta"}
     for family in discover.names("edgeformer.models"):
         if family in aliases:
             continue
@@ -126,7 +126,7 @@ def page(folder: Path) -> str:
         lines.append(f"| {family} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "camembert and xlm_roberta are roberta's architecture, mt5 is t5's. chatglm goes out to none of these.",
+        "camembert and xlm_roberta are roberta's architecture, mt5 is t5's.",
         "",
     ]
     return "\n".join([*lines, *named()])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import mlx_cases
-from family_cases import TINY
+from family_cases import TINY, rope
 
 _STOCK = mlx_cases.STOCK
 _WIDE = TINY | dict(hidden_size=96, intermediate_size=128)
@@ -42,9 +42,31 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "smollm3": ("smollm3", _WIDE | dict(head_dim=16, num_hidden_layers=5, pad_token_id=0)),
     "granite": ("granite", _STOCK["granite"]),
     "cohere": ("command-r", _STOCK["cohere"] | dict(use_qk_norm=False)),
+    "glm": ("chatglm", _STOCK["glm"]),
     "glm4": ("glm4", _STOCK["glm4"]),
+    "deepseek_v2": ("deepseek2", _STOCK["deepseek_v2"]),
 }  # fmt: skip
 """model_type -> llama.cpp's architecture, and a config for transformers."""
+VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "phi3@longrope": (
+        "phi3", "phi3",
+        _STOCK["phi3"] | dict(max_position_embeddings=1024, original_max_position_embeddings=256, rope_parameters=dict(
+            rope_type="longrope", rope_theta=10_000.0, short_factor=[1.0 + n / 10 for n in range(8)],
+            long_factor=[1.5 + n / 3 for n in range(8)],
+            original_max_position_embeddings=256, factor=4.0,
+        )),
+    ),
+    "deepseek_v2@no-query-rank": (
+        "deepseek_v2", "deepseek2",
+        _STOCK["deepseek_v2"] | dict(q_lora_rank=None, n_shared_experts=2, routed_scaling_factor=1.7, first_k_dense_replace=0),
+    ),
+    "deepseek_v2@yarn": (
+        "deepseek_v2", "deepseek2",
+        _STOCK["deepseek_v2"] | dict(rope_parameters=rope("yarn", mscale=0.707, mscale_all_dim=0.707, factor=8.0)),
+    ),
+    "llama@yarn-temperature": ("llama", "llama", _WIDE | dict(rope_parameters=rope("yarn", factor=4.0, attention_factor=1.3))),
+}  # fmt: skip
+"""Settings of a family that it has elsewhere in its metadata or tensors: name -> model_type, architecture, config."""
 FORMULAS: dict[str, tuple[str, dict[str, Any]]] = {
     "openelm": ("openelm", mlx_cases.FORMULAS["openelm"]),
     "minicpm": ("minicpm", mlx_cases.FORMULAS["minicpm"]),
@@ -52,6 +74,11 @@ FORMULAS: dict[str, tuple[str, dict[str, Any]]] = {
         "minicpm3",
         _STOCK["minicpm3"] | dict(hidden_size=128, num_attention_heads=8, num_key_value_heads=8, dim_model_base=256,
                                   scale_emb=12, scale_depth=1.4),
+    ),
+    "chatglm": (
+        "chatglm",
+        dict(num_layers=2, padded_vocab_size=97, hidden_size=96, ffn_hidden_size=128, kv_channels=16, num_attention_heads=6,
+             seq_length=256, rmsnorm=True, add_qkv_bias=True, multi_query_attention=True, multi_query_group_num=2, rope_ratio=50),
     ),
 }  # fmt: skip
 """The same where the oracle is our numpy back end: transformers has no class, or initialises these weights too small."""

@@ -36,6 +36,7 @@ STOCK: dict[str, dict[str, Any]] = {
     "granite": _NARROW
     | dict(attention_multiplier=0.2, embedding_multiplier=3.0, residual_multiplier=0.4, logits_scaling=2.5),
     "cohere": _NARROW | dict(use_qk_norm=True),
+    "glm": _WIDE | dict(pad_token_id=0, rope_parameters=rope("default", partial_rotary_factor=1.0)),
     "glm4": _WIDE | dict(pad_token_id=0),
     "minicpm3": _LATENT | dict(rms_norm_eps=1e-5, dim_model_base=24, scale_depth=1.4, scale_emb=3),
     "deepseek_v2": _LATENT

@@ -44,6 +44,7 @@ UNMODELLED = {
     "gemma": {"use_bidirectional_attention": True},
     "gemma2": {"layer_types": ["full_attention", "chunked_attention"]},
     "gemma3_text": {"attn_logit_softcapping": 30.0},
+    "glm": {"hidden_act": "mish"},
     "glm4": {"rope_scaling": {"rope_type": "mrope"}, "rope_parameters": None},
     "gpt2": {"reorder_and_upcast_attn": "yes"},
     "gpt_bigcode": {"activation_function": "mish"},
@@ -154,6 +155,7 @@ def test_defaults_are_those_of_the_config_classes(tmp_path):
 
 
 DEFAULTS = {
+    "glm": ["attention_bias", "rms_norm_eps", "hidden_act"],
     "glm4": ["attention_bias", "rms_norm_eps", "hidden_act"],
     "gemma": ["attention_bias", "hidden_act", "rms_norm_eps", "tie_word_embeddings"],
     "gemma2": ["query_pre_attn_scalar", "attn_logit_softcapping", "final_logit_softcapping", "hidden_activation"],

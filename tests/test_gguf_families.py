@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from gguf_cases import EXACT_GELU, FAMILIES, FORMULAS, TABLE
+from gguf_cases import EXACT_GELU, FAMILIES, FORMULAS, TABLE, VARIANTS
 from support import hf_logits, load_tiny, random_ids, record_errors, saved, small_spec
 
 from edgeformer import discover, load
@@ -26,13 +26,13 @@ from edgeformer.weights.gguf_file import Draft
 
 pytest.importorskip("gguf")
 pytest.importorskip("transformers")
-ALL = FAMILIES | FORMULAS
+ALL = {name: (name, *case) for name, case in (FAMILIES | FORMULAS).items()} | VARIANTS
 runs = pytest.mark.skipif(get("llama_cpp")[0].unavailable() is not None, reason="llama-cpp-python is not installed")
 
 
-def made(model_type, folder):
+def made(case, folder):
     """The loaded model, and the logits of 160 ids."""
-    _, config = ALL[model_type]
+    model_type, _, config = ALL[case]
     ids = random_ids(97, 160)
     if model_type in FAMILIES:
         loaded, hf = load_tiny(folder / "hf", model_type, **config)
@@ -49,12 +49,12 @@ def numpy_logits(model, ids):
 
 
 @runs
-@pytest.mark.parametrize("model_type", ALL)
-def test_llama_cpp_runs_it(model_type, tmp_path):
-    loaded, ids, expected = made(model_type, tmp_path)
+@pytest.mark.parametrize("case", ALL)
+def test_llama_cpp_runs_it(case, tmp_path):
+    loaded, ids, expected = made(case, tmp_path)
     done = export(loaded, tmp_path / "g", to="gguf", no_tokenizer=True)
-    assert done.manifest["target"] == ALL[model_type][0]
-    assert any("GELU's tanh approximation" in note for note in done.notes) == (model_type in EXACT_GELU)
+    assert done.manifest["target"] == ALL[case][1]
+    assert any("GELU's tanh approximation" in note for note in done.notes) == (case in EXACT_GELU)
     session = require("llama_cpp")[0].open(tmp_path / "g", Options(capacity=160))
     whole = session.forward(ids[None], all_positions=True)[0]
     session.reset()
@@ -62,20 +62,21 @@ def test_llama_cpp_runs_it(model_type, tmp_path):
     steps += [session.forward(ids[None, i : i + 1])[0] for i in range(100, 160)]
     scale = float(np.abs(expected).max())
     worst = max(float(np.abs(whole - expected).max()), float(np.abs(np.stack(steps) - expected[99:]).max()))
-    record_errors("gguf", model_type, {ALL[model_type][0]: worst})
-    assert worst <= (1e-3 * scale + 2e-3 if model_type in TABLE else 1e-4 + 1e-5 * scale)
+    record_errors("gguf", case, {ALL[case][1]: worst})
+    assert worst <= (1e-3 * scale + 2e-3 if case in TABLE else 1e-4 + 1e-5 * scale)
 
 
 @runs
-@pytest.mark.parametrize("model_type", ALL)
-def test_read_back(model_type, tmp_path):
+@pytest.mark.parametrize("case", ALL)
+def test_read_back(case, tmp_path):
     """The file is read as the same architecture with the same numbers; where GELU is exact, as what llama.cpp computes."""
-    loaded, ids, expected = made(model_type, tmp_path)
+    loaded, ids, expected = made(case, tmp_path)
     export(loaded, tmp_path / "g", to="gguf", no_tokenizer=True)
     again = load(tmp_path / "g" / "model.gguf")
+    expected = expected if case in EXACT_GELU else numpy_logits(loaded, ids)
     worst = float(np.abs(numpy_logits(again, ids) - expected).max())
-    assert worst <= (5e-3 if model_type in EXACT_GELU else 1e-4)
-    if model_type not in EXACT_GELU:
+    assert worst <= (5e-3 if case in EXACT_GELU else 2e-5)
+    if case not in EXACT_GELU:
         weights, found = loaded.require_weights(), again.require_weights()
         for name in weights:
             off = np.abs(np.asarray(weights[name]) - np.asarray(found[name])).max()
@@ -83,9 +84,9 @@ def test_read_back(model_type, tmp_path):
 
 
 @runs
-@pytest.mark.parametrize("model_type", ALL)
-def test_the_same_codes(model_type, tmp_path):
-    loaded, _, _ = made(model_type, tmp_path)
+@pytest.mark.parametrize("case", ALL)
+def test_the_same_codes(case, tmp_path):
+    loaded, _, _ = made(case, tmp_path)
     source = tmp_path / "source"
     export(loaded, source, to="hf", precision="fp32")
     quantize(load(source), tmp_path / "q", format="q4")
@@ -101,7 +102,7 @@ def test_the_same_codes(model_type, tmp_path):
         elif isinstance(tensor.stored, QuantizedTensor):  # MLA's maps per head, which the file holds transposed
             assert "_up" in name and np.array_equal(ours[name], found[name]), name
     assert count >= 6
-    if model_type in ("gpt_neox", "phi3", "falcon"):  # fused matrices go on into other formats with their codes
+    if case in ("gpt_neox", "phi3", "falcon"):  # fused matrices go on into other formats with their codes
         export(again, tmp_path / "onnx")
         onward = load(tmp_path / "onnx").require_weights()
         assert all(np.array_equal(onward[name], found[name]) for name in found)
@@ -128,6 +129,9 @@ def test_an_architecture_that_fits_several(tmp_path):
     assert digest(load(tmp_path / "g" / "model.gguf").spec) == digest(loaded.spec)
 
 
+LATENT = {"attention.layer_norm_rms_epsilon": 1e-6, "attention.key_length_mla": 48, "attention.value_length_mla": 16}
+
+
 @pytest.mark.parametrize(
     ("architecture", "changes", "message"),
     [
@@ -135,6 +139,17 @@ def test_an_architecture_that_fits_several(tmp_path):
         ("gptneox", {"attention.head_count": 1000}, "not a multiple of the 1000 heads"),
         ("minicpm", {"logit_scale": 0.0}, "must be positive"),
         ("stablelm", {"attention.head_count": 0}, "must be an integer from 1"),
+        ("deepseek2", {}, "inner norms have 1e-06"),
+        ("deepseek2", LATENT | {"expert_group_count": 8}, "ranks groups by their two best experts"),
+        ("deepseek2", LATENT | {"expert_gating_func": 2}, "weighs its experts as DeepSeek-V3 does"),
+        ("deepseek2", LATENT | {"attention.key_length_mla": 8}, "can't have 16 rotated ones"),
+        ("deepseek2", LATENT | {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0}, "scales scores twice"),
+        (
+            "llama",
+            {"rope.scaling.type": "yarn", "rope.scaling.yarn_beta_fast": 16.0},
+            "computes 32.0 for this architecture",
+        ),
+        ("chatglm", {"attention.head_count": 7}, "not a multiple of the 7 heads"),
     ],
 )
 def test_sizes_that_contradict_each_other(architecture, changes, message):
@@ -143,11 +158,70 @@ def test_sizes_that_contradict_each_other(architecture, changes, message):
     metadata = {
         "block_count": 2, "context_length": 64, "embedding_length": 96, "feed_forward_length": 128, "vocab_size": 97,
         "attention.head_count": 6, "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": 1e-5,
-        "rope.dimension_count": 16, "embedding_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0,
+        "attention.key_length": 48, "attention.value_length": 16, "rope.dimension_count": 16, "embedding_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0,
     }  # fmt: skip
     draft = Draft(architecture, metadata | changes, {"token_embd.weight": (97, 96)}, {})
     with pytest.raises(EdgeformerError, match=message):
         module.ARCHITECTURE.config(draft)
+
+
+@pytest.mark.parametrize(
+    ("factors", "message"),
+    [
+        ({"rope_factors_long.weight": np.ones(8, np.float32)}, "without rope_factors_short.weight"),
+        (
+            {f"rope_factors_{k}.weight": np.ones(5, np.float32) for k in ("long", "short")},
+            r"\[5\]; 16 rotated channels need \[8\]",
+        ),
+        ({f"rope_factors_{k}.weight": np.zeros(8, np.float32) for k in ("long", "short")}, "factors must be positive"),
+    ],
+)
+def test_factors_of_longrope(factors, message):
+    metadata = {
+        "block_count": 1, "context_length": 64, "embedding_length": 96, "feed_forward_length": 128, "attention.head_count": 6,
+        "attention.layer_norm_rms_epsilon": 1e-5,
+    }  # fmt: skip
+    draft = Draft("phi3", metadata, {"token_embd.weight": (97, 96)}, factors)
+    with pytest.raises(EdgeformerError, match=message):
+        discover.find("edgeformer.checkpoint.gguf_archs", "phi3").ARCHITECTURE.config(draft)
+
+
+def test_latent_attention_of_older_files(tmp_path):
+    """Files made before llama.cpp absorbed the maps: keys and values of all heads are one matrix, and head_count_kv counts."""
+    import gguf
+
+    loaded, ids, _ = made("deepseek_v2", tmp_path)
+    export(loaded, tmp_path / "g", to="gguf", no_tokenizer=True)
+    old = gguf.GGUFReader(tmp_path / "g" / "model.gguf")
+    writer = gguf.GGUFWriter(tmp_path / "old.gguf", "deepseek2")
+    for key, field in old.fields.items():
+        if key.startswith("deepseek2.") and "_mla" not in key:
+            value = field.contents()
+            changed = {"deepseek2.attention.key_length": 48, "deepseek2.attention.value_length": 16}.get(key, value)
+            writer.add_float32(key, changed) if isinstance(changed, float) else writer.add_uint32(key, changed)
+    tensors = {t.name: np.array(t.data) for t in old.tensors}
+    for name in [n for n in tensors if "attn_k_b" in n]:
+        k, v = tensors.pop(name).swapaxes(1, 2), tensors.pop(name.replace("k_b", "v_b"))
+        tensors[name.replace("k_b", "kv_b")] = np.concatenate([k, v], 1).reshape(-1, k.shape[-1])
+    for name, values in tensors.items():
+        writer.add_tensor(name, np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    again = load(tmp_path / "old.gguf")
+    assert np.array_equal(numpy_logits(again, ids), numpy_logits(loaded, ids))
+
+
+@runs
+def test_longrope_beyond_the_original_context(tmp_path):
+    """llama.cpp would use the long factors from the first token on."""
+    loaded, *_ = made("phi3@longrope", tmp_path)
+    done = export(loaded, tmp_path / "g", to="gguf", no_tokenizer=True)
+    assert any("-c 256" in note for note in done.notes)
+    refused = require("llama_cpp")[0].refuses(loaded.spec, Options(capacity=300))
+    assert refused is not None and "above 256" in refused
+    assert require("llama_cpp")[0].refuses(loaded.spec, Options(capacity=200)) is None
 
 
 def test_factors_of_another_length():

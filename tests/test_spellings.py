@@ -22,8 +22,8 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 MLX_LM = (
-    "cohere", "deepseek_v2", "gemma", "gemma2", "gemma3_text", "glm4", "gpt2", "gpt_bigcode", "gpt_neox", "granite", "llama",
-    "mixtral", "olmo2", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
+    "cohere", "deepseek_v2", "gemma", "gemma2", "gemma3_text", "glm", "glm4", "gpt2", "gpt_bigcode", "gpt_neox", "granite",
+    "llama", "mixtral", "olmo2", "olmoe", "phi", "phi3", "qwen2", "qwen3", "qwen3_moe", "smollm3",
     "stablelm", "starcoder2",
 )  # fmt: skip
 """Families that both mlx-lm and transformers have (mlx-lm's OLMo needs a package that is gone)."""

@@ -13,7 +13,7 @@ from edgeformer.checkpoint.manifest import SCHEMA, Manifest
 from edgeformer.errors import EdgeformerError
 from edgeformer.exporters.coreai.contract import core_ai_notes
 from edgeformer.exporters.gguf.exporter import PRECISIONS as GGUF_PRECISIONS
-from edgeformer.exporters.gguf.exporter import architecture
+from edgeformer.exporters.gguf.fitting import architecture
 from edgeformer.exporters.gguf.tokenizer import tokenizer_metadata
 from edgeformer.exporters.hf.config import family_config, known_config
 from edgeformer.exporters.mlx.exporter import stock_type

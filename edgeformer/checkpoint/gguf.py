@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from edgeformer import discover
-from edgeformer.checkpoint.gguf_archs._common import ROPE_FACTORS, Architecture
+from edgeformer.checkpoint.gguf_archs._common import Architecture
+from edgeformer.checkpoint.gguf_archs._rope import FACTORS
 from edgeformer.errors import CheckpointError, ConfigError
 from edgeformer.weights.gguf_file import Reader, parts_of
 from edgeformer.weights.safetensors_file import StoredTensor
@@ -57,7 +58,7 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
     turned: dict[str, int] = {name.split(".")[-1]: count for name, count in zip(arch.interleaved, heads, strict=False)}
     stored = {}
     for name in reader.names():
-        if name != ROPE_FACTORS:  # already in the config
+        if name not in FACTORS:  # already in the config
             leaf = name.rsplit(".", 2)[-2].removeprefix("attn_") if name.count(".") > 1 else ""
             stored[name] = reader.tensor(name, turned.get(leaf, 0))
     if not stored:

@@ -248,7 +248,8 @@ def _from_gguf(file: Path, name: str, allow_unread: bool) -> LoadedModel:
     read = read_gguf(file, allow_unread)
     reader = HfConfig(read.config, str(file), read.stored)
     spec, more = _read_config(reader, allow_unread)
-    weights, left = bind(spec, read.stored, [read.architecture.name_map(spec)], where=str(file))
+    names = [read.architecture.name_map(spec), *read.architecture.spellings(spec)]
+    weights, left = bind(spec, read.stored, names, where=str(file))
     # files beside a GGUF file are its companions only in a folder made for it
     folder = file.parent if ggufs_in(file.parent) == [read.files[0]] else None
     quantization = _quantization_of(file.parent, file.name)

@@ -5,38 +5,30 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from edgeformer import discover
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.artefact import Exported, described, write_surroundings, writing_from
 from edgeformer.checkpoint.companions.generation import generation_defaults
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer
-from edgeformer.checkpoint.gguf_archs._common import ROPE_FACTORS, Architecture
-from edgeformer.checkpoint.loading import LoadedModel, family
+from edgeformer.checkpoint.gguf_archs._common import Architecture
+from edgeformer.checkpoint.gguf_archs._rope import FACTORS, scaling_of
+from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import Compute
-from edgeformer.errors import CheckpointError, ConfigError, ExportError, SpecError
+from edgeformer.errors import ExportError
+from edgeformer.exporters.gguf.fitting import architecture
 from edgeformer.exporters.gguf.tokenizer import check_in_llama_cpp, tokenizer_limits, tokenizer_metadata
-from edgeformer.exporters.hf.config import UNMAPPED, Misfit, nearest
 from edgeformer.exporters.onnx.filling import Progress
-from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
-from edgeformer.layers.mlp import MLP
-from edgeformer.layers.rope import Rope
-from edgeformer.layers.rope_llama3 import Llama3Scaling
-from edgeformer.models._config import HfConfig
-from edgeformer.models._inverse import effective
-from edgeformer.models._shape import Unmapped
-from edgeformer.spec import Model, Node, layers, tensors
-from edgeformer.spec.derive import rebuilt
-from edgeformer.spec.differences import comparable, differences, distance, listed
+from edgeformer.layers.rope_longrope import LongRopeScaling
+from edgeformer.spec import Model, layers, tensors
 from edgeformer.weights.binding import Source, Weights, stored_part
 from edgeformer.weights.formats import QUANTIZED, QuantizedTensor
-from edgeformer.weights.gguf_file import BLOCKS, Draft, interleaved, require_gguf, to_blocks
+from edgeformer.weights.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
 from edgeformer.weights.held import Held, cast_weights
 from edgeformer.weights.parts import Cut, Stack
 from edgeformer.weights.precision import FLOAT_TYPES
@@ -110,6 +102,12 @@ def export_gguf(
         manifest["tokenizer"] = limits
         bundle.write_manifest(folder, manifest)
     notes = [*loaded.notes, *fitting.notes, *remarks]
+    scaling = scaling_of(spec)
+    if isinstance(scaling, LongRopeScaling):
+        notes.append(
+            f"llama.cpp chooses LongRoPE's factors by the size of its context, not by the tokens in it: up to"
+            f" {scaling.original_context} (-c {scaling.original_context}) it computes this model"
+        )
     if precision in coarse:
         notes.append(f"llama.cpp's {name} looks its activation up in an fp16 table, so verdicts use the fp16 tolerance")
     if quantized and (split := [t.name for t in written if t.split]):
@@ -134,100 +132,6 @@ def _sampling(loaded: LoadedModel) -> dict[str, Any]:
     if sampling.rules is not None and sampling.rules.repetition_penalty != 1:
         found["penalty_repeat"] = sampling.rules.repetition_penalty
     return found
-
-
-@dataclass(frozen=True)
-class Fitting:
-    """An architecture of llama.cpp that represents a spec: its name, the file's metadata, its declarations, and notes."""
-
-    name: str
-    metadata: dict[str, Any]
-    architecture: Architecture
-    notes: list[str] = field(default_factory=list)
-
-
-GELU_NOTE = (
-    "llama.cpp computes GELU's tanh approximation where this model has the exact GELU: activations differ by up to 5e-4"
-)
-
-
-def architecture(spec: Model, prefer: str | None = None) -> Fitting:
-    """The architecture of llama.cpp that represents the spec: what its reader makes of the metadata is the same spec.
-
-    Where several do, the order is: the one of `prefer` (the model_type that the model came with), those of common families, the
-    alphabet.
-
-    Raises:
-        ExportError: there is none; the message names the nearest, and what differs.
-    """
-    misfits: list[Misfit] = []
-    fitting: list[tuple[tuple[bool, bool, str], Fitting]] = []
-    for name, module in discover.each("edgeformer.checkpoint.gguf_archs"):
-        with discover.sparing("edgeformer.checkpoint.gguf_archs", name):
-            arch = discover.declared(module, "ARCHITECTURE", Architecture)
-            called = arch.called or name
-            try:
-                metadata = arch.metadata(spec)
-                config, again = _read_back(spec, called, metadata, arch)
-            except (Unmapped, ConfigError, CheckpointError, SpecError) as e:
-                misfits.append(Misfit(UNMAPPED, f"{called}: {e}"))
-                continue
-            exact = bool(arch.compute) and _tanh(spec) != spec
-            wanted, there = (comparable(effective(m)) for m in (_tanh(spec) if exact else spec, again))
-            found = differences(wanted, comparable(effective(_tanh(again))) if exact else there)
-            if found:
-                misfits.append(Misfit(distance(found), f"{called}, which differs in {listed(found)}"))
-                continue
-            kind = str(config["model_type"])
-            order = kind != prefer, not family(kind).common, called
-            fitting.append((order, Fitting(called, metadata, arch, [GELU_NOTE] if exact else [])))
-    if not fitting:
-        raise ExportError(
-            f"no architecture of llama.cpp that edgeformer writes can represent this model; the nearest is {nearest(misfits)}"
-        )
-    return min(fitting, key=lambda f: f[0])[1]
-
-
-def _read_back(spec: Model, name: str, metadata: dict[str, Any], arch: Architecture) -> tuple[dict[str, Any], Model]:
-    """The config that the architecture's reader makes of a file of this metadata, and the spec that it describes."""
-    names, shapes = arch.name_map(spec), {}
-    for canonical, shape in tensors(spec).items():
-        part = stored_part(names, canonical)
-        assert not isinstance(part, Stack)  # no architecture splits a tensor
-        shapes[part.name] = part.whole(shape)
-    factors = arch.rope_factors(spec)
-    draft = Draft(name, metadata, shapes, {} if factors is None else {ROPE_FACTORS: factors})
-    config = arch.config(draft)
-    reader = HfConfig(dict(config), f"the {name} GGUF of this spec")
-    again = _as_said(family(reader.model_type).spec(reader), spec)
-    if unread := draft.unread():
-        raise ConfigError(f"its reader doesn't read {', '.join(unread)}")
-    return config, again
-
-
-def _as_said(again: Model, spec: Model) -> Model:
-    """The spec that was read back, with Llama 3's scaling as the original says it: several settings have the same factors."""
-    attentions = (layer for _, layer, _ in layers(spec) if isinstance(layer, GQA) and isinstance(layer.position, Rope))
-    said = {a.position.scaling for a in attentions if isinstance(a.position.scaling, Llama3Scaling)}  # type: ignore[attr-defined]
-
-    def same(node: Node) -> Node:
-        if not isinstance(node, Rope) or not isinstance(node.scaling, Llama3Scaling):
-            return node
-        found = node.scaling.frequencies(node.dim, node.theta)
-        equal = (s for s in said if np.allclose(s.frequencies(node.dim, node.theta), found, rtol=1e-5))
-        return replace(node, scaling=next(equal, node.scaling))
-
-    return rebuilt(again, same)  # type: ignore[return-value]
-
-
-def _tanh(spec: Model) -> Model:
-    """The spec with GELU's tanh approximation in place of the exact GELU."""
-    made = rebuilt(
-        spec,
-        lambda node: replace(node, act="gelu_tanh") if isinstance(node, (MLP, GLU)) and node.act == "gelu" else node,
-    )
-    assert isinstance(made, Model)
-    return made
 
 
 def _planned(spec: Model, weights: Weights, precision: str | None, keep: Sequence[str]) -> tuple[Weights, str]:
@@ -265,8 +169,8 @@ def _tensors(spec: Model, sources: dict[str, Source], arch: Architecture, precis
         assert not isinstance(part, Stack)  # no architecture splits a tensor
         found.setdefault(part.name, []).append((part, name))
     heads = _interleaved_heads(spec, arch)
-    if (factors := arch.rope_factors(spec)) is not None:
-        yield _Tensor(ROPE_FACTORS, factors.shape, "F32", lambda: factors)
+    for name, factors in arch.rope_factors(spec).items():
+        yield _Tensor(name, factors.shape, "F32", lambda factors=factors: factors)
     for full, parts in found.items():
         held = Held(tuple((part, sources[name]) for part, name in parts))
         turned, shape = [heads.get(name, 0) for _, name in parts], held.shape
@@ -289,7 +193,7 @@ def _bits_per_weight(gguf: Any, written: list[_Tensor]) -> float:
     """Average over the weights in the file, scales included."""
     bits = count = 0.0
     for t in written:
-        if t.name != ROPE_FACTORS:
+        if t.name not in FACTORS:
             block, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[t.kind]]
             count += math.prod(t.shape)
             bits += math.prod(t.shape) / block * size * 8
@@ -303,9 +207,6 @@ def _unquantized(members: list[Source]) -> str:
 
 def _interleaved_heads(spec: Model, arch: Architecture) -> dict[str, int]:
     """Canonical tensor name -> number of heads whose rows have to be reordered for interleaved RoPE."""
-    from edgeformer.layers.gqa import GQA
-    from edgeformer.spec import layers
-
     counts = {}
     for path, layer, _ in layers(spec):
         for name in arch.interleaved:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from edgeformer.errors import EdgeformerError
-from edgeformer.exporters.gguf.exporter import architecture
+from edgeformer.exporters.gguf.fitting import architecture
 from edgeformer.spec import Linear, Model, leaves
 
 TARGET = "llama.cpp (GGUF)"

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
+from edgeformer.checkpoint.gguf_archs._rope import rope_keys, rope_of
 from edgeformer.checkpoint.manifest import Compute
 from edgeformer.errors import CheckpointError
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mlp import MLP
-from edgeformer.layers.rope import Rope, base_frequencies
-from edgeformer.layers.rope_linear import LinearScaling
-from edgeformer.layers.rope_llama3 import Llama3Scaling
-from edgeformer.layers.rope_yarn import YarnScaling
 from edgeformer.models._inverse import (
     Config,
     attention_in,
@@ -29,7 +25,6 @@ from edgeformer.models._inverse import (
     rotated_in,
 )
 from edgeformer.models._names import KINDS, Names, named, side_by_side
-from edgeformer.models._shape import Unmapped, need
 from edgeformer.spec import Model, Node
 from edgeformer.weights.binding import NameMap
 from edgeformer.weights.gguf_file import Reader
@@ -45,7 +40,8 @@ class Architecture:
         applied to it, and has to give the spec again.
     config: the Hugging Face config of what llama.cpp computes for a file.
     interleaved: linear maps whose rows llama.cpp needs reordered, since it rotates adjacent channels.
-    rope_factors: the divisors of the RoPE frequencies, float32 [head_dim / 2], where GGUF stores them as a tensor.
+    spellings: names in older files, a map for each.
+    rope_factors: the divisors of the RoPE frequencies that GGUF stores as tensors (`FACTORS`), by name.
     called: llama.cpp's name, where it isn't the file's.
     compute: precision -> the precision of llama.cpp's arithmetic, where it is coarser.
     """
@@ -54,7 +50,8 @@ class Architecture:
     metadata: Callable[[Model], dict[str, Any]]
     config: Callable[[Reader], Config]
     interleaved: tuple[str, ...] = ()
-    rope_factors: Callable[[Model], np.ndarray | None] = lambda spec: None
+    spellings: Callable[[Any], Sequence[NameMap]] = lambda spec: []
+    rope_factors: Callable[[Model], dict[str, np.ndarray]] = lambda spec: {}
     called: str | None = None
     compute: Mapping[str, Compute] = field(default_factory=dict)
 
@@ -63,7 +60,6 @@ class Architecture:
         return self.names(spec) if callable(self.names) else self.names
 
 
-ROPE_FACTORS = "rope_freqs.weight"
 GELU_TABLE: dict[str, Compute] = {"fp32": "fp16", "bf16": "bf16"}
 """ggml looks GELU up in a table of fp16 values, whatever the precision of the weights."""
 _TOP = {"embed": "token_embd", "norm": "output_norm", "head": "output"}
@@ -148,42 +144,6 @@ def norm_keys(norm: Node | None) -> dict[str, Any]:
     return {f"attention.{kind}": float(getattr(norm, "eps", 1e-5))}
 
 
-def rope_keys(position: Node | None, head_dim: int, kind: type[Rope] = Rope) -> dict[str, Any]:
-    """RoPE's keys.
-
-    Raises:
-        Unmapped: a scaling that llama.cpp doesn't have.
-    """
-    rope = part(position, kind, dim=head_dim, theta=10_000.0, scaling=None)
-    return {"rope.dimension_count": rope.dim, "rope.freq_base": float(rope.theta), **_scaling(rope)}
-
-
-def _scaling(rope: Rope) -> dict[str, Any]:
-    match rope.scaling:
-        case None | Llama3Scaling():  # the latter's factors are a tensor
-            return {}
-        case LinearScaling(factor=factor):
-            return {"rope.scaling.type": "linear", "rope.scaling.factor": float(factor)}
-        case YarnScaling() as s:
-            usual = 0.1 * math.log(s.factor) + 1 if s.factor > 1 else 1.0
-            need(
-                abs(s.temperature - usual) < 1e-6,
-                "llama.cpp derives YaRN's temperature from its factor; this spec's temperature differs",
-            )
-            need(
-                (s.beta_fast, s.beta_slow) == (32.0, 1.0),
-                "YaRN's beta_fast and beta_slow are not llama.cpp's (32 and 1)",
-            )
-            need(s.truncate, "llama.cpp rounds YaRN's ramp to whole channels; this spec doesn't (truncate)")
-            return {
-                "rope.scaling.type": "yarn",
-                "rope.scaling.factor": float(s.factor),
-                "rope.scaling.original_context_length": s.original_context,
-            }
-        case other:
-            raise Unmapped(f"llama.cpp has no {other.kind.removeprefix('rope_')} RoPE scaling here")
-
-
 def llama_metadata(spec: Model) -> dict[str, Any]:
     """The metadata of architectures shaped like Llama's."""
     model = model_of(spec, Decoder)
@@ -197,15 +157,6 @@ def plain_metadata(spec: Model) -> dict[str, Any]:
     model, a = model_of(spec, Decoder), first_attention(spec)
     ffn = part(ffn_in(model.blocks[0]), MLP, hidden=4 * model.width, act="gelu_tanh")
     return shape_keys(spec, ffn.hidden) | norm_keys(model.norm) | rope_keys(a.position, a.head_dim)
-
-
-def rope_factors(spec: Model) -> np.ndarray | None:
-    """The divisors of the RoPE frequencies, float32 `[head_dim / 2]`, for scalings that GGUF stores as a tensor."""
-    position = rotated_in(model_of(spec, Decoder)).position
-    if not isinstance(position, Rope) or not isinstance(position.scaling, Llama3Scaling):
-        return None
-    plain = base_frequencies(position.dim, position.theta)
-    return (plain / position.scaling.frequencies(position.dim, position.theta)).astype(np.float32)
 
 
 def shape_config(reader: Reader, model_type: str) -> Config:
@@ -255,41 +206,6 @@ def even_heads(reader: Reader, config: Config) -> int:
     return dim
 
 
-def rope_of(reader: Reader, dim: int, *, share: str | None = None) -> Config:
-    """RoPE's config. `share` is the family's key for the part of each head that is rotated; None: all of it.
-
-    Raises:
-        CheckpointError: RoPE settings that no config can express.
-    """
-    config: Config = {"rope_theta": reader.number("rope.freq_base", 10_000.0)}
-    turned = reader.size("rope.dimension_count", dim)
-    if share is not None:
-        config[share] = turned / dim
-    elif turned != dim:
-        raise CheckpointError(
-            f"{reader.file}: rope.dimension_count is {turned}, but heads have {dim} channels; it must be equal"
-        )
-    kind, factor = reader.text("rope.scaling.type", "none"), reader.number("rope.scaling.factor", 0.0)
-    if kind not in ("none", "linear", "yarn"):
-        raise CheckpointError(f"{reader.file}: RoPE scaling {kind!r} is not supported; linear, yarn and llama3 are")
-    if reader.has(ROPE_FACTORS):
-        if factor not in (0.0, 1.0):
-            raise CheckpointError(
-                f"{reader.file} has both {ROPE_FACTORS} and RoPE scaling by {factor}; only one of them is supported"
-            )
-        config["rope_scaling"] = _llama3(reader, turned, config["rope_theta"])
-    elif kind == "yarn":
-        original = reader.size("rope.scaling.original_context_length", reader.size("context_length"))
-        config["rope_scaling"] = {
-            "rope_type": "yarn",
-            "factor": factor,
-            "original_max_position_embeddings": original,
-        }
-    elif factor not in (0.0, 1.0):
-        config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
-    return config
-
-
 def rms_epsilon(reader: Reader) -> Config:
     """An RMSNorm's epsilon."""
     return {"rms_norm_eps": reader.number("attention.layer_norm_rms_epsilon")}
@@ -300,38 +216,16 @@ def layer_epsilon(reader: Reader, key: str) -> Config:
     return {key: reader.number("attention.layer_norm_epsilon")}
 
 
-def llama_config(reader: Reader, model_type: str, *, own_head_dim: bool = True) -> Config:
-    """The config of architectures shaped like Llama's; `own_head_dim`: the family has the key head_dim.
+def llama_config(reader: Reader, model_type: str, *, own_head_dim: bool = True, longrope: bool = False) -> Config:
+    """The config of architectures shaped like Llama's; `own_head_dim`: the family has the key head_dim; `longrope`: the
+    architecture reads LongRoPE's factors.
 
     Raises:
         CheckpointError: RoPE settings that no config can express.
     """
     config = shape_config(reader, model_type) | rms_epsilon(reader)
     dim = head_dim(reader, config["hidden_size"], config["num_attention_heads"])
-    return config | rope_of(reader, dim) | ({"head_dim": dim} if own_head_dim else {})
-
-
-def _llama3(reader: Reader, dim: int, theta: float) -> dict[str, Any]:
-    """Recover Llama 3's scaling from its factors: they are recomputed for the settings that models use, and must match."""
-    found, plain = reader.read(ROPE_FACTORS).astype(np.float32), base_frequencies(dim, theta)
-    if found.shape != plain.shape:
-        raise CheckpointError(
-            f"{reader.file}: {ROPE_FACTORS} has shape {list(found.shape)}; {dim} rotated channels need {list(plain.shape)}"
-        )
-    for original in (8192, *(2**n for n in range(5, 18))):
-        for low, high in ((1.0, 4.0), (1.0, 2.0), (2.0, 4.0), (1.0, 8.0)):
-            rule = Llama3Scaling(
-                factor=float(found.max()), low_freq_factor=low, high_freq_factor=high, original_context=original
-            )
-            if np.allclose(plain / rule.frequencies(dim, theta), found, rtol=1e-5):
-                return {
-                    "rope_type": "llama3",
-                    "factor": rule.factor,
-                    "low_freq_factor": low,
-                    "high_freq_factor": high,
-                    "original_max_position_embeddings": original,
-                }
-    raise CheckpointError(f"{reader.file}: {ROPE_FACTORS} doesn't match Llama 3's RoPE scaling for any usual setting")
+    return config | rope_of(reader, dim, longrope=longrope) | ({"head_dim": dim} if own_head_dim else {})
 
 
 def biases(reader: Reader) -> Config:

@@ -11,12 +11,11 @@ from edgeformer.checkpoint.gguf_archs._common import (
     first_attention,
     layer_epsilon,
     norm_keys,
-    rope_keys,
-    rope_of,
     row_per_head,
     shape_config,
     shape_keys,
 )
+from edgeformer.checkpoint.gguf_archs._rope import rope_keys, rope_of
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.models._inverse import Config, gated_in, model_of

@@ -13,9 +13,9 @@ from edgeformer.checkpoint.gguf_archs._common import (
     layer_epsilon,
     names_with,
     plain_metadata,
-    rope_of,
     shape_config,
 )
+from edgeformer.checkpoint.gguf_archs._rope import rope_of
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.parallel_block import ParallelBlock
 from edgeformer.models._inverse import Config

@@ -11,11 +11,11 @@ from edgeformer.checkpoint.gguf_archs._common import (
     llama_config,
     names_with,
     norm_keys,
-    rope_keys,
     shape_keys,
     shifted_norms,
     window_of,
 )
+from edgeformer.checkpoint.gguf_archs._rope import rope_keys
 from edgeformer.layers.decoder import Decoder
 from edgeformer.models._inverse import Config, attentions_in, gated_in, model_of
 from edgeformer.models._names import Names

@@ -12,11 +12,10 @@ from edgeformer.checkpoint.gguf_archs._common import (
     names_with,
     norm_keys,
     rms_epsilon,
-    rope_keys,
-    rope_of,
     shape_config,
     shape_keys,
 )
+from edgeformer.checkpoint.gguf_archs._rope import rope_keys, rope_of
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.rope_interleaved import RopeInterleaved
 from edgeformer.models._inverse import Config, gated_in, model_of

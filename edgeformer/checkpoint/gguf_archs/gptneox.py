@@ -12,11 +12,10 @@ from edgeformer.checkpoint.gguf_archs._common import (
     layer_epsilon,
     names_with,
     norm_keys,
-    rope_keys,
-    rope_of,
     shape_config,
     shape_keys,
 )
+from edgeformer.checkpoint.gguf_archs._rope import rope_keys, rope_of
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.parallel_block import ParallelBlock

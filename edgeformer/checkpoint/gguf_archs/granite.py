@@ -11,8 +11,8 @@ from edgeformer.checkpoint.gguf_archs._common import (
     first_attention,
     llama_config,
     llama_metadata,
-    rope_factors,
 )
+from edgeformer.checkpoint.gguf_archs._rope import rope_factors
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.models._inverse import Config, block_of, model_of, reciprocal, solved

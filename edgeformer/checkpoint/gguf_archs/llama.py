@@ -11,8 +11,8 @@ from edgeformer.checkpoint.gguf_archs._common import (
     biases,
     llama_config,
     llama_metadata,
-    rope_factors,
 )
+from edgeformer.checkpoint.gguf_archs._rope import rope_factors
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.moe import MoE
 from edgeformer.models._inverse import Config, ffn_in, mixture_in, model_of

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from edgeformer.checkpoint.gguf_archs._common import LLAMA_NAMES, Architecture, llama_config, llama_metadata
+from edgeformer.checkpoint.gguf_archs._rope import rope_factors
 from edgeformer.layers.block import Block
 from edgeformer.layers.decoder import Decoder
 from edgeformer.models._inverse import Config, block_of, model_of, reciprocal, solved
@@ -24,7 +25,7 @@ def metadata(spec: Model) -> dict[str, Any]:
 
 def config(reader: Reader) -> Config:
     """The Hugging Face config of a GGUF file."""
-    config = llama_config(reader, "minicpm", own_head_dim=False)
+    config = llama_config(reader, "minicpm", own_head_dim=False, longrope=True)
     depth = reader.number("residual_scale") * config["num_hidden_layers"] ** 0.5
     base = round(config["hidden_size"] / reader.positive("logit_scale"))
     return config | {
@@ -34,4 +35,6 @@ def config(reader: Reader) -> Config:
     }
 
 
-ARCHITECTURE = Architecture(LLAMA_NAMES, metadata, config, interleaved=("attention.q", "attention.k"))
+ARCHITECTURE = Architecture(
+    LLAMA_NAMES, metadata, config, rope_factors=rope_factors, interleaved=("attention.q", "attention.k")
+)

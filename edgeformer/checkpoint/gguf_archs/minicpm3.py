@@ -9,11 +9,10 @@ from edgeformer.checkpoint.gguf_archs._common import (
     names_with,
     norm_keys,
     rms_epsilon,
-    rope_keys,
-    rope_of,
     shape_config,
     shape_keys,
 )
+from edgeformer.checkpoint.gguf_archs._rope import rope_factors, rope_keys, rope_of
 from edgeformer.layers.decoder import Decoder
 from edgeformer.models._inverse import Config, gated_in, model_of
 from edgeformer.models._names import Names
@@ -48,7 +47,7 @@ def config(reader: Reader) -> Config:
     turned = reader.size("rope.dimension_count")
     return (
         config
-        | rope_of(reader, turned)
+        | rope_of(reader, turned, longrope=True)
         | {
             "q_lora_rank": reader.size("attention.q_lora_rank"),
             "kv_lora_rank": reader.size("attention.kv_lora_rank"),
@@ -79,4 +78,4 @@ def names(spec: Decoder) -> Names:
     }
 
 
-ARCHITECTURE = Architecture(names, metadata, config)
+ARCHITECTURE = Architecture(names, metadata, config, rope_factors=rope_factors)

@@ -10,9 +10,9 @@ from edgeformer.checkpoint.gguf_archs._common import (
     first_attention,
     head_dim,
     llama_metadata,
-    rope_of,
     shape_config,
 )
+from edgeformer.checkpoint.gguf_archs._rope import rope_of
 from edgeformer.models._inverse import Config
 from edgeformer.spec import Model
 from edgeformer.weights.gguf_file import Reader

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeformer.checkpoint.gguf_archs._common import Architecture, names_with, norm_keys, rope_keys
+from edgeformer.checkpoint.gguf_archs._common import Architecture, names_with, norm_keys
+from edgeformer.checkpoint.gguf_archs._rope import rope_keys
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.glu import GLU
 from edgeformer.models._inverse import Config, attentions_in, ffn_in, model_of, part

@@ -11,9 +11,9 @@ from edgeformer.checkpoint.gguf_archs._common import (
     even_heads,
     layer_epsilon,
     plain_metadata,
-    rope_of,
     shape_config,
 )
+from edgeformer.checkpoint.gguf_archs._rope import rope_of
 from edgeformer.models._inverse import Config
 from edgeformer.spec import Model
 from edgeformer.weights.gguf_file import Reader

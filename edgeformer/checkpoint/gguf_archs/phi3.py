@@ -12,9 +12,9 @@ from edgeformer.checkpoint.gguf_archs._common import (
     llama_metadata,
     names_with,
     rms_epsilon,
-    rope_of,
     shape_config,
 )
+from edgeformer.checkpoint.gguf_archs._rope import rope_factors, rope_of
 from edgeformer.layers.decoder import Decoder
 from edgeformer.models._inverse import Config
 from edgeformer.models._names import Names, halves
@@ -39,8 +39,8 @@ def config(reader: Reader) -> Config:
     window = reader.optional("attention.sliding_window")
     config = shape_config(reader, "phi3") | rms_epsilon(reader)
     dim = head_dim(reader, config["hidden_size"], config["num_attention_heads"])
-    turned = rope_of(reader, dim, share="partial_rotary_factor")
+    turned = rope_of(reader, dim, share="partial_rotary_factor", longrope=True)
     return config | turned | {"sliding_window": window, "pad_token_id": None}
 
 
-ARCHITECTURE = Architecture(names, metadata, config)
+ARCHITECTURE = Architecture(names, metadata, config, rope_factors=rope_factors)

@@ -4,13 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgeformer.checkpoint.gguf_archs._common import (
-    LLAMA_NAMES,
-    Architecture,
-    llama_config,
-    llama_metadata,
-    rope_factors,
-)
+from edgeformer.checkpoint.gguf_archs._common import LLAMA_NAMES, Architecture, llama_config, llama_metadata
+from edgeformer.checkpoint.gguf_archs._rope import rope_factors
 from edgeformer.models._inverse import Config
 from edgeformer.spec import Model
 from edgeformer.weights.gguf_file import Reader
