@@ -129,7 +129,8 @@ def test_an_architecture_that_fits_several(tmp_path):
     assert digest(load(tmp_path / "g" / "model.gguf").spec) == digest(loaded.spec)
 
 
-LATENT = {"attention.layer_norm_rms_epsilon": 1e-6, "attention.key_length_mla": 48, "attention.value_length_mla": 16}
+_KEYS = {"attention.key_length": 48, "attention.value_length": 16}
+LATENT = {"attention.layer_norm_rms_epsilon": 1e-6, **{f"{key}_mla": value for key, value in _KEYS.items()}}
 
 
 @pytest.mark.parametrize(
@@ -139,7 +140,7 @@ LATENT = {"attention.layer_norm_rms_epsilon": 1e-6, "attention.key_length_mla": 
         ("gptneox", {"attention.head_count": 1000}, "not a multiple of the 1000 heads"),
         ("minicpm", {"logit_scale": 0.0}, "must be positive"),
         ("stablelm", {"attention.head_count": 0}, "must be an integer from 1"),
-        ("deepseek2", {}, "inner norms have 1e-06"),
+        ("deepseek2", _KEYS, "inner norms have 1e-06"),
         ("deepseek2", LATENT | {"expert_group_count": 8}, "ranks groups by their two best experts"),
         ("deepseek2", LATENT | {"expert_gating_func": 2}, "weighs its experts as DeepSeek-V3 does"),
         ("deepseek2", LATENT | {"attention.key_length_mla": 8}, "can't have 16 rotated ones"),
@@ -158,7 +159,7 @@ def test_sizes_that_contradict_each_other(architecture, changes, message):
     metadata = {
         "block_count": 2, "context_length": 64, "embedding_length": 96, "feed_forward_length": 128, "vocab_size": 97,
         "attention.head_count": 6, "attention.layer_norm_epsilon": 1e-5, "attention.layer_norm_rms_epsilon": 1e-5,
-        "attention.key_length": 48, "attention.value_length": 16, "rope.dimension_count": 16, "embedding_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0,
+        "rope.dimension_count": 16, "embedding_scale": 1.0, "residual_scale": 1.0, "logit_scale": 1.0,
     }  # fmt: skip
     draft = Draft(architecture, metadata | changes, {"token_embd.weight": (97, 96)}, {})
     with pytest.raises(EdgeformerError, match=message):

@@ -82,7 +82,8 @@ def test_the_same_bits_everywhere(family, format, quantized, tmp_path):
     for file in ("onnx", *(["gguf"] if find_spec("gguf") else [])):
         if file == "gguf":
             export(model, tmp_path / "gguf", to="gguf", no_tokenizer=True)
-        kept = [n for n in names if file == "onnx" or ".ffn." in n]  # llama.cpp stores minicpm3's k and v maps as one
+        # llama.cpp stores minicpm3's k and v maps as one
+        kept = [n for n in names if file == "onnx" or ".ffn." in n or family != "minicpm3"]
         again = codes(load(tmp_path / file), kept)
         for name in kept:
             assert all(np.array_equal(a, b) for a, b in zip(original[name], again[name], strict=True)), (file, name)
