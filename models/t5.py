@@ -64,11 +64,11 @@ LONGEST = 16_384
 
 def spec(config: HfConfig) -> EncoderDecoder:
     """A T5 encoder–decoder."""
-    return t5_like(config, feed_forward="relu", tied=True)
+    return t5_like(config, feed_forward="relu", tied=True, scaled=True)
 
 
-def t5_like(config: HfConfig, *, feed_forward: str, tied: bool) -> EncoderDecoder:
-    """T5 or mT5; `feed_forward` and `tied` are the defaults of these keys."""
+def t5_like(config: HfConfig, *, feed_forward: str, tied: bool, scaled: bool) -> EncoderDecoder:
+    """T5 or mT5; `feed_forward` and `tied` are the defaults of these keys; `scaled`: the head's input can be scaled."""
     config.expect(is_encoder_decoder=True)
     config.ignore("classifier_dropout", "initializer_factor", "is_gated_act", "dense_act_fn", "num_hidden_layers")
     width, inner = config.size("d_model", 512), config.size("d_kv", 64)
@@ -93,7 +93,7 @@ def t5_like(config: HfConfig, *, feed_forward: str, tied: bool) -> EncoderDecode
         return Tower(blocks=(block,) * layers, norm=norm, dropout=dropout)
 
     tied = config.flag("tie_word_embeddings", tied)
-    scaled = config.flag("scale_decoder_outputs", tied)
+    scaled = config.flag("scale_decoder_outputs", tied) if scaled else False
     own_head = config.stored is not None and "lm_head.weight" in config.stored and not scaled  # T5 1.1 has one
     return EncoderDecoder(
         vocab=config.size("vocab_size", 32_128),

@@ -7,9 +7,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import unicodedata
+from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +21,14 @@ from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.exporters.gguf.exporter import MODEL_FILE
 from edgeformer.inference import runtime as base
-from edgeformer.inference.runtime import Options, Session
+from edgeformer.inference.runtime import EVERY_TASK, Options, Session
 from edgeformer.inference.text import ToolText
+from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.rope_longrope import LongRopeScaling
 from edgeformer.spec.task import Task
 
 _F32, _F16 = 0, 1  # ggml_type
-_PADDING = 256  # tokens that a context's size is a multiple of
+_PADDING = 256  # tokens that a context's size is a multiple of; also the most sequences of a context
 
 
 _ERROR = 4  # ggml_log_level
@@ -45,16 +48,15 @@ def _keep_log(llama: ModuleType) -> None:
     _errors.clear()
 
 
-class LlamaSession(Session):
-    """One sequence in one context."""
+class _Opened(Session):
+    """A model that llama.cpp has loaded, and its context."""
 
     def __init__(self, folder: Path, options: Options):
         # not `import llama_cpp`: where that package is missing, a type checker takes this file for it
         llama_cpp = import_module("llama_cpp")
         manifest = bundle.opened(folder)
         super().__init__(bundle.read_spec(folder), options)
-        self.manifest = manifest
-        self.llama = llama_cpp
+        self.folder, self.manifest, self.llama, self.context = folder, manifest, llama_cpp, None
         _keep_log(llama_cpp)
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
@@ -67,54 +69,38 @@ class LlamaSession(Session):
         self.model = llama_cpp.llama_model_load_from_file(str(folder / MODEL_FILE).encode(), settings)
         if not self.model:
             raise ArtefactError(f"llama.cpp can't load {folder / MODEL_FILE}: {'; '.join(_errors[:2])}")
-        context = llama_cpp.llama_context_default_params()
-        context.n_ctx = self.capacity
-        context.n_batch = context.n_ubatch = min(self.capacity, 512)
-        context.n_threads = context.n_threads_batch = options.threads
         self.kv = "fp16" if options.variant in ("kv-f16", "gpu") else "fp32"
+
+    def _open(self, tokens: int, chunk: int, **settings: Any) -> None:
+        """Open a context of `tokens` tokens, of which `chunk` are computed at once, in place of the one before."""
+        if self.context:
+            self.llama.llama_free(self.context)
+        context = self.llama.llama_context_default_params()
+        context.n_ctx, context.n_batch, context.n_ubatch, context.n_seq_max = tokens, chunk, chunk, 1
+        context.n_threads = context.n_threads_batch = self.options.threads
         context.type_k = context.type_v = _F16 if self.kv == "fp16" else _F32
         context.flash_attn_type = -1 if self.gpu else 0  # off on the CPU: it rounds scores to fp16
-        context.n_seq_max = 1
-        self.context = llama_cpp.llama_init_from_model(self.model, context)
+        for name, value in settings.items():
+            setattr(context, name, value)
+        self.context = self.llama.llama_init_from_model(self.model, context)
         if not self.context:
-            raise ArtefactError(f"llama.cpp can't open a context of {self.capacity} tokens for {folder}")
-        self.chunk = int(context.n_batch)
-        self.place: tuple[int, int] | None = None
-        self.batch = llama_cpp.llama_batch_init(self.chunk, 0, 1)
+            raise ArtefactError(f"llama.cpp can't open a context of {tokens} tokens for {self.folder}")
 
-    def _reset(self):
-        self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), True)
+    def _filled(self, batch: Any, rows: list[tuple[np.ndarray, np.ndarray, int]], wanted: Callable[[int], bool]) -> Any:
+        """Fill a batch with rows of (ids, positions, sequence); `wanted(i)`: whether token i has an output."""
+        batch.n_tokens = i = 0
+        for ids, positions, sequence in rows:
+            for token, position in zip(ids.tolist(), positions.tolist(), strict=True):
+                batch.token[i], batch.pos[i] = token, position
+                batch.n_seq_id[i], batch.seq_id[i][0] = 1, sequence
+                batch.logits[i] = wanted(i)
+                i += 1
+        batch.n_tokens = i
+        return batch
 
-    def _step(self, ids, mask, all_positions):
-        if not mask.all():
-            raise InputError(
-                "this adapter runs llama.cpp without padding; use the runtime onnxruntime for padded batches"
-            )
-        parts = []
-        for start in range(0, ids.shape[1], self.chunk):
-            part = ids[0, start : start + self.chunk]
-            last = start + len(part) == ids.shape[1]
-            parts += self._decode(part, self.length + start, all_positions, last)
-        y = np.concatenate(parts)[None]
-        return y if all_positions else y[:, -1]
-
-    def _decode(self, ids: np.ndarray, position: int, every: bool, last: bool) -> list[np.ndarray]:
-        batch, count = self.batch, len(ids)
-        batch.n_tokens = count
-        for i, token in enumerate(ids):
-            batch.token[i], batch.pos[i] = int(token), position + i
-            batch.n_seq_id[i], batch.seq_id[i][0] = 1, 0
-            batch.logits[i] = every or (last and i + 1 == count)
-        if (code := self.llama.llama_decode(self.context, batch)) != 0:
-            raise ArtefactError(f"llama.cpp's llama_decode failed with code {code}")
-        wanted = count if every else int(last)
-        if not wanted:
-            return []
-        logits = self.llama.llama_get_logits(self.context)
-        place = ctypes.addressof(logits.contents), wanted
-        if place != self.place:  # making a view takes a noticeable share of a small model's step
-            self.place, self.view = place, np.ctypeslib.as_array(logits, (wanted, self.spec.vocab))
-        return [self.view.copy()]
+    def _run(self, call: str, batch: Any) -> None:
+        if (code := getattr(self.llama, call)(self.context, batch)) != 0:
+            raise ArtefactError(f"llama.cpp's {call} failed with code {code}")
 
     def text_of_tool(self):
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
@@ -164,22 +150,139 @@ class LlamaSession(Session):
 
     def __del__(self):
         with contextlib.suppress(Exception):
-            self.llama.llama_batch_free(self.batch)
             self.llama.llama_free(self.context)
             self.llama.llama_model_free(self.model)
+
+
+class LlamaSession(_Opened):
+    """One sequence in one context."""
+
+    def __init__(self, folder: Path, options: Options):
+        super().__init__(folder, options)
+        self.chunk = min(self.capacity, 512)
+        self._open(self.capacity, self.chunk)
+        self.place: tuple[int, int] | None = None
+        self.batch = self.llama.llama_batch_init(self.chunk, 0, 1)
+
+    def _reset(self):
+        self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), True)
+
+    def _step(self, ids, mask, all_positions):
+        if not mask.all():
+            raise InputError(
+                "this adapter runs llama.cpp without padding; use the runtime onnxruntime for padded batches"
+            )
+        parts = []
+        for start in range(0, ids.shape[1], self.chunk):
+            part = ids[0, start : start + self.chunk]
+            last = start + len(part) == ids.shape[1]
+            parts += self._decode(part, self.length + start, all_positions, last)
+        y = np.concatenate(parts)[None]
+        return y if all_positions else y[:, -1]
+
+    def _decode(self, ids: np.ndarray, position: int, every: bool, last: bool) -> list[np.ndarray]:
+        count = len(ids)
+        rows = [(ids, np.arange(position, position + count), 0)]
+        batch = self._filled(self.batch, rows, lambda i: every or (last and i + 1 == count))
+        self._run("llama_decode", batch)
+        wanted = count if every else int(last)
+        if not wanted:
+            return []
+        logits = self.llama.llama_get_logits(self.context)
+        place = ctypes.addressof(logits.contents), wanted
+        if place != self.place:  # making a view takes a noticeable share of a small model's step
+            self.place, self.view = place, np.ctypeslib.as_array(logits, (wanted, self.spec.vocab))
+        return [self.view.copy()]
+
+    def __del__(self):
+        with contextlib.suppress(Exception):
+            self.llama.llama_batch_free(self.batch)
+        super().__del__()
+
+
+class LlamaPairSession(LlamaSession):
+    """An encoder–decoder model: the context keeps the encoder's output."""
+
+    def _source(self, ids, mask):
+        real = ids[0][mask[0].astype(bool)]
+        if len(real) > self.chunk:  # the encoder reads a text in one piece
+            self.chunk, self.place = _rounded(len(real)), None
+            self._open(max(self.capacity, self.chunk), self.chunk)
+            self.llama.llama_batch_free(self.batch)
+            self.batch = self.llama.llama_batch_init(self.chunk, 0, 1)
+        self._reset()  # or the text is refused as not following the answer before
+        rows = [(real, np.arange(len(real)), 0)]
+        self._run("llama_encode", self._filled(self.batch, rows, lambda _: True))
+
+
+class LlamaEncoderSession(_Opened):
+    """An encoder; rows are sequences of one batch, without their padding. Its only output is the pooled embedding where the file
+    asks for pooling, normalised as llama.cpp's own tools do, and the hidden states elsewhere."""
+
+    def __init__(self, folder: Path, options: Options):
+        super().__init__(folder, options)
+        assert isinstance(self.spec, Encoder)
+        self.encoder, self.room, self.rows = self.spec, 0, 0
+        self.encoded = ("sentence_embedding",) if self.encoder.pooling else ("last_hidden_state",)
+
+    def _encode(self, inputs):
+        count = len(inputs["input_ids"])
+        if count > _PADDING:  # llama.cpp's most sequences
+            parts = [{k: v[n : n + _PADDING] for k, v in inputs.items()} for n in range(0, count, _PADDING)]
+            found = [self._encode(part) for part in parts]
+            return {name: np.concatenate([f[name] for f in found]) for name in found[0]}
+        ids, real = inputs["input_ids"], inputs["attention_mask"].astype(bool)
+        slots = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        positions = slots if self.encoder.counts_padding else np.cumsum(real, 1) - 1
+        rows = [(ids[n][real[n]], positions[n][real[n]], n) for n in range(len(ids))]
+        if (count := int(real.sum())) > self.room or len(ids) > self.rows:
+            self._make_room(count, len(ids))
+        self._run("llama_encode", self._filled(self.batch, rows, lambda _: True))
+        width, llama = self.spec.width, self.llama
+        if self.encoder.pooling is None:
+            found = np.ctypeslib.as_array(llama.llama_get_embeddings(self.context), (count, width))
+            hidden = np.zeros((*ids.shape, width), np.float32)
+            hidden[real] = found
+            return {"last_hidden_state": hidden}
+        vectors = [llama.llama_get_embeddings_seq(self.context, n) for n in range(len(ids))]
+        pooled = np.stack([np.ctypeslib.as_array(v, (width,)).copy() for v in vectors])
+        if self.encoder.pooling.normalize:
+            pooled /= np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)
+        return {"sentence_embedding": pooled}
+
+    def _make_room(self, tokens: int, rows: int) -> None:
+        """Open a context for a batch: an encoder computes all of it at once."""
+        if self.room:
+            self.llama.llama_batch_free(self.batch)
+        self.room = _rounded(tokens)
+        pooling = {} if self.encoder.pooling else {"pooling_type": 0}  # none; by default the file's
+        # a number of sequences that doesn't divide the tokens ends the process in llama.cpp's mean pooling
+        most = 1 << (max(rows, self.options.batch) - 1).bit_length()
+        self._open(self.room, self.room, embeddings=True, n_seq_max=most, kv_unified=True, **pooling)
+        self.rows = most
+        self.batch = self.llama.llama_batch_init(self.room, 0, 1)
+
+    def __del__(self):
+        with contextlib.suppress(Exception):
+            self.llama.llama_batch_free(self.batch)
+        super().__del__()
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // _PADDING) * _PADDING
 
 
 class Runtime(base.Runtime):
     """llama.cpp on the CPU, or with variant `gpu` on the GPU it was built for."""
 
     opens = "gguf"
-    tasks = (Task.TEXT_GENERATION,)
+    tasks = EVERY_TASK
     packages = ("llama-cpp-python",)
     extra = "llama-cpp"
     variants = ("kv-f16", "gpu")
 
     def refuses(self, spec, options):
-        if options.batch > 1:
+        if options.batch > 1 and spec.task != Task.FEATURE_EXTRACTION:
             return "this adapter runs one sequence at a time"
         scaling, context = scaling_of(spec), min(options.capacity or spec.context, spec.context)
         if isinstance(scaling, LongRopeScaling) and -(-context // _PADDING) * _PADDING > scaling.original_context:
@@ -191,4 +294,9 @@ class Runtime(base.Runtime):
 
     def open(self, source: Path | LoadedModel, options: Options) -> Session:
         assert isinstance(source, Path)
-        return LlamaSession(source, options)
+        sessions: dict[Task, Callable[[Path, Options], Session]] = {
+            Task.TEXT_GENERATION: LlamaSession,
+            Task.FEATURE_EXTRACTION: LlamaEncoderSession,
+            Task.TEXT2TEXT_GENERATION: LlamaPairSession,
+        }
+        return sessions[bundle.read_spec(source).task](source, options)

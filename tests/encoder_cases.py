@@ -76,6 +76,7 @@ ENCODER_DECODERS: dict[str, dict[str, dict[str, Any]]] = {
             num_decoder_layers=1, layer_norm_epsilon=1e-3,
         ),
     },
+    "mt5": {"plain": {}},
     "bart": {
         "plain": {},
         "scaled-relu": dict(scale_embedding=True, activation_function="relu", init_std=0.1),
@@ -94,4 +95,4 @@ ENCODER_DECODERS: dict[str, dict[str, dict[str, Any]]] = {
 
 def pair_settings(model_type: str, config: dict[str, Any]) -> dict[str, Any]:
     """The whole config of an encoder–decoder's case."""
-    return _PAIR_BASE[model_type] | config
+    return _PAIR_BASE[{"mt5": "t5"}.get(model_type, model_type)] | config

@@ -10,6 +10,7 @@ from edgeformer import discover
 from edgeformer.checkpoint.gguf_archs._common import Architecture
 from edgeformer.checkpoint.gguf_archs._rope import FACTORS
 from edgeformer.errors import CheckpointError, ConfigError
+from edgeformer.layers.pooling import Pooling
 from edgeformer.weights.gguf_file import Reader, parts_of
 from edgeformer.weights.safetensors_file import StoredTensor
 
@@ -19,13 +20,14 @@ TOKENIZER = "tokenizer."
 @dataclass(frozen=True)
 class GgufModel:
     """What a GGUF file holds: the config, the tensors by GGUF name (rows in edgeformer's order), the architecture,
-    the tokenizer's metadata without `tokenizer.`, the files (several for a split model), and notes."""
+    the tokenizer's metadata without `tokenizer.`, the files (several for a split model), an encoder's pooling, and notes."""
 
     config: dict[str, Any]
     stored: dict[str, StoredTensor]
     architecture: Architecture
     tokenizer: dict[str, Any]
     files: list[Path]
+    pooling: Pooling | None
     notes: list[str]
 
 
@@ -67,7 +69,7 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
     if others := reader.strangers():
         notes.append(f"unused GGUF metadata: {', '.join(others)}")
     notes += reader.notes
-    return GgufModel(config, stored, arch, reader.below(TOKENIZER), reader.files, notes)
+    return GgufModel(config, stored, arch, reader.below(TOKENIZER), reader.files, arch.pooling(reader), notes)
 
 
 def gguf_in(folder: Path) -> Path | None:

@@ -17,8 +17,8 @@ from typing import TypeVar
 
 from edgeformer import discover
 from edgeformer.checkpoint.companions.evidence import remarks
-from edgeformer.checkpoint.companions.files import Companions, Embedded, read_object, with_tokenizer
-from edgeformer.checkpoint.companions.pooling import read_embedder, supported_mode
+from edgeformer.checkpoint.companions.files import Companions, Embedded, with_tokenizer
+from edgeformer.checkpoint.companions.pooling import with_pooling
 from edgeformer.checkpoint.gguf import gguf_in, ggufs_in, read_gguf
 from edgeformer.checkpoint.hub import download, is_hub_id
 from edgeformer.checkpoint.manifest import Quantization
@@ -36,6 +36,7 @@ from edgeformer.checkpoint.stored_tensors import (
 from edgeformer.errors import CheckpointError, ConfigError, ModelNotFound, SpecError
 from edgeformer.files.paths import check_links
 from edgeformer.files.quoting import listed, plain, shown
+from edgeformer.layers.encoder import Encoder
 from edgeformer.models._config import HfConfig, read_json
 from edgeformer.models._family import Family, family_of
 from edgeformer.spec import Model, tensors
@@ -246,10 +247,10 @@ def _from_file(path: Path, name: str, allow_unread: bool) -> LoadedModel:
 
 def _from_gguf(file: Path, name: str, allow_unread: bool) -> LoadedModel:
     read = read_gguf(file, allow_unread)
-    reader = HfConfig(read.config, str(file), read.stored)
-    spec, more = _read_config(reader, allow_unread)
+    spec, more = _read_config(HfConfig(read.config, str(file)), allow_unread)
+    spec = read.architecture.computed(spec)
     names = [read.architecture.name_map(spec), *read.architecture.spellings(spec)]
-    weights, left = bind(spec, read.stored, names, where=str(file))
+    weights, left = bind(spec, read.stored, names, ignored=read.architecture.ignored, where=str(file))
     # files beside a GGUF file are its companions only in a folder made for it
     folder = file.parent if ggufs_in(file.parent) == [read.files[0]] else None
     quantization = _quantization_of(file.parent, file.name)
@@ -257,6 +258,10 @@ def _from_gguf(file: Path, name: str, allow_unread: bool) -> LoadedModel:
     notes = read.notes + more + left
     if folder is not None:
         notes += remarks(folder, read.files)
+        spec, pooled = with_pooling(spec, folder)
+        notes += pooled
+    if isinstance(spec, Encoder) and spec.pooling is None:
+        spec = replace(spec, pooling=read.pooling)
     return LoadedModel(spec, weights, name, folder, read.config, notes, quantization, around)
 
 
@@ -329,7 +334,7 @@ def _from_folder(
             f"; for a GGUF file of a hub id, give {name}/FILE.gguf" if is_hub_id(name) and name.count("/") == 1 else ""
         )
         raise ModelNotFound(f"{folder} holds neither a config.json (Hugging Face) nor a spec.json (edgeformer){more}")
-    spec, more = _with_pooling(spec, folder)
+    spec, more = with_pooling(spec, folder)
     notes = notes + more
     weights = None
     if stored is not None:
@@ -359,36 +364,6 @@ def _renamed(stored: Mapping[str, T], config: object) -> dict[str, T]:
             name = re.sub(pattern, new, name)
         out[name] = tensor
     return out
-
-
-def _with_pooling(spec: Model, folder: Path) -> tuple[Model, list[str]]:
-    """The spec with the pooling that a sentence-transformers folder declares in modules.json, and notes."""
-    from edgeformer.layers.encoder import Encoder
-    from edgeformer.layers.pooling import Pooling
-
-    embedder = read_embedder(folder)
-    if embedder is None:
-        return spec, []
-    if not isinstance(spec, Encoder):
-        modes = " and ".join(embedder.modes) or "no pooling"
-        return spec, [
-            f"{folder / 'modules.json'} makes this model an embedder (pooling: {modes}); edgeformer builds pooling for"
-            f" encoders only, so this {spec.kind} outputs logits, not an embedding"
-        ]
-    if spec.pooling is not None or (not embedder.modes and not embedder.others):
-        return spec, []
-    pooling = Pooling(mode=supported_mode(embedder, folder), normalize=embedder.normalize)
-    notes = []
-    if not embedder.include_prompt:
-        notes.append(
-            "the model's pooling excludes prompt tokens (include_prompt is false); edgeformer pools them with the others"
-        )
-    settings = folder / "config_sentence_transformers.json"
-    if settings.is_file() and (prompt := read_object(settings).get("default_prompt_name")) is not None:
-        notes.append(
-            f"sentence-transformers prepends the prompt {prompt!r} to every text; edgeformer takes texts as they are"
-        )
-    return replace(spec, pooling=pooling), notes
 
 
 __all__ = [

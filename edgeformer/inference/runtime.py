@@ -80,6 +80,9 @@ class Session:
     served: ClassVar[bool] = False
     """Whether this is a server's client: it has `serve` and no `forward`."""
 
+    encoded: tuple[str, ...] | None = None
+    """An encoder's outputs, where they are not all of its spec's."""
+
     prefix_length: int | None = None
     """Number of prefix tokens that every token attends to, in a prefix LM; by default all tokens of the first `forward`."""
 

@@ -223,13 +223,16 @@ def encoder_inputs(
 
 
 def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dict, compute: str) -> list[Check]:
-    """Compare every output of an encoder, ignoring padded positions."""
+    """Compare every output of an encoder, ignoring padded positions. Of rows that begin with padding, no pooled output is
+    compared: the first token, which some are made of, is padding there for some runtimes and the first real one for others."""
     outputs, checks = session.encode(inputs), []
     real = inputs["attention_mask"].astype(bool)
     for name, reference in expected.items():
+        if session.encoded is not None and name not in session.encoded:
+            continue
         ours = outputs[name]
-        if reference.ndim == 3:
-            ours, reference = ours[real], reference[real]
+        rows = real if reference.ndim == 3 else real[:, 0]
+        ours, reference = ours[rows], reference[rows]
         check = compare(name, ours, reference, compute)
         check.top1 = check.kl_mean = check.first_divergence = None  # meaningful for logits only
         checks.append(check)

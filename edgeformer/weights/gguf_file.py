@@ -292,6 +292,18 @@ class Reader:
             )
         return found
 
+    def listed(self, key: str, default: int) -> int | list[bool]:
+        """A positive integer, or a list of flags, one per layer."""
+        value = self.fields.get(f"{self.architecture}.{key}", default)
+        if not isinstance(value, list):
+            return self.size(key, default)
+        self._read.add(key)
+        if any(type(flag) not in (int, bool) or flag not in (0, 1) for flag in value):
+            raise CheckpointError(
+                f"{self.file}: {self.architecture}.{key} is {shown(value)}; it must list true or false"
+            )
+        return [bool(flag) for flag in value]
+
     def ignore(self, *keys: str) -> None:
         """Mark keys that are redundant as read."""
         self._read.update(keys)

@@ -288,7 +288,37 @@ class Shifted:
         return shape
 
 
-Cut = Part | Rows | Reordered | Flat | Shifted
+@dataclass(frozen=True)
+class Below:
+    """A table whose first `rows` rows are not stored: RoBERTa's positions in GGUF files."""
+
+    name: str
+    rows: int
+
+    plain = False
+    whole_rows = False
+    share = 1.0
+
+    def take(self, x: X) -> X:
+        """The canonical tensor of a stored one, a numpy or MLX array: zeros in the rows that aren't stored."""
+        whole = np.zeros((x.shape[0] + self.rows, *x.shape[1:]), np.float32)
+        whole[self.rows :] = x
+        return whole  # type: ignore[return-value]
+
+    def put(self, whole: np.ndarray, x: np.ndarray) -> None:
+        """Write a canonical tensor into its place in a stored one."""
+        whole[...] = x[self.rows :]
+
+    def shape(self, stored: Shape) -> Shape:
+        """The shape that `take` returns for a stored shape."""
+        return (stored[0] + self.rows, *stored[1:]) if stored else (-1,)
+
+    def whole(self, shape: Shape) -> Shape:
+        """The stored shape for a canonical one."""
+        return (shape[0] - self.rows, *shape[1:])
+
+
+Cut = Part | Rows | Reordered | Flat | Shifted | Below
 """Takes a canonical tensor out of one stored tensor."""
 
 

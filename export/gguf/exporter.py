@@ -14,6 +14,7 @@ import numpy as np
 from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.artefact import Exported, described, write_surroundings, writing_from
 from edgeformer.checkpoint.companions.generation import generation_defaults
+from edgeformer.checkpoint.companions.special import decoder_start
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer
 from edgeformer.checkpoint.gguf_archs._common import Architecture
 from edgeformer.checkpoint.gguf_archs._rope import FACTORS, scaling_of
@@ -26,6 +27,7 @@ from edgeformer.exporters.onnx.filling import Progress
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.rope_longrope import LongRopeScaling
 from edgeformer.spec import Model, layers, tensors
+from edgeformer.spec.task import Task
 from edgeformer.weights.binding import Source, Weights, stored_part
 from edgeformer.weights.formats import QUANTIZED, QuantizedTensor
 from edgeformer.weights.gguf_file import BLOCKS, interleaved, require_gguf, to_blocks
@@ -84,8 +86,8 @@ def export_gguf(
         _say(gguf, writer, {"general.name": Path(loaded.name).resolve().name})
         _say(gguf, writer, {"general.file_type": _FILE_TYPES[precision], "general.quantization_version": 2})
         _say(gguf, writer, {f"general.sampling.{key}": value for key, value in _sampling(loaded).items()})
-        _say(gguf, writer, {f"{name}.{key}": value for key, value in metadata.items()})
-        _say(gguf, writer, tokenizer or {"tokenizer.ggml.model": "no_vocab"})
+        _say(gguf, writer, {f"{name}.{key}": value for key, value in (metadata | _start(loaded)).items()})
+        _say(gguf, writer, (tokenizer or {"tokenizer.ggml.model": "no_vocab"}) | arch.around(spec))
         _write(gguf, writer, written, progress)
         remarks += write_surroundings(loaded, folder)
         if tokenizer:
@@ -101,7 +103,7 @@ def export_gguf(
         manifest["quantization"] = {**made_by, "bits_per_weight": bits_each} if quantized else None
         manifest["tokenizer"] = limits
         bundle.write_manifest(folder, manifest)
-    notes = [*loaded.notes, *fitting.notes, *remarks]
+    notes = [*loaded.notes, *fitting.notes, *arch.lacks(spec), *remarks]
     scaling = scaling_of(spec)
     if isinstance(scaling, LongRopeScaling):
         notes.append(
@@ -146,6 +148,12 @@ def _planned(spec: Model, weights: Weights, precision: str | None, keep: Sequenc
     return weights, precision
 
 
+def _start(loaded: LoadedModel) -> dict[str, Any]:
+    """The id that an encoder–decoder model's answers begin with."""
+    asks = loaded.spec.task == Task.TEXT2TEXT_GENERATION
+    return {"decoder_start_token_id": decoder_start(loaded.around)} if asks else {}
+
+
 @dataclass(frozen=True)
 class _Tensor:
     """A tensor of the file; its type and shape are known before its values are computed. `split`: quantized in the source, but
@@ -161,12 +169,15 @@ class _Tensor:
 def _tensors(spec: Model, sources: dict[str, Source], arch: Architecture, precision: str) -> Iterator[_Tensor]:
     """The file's tensors, in the model's order; those that llama.cpp stores as one are assembled from their parts."""
     found: dict[str, list[tuple[Cut, str]]] = {}
-    names = arch.name_map(spec)
-    for name in tensors(spec):
+    names, copies = arch.name_map(spec), arch.copies(spec)
+    for name in tensors(arch.computed(spec)):
         part = stored_part(names, name)
         if part.name == name:
             raise ExportError(f"llama.cpp's architecture for this spec has no tensor for {name}")
         assert not isinstance(part, Stack)  # no architecture splits a tensor
+        if name in copies:
+            yield _copied(part.name, sources[copies[name][0]], copies[name][1], precision)
+            continue
         found.setdefault(part.name, []).append((part, name))
     heads = _interleaved_heads(spec, arch)
     for name, factors in arch.rope_factors(spec).items():
@@ -187,6 +198,13 @@ def _tensors(spec: Model, sources: dict[str, Source], arch: Architecture, precis
             kind = "F32" if vector else PLAIN.get(precision) or _unquantized([s for _, s in held.members])
         make = lambda held=held, turned=turned, kind=kind: _made(held, turned, kind)  # noqa: E731
         yield _Tensor(full, shape, kind, make, split=format is not None and kind not in BLOCKS)
+
+
+def _copied(name: str, source: Source, factor: float, precision: str) -> _Tensor:
+    """A scaled copy of another tensor. Scaled codes would be other codes, so that it is never quantized."""
+    kind = PLAIN.get(precision, "F16" if isinstance(source.stored, QuantizedTensor) else _unquantized([source]))
+    make = lambda: cast_weights(source.read() * np.float32(factor), DTYPES[kind])  # noqa: E731
+    return _Tensor(name, source.shape, kind, make)
 
 
 def _bits_per_weight(gguf: Any, written: list[_Tensor]) -> float:

@@ -65,7 +65,8 @@ def architecture(spec: Model, prefer: str | None = None) -> Fitting:
                 misfits.append(Misfit(UNMAPPED, f"{called}: {e}"))
                 continue
             exact = bool(arch.compute) and _tanh(spec) != spec
-            wanted, there = (comparable(effective(m)) for m in (_tanh(spec) if exact else spec, again))
+            kept = arch.computed(spec)
+            wanted, there = (comparable(effective(m)) for m in (_tanh(kept) if exact else kept, again))
             found = differences(wanted, comparable(effective(_tanh(again))) if exact else there)
             if found:
                 misfits.append(Misfit(distance(found), f"{called}, which differs in {listed(found)}"))
@@ -82,15 +83,16 @@ def architecture(spec: Model, prefer: str | None = None) -> Fitting:
 
 def _read_back(spec: Model, name: str, metadata: dict[str, Any], arch: Architecture) -> tuple[dict[str, Any], Model]:
     """The config that the architecture's reader makes of a file of this metadata, and the spec that it describes."""
-    names, shapes = arch.name_map(spec), {}
-    for canonical, shape in tensors(spec).items():
+    kept = arch.computed(spec)
+    names, shapes = arch.name_map(kept), {}
+    for canonical, shape in tensors(kept).items():
         part = stored_part(names, canonical)
         assert not isinstance(part, Stack)  # no architecture splits a tensor
         shapes[part.name] = part.whole(shape)
     draft = Draft(name, metadata, shapes, arch.rope_factors(spec))
     config = arch.config(draft)
     reader = HfConfig(dict(config), f"the {name} GGUF of this spec")
-    again = _as_said(family(reader.model_type).spec(reader), spec)
+    again = _as_said(arch.computed(family(reader.model_type).spec(reader)), spec)
     if unread := draft.unread():
         raise ConfigError(f"its reader doesn't read {', '.join(unread)}")
     return config, again

@@ -8,14 +8,17 @@ version reads them, and so does text-embeddings-inference.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from edgeformer.checkpoint.companions.files import EMBEDDER_FILES, Companions, read_object
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer, load_tokenizer
 from edgeformer.errors import ConfigError
+from edgeformer.layers.encoder import Encoder
+from edgeformer.layers.pooling import Pooling
 from edgeformer.models._config import read_json
+from edgeformer.spec import Model
 
 FLAGS = {
     "pooling_mode_cls_token": "cls",
@@ -124,3 +127,34 @@ def write_embedder(around: Companions, folder: Path, mode: str, normalize: bool,
     if not (folder / "sentence_bert_config.json").exists():
         settings = {"max_seq_length": longest, "do_lower_case": False}
         (folder / "sentence_bert_config.json").write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def with_pooling(spec: Model, folder: Path) -> tuple[Model, list[str]]:
+    """The spec with the pooling that a sentence-transformers folder declares in modules.json, and notes.
+
+    Raises:
+        ConfigError: modules.json is invalid, or asks for what edgeformer doesn't build.
+    """
+    embedder = read_embedder(folder)
+    if embedder is None:
+        return spec, []
+    if not isinstance(spec, Encoder):
+        modes = " and ".join(embedder.modes) or "no pooling"
+        return spec, [
+            f"{folder / 'modules.json'} makes this model an embedder (pooling: {modes}); edgeformer builds pooling for"
+            f" encoders only, so this {spec.kind} outputs logits, not an embedding"
+        ]
+    if spec.pooling is not None or (not embedder.modes and not embedder.others):
+        return spec, []
+    pooling = Pooling(mode=supported_mode(embedder, folder), normalize=embedder.normalize)
+    notes = []
+    if not embedder.include_prompt:
+        notes.append(
+            "the model's pooling excludes prompt tokens (include_prompt is false); edgeformer pools them with the others"
+        )
+    settings = folder / "config_sentence_transformers.json"
+    if settings.is_file() and (prompt := read_object(settings).get("default_prompt_name")) is not None:
+        notes.append(
+            f"sentence-transformers prepends the prompt {prompt!r} to every text; edgeformer takes texts as they are"
+        )
+    return replace(spec, pooling=pooling), notes

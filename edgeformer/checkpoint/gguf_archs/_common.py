@@ -14,6 +14,7 @@ from edgeformer.errors import CheckpointError
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.gqa import GQA
 from edgeformer.layers.mlp import MLP
+from edgeformer.layers.pooling import Pooling
 from edgeformer.models._inverse import (
     Config,
     attention_in,
@@ -43,6 +44,12 @@ class Architecture:
     spellings: names in older files, a map for each.
     rope_factors: the divisors of the RoPE frequencies that GGUF stores as tensors (`FACTORS`), by name.
     called: llama.cpp's name, where it isn't the file's.
+    computed: the spec as llama.cpp has it, without parts that it leaves out; of what is written, and of what is read.
+    lacks: notes on what was left out of a spec, for the user.
+    copies: canonical names in `computed`'s spec -> the name in the original, and the factor, of tensors that are scaled copies.
+    pooling: an encoder file's pooling.
+    around: metadata outside the architecture's prefix.
+    ignored: pattern of GGUF names that are read by nothing -> the reason, as in `Family`.
     compute: precision -> the precision of llama.cpp's arithmetic, where it is coarser.
     """
 
@@ -53,6 +60,12 @@ class Architecture:
     spellings: Callable[[Any], Sequence[NameMap]] = lambda spec: []
     rope_factors: Callable[[Model], dict[str, np.ndarray]] = lambda spec: {}
     called: str | None = None
+    computed: Callable[[Model], Model] = lambda spec: spec
+    lacks: Callable[[Model], list[str]] = lambda spec: []
+    copies: Callable[[Model], dict[str, tuple[str, float]]] = lambda spec: {}
+    pooling: Callable[[Reader], Pooling | None] = lambda reader: None
+    around: Callable[[Model], dict[str, Any]] = lambda spec: {}
+    ignored: Mapping[str, str] = field(default_factory=dict)
     compute: Mapping[str, Compute] = field(default_factory=dict)
 
     def name_map(self, spec: Model) -> NameMap:

@@ -1,0 +1,166 @@
+"""Encoders and encoder–decoder models in llama.cpp: hidden states, embeddings and logits, in padded batches and cached steps.
+
+Oracle: transformers in float32; GELU, which ggml looks up in a table of fp16 values, and approximates where the model has the
+exact one, by the tolerance of that.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from encoder_cases import encoder_settings, pair_settings
+from support import load_tiny, random_ids, record_errors
+
+from edgeformer import load
+from edgeformer.api import export, verify
+from edgeformer.errors import ExportError
+from edgeformer.inference.lookup import get, require
+from edgeformer.inference.runtime import Options
+from edgeformer.layers.pooling import Pooling
+from edgeformer.quantization.run import quantize
+from edgeformer.verification.parity import encoder_inputs
+from edgeformer.verification.verdict import NEAR_TIE, PASS
+from edgeformer.weights.formats import QuantizedTensor
+
+pytest.importorskip("gguf")
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+runs = pytest.mark.skipif(get("llama_cpp")[0].unavailable() is not None, reason="llama-cpp-python is not installed")
+ENCODERS = {
+    "bert": ("bert", {}),
+    "bert@relu-3-types": ("bert", dict(type_vocab_size=3, hidden_act="gelu_new")),
+    "roberta": ("bert", dict(pad_token_id=5, type_vocab_size=1)),
+    "xlm_roberta": ("bert", {}),
+    "camembert": ("bert", {}),
+    "distilbert": ("bert", {}),
+    "modernbert": ("modern-bert", dict(num_hidden_layers=6, local_attention=10)),
+    "modernbert@silu-two-thetas": (
+        "modern-bert",
+        dict(hidden_activation="silu", global_attn_every_n_layers=2, local_rope_theta=500.0, local_attention=16),
+    ),
+}
+_EVEN = dict(num_decoder_layers=2)  # llama.cpp loads no decoder with more blocks than its encoder
+PAIRS = {
+    "t5": {},
+    "t5@gated-untied": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
+    "mt5": {},
+}
+
+
+def encoder(case, folder):
+    family, _, config = case.partition("@")[0], *ENCODERS[case]
+    base = "roberta" if family in ("xlm_roberta", "camembert") else family
+    name = family.replace("_", "-") if family == "xlm_roberta" else family
+    return load_tiny(folder / "hf", name, auto="AutoModel", **encoder_settings(base, config))
+
+
+def pair(case, folder):
+    family = case.partition("@")[0]
+    return load_tiny(folder / "hf", family, auto="AutoModelForSeq2SeqLM", **pair_settings(family, _EVEN | PAIRS[case]))
+
+
+@runs
+@pytest.mark.parametrize("case", ENCODERS)
+def test_an_encoder(case, tmp_path):
+    """Rows of different lengths, padded on either side, in one batch; read back as what llama.cpp computes."""
+    loaded, hf = encoder(case, tmp_path)
+    done = export(loaded, tmp_path / "g", to="gguf", no_tokenizer=True)
+    assert done.manifest["target"] == ENCODERS[case][0]
+    inputs = encoder_inputs(loaded.spec, 48)
+    if (padding := hf.config.pad_token_id) is not None:  # transformers' RoBERTa takes padding from the ids
+        inputs["input_ids"] = np.where(inputs["attention_mask"] == 1, np.maximum(inputs["input_ids"], 6), padding)
+    wanted = {i.name for i in loaded.spec.inputs()}
+    with torch.no_grad():
+        tensors = {k: torch.from_numpy(v) for k, v in inputs.items() if k in wanted}
+        expected = hf(**tensors).last_hidden_state.numpy()
+    session = require("llama_cpp")[0].open(tmp_path / "g", Options(batch=3, threads=1))
+    found = session.encode(inputs)
+    assert set(found) == {"last_hidden_state"}
+    real = inputs["attention_mask"].astype(bool)
+    worst = float(np.abs(found["last_hidden_state"] - expected)[real].max())
+    record_errors("gguf", case, {done.manifest["target"]: worst})
+    again = load(tmp_path / "g" / "model.gguf")
+    ours = require("numpy")[0].open(again, Options()).encode(inputs)["last_hidden_state"]
+    real[2] = False  # left-padded: BERT counts positions over padding, RoBERTa doesn't
+    there = float(np.abs(ours - expected)[real].max())
+    assert worst <= 1e-2 and there <= 5e-3
+    longer = session.encode(encoder_inputs(loaded.spec, 200))["last_hidden_state"]  # a larger context
+    assert longer.shape[1] == 200 and np.isfinite(longer).all()
+
+
+@runs
+@pytest.mark.parametrize("mode", ["mean", "cls"])
+def test_an_embedder(mode, tmp_path):
+    """llama.cpp pools as the file says; the vector equals the original's."""
+    loaded, _ = encoder("bert@relu-3-types", tmp_path)
+    embedder = replace(loaded, spec=replace(loaded.spec, pooling=Pooling(mode=mode)))
+    done = export(embedder, tmp_path / "g", to="gguf", no_tokenizer=True)
+    assert any("pooler" in note for note in done.notes)
+    inputs = encoder_inputs(loaded.spec, 40)
+    found = require("llama_cpp")[0].open(tmp_path / "g", Options(batch=3)).encode(inputs)
+    rows = slice(2) if mode == "cls" else slice(3)  # the third begins with padding, where the first token isn't one
+    expected = require("numpy")[0].open(embedder, Options()).encode(inputs)
+    assert set(found) == {"sentence_embedding"}
+    assert np.abs(found["sentence_embedding"] - expected["sentence_embedding"])[rows].max() <= 2e-3
+    alone = tmp_path / "alone.gguf"
+    (tmp_path / "g" / "model.gguf").rename(alone)
+    assert load(alone).spec.pooling == Pooling(mode=mode)
+
+
+@runs
+@pytest.mark.parametrize("case", PAIRS)
+def test_an_encoder_decoder(case, tmp_path):
+    """A source longer than one batch of a decoder, then the answer in one pass and in single steps."""
+    loaded, hf = pair(case, tmp_path)
+    done = export(loaded, tmp_path / "g", to="gguf", no_tokenizer=True)
+    assert done.manifest["target"] == "t5"
+    read, ids = random_ids(97, 600, seed=3)[None], random_ids(97, 40)[None]
+    with torch.no_grad():
+        expected = hf(input_ids=torch.from_numpy(read), decoder_input_ids=torch.from_numpy(ids)).logits.numpy()
+    session = require("llama_cpp")[0].open(tmp_path / "g", Options(capacity=64))
+    session.source(read)
+    whole = session.forward(ids, all_positions=True)
+    session.source(read[:, :50])
+    session.source(read)
+    steps = [session.forward(ids[:, :10])] + [session.forward(ids[:, i : i + 1]) for i in range(10, 40)]
+    scale = float(np.abs(expected).max())
+    worst = max(np.abs(whole - expected).max(), np.abs(np.stack(steps, 1) - expected[:, 9:]).max())
+    record_errors("gguf", case, {"t5": float(worst)})
+    assert worst <= (1e-3 * scale + 2e-3 if case != "t5" else 1e-4 + 1e-5 * scale)
+    again = require("numpy")[0].open(load(tmp_path / "g" / "model.gguf"), Options())
+    again.source(read)
+    assert np.abs(again.forward(ids, all_positions=True) - expected).max() <= 1e-4 + 1e-5 * scale
+
+
+@runs
+@pytest.mark.parametrize("case", ["bert", "modernbert", "t5", "mt5"])
+def test_the_same_codes(case, tmp_path):
+    sizes = dict(d_model=64, d_kv=32, d_ff=96) if case in PAIRS else dict(hidden_size=96, intermediate_size=128)
+    if case in PAIRS:
+        config = pair_settings(case, _EVEN | PAIRS[case] | sizes)
+        loaded, _ = load_tiny(tmp_path / "hf", case, auto="AutoModelForSeq2SeqLM", **config)
+    else:
+        loaded, _ = load_tiny(tmp_path / "hf", case, auto="AutoModel", **encoder_settings(case, sizes))
+    quantize(loaded, tmp_path / "q", format="q4")
+    export(load(tmp_path / "q"), tmp_path / "g", to="gguf", no_tokenizer=True)
+    ours, found = load(tmp_path / "q").require_weights(), load(tmp_path / "g" / "model.gguf").require_weights()
+    kept = [n for n in found if isinstance(found.sources[n].stored, QuantizedTensor)]
+    assert len(kept) >= 12
+    for name in kept:
+        if name == "head.weight" and name not in ours.sources:  # a copy of the tied embedding
+            continue
+        pairs = zip(ours.sources[name].stored.quantized(), found.sources[name].stored.quantized(), strict=True)
+        assert all(np.array_equal(a, b) for a, b in pairs), name
+    report = verify(tmp_path / "g", against=tmp_path / "q", length=32, generate=4)
+    assert report.verdict in (PASS, NEAR_TIE), report
+
+
+def test_what_has_no_place_is_refused(tmp_path):
+    masked, _ = load_tiny(tmp_path / "mlm", "bert", auto="AutoModelForMaskedLM", **encoder_settings("bert", {}))
+    with pytest.raises(ExportError, match=r"the nearest is bert, which differs in mlm = mlm_head \(none there\)"):
+        export(masked, tmp_path / "g", to="gguf", no_tokenizer=True)
+    albert, _ = load_tiny(tmp_path / "albert", "albert", auto="AutoModel", **encoder_settings("albert", {}))
+    with pytest.raises(ExportError, match="the nearest is bert"):
+        export(albert, tmp_path / "g", to="gguf", no_tokenizer=True)
