@@ -9,7 +9,7 @@ from pathlib import Path
 from family_cases import settings
 from support import hf_model
 
-from edgeformer.checkpoint.companions.gguf_vocabulary import LLAMA3
+from edgeformer.checkpoint.companions.plainness import LLAMA3
 from edgeformer.checkpoint.companions.texts import TEXTS
 
 TEMPLATE = (

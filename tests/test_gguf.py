@@ -3,7 +3,6 @@
 Where llama-cpp-python is not installed (it is built from source), what needs it is skipped; `.ci/run` installs it.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -131,154 +130,10 @@ def test_trained_weights(tmp_path, precision):
     assert verdict.verdict in ("pass", "near-tie")
 
 
-TEXTS = [
-    "def f(x):\n    return x + 1  # comment\n\n\nclass A:\n\tpass\n",
-    "Hello, world! It's 1234567 o'clock; don't WAIT.",
-    "  leading and   inner    spaces   ",
-    "naïve café Ünïcödé ß 東京 こんにちは 안녕하세요 Привет مرحبا",
-    "emoji 👩‍👩‍👧 🎉🇩🇪 ∑∫√ ½ ²",
-    "tabs\t\tand\r\nwindows lines\r\n\r\n",
-    "",
-    " ",
-    "\n\n\n   x",
-    "x" * 70 + " " + "1" * 30,
-]
-
-
-def byte_level_tokenizers():
-    """Small trained tokenizers, one for each pre-tokenizer name that is known."""
-    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-
-    from edgeformer.checkpoint.companions.gguf_vocabulary import PATTERNS
-
-    splits = {
-        "gpt-2": pre_tokenizers.ByteLevel(add_prefix_space=False),
-        "smollm": pre_tokenizers.Sequence(
-            [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        ),
-    }
-    for pattern, name in PATTERNS.items():
-        if name not in splits:
-            splits[name] = pre_tokenizers.Sequence(
-                [
-                    pre_tokenizers.Split(Regex(pattern), "isolated"),
-                    pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-                ]
-            )
-    for name, split in splits.items():
-        tokenizer = Tokenizer(models.BPE(ignore_merges=name == "llama-bpe"))
-        tokenizer.pre_tokenizer, tokenizer.decoder = split, decoders.ByteLevel()
-        trainer = trainers.BpeTrainer(
-            vocab_size=900, special_tokens=["<s>", "</s>"], initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
-        )
-        tokenizer.train_from_iterator(
-            [*TEXTS * 3, (STDLIB / "NOTICE").read_text() if (STDLIB / "NOTICE").exists() else ""], trainer
-        )
-        yield name, tokenizer
-
-
-def with_tokenizer(tokenizer, folder: Path, **config):
-    """A tiny Llama with a tokenizer."""
-    load_tiny(folder, "llama", **TINY | {"vocab_size": tokenizer.get_vocab_size() + 3} | config)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    return load(folder)
-
-
-@runs
-def test_byte_level_tokenizers_give_the_same_ids(tmp_path):
-    """The oracle is the package tokenizers, on code, several scripts, emoji, spaces and numbers."""
-    for name, tokenizer in byte_level_tokenizers():
-        export(with_tokenizer(tokenizer, tmp_path / name), tmp_path / f"g-{name}", to="gguf")
-        session = require("llama_cpp")[0].open(tmp_path / f"g-{name}", Options(capacity=16))
-        for text in TEXTS:
-            assert session.tokenize(text) == tokenizer.encode(text).ids, (name, text)
-
-
-@runs
-def test_the_shipped_tokenizer_gives_the_same_ids(tmp_path):
-    from tokenizers import Tokenizer
-
-    export(load(STDLIB), tmp_path / "g", to="gguf", precision="q4")
-    session = require("llama_cpp")[0].open(tmp_path / "g", Options(capacity=16))
-    tokenizer = Tokenizer.from_file(str(STDLIB / "tokenizer.json"))
-    for text in TEXTS:
-        assert session.tokenize(text) == tokenizer.encode(text).ids, text
-
-
-@runs
-def test_unigram_and_sentencepiece_bpe_give_the_same_ids(tmp_path):
-    pytest.importorskip("sentencepiece")
-    from test_companions import slow_folder
-    from tokenizers import Tokenizer, models, normalizers, processors, trainers
-
-    from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
-
-    corpus = [*TEXTS * 3, "the quick brown fox jumps over the lazy dog " * 5]
-    slow_folder("t5", tmp_path / "t5")  # SentencePiece's own normaliser tables, as T5 has them
-    unigram = read_tokenizer(tmp_path / "t5").inner
-    sentencepiece = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
-    sentencepiece.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    special = ["<unk>", "<s>", "</s>", *(f"<0x{i:02X}>" for i in range(256))]
-    sentencepiece.train_from_iterator(corpus, trainers.BpeTrainer(vocab_size=600, special_tokens=special))
-    data = json.loads(sentencepiece.to_str())
-    data["added_tokens"] = [t for t in data["added_tokens"] if not t["content"].startswith("<0x")]
-    sentencepiece = Tokenizer.from_str(json.dumps(data))
-    sentencepiece.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    plain = ["Hello world", "the quick  brown fox", "It's 1234 o'clock.", " leading", "def f(x): return x"]
-    for name, tokenizer, texts in (("unigram", unigram, plain), ("sentencepiece", sentencepiece, [*plain, *TEXTS[:2]])):
-        export(with_tokenizer(tokenizer, tmp_path / name), tmp_path / f"g-{name}", to="gguf")
-        session = require("llama_cpp")[0].open(tmp_path / f"g-{name}", Options(capacity=16))
-        for text in texts:
-            assert session.tokenize(text) == tokenizer.encode(text).ids, (name, text)
-
-
-def test_unigram_that_keeps_spaces_at_the_end_is_refused(tmp_path):
-    """llama.cpp strips them wherever it merges spaces."""
-    from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
-
-    unigram = Tokenizer(models.Unigram())
-    unigram.normalizer, unigram.pre_tokenizer = normalizers.Replace(Regex(" {2,}"), " "), pre_tokenizers.Metaspace()
-    unigram.train_from_iterator(
-        TEXTS * 3, trainers.UnigramTrainer(vocab_size=300, unk_token="<unk>", special_tokens=["<unk>"])
-    )
-    loaded = with_tokenizer(unigram, tmp_path / "m")
-    refused("keeps trailing whitespace", export, loaded, tmp_path / "g", to="gguf", kind=ExportError)
-
-
-@runs
-def test_wordpiece_gives_the_same_ids(tmp_path):
-    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(TEXTS * 3, trainers.WordPieceTrainer(vocab_size=400, special_tokens=special))
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    export(with_tokenizer(tokenizer, tmp_path / "m"), tmp_path / "g", to="gguf")
-    session = require("llama_cpp")[0].open(tmp_path / "g", Options(capacity=16))
-    for text in [*TEXTS[:3], "naïve café Ünïcödé ß", "東京 is Tokyo", "Привет", "x" * 70, ""]:
-        assert session.tokenize(text) == tokenizer.encode(text).ids, text
-
-
 def refused(expected: str, function, *arguments, kind: type = EdgeformerError, **options):
     with pytest.raises(kind) as caught:
         function(*arguments, **options)
     assert expected in str(caught.value)
-
-
-def test_a_tokenizer_without_an_equal_is_refused(tmp_path):
-    _, tokenizer = next(iter(byte_level_tokenizers()))
-    from tokenizers import pre_tokenizers
-
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-    )
-    loaded = with_tokenizer(tokenizer, tmp_path / "m")
-    refused("its pre-tokenizer", export, loaded, tmp_path / "g", to="gguf", kind=ExportError)
-    exported(loaded, tmp_path / "g")
 
 
 def test_specs_without_an_architecture_are_refused(tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 
 from edgeformer.checkpoint.companions.chat import DEFAULT, chat_templates
 from edgeformer.checkpoint.companions.files import Companions
-from edgeformer.checkpoint.companions.gguf_vocabulary import PATTERNS
+from edgeformer.checkpoint.companions.gguf_pre_tokenizers import SPLITTINGS, name_of
 from edgeformer.checkpoint.companions.special import SpecialIds, special_ids
 from edgeformer.checkpoint.companions.texts import texts_of
 from edgeformer.checkpoint.companions.tokenizer import Tokenizer, load_tokenizer
@@ -224,29 +224,11 @@ def pre_tokenizer_name(data: dict[str, Any]) -> str:
     Raises:
         ExportError: llama.cpp has no name for its rules.
     """
-    rules = data.get("pre_tokenizer") or {}
-    steps = rules["pretokenizers"] if rules.get("type") == "Sequence" else [rules]
-    kinds = [step.get("type") for step in steps]
-    bytes_last = bool(steps) and kinds[-1] == "ByteLevel" and not steps[-1].get("add_prefix_space")
-    own_pattern = bytes_last and steps[-1].get("use_regex", True)
-    ignores = data["model"].get("ignore_merges", False)
-    if bytes_last and kinds == ["ByteLevel"] and own_pattern and not ignores:
-        return "gpt-2"
-    if (
-        bytes_last
-        and kinds == ["Digits", "ByteLevel"]
-        and own_pattern
-        and steps[0].get("individual_digits")
-        and not ignores
-    ):
-        return "smollm"
-    if bytes_last and kinds == ["Split", "ByteLevel"] and not own_pattern:
-        pattern, split = steps[0].get("pattern", {}).get("Regex", ""), steps[0]
-        name = PATTERNS.get(pattern) if split.get("behavior") == "Isolated" and not split.get("invert") else None
-        if name is not None and ignores == (name == "llama-bpe"):
-            return name
-    known = ", ".join(("smollm", *PATTERNS.values()))
-    raise ExportError(_refusal(f"its pre-tokenizer ({json.dumps(rules)[:300]}) is not a known one ({known})"))
+    rules, whole_words = data.get("pre_tokenizer") or {}, bool(data["model"].get("ignore_merges", False))
+    if (name := name_of(rules, whole_words)) is None:
+        known = ", ".join(SPLITTINGS)
+        raise ExportError(_refusal(f"its pre-tokenizer ({json.dumps(rules)[:300]}) is not a known one ({known})"))
+    return name
 
 
 def _sentencepiece(data: dict[str, Any], count: int) -> tuple[list[str], list[int], dict[str, Any]]:

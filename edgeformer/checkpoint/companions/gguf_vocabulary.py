@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
+import base64
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from edgeformer.checkpoint.companions.files import Embedded
-from edgeformer.checkpoint.companions.plainness import GPT2, LLAMA3, QWEN2
+from edgeformer.checkpoint.companions.gguf_pre_tokenizers import SPLITTINGS, Splitting, splitting
+from edgeformer.checkpoint.companions.plainness import is_usual_charsmap
 from edgeformer.checkpoint.companions.tokenizer_kinds import FastTokenizer
 from edgeformer.errors import InputError, is_fault
 from edgeformer.files.quoting import shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
-    from tokenizers.models import BPE
 
 MAX_TOKEN = 1000
 """Characters of a token; SentencePiece allows 16 by default. Every way to split a token in two is tried."""
-UNKNOWN, CONTROL, USER_DEFINED, UNUSED = 2, 3, 4, 5
-PATTERNS = {QWEN2: "qwen2", LLAMA3: "llama-bpe", GPT2: "gpt-2"}
-"""Pattern by which byte-level tokenizers split text -> llama.cpp's name for it."""
-_SAME = {
-    **dict.fromkeys(("llama3", "llama-v3"), "llama-bpe"),
-    **dict.fromkeys(("phi-2", "mpt", "olmo", "jais"), "gpt-2"),
-    **dict.fromkeys(("starcoder", "refact", "command-r", "codeshell"), "smollm"),
-    **dict.fromkeys(("deepseek-r1-qwen", "stablelm2", "megrez"), "qwen2"),
-}
-"""llama.cpp's aliases for the same way of splitting."""
+UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 2, 3, 4, 5, 6
 
 
 def from_gguf(embedded: Embedded) -> FastTokenizer:
@@ -34,23 +27,19 @@ def from_gguf(embedded: Embedded) -> FastTokenizer:
     Raises:
         InputError: it is damaged or of an unsupported kind; the message says which.
     """
-    from tokenizers import AddedToken, Tokenizer
+    from tokenizers import AddedToken
 
     data, where = embedded.metadata, embedded.file
     kind = data.get("ggml.model")
     try:
         tokens, types = list(data["ggml.tokens"]), list(data.get("ggml.token_type") or [])
         types = types or [1] * len(tokens)
-        if kind == "gpt2":
-            inner = Tokenizer(_byte_level(data, tokens, types, str(where)))
-            _split(inner, _pre(data, str(where)))
-        elif kind == "llama":
-            inner = _sentencepiece(data, tokens, types, str(where))
-        else:
+        if kind not in _KINDS:
             raise InputError(
-                f"{where} holds a tokenizer of kind {shown(kind)}; gpt2 and llama are supported. Put the original"
+                f"{where} holds a tokenizer of kind {shown(kind)}; {', '.join(_KINDS)} are supported. Put the original"
                 " tokenizer.json beside it, or give token ids"
             )
+        tokens, inner = _KINDS[kind](data, tokens, types, str(where))
         special = [
             AddedToken(t, special=kind == CONTROL, normalized=False)
             for t, kind in zip(tokens, types, strict=True)
@@ -86,41 +75,92 @@ def _named(data: dict[str, Any], tokens: list[str]) -> dict[str, str]:
     return {name: tokens[i] for name, i in found.items() if isinstance(i, int) and 0 <= i < len(tokens)}
 
 
-def _pre(data: dict[str, Any], where: str) -> str:
+def _pre(data: dict[str, Any], where: str) -> Splitting:
     name = str(data.get("ggml.pre", "default"))
-    name = _SAME.get(name, name)
-    if name not in (*PATTERNS.values(), "smollm"):
+    if (found := splitting(name)) is None:
         raise InputError(
-            f"{where}: the pre-tokenizer {shown(name)} (tokenizer.ggml.pre) is not supported;"
-            f" {', '.join((*PATTERNS.values(), 'smollm'))} are. Put the original tokenizer.json beside it, or give token ids"
+            f"{where}: the pre-tokenizer {shown(name)} (tokenizer.ggml.pre) is not supported; {', '.join(SPLITTINGS)} and their"
+            " like are. Put the original tokenizer.json beside it, or give token ids"
         )
-    return name
+    return found
 
 
-def _byte_level(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> BPE:
+Made = tuple[list[str], "Tokenizer"]
+"""The tokens as the package `tokenizers` spells them, and the tokenizer."""
+
+
+def _byte_level(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> Made:
+    """Byte-level BPE."""
+    from tokenizers import Tokenizer, decoders
     from tokenizers.models import BPE
 
     vocab = {t: i for i, t in enumerate(tokens) if types[i] != UNUSED}
     merges = [tuple(m.split(" ", 1)) for m in data["ggml.merges"]]
-    return BPE(vocab=vocab, merges=merges, ignore_merges=_pre(data, where) == "llama-bpe")
-
-
-def _split(inner: Tokenizer, pre: str) -> None:
-    from tokenizers import Regex, decoders, pre_tokenizers
-
-    whole = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    bare = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    if pre == "gpt-2":
-        inner.pre_tokenizer = whole
-    elif pre == "smollm":
-        inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), whole])
-    else:
-        pattern = next(p for p, name in PATTERNS.items() if name == pre)
-        inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), bare])
+    how = _pre(data, where)
+    inner = Tokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=how.whole_words))
+    inner.pre_tokenizer = how.made()
     inner.decoder = decoders.ByteLevel()
+    return tokens, inner
 
 
-def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> Tokenizer:
+def _unigram(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> Made:
+    """SentencePiece's unigram model, with the normalizer's tables (T5, XLM-R)."""
+    from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import Unigram
+
+    scores = data["ggml.scores"]
+    if len(scores) != len(tokens):
+        raise InputError(f"{where}: its tokenizer has {len(tokens)} tokens and {len(scores)} scores")
+    unknown = next((i for i, kind in enumerate(types) if kind == UNKNOWN), None)
+    count = max((i + 1 for i, kind in enumerate(types) if kind != UNUSED), default=0)  # padding of the embedding
+    pieces = [(t, float(s)) for t, s in zip(tokens[:count], scores, strict=False)]
+    inner = Tokenizer(Unigram(pieces, unk_id=unknown, byte_fallback=BYTE in types))
+    steps, table = [], data.get("ggml.precompiled_charsmap")
+    merged = bool(data.get("ggml.remove_extra_whitespaces", False))
+    if table:
+        compiled = bytes(byte & 255 for byte in table)
+        if not is_usual_charsmap(base64.b64encode(compiled).decode()):
+            raise InputError(
+                f"{where}: the tokenizer's normalization table (tokenizer.ggml.precompiled_charsmap) is none of SentencePiece's"
+                " own, and a damaged one can run forever. Put the original tokenizer.json beside it, or give token ids"
+            )
+        steps.append(normalizers.Precompiled(compiled))
+    if merged:
+        steps.append(normalizers.Replace(Regex(" {2,}"), " "))
+    if steps:
+        inner.normalizer = normalizers.Sequence(steps)
+    prefix = "always" if data.get("ggml.add_space_prefix", True) else "never"
+    space = pre_tokenizers.Metaspace("▁", prepend_scheme=prefix)
+    inner.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), space]) if merged else space
+    inner.decoder = decoders.Metaspace("▁", prepend_scheme=prefix)
+    return tokens[:count] + [f"[UNUSED{i}]" for i in range(count, len(tokens))], inner
+
+
+def _wordpiece(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> Made:
+    """BERT's WordPiece: the file marks the beginning of a word (▁), WordPiece its continuation (##)."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers
+    from tokenizers.models import WordPiece
+
+    raw = (CONTROL, USER_DEFINED, UNUSED, UNKNOWN)
+    named = {
+        data.get(f"ggml.{name}_token_id") for name in ("unknown", "cls", "seperator", "mask", "padding", "bos", "eos")
+    }
+    spelled = [
+        t if types[i] in raw or i in named else t[1:] if t.startswith("▁") else "##" + t for i, t in enumerate(tokens)
+    ]
+    vocab = {t: i for i, t in enumerate(spelled) if types[i] != UNUSED}
+    unknown = data.get("ggml.unknown_token_id")
+    name = spelled[unknown] if isinstance(unknown, int) and 0 <= unknown < len(spelled) else "[UNK]"
+    inner = Tokenizer(WordPiece(vocab, unk_token=name, max_input_chars_per_word=100))
+    lower = bool(data.get("ggml.normalizer.lowercase", True))
+    accents = bool(data.get("ggml.normalizer.strip_accents", lower))
+    inner.normalizer = normalizers.BertNormalizer(lowercase=lower, strip_accents=accents)
+    inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    inner.decoder = decoders.WordPiece()
+    return spelled, inner
+
+
+def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int], where: str) -> Made:
     """BPE with byte fallback; merges are ordered by the score of the token that they make."""
     from tokenizers import Tokenizer, decoders, normalizers
     from tokenizers.models import BPE
@@ -146,16 +186,29 @@ def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int], wh
     inner.normalizer = normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
     back = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     inner.decoder = decoders.Sequence([*back, *([decoders.Strip(" ", 1, 0)] if prefix else [])])
-    return inner
+    return tokens, inner
+
+
+_KINDS: dict[Any, Callable[[dict[str, Any], list[str], list[int], str], Made]] = {
+    "gpt2": _byte_level,
+    "llama": _sentencepiece,
+    "t5": _unigram,
+    "bert": _wordpiece,
+}
+"""llama.cpp's kind of tokenizer (`tokenizer.ggml.model`) -> its reader."""
 
 
 def _surround(inner: Tokenizer, data: dict[str, Any], named: dict[str, str]) -> None:
-    """Set the special tokens that surround every text."""
+    """Set the special tokens that surround every text. Where the file doesn't say, they are llama.cpp's for the kind."""
     from tokenizers import processors
 
-    llama = data.get("ggml.model") == "llama"
-    first = named.get("bos_token") if data.get("ggml.add_bos_token", llama) else None
-    last = named.get("eos_token") if data.get("ggml.add_eos_token", False) else None
+    kind = data.get("ggml.model")
+    how = splitting(str(data.get("ggml.pre", "default"))) if kind == "gpt2" else None
+    begins = kind in ("llama", "bert") or (how is not None and how.bos)
+    ends = bool(data.get("ggml.add_eos_token", kind in ("t5", "bert")) or data.get("ggml.add_sep_token", False))
+    names = ("sep_token", "eos_token") if kind == "bert" else ("eos_token", "sep_token")
+    first = named.get("bos_token", named.get("cls_token")) if data.get("ggml.add_bos_token", begins) else None
+    last = next((named[name] for name in names if name in named), None) if ends else None
     if first is None and last is None:
         return
     around = [t for t in (first, last) if t is not None]

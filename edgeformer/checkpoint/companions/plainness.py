@@ -67,7 +67,7 @@ def is_plain(data: dict[str, Any]) -> bool:
         for node in _nodes(data.get(part)):
             if "type" in node and node["type"] not in _TYPES:
                 return False
-            if "precompiled_charsmap" in node and not _known_charsmap(node["precompiled_charsmap"]):
+            if "precompiled_charsmap" in node and not is_usual_charsmap(node["precompiled_charsmap"]):
                 return False
             pattern = node.get("pattern")
             if pattern is not None and not _plain_pattern(pattern):
@@ -94,7 +94,8 @@ def _plain_pattern(pattern: object) -> bool:
     )
 
 
-def _known_charsmap(text: object) -> bool:
+def is_usual_charsmap(text: object) -> bool:
+    """Whether a normalization table, in base64, is one of SentencePiece's own."""
     return isinstance(text, str) and hashlib.sha256(text.encode("ascii", "replace")).hexdigest()[:32] in _CHARSMAPS
 
 
