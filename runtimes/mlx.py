@@ -202,6 +202,7 @@ def _encoder_decoder(loaded: LoadedModel, spec: EncoderDecoder, options: Options
         model,
         lambda x: mx.array(x.astype(np.int32)),
         lambda y: np.array(y.astype(mx.float32)),
+        mx.eval,
     )
 
 

@@ -31,7 +31,7 @@ def unreadable(loaded: LoadedModel) -> str | None:
 
 
 class TransformersSession(Session):
-    """`AutoModelForCausalLM` (encoders: `AutoModel`) in float32."""
+    """`AutoModelForCausalLM` (encoders: `AutoModel`, encoder–decoder models: `AutoModelForSeq2SeqLM`) in float32."""
 
     def __init__(self, loaded: LoadedModel, options: Options):
         import torch
@@ -49,15 +49,17 @@ class TransformersSession(Session):
         device = options.variant if options.variant in ("cuda", "mps") else "cpu"
         if device != "cpu" and not getattr(torch.backends if device == "mps" else torch, device).is_available():
             raise RuntimeUnavailable(f"torch finds no device for {device} here; leave out :{device}")
-        auto: Any = (
-            transformers.AutoModelForCausalLM if loaded.spec.task == Task.TEXT_GENERATION else transformers.AutoModel
-        )
+        autos: dict[Task, Any] = {
+            Task.TEXT_GENERATION: transformers.AutoModelForCausalLM,
+            Task.FEATURE_EXTRACTION: transformers.AutoModel,
+            Task.TEXT2TEXT_GENERATION: transformers.AutoModelForSeq2SeqLM,
+        }
         assert loaded.folder is not None
         self.folder = loaded.folder
         self.torch, self.device = torch, torch.device(device)
         check_code(loaded.folder)
         only = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-        self.model = auto.from_pretrained(loaded.folder, dtype=torch.float32, **only)
+        self.model = autos[loaded.spec.task].from_pretrained(loaded.folder, dtype=torch.float32, **only)
         self.model = self.model.eval().to(self.device)
         self.call = torch.compile(self.model, dynamic=True) if options.variant == "compile" else self.model
         self._reset()
@@ -73,6 +75,9 @@ class TransformersSession(Session):
         return self.torch.from_numpy(np.ascontiguousarray(array)).to(self.device)
 
     def _step(self, ids, mask, all_positions):
+        if self.spec.task == Task.TEXT2TEXT_GENERATION:
+            logits = self._answer(ids, mask)
+            return logits if all_positions else logits[:, -1]
         start = mask.shape[1] - ids.shape[1]
         with self.torch.inference_mode():
             outputs = self.call(
@@ -86,6 +91,25 @@ class TransformersSession(Session):
             self.cache = outputs.past_key_values
             logits = outputs.logits.float().cpu().numpy()
         return logits if all_positions else logits[:, -1]
+
+    def _source(self, ids, mask):
+        with self.torch.inference_mode():
+            self.read = None if mask.all() else self._tensor(mask)
+            self.memory = self.model.get_encoder()(input_ids=self._tensor(ids), attention_mask=self.read)
+
+    def _answer(self, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
+        """Logits [B, T, V] of an encoder–decoder model's new tokens."""
+        with self.torch.inference_mode():
+            outputs = self.call(
+                encoder_outputs=self.memory,
+                attention_mask=self.read,
+                decoder_input_ids=self._tensor(ids),
+                decoder_attention_mask=None if mask.all() else self._tensor(mask),
+                past_key_values=self.cache,
+                use_cache=True,
+            )
+            self.cache = outputs.past_key_values
+            return outputs.logits.float().cpu().numpy()
 
     def _encode(self, inputs):
         with self.torch.inference_mode():
@@ -113,6 +137,7 @@ class Runtime(base.Runtime):
 
     opens = "checkpoint"
     packages = ("transformers", "torch")
+    tasks = base.EVERY_TASK
     extra = "transformers"
     variants = ("compile", "cuda", "mps")
 

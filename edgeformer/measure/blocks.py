@@ -15,11 +15,14 @@ STEPS, LISTED = 16, 12
 
 
 def profiled(session: Session, prompt: np.ndarray, depth: int) -> dict[str, Any]:
-    """Shares of time by block and by operation, of one prefill and of decode steps; empty if the runtime has no profiler.
+    """Shares of time by block and by operation, of one prefill and of decode steps; empty if the runtime has no profiler, and for
+    encoder–decoder models.
 
     prompt: int64 [B, depth + P].
     """
-    if session.spec.task != Task.TEXT_GENERATION:
+    if session.spec.task == Task.TEXT2TEXT_GENERATION:
+        return {}
+    if session.spec.task == Task.FEATURE_EXTRACTION:
         inputs = {"input_ids": prompt, "attention_mask": np.ones_like(prompt), "token_type_ids": np.zeros_like(prompt)}
         found = session.profile(lambda: void(session.encode(inputs)))
         return {} if found is None else {"prefill": folded(found)}

@@ -114,7 +114,7 @@ def run(
     """
     done = Run([], journal.run_id if journal else uuid.uuid4().hex)
     if spec.task != Task.TEXT_GENERATION and (any(settings.depths) or max(settings.concurrency) > 1):
-        done.notes.append("encoders have no KV cache and no server support: depths and concurrency are ignored")
+        done.notes.append("depths and concurrency are for decoders: they are ignored")
     finished, kept = False, True
     try:
         with temporary_folder() as scratch:
@@ -289,7 +289,7 @@ def _prepare(row: Row, ask: Ask, bench: _Bench, judges: dict[JudgeKey, Judge]) -
         load_options=plan.load_options,
         options={
             "threads": settings.threads,
-            "capacity": shape.capacity if bench.spec.task == Task.TEXT_GENERATION else None,
+            "capacity": None if bench.spec.task == Task.FEATURE_EXTRACTION else shape.capacity,
             "precision": plan.compute if has_own_bits(plan.precision) else plan.precision,
             "batch": shape.batch,
         },

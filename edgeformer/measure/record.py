@@ -246,6 +246,7 @@ def _timing(half: _Half) -> dict[str, Any]:
     row, decodes, first = half.row, not half.prefill and half.row.shape.gen > 0, half.row.first or {}
     walls = [r["wall_ns"] for r in row.rounds if r.get("wall_ns")]
     steps = row.decode_ns() if decodes else []
+    encodes = [ns for r in row.rounds for ns in r.get("encode_ns", ())]
     return {
         "median_ns": half.median_ns,
         "median_ts": statistics.median(half.rounds_ts) if half.rounds_ts else None,
@@ -258,6 +259,7 @@ def _timing(half: _Half) -> dict[str, Any]:
         "itl_ms_p90": quantile(steps, 0.9) / 1e6 if steps else None,
         "itl_ms_p99": quantile(steps, 0.99) / 1e6 if steps else None,
         "ttft_warm_ms": statistics.median(row.prefill_ns()) / 1e6 if row.rounds else None,
+        "encode_ms": statistics.median(encodes) / 1e6 if encodes else None,
         "ttft_cold_ms": (row.load_s or 0) * 1e3 + first["prefill_ns"][0] / 1e6 if first else None,
         "load_ms": row.load_s and row.load_s * 1e3,
         "first_round": row.first,

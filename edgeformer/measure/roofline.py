@@ -47,7 +47,8 @@ class Bound:
 def bound(
     spec: Model, shape: Shape, rates: dict[str, Any], *, weight_bytes: int, kv: str, compute: str, prefill: bool
 ) -> Bound | None:
-    """The minimum time of a row's prefill, or of its decode step halfway through generation; None without rates.
+    """The minimum time of a row's prefill, or of its decode step halfway through generation; None without rates, and for
+    encoder–decoder models.
 
     Args:
         spec: the model.
@@ -61,6 +62,8 @@ def bound(
     faster = {"int8": "int8_ops", "fp16": "fp16_flops", "bf16": "fp16_flops"}.get(compute, "fp32_flops")
     rate = rates.get(faster) or rates.get("fp32_flops")
     if not rates.get("bandwidth") or not rate:
+        return None
+    if spec.task == Task.TEXT2TEXT_GENERATION:  # its two sides run different numbers of tokens
         return None
     counted = costs(spec)
     used = multiplied(spec)

@@ -15,7 +15,8 @@ from edgeformer.verification.verdict import NEAR_TIE, PASS, UNCHECKED
 @dataclass(frozen=True)
 class Shape:
     """A row's workload: `prompt` tokens of prefill after `depth` tokens already in the cache, then `gen` decode steps, for
-    `batch` sequences at once, or for `concurrency` clients of a server. Encoders have no `gen` and no `depth`.
+    `batch` sequences at once, or for `concurrency` clients of a server. Encoders have no `gen` and no `depth`; an encoder–decoder
+    model encodes the `prompt` and decodes its answer, so that its prefill is the encoder and the first decoder step.
     """
 
     prompt: int = 128

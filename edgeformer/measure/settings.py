@@ -7,7 +7,6 @@ from itertools import product
 
 import numpy as np
 
-from edgeformer.errors import InputError
 from edgeformer.inference.threads import physical_cores
 from edgeformer.measure.row import Shape
 from edgeformer.spec import Model
@@ -20,9 +19,10 @@ class Settings:
     """Settings of a run: each row runs `rounds` rounds with `threads` threads (default: all physical cores).
 
     Every combination of `prompts`, `gens` and `depths` (tokens), `batches` (sequences) and, for servers, `concurrency`
-    (clients) is a shape. `limit_s`: time limit of a row of one shape, in seconds. `twice`: run one row twice to measure the
-    noise. `energy`: read the machine's energy counter, if any. `profile`: record a time breakdown. `text`: token ids to take
-    prompts from instead of random ones (`text_name` names the text); the quality loss of quantization is measured on them.
+    (clients) is a shape; an encoder–decoder model's prompts are the texts that it encodes. `limit_s`: time limit of a row of
+    one shape, in seconds. `twice`: run one row twice to measure the noise. `energy`: read the machine's energy counter, if any.
+    `profile`: record a time breakdown. `text`: token ids to take prompts from instead of random ones (`text_name` names the
+    text); the quality loss of quantization is measured on them.
     """
 
     prompts: tuple[int, ...] = (128,)
@@ -47,21 +47,17 @@ class Settings:
         return np.resize(np.array(self.text, np.int64), count * length).reshape(count, length)
 
     def shapes(self, spec: Model) -> list[Shape]:
-        """Every combination; encoders generate nothing and have no depth.
-
-        Raises:
-            InputError: an encoder–decoder model.
-        """
-        if spec.task == Task.TEXT2TEXT_GENERATION:
-            raise InputError(
-                "encoder–decoder models can't be measured: benchmark shapes have no encoder input. Export, verify and generate"
-                " support them"
-            )
-        if spec.task != Task.TEXT_GENERATION:
+        """Every combination; encoders generate nothing and have no depth, answers of encoder–decoder models have none either."""
+        if spec.task == Task.FEATURE_EXTRACTION:
             return [Shape(prompt, 0, batch) for batch, prompt in product(self.batches, self.prompts)]
+        if spec.task == Task.TEXT2TEXT_GENERATION:
+            swept = product(self.batches, self.prompts, self.gens)
+            return [Shape(prompt, gen, batch) for batch, prompt, gen in swept]
         swept = product(self.concurrency, self.batches, self.depths, self.prompts, self.gens)
         return [Shape(prompt, gen, batch, depth, clients) for clients, batch, depth, prompt, gen in swept]
 
     def longest(self, spec: Model) -> int:
-        """The maximum number of tokens of one sequence."""
+        """The maximum number of tokens of one sequence; source and answer of an encoder–decoder model are two."""
+        if spec.task == Task.TEXT2TEXT_GENERATION:
+            return max(max(shape.prompt, shape.gen + 1) for shape in self.shapes(spec))
         return max(shape.capacity for shape in self.shapes(spec))

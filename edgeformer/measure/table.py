@@ -13,6 +13,7 @@ from edgeformer.spec.task import Task
 
 MEASURED = {
     Task.TEXT_GENERATION: ("shape", "prefill tok/s", "decode tok/s", "ITL ms p50/p90", "TTFT ms"),
+    Task.TEXT2TEXT_GENERATION: ("shape", "encode tok/s", "decode tok/s", "ITL ms p50/p90", "first token ms"),
     Task.FEATURE_EXTRACTION: ("shape", "tokens/s", "latency ms p50/p90", "first call ms"),
 }
 COMMON = ("load s", "peak MB", "CPU/wall")
@@ -38,7 +39,9 @@ def cells(row: Row, task: Task) -> list[str]:
         "-" if cpus is None else f"{cpus:.2f}",
     ]
     prefill = [shape.prompt * shape.batch * 1e9 / ns for ns in row.prefill_ns()]
-    if task != Task.TEXT_GENERATION:
+    if task == Task.TEXT2TEXT_GENERATION:
+        prefill = [shape.prompt * shape.batch * 1e9 / ns for r in row.rounds for ns in r["encode_ns"]]
+    if task == Task.FEATURE_EXTRACTION:
         p50, p90 = (quantile(row.prefill_ns(), q) / 1e6 for q in (0.5, 0.9))
         first = row.first["prefill_ns"][0] / 1e6 if row.first else 0.0
         return [shape.text(), _spread(prefill, 0), f"{p50:.2f} / {p90:.2f}", f"{first:.1f}", *common]

@@ -11,6 +11,8 @@ from itertools import pairwise
 import numpy as np
 
 from edgeformer.inference.runtime import Session
+from edgeformer.spec.task import Task
+from edgeformer.verification.reference import start_tokens
 
 MAX_WARMUP, STEADY, STEADY_ROUNDS = 10, 0.05, 3
 WARMUP_S = 60.0
@@ -21,7 +23,8 @@ LEAD_IN_S, LEAD_IN_TOKENS = 0.1, 8
 
 @dataclass
 class Round:
-    """Samples of one round in nanoseconds: one prefill and `gen` decode steps, or several calls of an encoder.
+    """Samples of one round in nanoseconds: one prefill and `gen` decode steps, or several calls of an encoder. The prefill of an
+    encoder–decoder model is the encoder (`encode_ns`) and the first decoder step.
 
     `cpu_ns` is the process's CPU time over the same spans: CPU / wall is the effective number of threads; None if another
     process does the work. `tokens` [batch][gen] are the chosen ones. For servers, `prefill_ns` are the clients' times to first
@@ -33,6 +36,7 @@ class Round:
     cpu_ns: int | None = 0
     tokens: list[list[int]] = field(default_factory=list)
     wall_ns: int | None = None
+    encode_ns: list[int] = field(default_factory=list)
 
     def timed_ns(self) -> int:
         """All timed spans."""
@@ -43,6 +47,8 @@ def lead_in(session: Session, prompt: np.ndarray) -> None:
     """Run short untimed work before a round: after a pause or other rows, cores are idle and CPU caches hold other data."""
     until = time.perf_counter() + LEAD_IN_S
     session.reset()
+    if session.spec.task == Task.TEXT2TEXT_GENERATION:
+        session.source(np.ascontiguousarray(prompt[:, :LEAD_IN_TOKENS]))
     session.forward(np.ascontiguousarray(prompt[:, :LEAD_IN_TOKENS]))
     step = np.ascontiguousarray(prompt[:, :1])
     while time.perf_counter() < until and session.length < session.capacity:
@@ -51,7 +57,7 @@ def lead_in(session: Session, prompt: np.ndarray) -> None:
 
 def decoder_round(session: Session, prompt: np.ndarray, gen: int, depth: int = 0, *, cold: bool = False) -> Round:
     """Prefill `prompt` int64 [B, depth + P], of which the first `depth` are not timed, then `gen` greedy steps. A `cold` round
-    has no lead-in.
+    has no lead-in. An encoder–decoder model encodes the prompt, and its first step is that of the start token.
 
     Token selection isn't timed. A session whose work is done elsewhere reports the time itself (`took_ns`).
     """
@@ -61,12 +67,19 @@ def decoder_round(session: Session, prompt: np.ndarray, gen: int, depth: int = 0
     session.reset()
     if depth:
         session.forward(prompt[:, :depth])
-    asked = np.ascontiguousarray(prompt[:, depth:])
+    asked, used, encoded = np.ascontiguousarray(prompt[:, depth:]), 0, 0
+    if session.spec.task == Task.TEXT2TEXT_GENERATION:
+        c0, t0 = cpu(), clock()
+        session.source(asked)
+        t1, c1 = clock(), cpu()
+        encoded = t1 - t0 if session.took_ns is None else session.took_ns
+        out.encode_ns.append(encoded)
+        used, asked = c1 - c0, start_tokens(len(prompt))
     c0, t0 = cpu(), clock()
     logits = session.forward(asked)
     t1, c1 = clock(), cpu()
-    out.prefill_ns.append(t1 - t0 if session.took_ns is None else session.took_ns)
-    used = c1 - c0
+    out.prefill_ns.append(encoded + (t1 - t0 if session.took_ns is None else session.took_ns))
+    used += c1 - c0
     step = np.zeros((len(prompt), 1), np.int64)
     chosen = []
     for _ in range(gen):

@@ -87,7 +87,7 @@ class Worker:
         if check_weights:
             weights = asdict(weight_check(loaded, load(original, **original_options)))
         ids = np.array(prompt, np.int64)
-        if loaded.spec.task == Task.TEXT_GENERATION:
+        if loaded.spec.task != Task.FEATURE_EXTRACTION:
             made = continuation(loaded, ids, gen, precision=precision, threads=threads, depth=depth)
             arrays = {k: v for k, v in vars(made).items() if k != "runtime" and v is not None}
             name = made.runtime
@@ -123,7 +123,7 @@ class Worker:
         if self.session.served:
             return served_round(self.session, prompt, gen)
         ids = np.array(prompt, np.int64)
-        if self.session.spec.task == Task.TEXT_GENERATION:
+        if self.session.spec.task != Task.FEATURE_EXTRACTION:
             return decoder_round(self.session, ids, gen, depth, cold=cold)
         inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
         return encoder_round(self.session, inputs)

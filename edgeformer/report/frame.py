@@ -66,7 +66,7 @@ def shape_text(record: dict[str, Any]) -> str:
             [f"tg{record['n_gen']}"] if record["n_gen"] else []
         )
         return "+".join(parts) + (f" @{record['n_depth']}" if record.get("n_depth") else "")
-    if record["task"] != Task.TEXT_GENERATION:
+    if record["task"] == Task.FEATURE_EXTRACTION:
         return f"{record['batch']} × {record['prompt']}"
     text = f"{record.get('prompt')}+{record.get('gen') or 0}"
     text += f" @{record['depth']}" if record.get("depth") else ""

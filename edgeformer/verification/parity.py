@@ -103,7 +103,9 @@ def distance(original: LoadedModel, made: Reference, threads: int) -> Check:
     options = Options(threads=threads, capacity=made.ids.shape[1])
     session = require(reference_runtime())[0].open(original, options)
     rows = []
-    for ids in made.ids[:, None]:
+    for n, ids in enumerate(made.ids[:, None]):
+        if made.read is not None:
+            session.source(made.read[n : n + 1])
         session.reset()
         rows.append(run_cached(session, ids, made.prefill) if made.start else session.forward(ids, all_positions=True))
     expected, ours = _flat(np.concatenate(rows)), _flat(made.logits)
@@ -115,6 +117,8 @@ def distance(original: LoadedModel, made: Reference, threads: int) -> Check:
 def check_decoder(session: Session, reference: Reference, compute: str) -> list[Check]:
     """The checks `full`, `cached` and `greedy` of a decoder's session, on the reference's batch."""
     ids, prefill, depth, checks = reference.ids, reference.prefill, reference.depth, []
+    if reference.read is not None:
+        session.source(reference.read)
     if not session.all_positions:
         checks.append(Check("full", UNCHECKED, note="this runtime returns only the last position's logits"))
     elif reference.start:

@@ -15,6 +15,7 @@ from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.inference.lookup import get, require
 from edgeformer.inference.runtime import Options, Session
 from edgeformer.layers.rope import length_dependent
+from edgeformer.spec.task import Task
 
 LONGEST_PASS = 512
 """Longer sequences are compared only through the KV cache: logits of every position take too much memory."""
@@ -26,7 +27,8 @@ class Reference:
 
     A cached run feeds `depth` ids (none if 0), then those up to `prefill`, then one at a time. tokens: the greedy continuation
     of the first `prompt` ids, [B, G]; margins: each token's logit minus the second best, [B, G]. cached: logits
-    [B, T - prefill + 1, V] of a prefill and single steps, only for length-dependent RoPE, where they differ from one pass.
+    [B, T - prefill + 1, V] of a prefill and single steps, only for length-dependent RoPE, where they differ from one pass. read:
+    int64 [B, M], the texts that an encoder–decoder model encodes.
     """
 
     runtime: str
@@ -39,6 +41,7 @@ class Reference:
     margins: np.ndarray
     cached: np.ndarray | None = None
     depth: int = 0
+    read: np.ndarray | None = None
 
     def expected_cached(self) -> np.ndarray:
         """Expected logits [B, T - prefill + 1, V] of a cached run."""
@@ -91,15 +94,20 @@ def continuation(
 ) -> Reference:
     """Compute the reference of prompts int64 [B, P] and their greedy continuations, the workload of a benchmark row.
 
-    The first `depth` of the P ids are in the KV cache before timing starts.
+    The first `depth` of the P ids are in the KV cache before timing starts. An encoder–decoder model encodes the prompts, and
+    answers from its start token on.
     """
     name = reference_runtime()
+    read = prompt if loaded.spec.task == Task.TEXT2TEXT_GENERATION else None
+    prompt = prompt if read is None else start_tokens(len(prompt))
     count = prompt.shape[1]
     session = require(name)[0].open(loaded, Options(threads=threads, capacity=count + generate, precision=precision))
     start = 0 if count + generate <= LONGEST_PASS else count - 1
     split = length_dependent(loaded.spec)
     rows = []
-    for row in prompt[:, None]:
+    for n, row in enumerate(prompt[:, None]):
+        if read is not None:
+            session.source(read[n : n + 1])
         tokens, margins = greedy(session, row, generate)
         ids = np.concatenate([row, tokens], 1)
         session.reset()
@@ -111,7 +119,12 @@ def continuation(
         rows.append((ids, logits, tokens, margins, cached))
     ids, logits, tokens, margins = (np.concatenate([row[i] for row in rows]) for i in range(4))
     cached = np.concatenate([row[4] for row in rows]) if split else None
-    return Reference(name, ids, logits, start, count, count, tokens, margins, cached, depth)
+    return Reference(name, ids, logits, start, count, count, tokens, margins, cached, depth, read)
+
+
+def start_tokens(batch: int) -> np.ndarray:
+    """The first decoder tokens of a measured answer, int64 [batch, 1]: id 0, since no time depends on which one it is."""
+    return np.zeros((batch, 1), np.int64)
 
 
 def run_cached(session: Session, ids: np.ndarray, prefill: int, depth: int = 0) -> np.ndarray:
