@@ -34,6 +34,10 @@ def open_onnx(folder: Path, manifest: Manifest, options: Options, profile: Path 
     file, settings = bundle.model_files(folder, manifest)[0], onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
     settings.log_severity_level = 3
+    if (
+        "encoder_file" in manifest
+    ):  # two sessions have two pools, and one would keep its threads spinning while the other works
+        settings.add_session_config_entry("session.force_spinning_stop", "1")
     outside = {str(Path(e["path"]).parent) for e in manifest["linked"].values() if not e["hard_link"]}
     if outside:
         settings.add_session_config_entry("session.model_external_initializers_file_folder_path", outside.pop())

@@ -23,6 +23,11 @@ from edgeformer.cli import cli  # noqa: E402
 from edgeformer.errors import InputError  # noqa: E402
 from edgeformer.inference.lookup import require  # noqa: E402
 from edgeformer.inference.runtime import Options  # noqa: E402
+from edgeformer.measure import table  # noqa: E402
+from edgeformer.measure.bench import bench  # noqa: E402
+from edgeformer.measure.machine import facts  # noqa: E402
+from edgeformer.measure.record import records  # noqa: E402
+from edgeformer.measure.settings import Settings  # noqa: E402
 from edgeformer.quantization.run import quantize  # noqa: E402
 
 READ, WRITTEN, PREFILL = 60, 160, 100
@@ -82,13 +87,32 @@ def test_exported_verified_and_generated_from(precision, tmp_path):
 
 def test_what_is_not_done_is_said(tmp_path):
     tiny(tmp_path / "hf", "t5", "plain")
-    for command, words in (
-        ("bench", "can't be measured"),
-        ("compare", "can't be measured"),
-        ("launches", "no decode step"),
-    ):
-        said = CliRunner().invoke(cli, [command, str(tmp_path / "hf")])
-        assert said.exit_code == 1 and words in str(said.exception), said.output
+    said = CliRunner().invoke(cli, ["launches", str(tmp_path / "hf")])
+    assert said.exit_code == 1 and "no decode step" in str(said.exception), said.output
+
+
+def test_rows_of_a_benchmark(tmp_path):
+    """Each row encodes two texts and decodes their answers; its outputs are compared with the reference's. Wrong weights fail."""
+    loaded = tiny(tmp_path / "hf", "t5", "plain")[0]
+    export(loaded, tmp_path / "onnx")
+    settings = Settings(prompts=(20,), gens=(6,), batches=(2,), rounds=2, threads=1, depths=(4,))
+    runtimes = ["onnxruntime", "numpy", "transformers"]
+    sources = [str(tmp_path / "onnx"), str(tmp_path / "hf")]
+    spec, done = bench(sources, runtimes=runtimes, settings=settings)
+    assert {row.plan.runtime for row in done.rows} == set(runtimes) and any("depths" in note for note in done.notes)
+    for row in done.rows:
+        assert row.verdict == "pass" and [len(r["decode_ns"]) for r in row.rounds] == [6, 6], row.error
+        assert all(0 < r["encode_ns"][0] < r["prefill_ns"][0] for r in row.rounds)
+    assert len({str(row.rounds[0]["tokens"]) for row in done.rows}) == 1
+    header, body = table.lines(done, spec.task)
+    assert header[3:8] == ["shape", "encode tok/s", "decode tok/s", "ITL ms p50/p90", "first token ms"]
+    assert len(body) == 4 and body[0][3] == "20+6 ×2"
+    told = [r for r in records(done, spec, machine=facts(), settings=settings, name="t5") if r["n_prompt"]]
+    assert all(0 < r["encode_ms"] < r["ttft_warm_ms"] and r["bound_ns"] is None for r in told)
+    other = tiny(tmp_path / "other", "t5", "gated-unscaled")[0]
+    with pytest.raises(InputError, match="one architecture"):
+        bench([str(tmp_path / "hf"), str(tmp_path / "other")], settings=settings)
+    assert other.spec != loaded.spec
 
 
 @pytest.mark.parametrize("precision", ["fp32", "q4"])
