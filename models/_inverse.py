@@ -23,7 +23,7 @@ from edgeformer.layers.rms_norm import RMSNorm
 from edgeformer.layers.rope import Rope
 from edgeformer.layers.rope_dynamic import DynamicScaling
 from edgeformer.models._rope import rope_config
-from edgeformer.models._shape import Unmapped, hf_activation
+from edgeformer.models._shape import OtherKind, Unmapped, hf_activation
 from edgeformer.models._windows import FULL, SLIDING
 from edgeformer.spec import Layer, Model, Node, layers
 from edgeformer.spec.derive import rebuilt
@@ -38,10 +38,10 @@ def model_of(spec: Model, kind: type[ModelKind]) -> ModelKind:
     """The spec, which has to be of this kind.
 
     Raises:
-        Unmapped: it is of another kind.
+        OtherKind: it is of another kind.
     """
     if not isinstance(spec, kind):
-        raise Unmapped(f"it is of kind {spec.kind}, not {kind.kind}")
+        raise OtherKind(f"it is of kind {spec.kind}, not {kind.kind}")
     return spec
 
 

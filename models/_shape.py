@@ -10,6 +10,10 @@ class Unmapped(Exception):
     """The spec has a property that a config of this type can't express."""
 
 
+class OtherKind(Unmapped):
+    """The spec is of another kind of model."""
+
+
 def need(rule: bool, reason: str) -> None:
     """Raise `Unmapped` with the reason unless the rule holds."""
     if not rule:

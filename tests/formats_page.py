@@ -1,4 +1,5 @@
-"""Makes docs/formats.md: which format holds which family, under which native type, and what its own runtime computed.
+"""Makes docs/formats.md and README's matrix: which format holds which family, under which native type, and what its own runtime
+computed. `--check` says whether README is up to date.
 
 `python tests/formats_page.py FOLDER [FILE]`, where FOLDER is what EDGEFORMER_TABLES named while the tests ran; without FOLDER it
 prints only how many of the named models each format holds.
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ from edgeformer.exporters.mlx.exporter import stock_type
 from edgeformer.exporters.onnx.targets.web import MODEL_TYPES
 from edgeformer.spec.task import Task
 
-DOCS = Path(__file__).parent.parent / "docs" / "formats.md"
+ROOT = Path(__file__).parent.parent
+DOCS, README = ROOT / "docs" / "formats.md", ROOT / "README.md"
+FORMATS = {"hf": "transformers", "mlx": "mlx-lm", "gguf": "llama.cpp", "web": "transformers.js"}
+BEGIN, END = "<!-- formats: made by tests/formats_page.py -->", "<!-- end of formats -->"
 INTRODUCTION = """# Families and formats
 
 Made by `bash tests/peers && EDGEFORMER_TABLES=$PWD/tables bash tests/run && .venv/bin/python tests/formats_page.py
@@ -39,7 +43,7 @@ is refused; the reason names the nearest type, the fields that differ, and in br
 """
 
 
-def written(model: LoadedModel) -> dict[str, tuple[str, str]]:
+def written(model: LoadedModel, formats: Sequence[str] = tuple(FORMATS)) -> dict[str, tuple[str, str]]:
     """Format -> the native type that would be written, or "" and the reason against it."""
 
     def mlx() -> str:
@@ -55,9 +59,9 @@ def written(model: LoadedModel) -> dict[str, tuple[str, str]]:
         "web": lambda: known_config(model.spec, model.config, MODEL_TYPES)["model_type"],
     }
     out = {}
-    for name, way in ways.items():
+    for name in formats:
         try:
-            out[name] = way(), ""
+            out[name] = ways[name](), ""
         except EdgeformerError as e:
             out[name] = "", str(e).split("the nearest is ")[-1]
     return out
@@ -65,19 +69,27 @@ def written(model: LoadedModel) -> dict[str, tuple[str, str]]:
 
 def example(family: str) -> LoadedModel:
     """A model of a family, without weights."""
+    return model_of(family, examples(family)[0])
+
+
+def examples(family: str) -> list[dict[str, Any]]:
+    """Configs of a family."""
+    from gguf_cases import FAMILIES as GGUF_FAMILIES
     from gguf_cases import FORMULAS as GGUF_FORMULAS
     from mlx_cases import FORMULAS, STOCK
 
-    if family in STOCK:
-        config = STOCK[family]
-    elif family in CASES:
-        config = settings(family, next(iter(CASES[family].values())))
-    elif family in ENCODERS:
-        config = encoder_settings(family, {})
-    elif family in ENCODER_DECODERS:
-        config = pair_settings(family, {})
-    else:
-        config = FORMULAS.get(family) or GGUF_FORMULAS[family][1]
+    found = [STOCK[family]] if family in STOCK else []
+    found += [settings(family, case) for case in CASES.get(family, {}).values()]
+    if family in ENCODERS or family in ("camembert", "xlm_roberta"):
+        found.append(encoder_settings(family if family in ENCODERS else "roberta", {}))
+    if family in ENCODER_DECODERS:
+        found.append(pair_settings(family, {"num_decoder_layers": 2} if family in ("t5", "mt5") else {}))
+    found += [FORMULAS[family]] if family in FORMULAS else []
+    return found + [cases[family][1] for cases in (GGUF_FAMILIES, GGUF_FORMULAS) if family in cases]
+
+
+def model_of(family: str, config: dict[str, Any]) -> LoadedModel:
+    """The model of a config, without weights."""
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps({"model_type": family, **config}))
         return load(folder)
@@ -104,7 +116,7 @@ def _cell(
         return f"{kind}: same tokens" if name == "web" else f"{kind} {error:.0e}"
     if native[0]:
         return native[0] if name in ("hf", "web") else f"{native[0]} (not run)"
-    return native[1] if decoder or name in ("hf", "web") else "decoders only"
+    return native[1] if decoder or name != "mlx" else "decoders only"
 
 
 def page(folder: Path) -> str:
@@ -115,7 +127,7 @@ def page(folder: Path) -> str:
         "gguf": recorded(folder, "gguf", lambda _: True),
         "web": recorded(folder, "web", lambda _: True),
     }
-    lines = [INTRODUCTION, "| family | transformers | mlx-lm | llama.cpp | transformers.js |", "|---|---|---|---|---|"]
+    lines = [INTRODUCTION, f"| family | {' | '.join(FORMATS.values())} |", "|---|---|---|---|---|"]
     aliases = {"mt5", "camembert", "xlm_roberta"}
     for family in discover.names("edgeformer.models"):
         if family in aliases:
@@ -136,7 +148,7 @@ def named() -> list[str]:
     """How many of the named models each format holds, and the reasons against the rest."""
     found = {name: written(load(name)) for name in named_specs()}
     lines = ["## Named models", "", f"Of {len(found)} (`edgeformer named`):", ""]
-    for way, label in {"hf": "transformers", "mlx": "mlx-lm", "gguf": "llama.cpp", "web": "transformers.js"}.items():
+    for way, label in FORMATS.items():
         against = {name: f[way][1] for name, f in found.items() if not f[way][0]}
         reasons: dict[str, list[str]] = {}
         for name, reason in against.items():
@@ -148,7 +160,33 @@ def named() -> list[str]:
     return [*lines, ""]
 
 
+def matrix() -> str:
+    """README's table of native types by family and format: those of the first of a family's examples that fits; `-` if none."""
+    lines = [BEGIN, f"| family | {' | '.join(FORMATS.values())} |", "|---|---|---|---|---|"]
+    for family in discover.names("edgeformer.models"):
+        found: dict[str, str] = {}
+        for config in examples(family):
+            native = written(model_of(family, config), [name for name in FORMATS if not found.get(name)])
+            found |= {name: kind for name, (kind, _) in native.items() if kind}
+        lines.append(f"| {family} | " + " | ".join(found.get(name, "-") for name in FORMATS) + " |")
+    return "\n".join([*lines, END])
+
+
+def with_matrix(readme: str) -> str:
+    """README's text with the table of now."""
+    before, _, rest = readme.partition(BEGIN)
+    return before + matrix() + rest.partition(END)[2]
+
+
 if __name__ == "__main__":
+    text = README.read_text(encoding="utf-8")
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(
+            None
+            if text == with_matrix(text)
+            else "README's table of formats is not today's: python tests/formats_page.py"
+        )
+    README.write_text(with_matrix(text), encoding="utf-8")
     if len(sys.argv) < 2:
         print("\n".join(named()))
     else:

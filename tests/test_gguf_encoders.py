@@ -158,6 +158,9 @@ def test_the_same_codes(case, tmp_path):
 
 
 def test_what_has_no_place_is_refused(tmp_path):
+    deeper, _ = load_tiny(tmp_path / "t5", "t5", auto="AutoModelForSeq2SeqLM", **pair_settings("t5", {}))
+    with pytest.raises(ExportError, match=r"the nearest is t5: llama\.cpp loads no decoder with more blocks"):
+        export(deeper, tmp_path / "g", to="gguf", no_tokenizer=True)
     masked, _ = load_tiny(tmp_path / "mlm", "bert", auto="AutoModelForMaskedLM", **encoder_settings("bert", {}))
     with pytest.raises(ExportError, match=r"the nearest is bert, which differs in mlm = mlm_head \(none there\)"):
         export(masked, tmp_path / "g", to="gguf", no_tokenizer=True)

@@ -107,7 +107,9 @@ def test_every_named_config_says_itself_again():
     for name in named_specs():
         if name not in without:
             loaded = load(name)
-            assert family_config(loaded.spec, loaded.model_type).config["model_type"] == loaded.model_type, name
+            said = family_config(loaded.spec, loaded.model_type).config["model_type"]
+            # MiniCPM is written as Granite, which is the same architecture and has a class in transformers
+            assert said == ("granite" if loaded.model_type == "minicpm" else loaded.model_type), name
     assert without <= {"dclm-1b"}
 
 

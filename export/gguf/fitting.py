@@ -12,7 +12,7 @@ from edgeformer.checkpoint.gguf_archs._common import Architecture
 from edgeformer.checkpoint.gguf_archs._rope import scaling_of
 from edgeformer.checkpoint.loading import family
 from edgeformer.errors import CheckpointError, ConfigError, ExportError, SpecError
-from edgeformer.exporters.hf.config import UNMAPPED, Misfit, nearest
+from edgeformer.exporters.hf.config import Misfit, nearest
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.rope import Rope
@@ -62,7 +62,7 @@ def architecture(spec: Model, prefer: str | None = None) -> Fitting:
                 metadata = arch.metadata(spec)
                 config, again = _read_back(spec, called, metadata, arch)
             except (Unmapped, ConfigError, CheckpointError, SpecError) as e:
-                misfits.append(Misfit(UNMAPPED, f"{called}: {e}"))
+                misfits.append(Misfit.of(called, e))
                 continue
             exact = bool(arch.compute) and _tanh(spec) != spec
             kept = arch.computed(spec)

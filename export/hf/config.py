@@ -11,14 +11,14 @@ from edgeformer.errors import ConfigError, ExportError, SpecError
 from edgeformer.layers.encoder import Encoder
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family, family_of
-from edgeformer.models._shape import Unmapped
+from edgeformer.models._shape import OtherKind, Unmapped
 from edgeformer.spec import Model, tensors
 from edgeformer.spec.differences import comparable, differences, distance, listed
 from edgeformer.weights.binding import stored_part
 from edgeformer.weights.parts import Stack
 
-UNMAPPED = 1_000_000
-"""The distance of a family that isn't of the spec's kind."""
+_UNMAPPED, _OTHER_KIND = 1_000_000, 2_000_000
+"""Distances of a family that has no setting for a property of the spec, and of one that isn't of its kind."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,11 @@ class Misfit:
 
     distance: int
     reason: str
+
+    @classmethod
+    def of(cls, name: str, error: Exception) -> Misfit:
+        """The misfit of an attempt that raised."""
+        return cls(_OTHER_KIND if isinstance(error, OtherKind) else _UNMAPPED, f"{name}: {error}")
 
 
 @dataclass(frozen=True)
@@ -68,7 +73,7 @@ def family_config(spec: Model, prefer: str | None = None, known: frozenset[str] 
     """The family that represents the spec.
 
     Each family's inverse makes a config, and its own reader has to turn that back into the same spec. Where several fit, the
-    order is: `prefer` (the model_type that the model came with), common families, families that transformers has a class for,
+    order is: families that transformers has a class for, `prefer` (the model_type that the model came with), common families,
     families that are not another one's double, and the alphabet. `known` restricts the choice to some model types.
 
     Raises:
@@ -85,7 +90,7 @@ def family_config(spec: Model, prefer: str | None = None, known: frozenset[str] 
                 again = family.spec(reader)
                 reader.done()
             except (Unmapped, ConfigError, SpecError) as e:
-                misfits.append(Misfit(UNMAPPED, f"{name}: {e}"))
+                misfits.append(Misfit.of(name, e))
                 continue
             differing = differences(comparable(spec), comparable(again))
             if not differing:
@@ -119,7 +124,7 @@ def _candidates(prefer: str | None, known: frozenset[str] | None) -> list[tuple[
 
     def order(candidate: tuple[str, Family]) -> tuple[bool | str, ...]:
         name, family = candidate
-        return name != wanted, not family.common, not family.in_transformers, family.double_of is not None, name
+        return not family.in_transformers, name != wanted, not family.common, family.double_of is not None, name
 
     return sorted(found, key=order)
 

@@ -22,7 +22,7 @@ from edgeformer.checkpoint.companions.special import special_ids
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import Quantization
 from edgeformer.errors import ConfigError, ExportError, SpecError
-from edgeformer.exporters.hf.config import UNMAPPED, Misfit, nearest
+from edgeformer.exporters.hf.config import Misfit, nearest
 from edgeformer.exporters.mlx.types._type import MlxType
 from edgeformer.exporters.mlx.weights import PRECISIONS, Made, WeightPlan, make, plan
 from edgeformer.exporters.onnx.filling import Progress
@@ -184,7 +184,7 @@ def stock_type(spec: Model, prefer: str | None = None) -> tuple[Stock | None, st
                     assert isinstance(spec, Decoder)
                     return Stock(name, config, kind.stored(spec), kind.unquantized), ""
             except (Unmapped, ConfigError, SpecError) as e:
-                misfits.append(Misfit(UNMAPPED, f"{name}: {e}"))
+                misfits.append(Misfit.of(name, e))
                 continue
             misfits.append(Misfit(distance(differing), f"{name}, which differs in {listed(differing)}"))
     return None, f"the nearest is {nearest(misfits)}"
