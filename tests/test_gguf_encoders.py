@@ -6,15 +6,18 @@ exact one, by the tolerance of that.
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from encoder_cases import encoder_settings, pair_settings
 from support import load_tiny, random_ids, record_errors
 
 from edgeformer import load
 from edgeformer.api import export, verify
+from edgeformer.cli import cli
 from edgeformer.errors import ExportError
 from edgeformer.inference.lookup import get, require
 from edgeformer.inference.runtime import Options
@@ -41,7 +44,9 @@ ENCODERS = {
         dict(hidden_activation="silu", global_attn_every_n_layers=2, local_rope_theta=500.0, local_attention=16),
     ),
 }
-_EVEN = dict(num_decoder_layers=2)  # llama.cpp loads no decoder with more blocks than its encoder
+_EVEN = dict(
+    num_decoder_layers=2, decoder_start_token_id=0
+)  # llama.cpp loads no decoder with more blocks than its encoder
 PAIRS = {
     "t5": {},
     "t5@gated-untied": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
@@ -129,6 +134,13 @@ def test_an_encoder_decoder(case, tmp_path):
     worst = max(np.abs(whole - expected).max(), np.abs(np.stack(steps, 1) - expected[:, 9:]).max())
     record_errors("gguf", case, {"t5": float(worst)})
     assert worst <= (1e-3 * scale + 2e-3 if case != "t5" else 1e-4 + 1e-5 * scale)
+    with torch.no_grad():
+        theirs = hf.generate(torch.from_numpy(read[:, :30]), max_new_tokens=12, do_sample=False, num_beams=1)[0, 1:]
+    asked = ["--ids", ",".join(map(str, read[0, :30])), "-n", "12", "--json"]
+    for runtime in ("llama_cpp", "numpy"):
+        made = CliRunner().invoke(cli, ["generate", str(tmp_path / "g"), "--runtime", runtime, *asked])
+        ours = json.loads(made.output)["ids"]
+        assert ours and ours == theirs.tolist()[: len(ours)], (runtime, made.output)
     again = require("numpy")[0].open(load(tmp_path / "g" / "model.gguf"), Options())
     again.source(read)
     assert np.abs(again.forward(ids, all_positions=True) - expected).max() <= 1e-4 + 1e-5 * scale

@@ -280,6 +280,14 @@ class Reader:
         self.ignore(key)
         return self.size(key) if self.fields.get(f"{self.architecture}.{key}") not in (None, 0) else None
 
+    def token(self, key: str) -> int | None:
+        """A token's id; None where it is missing."""
+        self.ignore(key)
+        value = self.fields.get(f"{self.architecture}.{key}")
+        if value is not None and (type(value) is not int or not 0 <= value <= MAX_SIZE):
+            raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {shown(value)}; it must be a token's id")
+        return value
+
     def sizes(self, key: str, count: int) -> list[int]:
         """A positive integer for each of `count` layers; one stands for all."""
         value = self._value(key, None)

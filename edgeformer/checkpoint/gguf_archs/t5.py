@@ -74,7 +74,7 @@ def config(reader: Reader) -> Config:
     Raises:
         CheckpointError: heads with keys and values of different sizes.
     """
-    reader.ignore("attention.layer_norm_epsilon", "vocab_size", "decoder_start_token_id", "pooling_type")
+    reader.ignore("attention.layer_norm_epsilon", "vocab_size", "pooling_type")
     heads, width = reader.size("attention.head_count"), reader.size("embedding_length")
     inner, count = reader.size("attention.key_length", width // heads), reader.size("block_count")
     if reader.size("attention.value_length", inner) != inner or reader.size("attention.head_count_kv", heads) != heads:
@@ -96,6 +96,7 @@ def config(reader: Reader) -> Config:
         "tie_word_embeddings": tied,
         "scale_decoder_outputs": False,  # llama.cpp never scales them
         "is_encoder_decoder": True,
+        "decoder_start_token_id": reader.token("decoder_start_token_id"),
         "vocab_size": reader.rows("token_embd.weight"),
     }
 
