@@ -7,6 +7,7 @@ refused, because token ids would silently differ. One difference is noted instea
 from __future__ import annotations
 
 import base64
+import ctypes
 import json
 import unicodedata
 from pathlib import Path
@@ -145,9 +146,10 @@ def check_in_llama_cpp(around: Companions, file: Path) -> None:
         ExportError: they differ; the message has the text and both lists of ids.
     """
     try:
-        from llama_cpp import Llama
+        import llama_cpp
     except ImportError:
         return
+    _silence(llama_cpp)
     source, limits = load_tokenizer(around), tokenizer_limits(around)
     texts = [t for t in texts_of(source) if t]
     if limits["composes"]:
@@ -155,7 +157,7 @@ def check_in_llama_cpp(around: Companions, file: Path) -> None:
     if limits["wordpiece"]:
         texts = [t for t in texts if t.isascii()]
     try:
-        llama = Llama(str(file), vocab_only=True, verbose=False)
+        llama = llama_cpp.Llama(str(file), vocab_only=True, verbose=False)
     except Exception as e:  # from llama.cpp, or from Jinja, which compiles the chat template there
         raise ExportError(
             f"llama.cpp can't load the file with this tokenizer and chat template: {shown(str(e))}"
@@ -170,6 +172,17 @@ def check_in_llama_cpp(around: Companions, file: Path) -> None:
                 )
     finally:
         llama.close()
+
+
+_log: Any = None
+
+
+def _silence(llama_cpp: Any) -> None:
+    """Discard llama.cpp's log, which warns about a context that a vocabulary alone doesn't have. The callback lives as long as
+    the module."""
+    global _log
+    _log = llama_cpp.llama_log_callback(lambda level, text, data: None)
+    llama_cpp.llama_log_set(_log, ctypes.c_void_p(0))
 
 
 def _refusal(reason: str) -> str:
