@@ -21,6 +21,7 @@ from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ArtefactError, InputError, RuntimeUnavailable
 from edgeformer.exporters.gguf.exporter import MODEL_FILE
 from edgeformer.inference import runtime as base
+from edgeformer.inference.inputs import check_real
 from edgeformer.inference.runtime import EVERY_TASK, Options, Session
 from edgeformer.inference.text import ToolText
 from edgeformer.layers.encoder import Encoder
@@ -28,7 +29,8 @@ from edgeformer.layers.rope_longrope import LongRopeScaling
 from edgeformer.spec.task import Task
 
 _F32, _F16 = 0, 1  # ggml_type
-_PADDING = 256  # tokens that a context's size is a multiple of; also the most sequences of a context
+_PADDING = 256  # tokens that a context's size is a multiple of
+_SEQUENCES = 256  # the most of a context
 
 
 _ERROR = 4  # ggml_log_level
@@ -56,7 +58,8 @@ class _Opened(Session):
         llama_cpp = import_module("llama_cpp")
         manifest = bundle.opened(folder)
         super().__init__(bundle.read_spec(folder), options)
-        self.folder, self.manifest, self.llama, self.context = folder, manifest, llama_cpp, None
+        self.folder, self.manifest, self.llama = folder, manifest, llama_cpp
+        self.context = self.batch = None
         _keep_log(llama_cpp)
         llama_cpp.llama_backend_init()
         settings = llama_cpp.llama_model_default_params()
@@ -73,8 +76,9 @@ class _Opened(Session):
 
     def _open(self, tokens: int, chunk: int, **settings: Any) -> None:
         """Open a context of `tokens` tokens, of which `chunk` are computed at once, in place of the one before."""
-        if self.context:
-            self.llama.llama_free(self.context)
+        before, self.context = self.context, None
+        if before:
+            self.llama.llama_free(before)
         context = self.llama.llama_context_default_params()
         context.n_ctx, context.n_batch, context.n_ubatch, context.n_seq_max = tokens, chunk, chunk, 1
         context.n_threads = context.n_threads_batch = self.options.threads
@@ -85,6 +89,13 @@ class _Opened(Session):
         self.context = self.llama.llama_init_from_model(self.model, context)
         if not self.context:
             raise ArtefactError(f"llama.cpp can't open a context of {tokens} tokens for {self.folder}")
+
+    def _make_batch(self, tokens: int) -> None:
+        """A batch of `tokens` tokens in place of the one before."""
+        before, self.batch = self.batch, None
+        if before is not None:
+            self.llama.llama_batch_free(before)
+        self.batch = self.llama.llama_batch_init(tokens, 0, 1)
 
     def _filled(self, batch: Any, rows: list[tuple[np.ndarray, np.ndarray, int]], wanted: Callable[[int], bool]) -> Any:
         """Fill a batch with rows of (ids, positions, sequence); `wanted(i)`: whether token i has an output."""
@@ -99,6 +110,8 @@ class _Opened(Session):
         return batch
 
     def _run(self, call: str, batch: Any) -> None:
+        if not self.context:
+            raise ArtefactError(f"llama.cpp has no context for {self.folder}: an earlier call couldn't open one")
         if (code := getattr(self.llama, call)(self.context, batch)) != 0:
             raise ArtefactError(f"llama.cpp's {call} failed with code {code}")
 
@@ -150,7 +163,10 @@ class _Opened(Session):
 
     def __del__(self):
         with contextlib.suppress(Exception):
-            self.llama.llama_free(self.context)
+            if self.batch is not None:
+                self.llama.llama_batch_free(self.batch)
+            if self.context:
+                self.llama.llama_free(self.context)
             self.llama.llama_model_free(self.model)
 
 
@@ -162,7 +178,7 @@ class LlamaSession(_Opened):
         self.chunk = min(self.capacity, 512)
         self._open(self.capacity, self.chunk)
         self.place: tuple[int, int] | None = None
-        self.batch = self.llama.llama_batch_init(self.chunk, 0, 1)
+        self._make_batch(self.chunk)
 
     def _reset(self):
         self.llama.llama_memory_clear(self.llama.llama_get_memory(self.context), True)
@@ -194,22 +210,18 @@ class LlamaSession(_Opened):
             self.place, self.view = place, np.ctypeslib.as_array(logits, (wanted, self.spec.vocab))
         return [self.view.copy()]
 
-    def __del__(self):
-        with contextlib.suppress(Exception):
-            self.llama.llama_batch_free(self.batch)
-        super().__del__()
-
 
 class LlamaPairSession(LlamaSession):
     """An encoder–decoder model: the context keeps the encoder's output."""
 
     def _source(self, ids, mask):
         real = ids[0][mask[0].astype(bool)]
+        check_real(mask)
         if len(real) > self.chunk:  # the encoder reads a text in one piece
-            self.chunk, self.place = _rounded(len(real)), None
-            self._open(max(self.capacity, self.chunk), self.chunk)
-            self.llama.llama_batch_free(self.batch)
-            self.batch = self.llama.llama_batch_init(self.chunk, 0, 1)
+            chunk = _rounded(len(real))
+            self._open(max(self.capacity, chunk), chunk)
+            self._make_batch(chunk)
+            self.chunk, self.place = chunk, None
         self._reset()  # or the text is refused as not following the answer before
         rows = [(real, np.arange(len(real)), 0)]
         self._run("llama_encode", self._filled(self.batch, rows, lambda _: True))
@@ -227,11 +239,12 @@ class LlamaEncoderSession(_Opened):
 
     def _encode(self, inputs):
         count = len(inputs["input_ids"])
-        if count > _PADDING:  # llama.cpp's most sequences
-            parts = [{k: v[n : n + _PADDING] for k, v in inputs.items()} for n in range(0, count, _PADDING)]
+        if count > _SEQUENCES:
+            parts = [{k: v[n : n + _SEQUENCES] for k, v in inputs.items()} for n in range(0, count, _SEQUENCES)]
             found = [self._encode(part) for part in parts]
             return {name: np.concatenate([f[name] for f in found]) for name in found[0]}
         ids, real = inputs["input_ids"], inputs["attention_mask"].astype(bool)
+        check_real(real)
         slots = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
         positions = slots if self.encoder.counts_padding else np.cumsum(real, 1) - 1
         rows = [(ids[n][real[n]], positions[n][real[n]], n) for n in range(len(ids))]
@@ -252,20 +265,13 @@ class LlamaEncoderSession(_Opened):
 
     def _make_room(self, tokens: int, rows: int) -> None:
         """Open a context for a batch: an encoder computes all of it at once."""
-        if self.room:
-            self.llama.llama_batch_free(self.batch)
-        self.room = _rounded(tokens)
+        room = _rounded(tokens)
         pooling = {} if self.encoder.pooling else {"pooling_type": 0}  # none; by default the file's
         # a number of sequences that doesn't divide the tokens ends the process in llama.cpp's mean pooling
-        most = 1 << (max(rows, self.options.batch) - 1).bit_length()
-        self._open(self.room, self.room, embeddings=True, n_seq_max=most, kv_unified=True, **pooling)
-        self.rows = most
-        self.batch = self.llama.llama_batch_init(self.room, 0, 1)
-
-    def __del__(self):
-        with contextlib.suppress(Exception):
-            self.llama.llama_batch_free(self.batch)
-        super().__del__()
+        most = min(1 << (max(rows, self.options.batch) - 1).bit_length(), _SEQUENCES)
+        self._open(room, room, embeddings=True, n_seq_max=most, kv_unified=True, **pooling)
+        self._make_batch(room)
+        self.room, self.rows = room, most
 
 
 def _rounded(tokens: int) -> int:

@@ -15,10 +15,10 @@ from click.testing import CliRunner
 from encoder_cases import encoder_settings, pair_settings
 from support import load_tiny, random_ids, record_errors
 
-from edgeformer import load
+from edgeformer import discover, load
 from edgeformer.api import export, verify
 from edgeformer.cli import cli
-from edgeformer.errors import ExportError
+from edgeformer.errors import ArtefactError, CheckpointError, ExportError, InputError
 from edgeformer.inference.lookup import get, require
 from edgeformer.inference.runtime import Options
 from edgeformer.layers.pooling import Pooling
@@ -26,6 +26,7 @@ from edgeformer.quantization.run import quantize
 from edgeformer.verification.parity import encoder_inputs
 from edgeformer.verification.verdict import NEAR_TIE, PASS
 from edgeformer.weights.formats import QuantizedTensor
+from edgeformer.weights.gguf_file import Draft
 
 pytest.importorskip("gguf")
 torch = pytest.importorskip("torch")
@@ -167,6 +168,82 @@ def test_the_same_codes(case, tmp_path):
         assert all(np.array_equal(a, b) for a, b in pairs), name
     report = verify(tmp_path / "g", against=tmp_path / "q", length=32, generate=4)
     assert report.verdict in (PASS, NEAR_TIE), report
+
+
+@runs
+def test_batches_of_every_size(tmp_path):
+    """More rows than llama.cpp's sequences, and rows without a token."""
+    loaded, _ = encoder("bert@relu-3-types", tmp_path)
+    embedder = replace(loaded, spec=replace(loaded.spec, pooling=Pooling()))
+    export(embedder, tmp_path / "g", to="gguf", no_tokenizer=True)
+    inputs = {k: np.concatenate([v[:2]] * 150) for k, v in encoder_inputs(loaded.spec, 8).items()}
+    expected = require("numpy")[0].open(embedder, Options()).encode(inputs)["sentence_embedding"]
+    for batch in (1, 300):
+        session = require("llama_cpp")[0].open(tmp_path / "g", Options(batch=batch))
+        assert np.abs(session.encode(inputs)["sentence_embedding"] - expected).max() <= 2e-3
+    inputs["attention_mask"][3] = 0
+    with pytest.raises(InputError, match="row 3 is all padding"):
+        session.encode(inputs)
+
+
+@runs
+@pytest.mark.parametrize("case", ["bert", "t5"])
+def test_a_context_that_cannot_be_opened(case, tmp_path, monkeypatch):
+    """One error, then the session goes on or says so again; nothing is freed twice."""
+    loaded, _ = encoder(case, tmp_path) if case == "bert" else pair(case, tmp_path)
+    export(loaded, tmp_path / "g", to="gguf", no_tokenizer=True)
+    session = require("llama_cpp")[0].open(tmp_path / "g", Options(capacity=None if case == "bert" else 64))
+
+    def run(inputs):
+        return session.encode(inputs) if case == "bert" else session.source(inputs["input_ids"][:1])
+
+    run(encoder_inputs(loaded.spec, 20))
+    with monkeypatch.context() as patch:
+        patch.setattr(session.llama, "llama_init_from_model", lambda *_: None)
+        with pytest.raises(ArtefactError, match="can't open a context"):
+            run(encoder_inputs(loaded.spec, 200, rows=6))
+        with pytest.raises(ArtefactError, match=r"no context|can't open a context"):
+            run(encoder_inputs(loaded.spec, 20))
+    run(encoder_inputs(loaded.spec, 220, rows=6))
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "tensors", "message"),
+    [
+        ("bert", {"attention.causal": True}, {}, "an encoder's attention is bidirectional"),
+        ("bert", {"attention.head_count": 7}, {}, "not a multiple of the 7 heads"),
+        ("bert", {"attention.layer_norm_epsilon": 1e-3}, {}, "DistilBERT's is 1e-12"),
+        ("modern_bert", {"hidden_activation": "relu"}, {}, "hidden_activation is 'relu'"),
+        ("modern_bert", {"rope.scaling.type": "yarn"}, {}, "RoPE scaling 'yarn'"),
+        (
+            "modern_bert",
+            {"attention.sliding_window": 8, "attention.sliding_window_pattern": [True]},
+            {},
+            "1 entries for 2 layers",
+        ),
+        (
+            "modern_bert",
+            {"attention.sliding_window": 8, "attention.sliding_window_pattern": "x"},
+            {},
+            "must be an integer",
+        ),
+        ("modern_bert", {"attention.sliding_window": 8, "rope.freq_base_swa": 0.0}, {}, "must be positive"),
+        ("t5", {"decoder_start_token_id": -1}, {}, "must be a token's id"),
+        ("t5", {"attention.value_length": 8}, {}, "the same heads and channels"),
+    ],
+)
+def test_what_contradicts_itself(architecture, changes, tensors, message):
+    module = discover.find("edgeformer.checkpoint.gguf_archs", architecture)
+    metadata = {
+        "block_count": 2, "context_length": 64, "embedding_length": 96, "feed_forward_length": 128, "attention.causal": False,
+        "attention.head_count": 6, "attention.key_length": 16, "attention.value_length": 16, "vocab_size": 97,
+        "attention.layer_norm_epsilon": 1e-12, "attention.layer_norm_rms_epsilon": 1e-6, "attention.relative_buckets_count": 32,
+    }  # fmt: skip
+    draft = Draft(
+        module.ARCHITECTURE.called or architecture, metadata | changes, {"token_embd.weight": (97, 96)} | tensors, {}
+    )
+    with pytest.raises(CheckpointError, match=message):
+        module.ARCHITECTURE.config(draft)
 
 
 def test_what_has_no_place_is_refused(tmp_path):

@@ -39,7 +39,7 @@ TEXTS = [
 ]
 
 
-CASED = ("tekken", "gpt-4o", "tiny_aya")
+CASED = ("tekken", "gpt-4o")
 """Ways of splitting by letter case, of which llama.cpp knows ASCII's."""
 
 

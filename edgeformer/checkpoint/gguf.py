@@ -68,7 +68,7 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
     notes = [f"unsupported GGUF keys ignored: {', '.join(unread)}"] if unread else []
     if others := reader.strangers():
         notes.append(f"unused GGUF metadata: {', '.join(others)}")
-    notes += reader.notes
+    notes += reader.notes + arch.remarks(reader)
     return GgufModel(config, stored, arch, reader.below(TOKENIZER), reader.files, arch.pooling(reader), notes)
 
 

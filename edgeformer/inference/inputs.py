@@ -27,6 +27,17 @@ def check_ids(ids: np.ndarray, vocab: int) -> None:
         raise InputError(f"token id {low if low < 0 else high} is outside the vocabulary of {vocab} (0..{vocab - 1})")
 
 
+def check_real(mask: np.ndarray) -> None:
+    """Check that every row has a real token. mask: [B, T], 0 where padded.
+
+    Raises:
+        InputError: naming the row.
+    """
+    empty = np.flatnonzero(~np.asarray(mask, bool).any(1))
+    if len(empty):
+        raise InputError(f"row {empty[0]} is all padding; llama.cpp needs a token in every row")
+
+
 def check_valid(valid: np.ndarray, shape: tuple[int, ...]) -> None:
     """Check that a mask has the ids' shape and only the values 0 and 1.
 

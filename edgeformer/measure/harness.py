@@ -114,7 +114,7 @@ def run(
     """
     done = Run([], journal.run_id if journal else uuid.uuid4().hex)
     if spec.task != Task.TEXT_GENERATION and (any(settings.depths) or max(settings.concurrency) > 1):
-        done.notes.append("depths and concurrency are for decoders: they are ignored")
+        done.notes.append("depths and concurrency apply to decoders only; they are ignored")
     finished, kept = False, True
     try:
         with temporary_folder() as scratch:

@@ -48,6 +48,8 @@ def _kept_affine(quantized: LoadedModel, original: LoadedModel) -> bool:
 
 def _check_same_bits(quantized: LoadedModel, original: LoadedModel) -> Check:
     theirs = original.require_weights()
+    if (other := _unknown(quantized, original)) is not None:
+        return other
     for name, source in _shared(quantized, theirs):
         other = theirs.sources[name].stored
         if isinstance(source.stored, QuantizedTensor) and isinstance(other, QuantizedTensor):
@@ -59,6 +61,13 @@ def _check_same_bits(quantized: LoadedModel, original: LoadedModel) -> Check:
         if not same:
             return Check("weights", FAIL, note=f"{name} differs from {original.name}")
     return Check("weights", PASS, max_abs=0.0, limit=0.0, note="the same codes and scales")
+
+
+def _unknown(quantized: LoadedModel, original: LoadedModel) -> Check | None:
+    """A failed check, if there is a tensor that the original hasn't. A head in place of a tied one is compared by outputs."""
+    head = {"head.weight"} if original.spec.head_is_embedding else set()
+    others = quantized.require_weights().sources.keys() - original.require_weights().sources.keys() - head
+    return Check("weights", FAIL, note=f"{min(others)} is not in {original.name}") if others else None
 
 
 def _shared(quantized: LoadedModel, weights: Weights) -> list[tuple[str, Source]]:
@@ -73,6 +82,8 @@ def _held(source: Source, array: np.ndarray) -> npt.DTypeLike:
 
 def _check_repeated(quantized: LoadedModel, original: LoadedModel, method: str) -> Check:
     weights = original.require_weights()
+    if (other := _unknown(quantized, original)) is not None:
+        return other
     for name, source in _shared(quantized, weights):
         if isinstance(source.stored, AffineTensor):  # an MLX folder: equal values imply equal codes and scales
             format = next(f for f in QUANTIZED.values() if f.bits == source.stored.bits)

@@ -255,9 +255,9 @@ class Reader:
             )
         return float(str(np.float32(value)))
 
-    def positive(self, key: str) -> float:
+    def positive(self, key: str, default: float | None = None) -> float:
         """A number above 0."""
-        if (value := self.number(key)) <= 0:
+        if (value := self.number(key, default)) <= 0:
             raise CheckpointError(f"{self.file}: {self.architecture}.{key} is {value}; it must be positive")
         return value
 

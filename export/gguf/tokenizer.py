@@ -328,14 +328,11 @@ def _wordpiece(data: dict[str, Any], count: int) -> tuple[list[str], list[int], 
     model, normalizer = data["model"], data.get("normalizer") or {}
     if model.get("continuing_subword_prefix") != "##" or normalizer.get("type") != "BertNormalizer":
         raise ExportError(_refusal("its WordPiece differs from BERT's (prefix ## and BertNormalizer)"))
-    if normalizer.get("strip_accents") is False or not normalizer.get("handle_chinese_chars", True):
-        raise ExportError(
-            _refusal(
-                "it keeps accents or doesn't split Chinese characters; llama.cpp's WordPiece strips and splits them"
-            )
-        )
-    if not normalizer.get("lowercase"):
-        raise ExportError(_refusal("it is cased, and llama.cpp's WordPiece lowercases text"))
+    if not normalizer.get("handle_chinese_chars", True):
+        raise ExportError(_refusal("it doesn't split Chinese characters, and llama.cpp's WordPiece does"))
+    lower, strips = bool(normalizer.get("lowercase")), normalizer.get("strip_accents")
+    strips = lower if strips is None else bool(strips)
+    kept = {} if lower and strips else {"normalizer.lowercase": lower, "normalizer.strip_accents": strips}
     tokens, types = _listed(model["vocab"], count)
     special = {added["content"] for added in data.get("added_tokens", ())}
     marked = [
@@ -344,4 +341,4 @@ def _wordpiece(data: dict[str, Any], count: int) -> tuple[list[str], list[int], 
     ]
     ids = {"cls_token_id": "[CLS]", "seperator_token_id": "[SEP]", "mask_token_id": "[MASK]"}
     found = {key: model["vocab"][token] for key, token in ids.items() if token in model["vocab"]}
-    return marked, types, {"model": "bert", "pre": "default", **found}
+    return marked, types, {"model": "bert", "pre": "default", **found, **kept}

@@ -96,7 +96,6 @@ SPLITTINGS: dict[str, tuple[tuple[str, ...], Splitting]] = {
     ))),
     "tekken": ((), Splitting((_cased("", DIGIT),), whole_words=True, bos=True)),
     "gpt-4o": (("llama4", "kanana2", "talkie", "minimax-m2"), Splitting((GPT4O,))),
-    "tiny_aya": (("cohere2moe",), Splitting((r"\d{1,3}(?=(?:\d{3})*\b)", GPT4O))),
     "deepseek-v3": (("hunyuan-dense", "joyai-llm", "hy_v4"), Splitting((THREE_DIGITS, _CJK_KANA, _DEEPSEEK3))),
     "deepseek-coder": ((), Splitting((r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", _CJK, DIGIT))),
     "deepseek-llm": ((), Splitting((

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,10 @@ def from_gguf(embedded: Embedded) -> FastTokenizer:
     try:
         tokens, types = list(data["ggml.tokens"]), list(data.get("ggml.token_type") or [])
         types = types or [1] * len(tokens)
+        if longest := next((t for t in tokens if len(t) > MAX_TOKEN), None):
+            raise InputError(
+                f"{where}: its tokenizer has a token of {len(longest):,} characters; at most {MAX_TOKEN} are supported"
+            )
         if kind not in _KINDS:
             raise InputError(
                 f"{where} holds a tokenizer of kind {shown(kind)}; {', '.join(_KINDS)} are supported. Put the original"
@@ -71,8 +76,22 @@ def _named(data: dict[str, Any], tokens: list[str]) -> dict[str, str]:
         "cls": "cls",
         "mask": "mask",
     }
-    found = {f"{ours}_token": data.get(f"ggml.{theirs}_token_id") for theirs, ours in keys.items()}
+    found = {f"{ours}_token": _special(data, theirs, -1) for theirs, ours in keys.items()}
     return {name: tokens[i] for name, i in found.items() if isinstance(i, int) and 0 <= i < len(tokens)}
+
+
+_USUAL_IDS: dict[Any, dict[str, int]] = {
+    "llama": {"bos": 1, "eos": 2, "unknown": 0},
+    "t5": {"eos": 1, "unknown": 2, "padding": 0},
+    "bert": {"bos": 101, "unknown": 100, "seperator": 102, "mask": 103, "padding": 0},
+}
+"""llama.cpp's special ids of files that name none, by kind of tokenizer."""
+
+
+def _special(data: dict[str, Any], name: str, absent: int) -> int:
+    """A special token's id."""
+    given = data.get(f"ggml.{name}_token_id", _USUAL_IDS.get(data.get("ggml.model"), {}).get(name))
+    return given if type(given) is int else absent
 
 
 def _pre(data: dict[str, Any], where: str) -> Splitting:
@@ -111,7 +130,11 @@ def _unigram(data: dict[str, Any], tokens: list[str], types: list[int], where: s
     scores = data["ggml.scores"]
     if len(scores) != len(tokens):
         raise InputError(f"{where}: its tokenizer has {len(tokens)} tokens and {len(scores)} scores")
+    if not all(math.isfinite(score) for score in scores):
+        raise InputError(f"{where}: its tokenizer has a score that isn't finite")
     unknown = next((i for i, kind in enumerate(types) if kind == UNKNOWN), None)
+    if unknown is None and 0 <= (given := _special(data, "unknown", -1)) < len(tokens):
+        unknown = given
     count = max((i + 1 for i, kind in enumerate(types) if kind != UNUSED), default=0)  # padding of the embedding
     pieces = [(t, float(s)) for t, s in zip(tokens[:count], scores, strict=False)]
     inner = Tokenizer(Unigram(pieces, unk_id=unknown, byte_fallback=BYTE in types))
@@ -142,14 +165,12 @@ def _wordpiece(data: dict[str, Any], tokens: list[str], types: list[int], where:
     from tokenizers.models import WordPiece
 
     raw = (CONTROL, USER_DEFINED, UNUSED, UNKNOWN)
-    named = {
-        data.get(f"ggml.{name}_token_id") for name in ("unknown", "cls", "seperator", "mask", "padding", "bos", "eos")
-    }
+    named = {_special(data, name, -1) for name in ("unknown", "cls", "seperator", "mask", "padding", "bos", "eos")}
     spelled = [
         t if types[i] in raw or i in named else t[1:] if t.startswith("▁") else "##" + t for i, t in enumerate(tokens)
     ]
     vocab = {t: i for i, t in enumerate(spelled) if types[i] != UNUSED}
-    unknown = data.get("ggml.unknown_token_id")
+    unknown = _special(data, "unknown", -1)
     name = spelled[unknown] if isinstance(unknown, int) and 0 <= unknown < len(spelled) else "[UNK]"
     inner = Tokenizer(WordPiece(vocab, unk_token=name, max_input_chars_per_word=100))
     lower = bool(data.get("ggml.normalizer.lowercase", True))
@@ -167,10 +188,6 @@ def _sentencepiece(data: dict[str, Any], tokens: list[str], types: list[int], wh
 
     vocab = {t: i for i, t in enumerate(tokens) if types[i] != UNUSED}
     scores = data["ggml.scores"]
-    if longest := next((t for t in vocab if len(t) > MAX_TOKEN), None):
-        raise InputError(
-            f"{where}: its tokenizer has a token of {len(longest):,} characters; at most {MAX_TOKEN} are supported"
-        )
     merges = []
     for token, i in vocab.items():
         if types[i] in (UNKNOWN, CONTROL) or scores[i] <= -1e6:
@@ -205,7 +222,9 @@ def _surround(inner: Tokenizer, data: dict[str, Any], named: dict[str, str]) -> 
     kind = data.get("ggml.model")
     how = splitting(str(data.get("ggml.pre", "default"))) if kind == "gpt2" else None
     begins = kind in ("llama", "bert") or (how is not None and how.bos)
-    ends = bool(data.get("ggml.add_eos_token", kind in ("t5", "bert")) or data.get("ggml.add_sep_token", False))
+    ends = data.get("ggml.add_eos_token", kind in ("t5", "bert")) or (
+        kind == "bert" and data.get("ggml.add_sep_token", False)
+    )
     names = ("sep_token", "eos_token") if kind == "bert" else ("eos_token", "sep_token")
     first = named.get("bos_token", named.get("cls_token")) if data.get("ggml.add_bos_token", begins) else None
     last = next((named[name] for name in names if name in named), None) if ends else None

@@ -48,6 +48,7 @@ class Architecture:
     lacks: notes on what was left out of a spec, for the user.
     copies: canonical names in `computed`'s spec -> the name in the original, and the factor, of tensors that are scaled copies.
     pooling: an encoder file's pooling.
+    remarks: notes on a file that is read.
     around: metadata outside the architecture's prefix.
     ignored: pattern of GGUF names that are read by nothing -> the reason, as in `Family`.
     compute: precision -> the precision of llama.cpp's arithmetic, where it is coarser.
@@ -64,6 +65,7 @@ class Architecture:
     lacks: Callable[[Model], list[str]] = lambda spec: []
     copies: Callable[[Model], dict[str, tuple[str, float]]] = lambda spec: {}
     pooling: Callable[[Reader], Pooling | None] = lambda reader: None
+    remarks: Callable[[Reader], list[str]] = lambda reader: []
     around: Callable[[Model], dict[str, Any]] = lambda spec: {}
     ignored: Mapping[str, str] = field(default_factory=dict)
     compute: Mapping[str, Compute] = field(default_factory=dict)

@@ -40,7 +40,9 @@ def encoder_config(reader: Reader) -> Config:
     Raises:
         CheckpointError: heads that don't divide the width, or a causal encoder.
     """
-    reader.ignore("vocab_size", "pooling_type")
+    reader.ignore(
+        "vocab_size", "pooling_type", "classifier.output_labels", "classifier.pooling_type"
+    )  # a head has tensors
     width, heads = reader.size("embedding_length"), reader.size("attention.head_count")
     if width % heads:
         raise CheckpointError(

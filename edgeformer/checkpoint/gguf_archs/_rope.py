@@ -116,7 +116,11 @@ def rope_of(reader: Reader, dim: int, *, share: str | None = None, longrope: boo
     if longrope and reader.has(LONG):
         config["rope_scaling"] = _longrope(reader, turned)
         return config
-    kind, factor = reader.text("rope.scaling.type", "none"), reader.number("rope.scaling.factor", 0.0)
+    kind, factor = (
+        reader.text("rope.scaling.type", "linear"),
+        reader.number("rope.scaling.factor", 0.0),
+    )  # llama.cpp's default
+    factor = 0.0 if kind == "none" else factor
     if kind not in ("none", "linear", "yarn"):
         raise CheckpointError(f"{reader.file}: RoPE scaling {kind!r} is not supported; linear, yarn and llama3 are")
     if reader.has(FREQUENCIES):
@@ -129,6 +133,8 @@ def rope_of(reader: Reader, dim: int, *, share: str | None = None, longrope: boo
         config["rope_scaling"] = _yarn(reader, factor)
     elif factor not in (0.0, 1.0):
         config["rope_scaling"] = {"rope_type": "linear", "factor": factor}
+    if kind != "yarn":
+        reader.ignore("rope.scaling.original_context_length")  # Phi-3's files always have it
     return config
 
 

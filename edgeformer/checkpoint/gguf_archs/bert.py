@@ -12,6 +12,7 @@ from edgeformer.checkpoint.gguf_archs._encoders import (
     pooling_of,
     without_pooler,
 )
+from edgeformer.errors import CheckpointError
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.learned import Learned
 from edgeformer.layers.mlp import MLP
@@ -22,6 +23,7 @@ from edgeformer.weights.binding import NameMap
 from edgeformer.weights.gguf_file import Reader
 from edgeformer.weights.parts import Below
 
+_DISTILBERT_EPS = 1e-12
 _TOP = {"embed": "token_embd", "embed_norm": "token_embd_norm", "type_embed": "token_types"}
 _BLOCK = {
     **{f"attention.{n}": f"attn_{n}" for n in "qkv"},
@@ -48,11 +50,20 @@ def metadata(spec: Model) -> dict[str, Any]:
 
 
 def config(reader: Reader) -> Config:
-    """The Hugging Face config of a GGUF file."""
+    """The Hugging Face config of a GGUF file.
+
+    Raises:
+        CheckpointError: no token types, and another epsilon than DistilBERT's.
+    """
     config = encoder_config(reader) | layer_epsilon(reader, "layer_norm_eps")
     if reader.has("token_types.weight"):
         types = {"type_vocab_size": reader.rows("token_types.weight")}
         return config | types | {"model_type": "bert", "hidden_act": "gelu_pytorch_tanh"}
+    if config["layer_norm_eps"] != _DISTILBERT_EPS:
+        raise CheckpointError(
+            f"{reader.file} has no token types, as DistilBERT, but attention.layer_norm_epsilon is {config['layer_norm_eps']};"
+            f" DistilBERT's is {_DISTILBERT_EPS}"
+        )
     return {
         "model_type": "distilbert",
         "dim": config["hidden_size"],

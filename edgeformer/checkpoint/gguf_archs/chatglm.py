@@ -48,9 +48,13 @@ def config(reader: Reader) -> Config:
     dim = even_heads(reader, config)
     reader.ignore("attention.key_length", "attention.value_length")
     turned = rope_of(reader, dim, share="partial_rotary_factor")
-    return (
-        config | turned | {"head_dim": dim, "attention_bias": reader.has("blk.0.attn_qkv.bias"), "pad_token_id": None}
-    )
+    bias = any(reader.has(f"blk.0.attn_{n}.bias") for n in ("qkv", "q"))
+    return config | turned | {"head_dim": dim, "attention_bias": bias, "pad_token_id": None}
 
 
-ARCHITECTURE = Architecture(names, metadata, config)
+def separate_names(spec: Decoder) -> list[Names]:
+    """The names of files made from transformers' folders: q, k and v apart."""
+    return [names_with() | halves("layers.{i}.ffn", "blk.{i}.ffn_up")]
+
+
+ARCHITECTURE = Architecture(names, metadata, config, spellings=separate_names)

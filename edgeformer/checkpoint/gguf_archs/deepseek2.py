@@ -19,10 +19,13 @@ from edgeformer.spec import Model
 from edgeformer.weights.gguf_file import Reader
 from edgeformer.weights.parts import PerHead
 
-_WITHOUT_Q_RANK = (26, 27)
-"""Numbers of layers that make llama.cpp take a model for DeepSeek-V2-Lite, whose queries have no low rank."""
 _INNER_EPS = 1e-6
 _SOFTMAX = 1  # llama_expert_gating_func_type
+
+
+def is_lite(layers: int, vocab: int) -> bool:
+    """Whether llama.cpp takes a model for DeepSeek-V2-Lite or its like, whose queries have no low rank."""
+    return layers in (26, 27) or (layers == 48 and vocab == 128_256)
 
 
 def metadata(spec: Model) -> dict[str, Any]:
@@ -33,8 +36,10 @@ def metadata(spec: Model) -> dict[str, Any]:
     """
     model = model_of(spec, Decoder)
     a, ffn, count = latent_in(model), mixture_in(model), len(model.blocks)
-    if count in _WITHOUT_Q_RANK:
-        need(a.q_rank is None, f"llama.cpp reads no q_lora_rank of models with {count} layers")
+    if is_lite(count, model.vocab):
+        need(
+            a.q_rank is None, f"llama.cpp reads no q_lora_rank of models with {count} layers and {model.vocab:,} tokens"
+        )
     dense = next((i for i, block in enumerate(model.blocks) if isinstance(ffn_in(block), MoE)), count)
     heat = latent_config(a, RopeInterleaved).get("rope_scaling", {}).get("mscale_all_dim")
     rope = rope_keys(a.position, a.rope, RopeInterleaved)
@@ -95,12 +100,12 @@ def config(reader: Reader) -> Config:
             "qk_rope_head_dim": turned,
             "v_head_dim": value,
             "kv_lora_rank": reader.size("attention.kv_lora_rank"),
-            "q_lora_rank": None if shape["num_hidden_layers"] in _WITHOUT_Q_RANK else q_rank,
+            "q_lora_rank": None if is_lite(shape["num_hidden_layers"], shape["vocab_size"]) else q_rank,
             "moe_intermediate_size": reader.size("expert_feed_forward_length"),
             "n_routed_experts": reader.size("expert_count"),
             "num_experts_per_tok": reader.size("expert_used_count"),
             "n_shared_experts": shared,
-            "routed_scaling_factor": reader.number("expert_weights_scale", 1.0),
+            "routed_scaling_factor": reader.number("expert_weights_scale", 1.0) or 1.0,  # 0: unset
             "first_k_dense_replace": reader.optional("leading_dense_block_count") or 0,
             "topk_method": "greedy",
         }
@@ -115,7 +120,7 @@ def _check_experts(reader: Reader) -> None:
             " best one"
         )
     reader.ignore("expert_group_used_count")
-    gating = reader.size("expert_gating_func", _SOFTMAX)
+    gating = reader.optional("expert_gating_func") or _SOFTMAX
     if gating != _SOFTMAX or reader.flag("expert_weights_norm", False):
         raise CheckpointError(
             f"{reader.file} weighs its experts as DeepSeek-V3 does (expert_gating_func {gating}, or normalized weights);"
@@ -128,10 +133,10 @@ def _rope(reader: Reader, turned: int) -> Config:
     step = reader.number("rope.scaling.yarn_log_multiplier", 0.0)
     if found.get("rope_scaling", {}).get("rope_type") != "yarn":
         return found
-    if not step:
+    if step <= 0:
         raise CheckpointError(
-            f"{reader.file} has YaRN without rope.scaling.yarn_log_multiplier: llama.cpp then scales scores twice, which"
-            " DeepSeek-V2 doesn't"
+            f"{reader.file} has YaRN without a positive rope.scaling.yarn_log_multiplier: llama.cpp then scales scores twice,"
+            " which DeepSeek-V2 doesn't"
         )
     if "attention_factor" in found["rope_scaling"]:
         raise CheckpointError(f"{reader.file} has rope.scaling.attn_factor, which DeepSeek-V2 has no setting for")

@@ -61,10 +61,13 @@ def config(reader: Reader) -> Config:
     if reader.size("rope.dimension_count", head_dim) != head_dim:
         raise CheckpointError(f"{reader.file}: rope.dimension_count must be {head_dim}, the channels of a head")
     act = reader.text("hidden_activation", "gelu")
-    if act not in _ACTIVATIONS or reader.text("rope.scaling.type", "none") != "none":
+    if act not in _ACTIVATIONS:
         raise CheckpointError(
-            f"{reader.file}: hidden_activation is {act!r}; {' and '.join(_ACTIVATIONS)} are supported, and no RoPE scaling"
+            f"{reader.file}: hidden_activation is {act!r}; {' and '.join(_ACTIVATIONS)} are supported"
         )
+    if (kind := reader.text("rope.scaling.type", "none")) != "none":
+        raise CheckpointError(f"{reader.file}: RoPE scaling {kind!r} is not supported for ModernBERT")
+    reader.ignore("attention.layer_norm_rms_epsilon")  # of the norms that it hasn't
     window, count = reader.optional("attention.sliding_window"), config["num_hidden_layers"]
     found = {
         "model_type": "modernbert",
@@ -78,7 +81,7 @@ def config(reader: Reader) -> Config:
         config
         | found
         | {
-            "local_rope_theta": reader.number("rope.freq_base_swa", theta),
+            "local_rope_theta": reader.positive("rope.freq_base_swa", theta),
             "local_attention": window,
             "layer_types": _pattern(reader, count),
         }

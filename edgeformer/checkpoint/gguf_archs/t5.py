@@ -115,11 +115,30 @@ def copies(spec: Model) -> dict[str, tuple[str, float]]:
     return {"head.weight": ("embed.weight" if spec.tied else "head.weight", spec.logit_scale)}
 
 
+def remarks(reader: Reader) -> list[str]:
+    """What may be missing in the file."""
+    if reader.has("output.weight") or reader.has("enc.blk.0.ffn_gate.weight"):
+        return []
+    width = reader.size("embedding_length")
+    return [
+        f"T5's first models scale the head's input by {width}**-0.5, which llama.cpp doesn't; if this is one, its logits are"
+        f" {width**0.5:.3g} times the original's here as well"
+    ]
+
+
 def notes(spec: Model) -> list[str]:
     """What was done about the head."""
     return ["the head is a scaled copy of the embedding: llama.cpp doesn't scale its input"] if copies(spec) else []
 
 
 ARCHITECTURE = Architecture(
-    NAMES, metadata, config, computed=scaled_head, copies=copies, lacks=notes, ignored=_UNREAD, compute=GELU_TABLE
+    NAMES,
+    metadata,
+    config,
+    computed=scaled_head,
+    copies=copies,
+    lacks=notes,
+    remarks=remarks,
+    ignored=_UNREAD,
+    compute=GELU_TABLE,
 )
