@@ -64,6 +64,12 @@ VARIANTS: dict[str, tuple[str, str, dict[str, Any]]] = {
         "deepseek_v2", "deepseek2",
         _STOCK["deepseek_v2"] | dict(rope_parameters=rope("yarn", mscale=0.707, mscale_all_dim=0.707, factor=8.0)),
     ),
+    "gemma3_text@every-third": (
+        "gemma3_text", "gemma3",
+        _WIDE | dict(head_dim=16, sliding_window=40, num_hidden_layers=4, query_pre_attn_scalar=16, rope_parameters={
+            "full_attention": rope("default", 1e6), "sliding_attention": rope("default", 500.0)},
+            layer_types=["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]),
+    ),
     "llama@yarn-temperature": ("llama", "llama", _WIDE | dict(rope_parameters=rope("yarn", factor=4.0, attention_factor=1.3))),
 }  # fmt: skip
 """Settings of a family that it has elsewhere in its metadata or tensors: name -> model_type, architecture, config."""
@@ -84,5 +90,7 @@ FORMULAS: dict[str, tuple[str, dict[str, Any]]] = {
 """The same where the oracle is our numpy back end: transformers has no class, or initialises these weights too small."""
 EXACT_GELU = frozenset(("gpt_neox", "mpt", "falcon"))
 """Families whose config has the exact GELU, which llama.cpp approximates."""
-TABLE = frozenset((*EXACT_GELU, "gemma", "gemma2", "gemma3_text", "phi", "gpt2", "gpt_bigcode", "starcoder2", "bloom"))
+TABLE = frozenset((
+    *EXACT_GELU, "gemma", "gemma2", "gemma3_text", "gemma3_text@every-third", "phi", "gpt2", "gpt_bigcode", "starcoder2", "bloom",
+))  # fmt: skip
 """Families with a GELU, which ggml looks up in a table of fp16 values."""

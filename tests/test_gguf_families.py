@@ -225,6 +225,19 @@ def test_longrope_beyond_the_original_context(tmp_path):
     assert require("llama_cpp")[0].refuses(loaded.spec, Options(capacity=200)) is None
 
 
+@pytest.mark.parametrize(("layers", "scalar"), [(26, 16), (62, 24)])
+def test_the_scale_of_gemma_3(layers, scalar):
+    """llama.cpp scales the scores of 62 layers by the width over the heads, as Gemma 3 27B does."""
+    metadata = {
+        "block_count": layers, "context_length": 64, "embedding_length": 96, "feed_forward_length": 128, "attention.head_count": 4,
+        "attention.key_length": 16, "attention.value_length": 16, "attention.layer_norm_rms_epsilon": 1e-6,
+        "attention.sliding_window": 32,
+    }  # fmt: skip
+    module = discover.find("edgeformer.checkpoint.gguf_archs", "gemma3")
+    config = module.ARCHITECTURE.config(Draft("gemma3", metadata, {"token_embd.weight": (97, 96)}, {}))
+    assert config["query_pre_attn_scalar"] == scalar and config["layer_types"].count("full_attention") == layers // 6
+
+
 def test_factors_of_another_length():
     metadata = {
         "block_count": 1, "context_length": 64, "embedding_length": 96, "feed_forward_length": 128, "attention.head_count": 6,

@@ -50,6 +50,7 @@ def read_gguf(file: Path, allow_unread: bool) -> GgufModel:
         )
     arch = discover.declared(module, "ARCHITECTURE", Architecture)
     config = arch.config(reader)
+    reader.ignore("tensor_data_layout")  # the program that wrote the file; llama.cpp reads it nowhere
     unread = reader.unread()
     if unread and not allow_unread:
         raise ConfigError(
