@@ -229,9 +229,9 @@ def test_longrope_beyond_the_original_context(tmp_path):
 def test_the_scale_of_gemma_3(layers, scalar):
     """llama.cpp scales the scores of 62 layers by the width over the heads, as Gemma 3 27B does."""
     metadata = {
-        "block_count": layers, "context_length": 64, "embedding_length": 96, "feed_forward_length": 128, "attention.head_count": 4,
-        "attention.key_length": 16, "attention.value_length": 16, "attention.layer_norm_rms_epsilon": 1e-6,
-        "attention.sliding_window": 32,
+        "block_count": layers, "context_length": 64, "embedding_length": 96, "feed_forward_length": 128,
+        "attention.head_count": 4, "attention.key_length": 16, "attention.value_length": 16,
+        "attention.layer_norm_rms_epsilon": 1e-6, "attention.sliding_window": 32,
     }  # fmt: skip
     module = discover.find("edgeformer.checkpoint.gguf_archs", "gemma3")
     config = module.ARCHITECTURE.config(Draft("gemma3", metadata, {"token_embd.weight": (97, 96)}, {}))
