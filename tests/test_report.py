@@ -63,6 +63,15 @@ def test_rows_are_both_tests_of_a_row():
     assert max(r["gflops"] for r in lines if "int8" in r["roof"]) == 400.0
 
 
+def test_half_a_noise_interval_is_none():
+    """A damaged record has one of its two ends."""
+    records = several()[:2]
+    assert "run twice" in markdown(records)
+    for record in records:
+        record |= {"noise_low": 0.98, "noise_high": None}
+    assert "run twice" not in markdown(records)
+
+
 def test_files_of_other_tools_stand_beside_ours(tmp_path):
     records = [*several(), *read_records(LLAMA_BENCH / "2026.jsonl"), *read_records(LLAMA_BENCH / "2023-09.csv")]
     shown = rows(records)

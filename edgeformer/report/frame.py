@@ -147,7 +147,8 @@ def _add(row: dict[str, Any], record: dict[str, Any]) -> None:
         row["itl_ms_p50"], row["itl_ms_p90"] = record.get("itl_ms_p50"), record.get("itl_ms_p90")
         row["roofline"] = record.get("roofline_frac")
         row["energy_mj"] = _scaled(record.get("energy_j_per_token"), 1e3)
-        row["noise_low"], row["noise_high"] = record.get("noise_low"), record.get("noise_high")
+        low, high = record.get("noise_low"), record.get("noise_high")
+        row["noise_low"], row["noise_high"] = (low, high) if low is not None and high is not None else (None, None)
     else:
         row["ttft_ms"] = record.get("ttft_warm_ms")
         row["roofline_prefill"] = record.get("roofline_frac")
