@@ -109,11 +109,11 @@ class _Opened(Session):
         batch.n_tokens = i
         return batch
 
-    def _run(self, call: str, batch: Any) -> None:
+    def _run(self, call: Callable[[Any, Any], int], batch: Any) -> None:
         if not self.context:
             raise ArtefactError(f"llama.cpp has no context for {self.folder}: an earlier call couldn't open one")
-        if (code := getattr(self.llama, call)(self.context, batch)) != 0:
-            raise ArtefactError(f"llama.cpp's {call} failed with code {code}")
+        if (code := call(self.context, batch)) != 0:
+            raise ArtefactError(f"llama.cpp's {call.__name__} failed with code {code}")
 
     def text_of_tool(self):
         from llama_cpp.llama_chat_format import Jinja2ChatFormatter
@@ -200,7 +200,7 @@ class LlamaSession(_Opened):
         count = len(ids)
         rows = [(ids, np.arange(position, position + count), 0)]
         batch = self._filled(self.batch, rows, lambda i: every or (last and i + 1 == count))
-        self._run("llama_decode", batch)
+        self._run(self.llama.llama_decode, batch)
         wanted = count if every else int(last)
         if not wanted:
             return []
@@ -224,7 +224,7 @@ class LlamaPairSession(LlamaSession):
             self.chunk, self.place = chunk, None
         self._reset()  # or the text is refused as not following the answer before
         rows = [(real, np.arange(len(real)), 0)]
-        self._run("llama_encode", self._filled(self.batch, rows, lambda _: True))
+        self._run(self.llama.llama_encode, self._filled(self.batch, rows, lambda _: True))
 
 
 class LlamaEncoderSession(_Opened):
@@ -236,6 +236,7 @@ class LlamaEncoderSession(_Opened):
         assert isinstance(self.spec, Encoder)
         self.encoder, self.room, self.rows = self.spec, 0, 0
         self.encoded = ("sentence_embedding",) if self.encoder.pooling else ("last_hidden_state",)
+        self.pools_first_real = self.encoder.pooling is not None and self.encoder.pooling.mode == "cls"
 
     def _encode(self, inputs):
         count = len(inputs["input_ids"])
@@ -250,7 +251,7 @@ class LlamaEncoderSession(_Opened):
         rows = [(ids[n][real[n]], positions[n][real[n]], n) for n in range(len(ids))]
         if (count := int(real.sum())) > self.room or len(ids) > self.rows:
             self._make_room(count, len(ids))
-        self._run("llama_encode", self._filled(self.batch, rows, lambda _: True))
+        self._run(self.llama.llama_encode, self._filled(self.batch, rows, lambda _: True))
         width, llama = self.spec.width, self.llama
         if self.encoder.pooling is None:
             found = np.ctypeslib.as_array(llama.llama_get_embeddings(self.context), (count, width))

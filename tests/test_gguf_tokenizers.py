@@ -16,6 +16,7 @@ from support import STDLIB, load_tiny
 from edgeformer import load
 from edgeformer.api import export
 from edgeformer.checkpoint.companions.gguf_pre_tokenizers import SPLITTINGS, name_of, splitting
+from edgeformer.checkpoint.companions.plainness import LLAMA3
 from edgeformer.checkpoint.companions.tokenizer import load_tokenizer
 from edgeformer.errors import ExportError, InputError
 from edgeformer.inference.lookup import get, require
@@ -107,6 +108,15 @@ def test_a_file_without_a_name(tmp_path):
         assert again.encode(text) == session.tokenize(text), text
 
 
+def removing(pattern: str) -> dict:
+    """Rules that keep the matches of a pattern, and nothing else."""
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Removed", "invert": True}
+    return {
+        "type": "Sequence",
+        "pretokenizers": [split, {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}],
+    }
+
+
 @pytest.mark.parametrize(
     ("rules", "whole_words", "name"),
     [
@@ -117,6 +127,8 @@ def test_a_file_without_a_name(tmp_path):
         (None, False, None),
         ("ByteLevel", False, None),
         ({"type": "Whitespace"}, False, None),
+        (removing(LLAMA3), True, "llama-bpe"),
+        (removing(r"\p{N}"), False, None),  # which would lose everything but the digits
     ],
 )
 def test_names_of_rules(rules, whole_words, name):

@@ -83,6 +83,9 @@ class Session:
     encoded: tuple[str, ...] | None = None
     """An encoder's outputs, where they are not all of its spec's."""
 
+    pools_first_real: bool = False
+    """Whether an encoder's embedding is that of the first real token, also in a row that begins with padding."""
+
     prefix_length: int | None = None
     """Number of prefix tokens that every token attends to, in a prefix LM; by default all tokens of the first `forward`."""
 

@@ -227,16 +227,18 @@ def encoder_inputs(
 
 
 def check_encoder(session: Session, inputs: dict[str, np.ndarray], expected: dict, compute: str) -> list[Check]:
-    """Compare every output of an encoder, ignoring padded positions. Of rows that begin with padding, no pooled output is
-    compared: the first token, which some are made of, is padding there for some runtimes and the first real one for others."""
+    """Compare every output of an encoder, ignoring padded positions; and, where the session pools the first real token, the
+    embeddings of rows that begin with padding, whose first slot the reference pools."""
     outputs, checks = session.encode(inputs), []
     real = inputs["attention_mask"].astype(bool)
     for name, reference in expected.items():
         if session.encoded is not None and name not in session.encoded:
             continue
         ours = outputs[name]
-        rows = real if reference.ndim == 3 else real[:, 0]
-        ours, reference = ours[rows], reference[rows]
+        if reference.ndim == 3:
+            ours, reference = ours[real], reference[real]
+        elif session.pools_first_real:
+            ours, reference = ours[real[:, 0]], reference[real[:, 0]]
         check = compare(name, ours, reference, compute)
         check.top1 = check.kl_mean = check.first_divergence = None  # meaningful for logits only
         checks.append(check)

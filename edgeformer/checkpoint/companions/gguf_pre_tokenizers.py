@@ -166,6 +166,6 @@ def _pattern(step: dict[str, Any]) -> str | None:
         case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Isolated"} if not step.get("invert"):
             return pattern
         case {"type": "Split", "pattern": {"Regex": str(pattern)}, "behavior": "Removed", "invert": True}:
-            return pattern  # everything else is nothing, for patterns that match all text
+            return pattern if pattern.endswith(r"|\s+") else None  # nothing is lost if the pattern matches all text
         case _:
             return None

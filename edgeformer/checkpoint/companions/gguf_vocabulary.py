@@ -76,7 +76,7 @@ def _named(data: dict[str, Any], tokens: list[str]) -> dict[str, str]:
         "cls": "cls",
         "mask": "mask",
     }
-    found = {f"{ours}_token": _special(data, theirs, -1) for theirs, ours in keys.items()}
+    found = {f"{ours}_token": _special(data, theirs) for theirs, ours in keys.items()}
     return {name: tokens[i] for name, i in found.items() if isinstance(i, int) and 0 <= i < len(tokens)}
 
 
@@ -88,10 +88,10 @@ _USUAL_IDS: dict[Any, dict[str, int]] = {
 """llama.cpp's special ids of files that name none, by kind of tokenizer."""
 
 
-def _special(data: dict[str, Any], name: str, absent: int) -> int:
-    """A special token's id."""
+def _special(data: dict[str, Any], name: str) -> int:
+    """A special token's id; -1 without one."""
     given = data.get(f"ggml.{name}_token_id", _USUAL_IDS.get(data.get("ggml.model"), {}).get(name))
-    return given if type(given) is int else absent
+    return given if type(given) is int else -1
 
 
 def _pre(data: dict[str, Any], where: str) -> Splitting:
@@ -133,7 +133,7 @@ def _unigram(data: dict[str, Any], tokens: list[str], types: list[int], where: s
     if not all(math.isfinite(score) for score in scores):
         raise InputError(f"{where}: its tokenizer has a score that isn't finite")
     unknown = next((i for i, kind in enumerate(types) if kind == UNKNOWN), None)
-    if unknown is None and 0 <= (given := _special(data, "unknown", -1)) < len(tokens):
+    if unknown is None and 0 <= (given := _special(data, "unknown")) < len(tokens):
         unknown = given
     count = max((i + 1 for i, kind in enumerate(types) if kind != UNUSED), default=0)  # padding of the embedding
     pieces = [(t, float(s)) for t, s in zip(tokens[:count], scores, strict=False)]
@@ -165,13 +165,13 @@ def _wordpiece(data: dict[str, Any], tokens: list[str], types: list[int], where:
     from tokenizers.models import WordPiece
 
     raw = (CONTROL, USER_DEFINED, UNUSED, UNKNOWN)
-    named = {_special(data, name, -1) for name in ("unknown", "cls", "seperator", "mask", "padding", "bos", "eos")}
+    named = {_special(data, name) for name in ("unknown", "cls", "seperator", "mask", "padding", "bos", "eos")}
     spelled = [
         t if types[i] in raw or i in named else t[1:] if t.startswith("▁") else "##" + t for i, t in enumerate(tokens)
     ]
     vocab = {t: i for i, t in enumerate(spelled) if types[i] != UNUSED}
-    unknown = _special(data, "unknown", -1)
-    name = spelled[unknown] if isinstance(unknown, int) and 0 <= unknown < len(spelled) else "[UNK]"
+    unknown = _special(data, "unknown")
+    name = spelled[unknown] if 0 <= unknown < len(spelled) else "[UNK]"
     inner = Tokenizer(WordPiece(vocab, unk_token=name, max_input_chars_per_word=100))
     lower = bool(data.get("ggml.normalizer.lowercase", True))
     accents = bool(data.get("ggml.normalizer.strip_accents", lower))
