@@ -17,9 +17,11 @@ from edgeformer.checkpoint import bundle
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import Manifest
 from edgeformer.errors import ArtefactError
+from edgeformer.files.limits import MAX_SIZE
+from edgeformer.files.quoting import shown
 from edgeformer.files.scratch import temporary_folder
 from edgeformer.inference import runtime as base
-from edgeformer.inference.inputs import check_no_hole
+from edgeformer.inference.inputs import check_no_hole, check_padded_left
 from edgeformer.inference.runtime import Options, Session
 from edgeformer.runtimes._onnx_encoder_decoder import OnnxEncoderDecoderSession
 from edgeformer.runtimes._onnx_providers import CPU, KNOWN, TARGETS, built_in, claims, missing, operations, plugins, use
@@ -76,6 +78,16 @@ class OnnxSession(Session):
         self.past = [n for n in self.inputs if n.startswith("past_key_values.")]
         # other providers copy the buffers to their device, where past and present are separate
         self.shared = manifest.get("cache") == "shared" and provider in (CPU, "CUDAExecutionProvider")
+        self.windowed = "cache_windows" in manifest
+        if self.windowed and not (self.shared and provider == CPU):
+            raise ArtefactError(
+                f"{folder} has windowed KV caches, which only ONNX Runtime's CPU execution provider runs, not {provider}; export"
+                " it without --windowed-cache"
+            )
+        if wrong := [w for w in manifest.get("cache_windows", {}).values() if not 0 < w <= MAX_SIZE]:
+            raise ArtefactError(
+                f"{folder} is damaged: its manifest has a KV cache of {shown(wrong[0])} positions; export again"
+            )
         self.value = onnxruntime.OrtValue.ortvalue_from_numpy
         if self.past:
             self.keep = {n: self.value(np.array([n], np.int64)) for n in (0, 1)}
@@ -92,7 +104,7 @@ class OnnxSession(Session):
         self.caches: dict[str, Any] = {}
         for name in self.past:
             node = self.inputs[name]
-            length = self.capacity if self.shared else 0
+            length = self._slots(name) if self.shared else 0
             shape = (self.options.batch, node.shape[1], length, node.shape[3])
             cache = self.value(np.zeros(shape, _FLOATS[node.type]), self.device, 0)
             self.caches[name] = cache
@@ -100,9 +112,16 @@ class OnnxSession(Session):
             if self.shared:
                 self.binding.bind_ortvalue_output(name.replace("past_key_values", "present"), cache)
 
+    def _slots(self, name: str) -> int:
+        """The length of a shared cache's buffer."""
+        window = self.manifest.get("cache_windows", {}).get(name.split(".")[1])
+        return self.capacity if window is None else window
+
     def _step(self, ids, mask, all_positions):
         if self.length == 0 and ids.shape[0] * ids.shape[1] > 1:
             check_no_hole(mask)
+        elif self.windowed:
+            check_padded_left(mask)
         new = ids.shape[1]
         if self.shared and self.length and new > 1 and ids.shape[0] > 1:
             # GroupQueryAttention can continue a batch only one token at a time

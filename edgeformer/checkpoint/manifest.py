@@ -73,6 +73,7 @@ class Manifest(TypedDict):
     encoder_file: NotRequired[str]
     cache: NotRequired[str | None]
     kv: NotRequired[str]
+    cache_windows: NotRequired[dict[str, int]]
     lowering: NotRequired[dict[str, int]]
     one_node: NotRequired[bool]
     quantization: NotRequired[Quantization | None]

@@ -89,6 +89,12 @@ from edgeformer.weights.precision import FLOAT_TYPES
     "--calibration", type=click.Path(exists=True, dir_okay=False), default=None, help="UTF-8 text for --kv int8."
 )
 @click.option(
+    "--windowed-cache",
+    is_flag=True,
+    help="onnx, target cpu: KV caches of layers with a sliding window hold the window only, which saves memory and time in long"
+    " sequences. Needs ONNX Runtime 1.29 or newer.",
+)
+@click.option(
     "--eos-id",
     "eos",
     multiple=True,

@@ -94,6 +94,19 @@ def check_no_hole(mask: np.ndarray) -> None:
         )
 
 
+def check_padded_left(mask: np.ndarray) -> None:
+    """Refuse padding between a row's real tokens, for caches that hold the last slots and not the last real tokens.
+
+    Raises:
+        InputError: naming the row.
+    """
+    if (inner := (np.diff(mask, axis=1) < 0).any(1) & (mask[:, -1] != 0)).any():
+        raise InputError(
+            f"row {int(inner.argmax())} goes on after padding, and this model's windowed KV caches hold slots, not real tokens;"
+            " pad prompts on the left, or export without --windowed-cache"
+        )
+
+
 def last_real(logits: np.ndarray, valid: np.ndarray) -> np.ndarray:
     """Of logits [B, T, V], each row's last position that isn't padding: [B, V]; position T - 1 for a row that is all padding."""
     last = valid.shape[1] - 1 - np.argmax(valid[:, ::-1] != 0, axis=1)

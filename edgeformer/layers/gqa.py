@@ -77,6 +77,10 @@ class GQA(Layer):
     def cache(self) -> dict[str, tuple[int, int]]:
         return {name: (self.kv_heads, self.head_dim) for name in ("k", "v")} if self.mask.causal else {}
 
+    def cache_window(self) -> int | None:
+        causal_window = self.mask.causal and self.mask.chunk is None and not self.mask.prefix
+        return self.mask.window if causal_window else None
+
     def per_step(self) -> tuple[Node, ...]:
         return (self.mask,) if self.position is None else (self.position, self.mask)
 

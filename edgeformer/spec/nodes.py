@@ -63,6 +63,10 @@ class Layer(Node):
         """Tensors cached per token: name -> (heads, dim); their shape is `[B, heads, S, dim]`."""
         return {}
 
+    def cache_window(self) -> int | None:
+        """Number of latest positions that a step still reads from the cache, its own included; None if it may read all."""
+        return None
+
     def once(self) -> dict[str, tuple[int, int]]:
         """Tensors computed once from the encoder's output: name -> (heads, dim)."""
         return {}

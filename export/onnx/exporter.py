@@ -19,7 +19,7 @@ from edgeformer.exporters.hf.config import known_config
 from edgeformer.exporters.onnx.filling import Progress, fill
 from edgeformer.exporters.onnx.functions import FunctionOps
 from edgeformer.exporters.onnx.genai import genai_config
-from edgeformer.exporters.onnx.graph import BuiltGraph, CacheScales, build, target_class
+from edgeformer.exporters.onnx.graph import BuiltGraph, CacheScales, build, cache_windows, numbered, target_class
 from edgeformer.exporters.onnx.graph_ops import FLOAT
 from edgeformer.exporters.onnx.one_node import as_one_node
 from edgeformer.exporters.onnx.storage import StoragePlan, plan
@@ -43,6 +43,7 @@ def export_onnx(
     accuracy_level: int | None = None,
     keep: Sequence[str] = (),
     cache_scales: CacheScales | None = None,
+    windowed_cache: bool = False,
     eos: Sequence[int] = (),
     force: bool = False,
     progress: Progress | None = None,
@@ -66,6 +67,8 @@ def export_onnx(
         keep: name patterns of tensors that q4 and q8 leave unquantized.
         cache_scales: scales of an int8 KV cache, from `edgeformer.quantization.kv_scales.cache_scales`; by default the cache
             has the dtype of the arithmetic.
+        windowed_cache: let the KV caches of layers with a sliding window hold the window only (target `cpu`). Needs ONNX Runtime
+            1.29 or newer.
         eos: end-of-text ids, for a model whose files define none (GenAI requires one).
         force: replace an existing folder even if it is not an artefact.
         progress: called with (bytes done, total bytes).
@@ -90,6 +93,7 @@ def export_onnx(
         raise ExportError(f"the target {target} needs its weights in a separate file ({data_file}); use --weights copy")
     others = _other_precisions(loaded, Path(output), kind, model_file)
     config = _config(loaded, kind, [made.precision, *(o["precision"] for o in others.values())])
+    windows = cache_windows(spec, target) if windowed_cache else {}
     built = build(
         spec,
         made.storage,
@@ -99,9 +103,14 @@ def export_onnx(
         inline=inline,
         accuracy_level=accuracy_level,
         cache_scales=cache_scales,
+        windows=windows,
     )
     levels = {bits: kind.level_of(bits, made.compute, accuracy_level) for bits in _bits(made)}
-    uncovered = as_one_node(built, spec, made, levels, cache_scales) if kind.one_node and not inline else None
+    uncovered = None
+    if windows:
+        uncovered = "it has no windowed KV caches"
+    elif kind.one_node and not inline:
+        uncovered = as_one_node(built, spec, made, levels, cache_scales)
     level = max(levels.values(), default=0)
     reader = _reader(spec, target, made, inline, accuracy_level) if pair else None
     with writing_from(loaded, Path(output), force=force) as folder:
@@ -117,7 +126,7 @@ def export_onnx(
         surrounded = _companions(loaded, folder, config, named_templates=kind.model_types is not None)
         inputs = [v.name or "" for v in built.model.graph.inputs]
         if "/" not in model_file:
-            genai, more = genai_config(loaded, context, inputs, built.cache == "shared", eos)
+            genai, more = genai_config(loaded, context, inputs, built.cache == "shared", eos, windows)
             surrounded += more
             if genai is not None:
                 (folder / "genai_config.json").write_text(json.dumps(genai, indent=1) + "\n")
@@ -141,8 +150,15 @@ def export_onnx(
         manifest["lowering"] = built.notes
         manifest["one_node"] = kind.one_node and not inline and uncovered is None
         manifest["cache"] = built.cache
+        if windows:
+            manifest["cache_windows"] = numbered(spec, windows)
         manifest["kv"] = made.compute.name.lower() if cache_scales is None else "int8"
         bundle.write_manifest(folder, manifest)
+    if windows:
+        surrounded.append(
+            f"KV caches of {len(windows)} layers hold their window only: the file needs ONNX Runtime 1.29 or newer on the CPU and"
+            " buffers of the window's size, as edgeformer and GenAI allocate them; Optimum can't run it"
+        )
     notes = [*loaded.notes, *surrounded, *(f"{text} ({count} layers)" for text, count in built.notes.items())]
     if uncovered is not None and spec.task == Task.TEXT_GENERATION:
         notes.append(f"edgeformer's native library runs this model's fused ops, not the whole step: {uncovered}")

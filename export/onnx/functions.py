@@ -29,6 +29,8 @@ class FunctionOps(GraphOps):
     """Whether fused ops become functions; False inlines their bodies, for targets whose runtimes don't support functions."""
     one_node: ClassVar[bool] = False
     """Whether a decoder's graph becomes one function, for which edgeformer's native library has a kernel."""
+    windowed_caches: ClassVar[bool] = False
+    """Whether the KV cache of a layer with a sliding window can hold the window only."""
     precisions: ClassVar[tuple[str, ...] | None] = None
     """The precisions that the target supports; None: all."""
     model_types: ClassVar[frozenset[str] | None] = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -18,7 +18,12 @@ from edgeformer.spec.task import Task
 
 
 def genai_config(
-    loaded: LoadedModel, context: int, inputs: list[str], shared: bool, eos: Sequence[int] = ()
+    loaded: LoadedModel,
+    context: int,
+    inputs: list[str],
+    shared: bool,
+    eos: Sequence[int] = (),
+    windows: Mapping[str, int] | None = None,
 ) -> tuple[dict[str, Any] | None, list[str]]:
     """The GenAI config, and notes.
 
@@ -31,6 +36,7 @@ def genai_config(
         inputs: names of the graph's inputs.
         shared: whether the graph's past and present may share one buffer.
         eos: the user's end-of-text ids; defaults to the model's own.
+        windows: layer path -> window of each windowed KV cache.
 
     Returns:
         The config, or None for models that GenAI's decoder type doesn't support: non-decoders, and KV caches of several sizes.
@@ -60,6 +66,15 @@ def genai_config(
             " prompt (a chat template may already contain it)"
         )
     config = _config(spec, context, inputs, (heads, kv_heads, head_dim, len(attentions)))
+    if windows:
+        paths = [path for path, layer, _ in layers(spec) if layer.cache()]
+        # GenAI has one size for all windowed caches; the operator takes buffers above the window, too
+        config["model"]["decoder"]["sliding_window"] = {
+            "window_size": max(windows.values()),
+            "slide_key_value_cache": False,
+            "slide_inputs": False,
+            "layers": [n for n, path in enumerate(paths) if path in windows],
+        }
     config["model"] |= {"eos_token_id": ends[0] if len(ends) == 1 else list(ends), **others}
     config["search"], more = _search(defaults.sampling, context, shared)
     return config, notes + more

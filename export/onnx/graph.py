@@ -87,6 +87,7 @@ def build(
     inline: bool = False,
     accuracy_level: int | None = None,
     cache_scales: CacheScales | None = None,
+    windows: Mapping[str, int] | None = None,
     program: str = "decoder",
 ) -> BuiltGraph:
     """Build the graph of a model.
@@ -101,12 +102,14 @@ def build(
         accuracy_level: MatMulNBits' level: 0 multiplies dequantized weights; 4 rounds activations to int8 first; None is the
             target's default (`usual_levels`).
         cache_scales: (layer path, k or v) -> float32 [heads, dim], for an int8 KV cache: value = scale · code.
+        windows: layer path -> window of each layer whose cache holds the window only, from `cache_windows`.
         program: which graph of an encoder–decoder model: `encoder`, or `decoder`, which takes its output (see `Merged`).
 
     Raises:
         ExportError: a layer or the target doesn't support the request.
     """
     kind = target_class(target)
+    windows = windows or {}
     ops = kind(compute, inline=inline or not kind.writes_functions, accuracy_level=accuracy_level)
     weights = Initializers(ops, storage)
     if isinstance(spec, EncoderDecoder) and program == "encoder":
@@ -123,7 +126,9 @@ def build(
     if spec.task != Task.FEATURE_EXTRACTION:
         held = compute if cache_scales is None else INT8
         past = {
-            key: _input(ops, f"past_key_values.{names[key]}", held, ("batch_size", h, "past_sequence_length", d))
+            key: _input(
+                ops, f"past_key_values.{names[key]}", held, ("batch_size", h, _length("past", key[0], windows), d)
+            )
             for key, (h, d) in sizes.items()
         }
         kept = past
@@ -131,6 +136,7 @@ def build(
             kept = merged.kept(ops, past)
             inputs["attention_mask"] = merged.mask(ops, inputs["input_ids"], next(iter(kept.values())))
         store = GraphStore(ops, kept, inputs)
+        store.windows.update(windows)
         for (path, name), scale in (cache_scales or {}).items():
             array = scale.astype(np.float32)[None, :, None, :]
             store.scales[path, name] = weights.constant(f"{path}.{name}.cache_scale", array)
@@ -163,7 +169,7 @@ def build(
             if key not in store.present:
                 raise ExportError(f"layer {key[0]} declares the cache tensor {key[1]!r} but never writes it")
             heads, dim = sizes[key]
-            shape = ("batch_size", heads, "total_sequence_length", dim)
+            shape = ("batch_size", heads, _length("total", key[0], windows), dim)
             values.append(_output(ops, store.present[key], f"present.{name}", shape, store.past[key].dtype))
     if merged is not None and store is not None:
         for key, (name, heads, dim) in read_names(spec).items():
@@ -173,6 +179,32 @@ def build(
     given_values = [*(t.value for n, t in inputs.items() if merged is None or n != "attention_mask"), *extra]
     held = None if store is None else "growing" if store.grows else "shared"
     return _finished(ops, weights, storage, spec, given_values, values, held, [keep] if store is not None else [])
+
+
+def cache_windows(spec: Model, target: str) -> dict[str, int]:
+    """Layer path -> window of each layer whose cache needs to hold its window only.
+
+    Raises:
+        ExportError: the model has no such layer, or the target no operator for it.
+    """
+    if not target_class(target).windowed_caches:
+        able = [n for n in discover.names("edgeformer.exporters.onnx.targets") if target_class(n).windowed_caches]
+        raise ExportError(f"the target {target} has no windowed KV caches; use --target {', '.join(able)}")
+    found = {path: window for path, layer, _ in layers(spec) if (window := layer.cache_window()) is not None}
+    if not found:
+        raise ExportError("no layer of this model attends to a sliding window, so no KV cache can be windowed")
+    return found
+
+
+def numbered(spec: Model, windows: Mapping[str, int]) -> dict[str, int]:
+    """N of `past_key_values.N` -> window."""
+    names = cache_names(spec)
+    return {names[path, "k"].split(".")[0]: window for path, window in windows.items()}
+
+
+def _length(which: str, path: str, windows: Mapping[str, int]) -> str:
+    """The symbol of a cache's length; a windowed cache's is another, because its buffer is."""
+    return f"{which}_{'sliding' if path in windows else 'sequence'}_length"
 
 
 def _finished(

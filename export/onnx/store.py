@@ -22,9 +22,13 @@ class GraphStore:
         """Cached cross-attention tensors of the encoder's output (encoder–decoder models)."""
         self.scales: dict[tuple[str, str], GraphTensor] = {}
         """Scales of an int8 cache, `[1, heads, 1, dim]`; empty for other dtypes."""
+        self.windows: dict[str, int] = {}
+        """Layer path -> window, of the layers whose cache holds the window only; empty if caches hold every position."""
 
     def append(self, path: str, tensors: dict[str, GraphTensor]) -> tuple[GraphTensor, ...]:
         """Past and new tensors, concatenated along the sequence axis."""
+        if path in self.windows:
+            raise ExportError(f"a windowed KV cache needs GroupQueryAttention, and {path} can't be lowered to it here")
         if self.scales:
             raise ExportError(f"an int8 KV cache needs GroupQueryAttention, and {path} can't be lowered to it here")
         self.grows = True

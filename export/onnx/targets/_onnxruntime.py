@@ -34,10 +34,12 @@ INT32 = ir.DataType.INT32
 
 @dataclass(frozen=True)
 class _Mask:
-    """A mask in two forms: `full` for the default attention, `extra` (without causality) for GroupQueryAttention."""
+    """A mask in three forms: `full` for the default attention, `extra` (without causality) for GroupQueryAttention, and
+    `padding` (without the window, either) for GroupQueryAttention on a windowed cache."""
 
     full: Any
     extra: Any
+    padding: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,16 +188,23 @@ class OnnxRuntimeTarget(FunctionOps):
         full = super().mask(spec, queries, keys, valid, prefix)
         if not spec.causal or spec.prefix:  # the operator is causal
             return _Mask(full, None)
-        extra = super().mask(_WithoutCausality(window=spec.window, chunk=spec.chunk), queries, keys, valid)
-        if (
-            extra is not None and extra.dims[2] == 1
-        ):  # padding alone is the same for every query, but the operator needs one row per query
+        extra, padding = (
+            self._bias_of(super(OnnxRuntimeTarget, self).mask(rule, queries, keys, valid), queries)
+            for rule in (_WithoutCausality(window=spec.window, chunk=spec.chunk), _WithoutCausality())
+        )
+        return _Mask(full, extra, padding)
+
+    def _bias_of(self, mask: GraphTensor | None, queries: GraphTensor) -> GraphTensor | None:
+        """A mask as GroupQueryAttention's attention_bias."""
+        if mask is None:
+            return None
+        if mask.dims[2] == 1:  # padding alone is the same for every query, but the operator needs one row per query
             new, one = self.shape(queries, 1), self.ints(1)
             rows = self.node("Concat", [one, one, new, one], dims=(4,), dtype=INT64, axis=0)
-            extra = self.node("Expand", [extra, rows], dims=(extra.dims[0], 1, None, extra.dims[3]))
+            mask = self.node("Expand", [mask, rows], dims=(mask.dims[0], 1, None, mask.dims[3]))
         if self.compute != FLOAT:  # -1e9 is -inf in fp16, and a row of -inf is NaN
-            extra = self.cast_to(self.node("Clip", [extra, np.float32(-6e4)]), self.compute)
-        return _Mask(full, extra)
+            mask = self.cast_to(self.node("Clip", [mask, np.float32(-6e4)]), self.compute)
+        return mask
 
     def attention(self, q, k, v, mask, bias, **attributes):
         return super().attention(q, k, v, self.additive_mask(mask, q), bias, **attributes)
@@ -234,15 +243,19 @@ class OnnxRuntimeTarget(FunctionOps):
                 interleaved = position.layer.interleaved
         if (packed := _whole_product(q, k, v)) is not None:
             q, k, v = packed, None, None
-        extra = mask.extra
-        if isinstance(position, Bias):
-            extra = extra + self.cast(position.tensor, extra)
         store = slot.store
         assert isinstance(store, GraphStore)
+        window = store.windows.get(slot.path)
+        extra = mask.extra if window is None else mask.padding
+        if isinstance(position, Bias):
+            extra = extra + self.cast(position.tensor, extra)
         past = [store.past[slot.path, name] for name in ("k", "v")]
         scales = [store.scales[slot.path, name] for name in ("k", "v")] if store.scales else []
         y, *present = self.fused(
-            "CachedAttention" + ("Int8" if scales else "") + ("" if sinks is None else "Sinks"),
+            "CachedAttention"
+            + ("" if window is None else "Windowed")
+            + ("Int8" if scales else "")
+            + ("" if sinks is None else "Sinks"),
             type(self).cached_attention_body,
             [q, k, v, *past, *self._lengths(slot.store), cos, sin, positions, extra, sinks, *scales],
             3,
@@ -251,11 +264,12 @@ class OnnxRuntimeTarget(FunctionOps):
             scale=float(shape.scale),
             softcap=shape.softcap,
             interleaved=int(interleaved) or None,
+            window=window,
         )
         store.present[slot.path, "k"], store.present[slot.path, "v"] = present
         return y
 
-    def cached_attention_body(self, *operands, heads, kv_heads, scale, softcap, interleaved):
+    def cached_attention_body(self, *operands, heads, kv_heads, scale, softcap, interleaved, window):
         """The body as GroupQueryAttention. operands: those of `_Cached`, in order."""
         given = _Cached(*operands[:12], scales=operands[12:])
         q, past_k, past_v = given.q, given.past_k, given.past_v
@@ -264,6 +278,8 @@ class OnnxRuntimeTarget(FunctionOps):
             attributes |= {"do_rotary": 1, "rotary_interleaved": interleaved or 0}
         if softcap is not None:
             attributes["softcap"] = float(softcap)
+        if window is not None:
+            attributes |= {"local_window_size": window, "sliding_window_cache": 1}
         if given.scales:  # int8, one scale per head and channel
             attributes |= {"k_quant_type": "PER_CHANNEL", "v_quant_type": "PER_CHANNEL", "kv_cache_bit_width": 8}
         cache = (past_k.dims[0], past_k.dims[1], None, past_k.dims[3])

@@ -14,6 +14,7 @@ class Target(OnnxRuntimeTarget):
     """Matrix products with stored weights, without a transpose in the graph."""
 
     one_node = True
+    windowed_caches = True
     plain_experts = sparse_experts
     usual_levels: ClassVar[dict[int, int]] = {
         8: 4
