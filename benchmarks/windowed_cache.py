@@ -1,8 +1,8 @@
 """KV caches that hold the window only: `python benchmarks/windowed_cache.py [DEPTH]`.
 
 12 layers of width 256, five of six with a window of 512: `export` with and without `--windowed-cache`, in ONNX Runtime and in
-GenAI where it is installed, one thread. Decode at DEPTH (8192) positions, median of 100 steps and of three interleaved rounds, with its
-range; the caches' bytes."""
+GenAI where it is installed, one thread. Decode at DEPTH (8192) positions, median of 100 steps and of three interleaved rounds,
+with its range; the caches' bytes."""
 
 from __future__ import annotations
 
