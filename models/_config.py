@@ -16,7 +16,7 @@ from edgeformer.weights import foreign
 _REQUIRED = object()
 
 HARMLESS: dict[str, tuple[str, ...]] = {
-    "labels, of heads that edgeformer doesn't build": (
+    "labels: read with the head": (
         "_num_labels", "finetuning_task", "id2label", "label2id", "num_labels", "problem_type",
         "sbert_ce_default_activation_function", "sentence_transformers", "num_choices",
         "classifier_activation", "summary_activation", "summary_first_dropout", "summary_proj_to_labels",
@@ -87,11 +87,14 @@ HF_ACTIVATIONS = {"gelu_tanh": "gelu_pytorch_tanh", "identity": "linear"}
 class HfConfig:
     """A `config.json` that keeps track of which keys were read."""
 
-    def __init__(self, data: dict[str, Any], where: str, stored: Collection[str] | None = None):
+    def __init__(
+        self, data: dict[str, Any], where: str, stored: Collection[str] | None = None, *, without_head: bool = False
+    ):
         if not isinstance(data, dict):
             raise ConfigError(f"{where} holds no JSON object")
         self.data, self.where = data, where
         self.stored = stored  # the names of the checkpoint's tensors, None without a checkpoint
+        self.without_head = without_head  # build the body alone, whatever head the checkpoint has
         self.read: set[str] = set(_METADATA)
         self.ignored: set[str] = set()  # the family's own keys that don't change the network
 

@@ -28,6 +28,7 @@ class Family:
     prefixes: what stored names may begin with, transformers' own prefix first.
     copies: for a spec, stored name -> the canonical tensor that transformers keeps under this name as well, unused.
     unprefixed: beginnings of stored names that never have a prefix.
+    heads: regular expressions of the stored tensors of heads, which `--without-head` leaves out.
     ignored: regular expression -> why such stored tensors are ignored; "" to ignore them without a note.
     tied: stored name -> the canonical tensor that it must equal to be ignored.
     renamed: regular expression -> current spelling of old stored names.
@@ -41,6 +42,7 @@ class Family:
     prefixes: tuple[str, ...] = ("",)
     copies: Callable[[Any], Mapping[str, str]] | None = None
     unprefixed: tuple[str, ...] = ("lm_head.",)
+    heads: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
     tied: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
@@ -59,7 +61,7 @@ class Family:
         return [self.name_map(spec), *(self.spellings(spec) if self.spellings is not None else ())]
 
 
-_GLOBALS = ("config", "prefixes", "ignored", "tied", "renamed", "spellings", "mlx_names")
+_GLOBALS = ("config", "prefixes", "heads", "ignored", "tied", "renamed", "spellings", "mlx_names")
 
 
 def family_of(module: ModuleType) -> Family | None:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from edgeformer.layers.encoder import Encoder
+from edgeformer.layers.head_transform import HeadTransform
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
+from edgeformer.layers.sequence_classifier import SequenceClassifier
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._heads import CLASSES, class_of, class_suffix, read_head
 from edgeformer.models._inverse import model_of, of_class
 from edgeformer.models._names import Names, named, unused_bias, with_own_bias
 from edgeformer.models.bert import bert_config, encoder_block, has_mlm, has_pooler
@@ -26,6 +29,10 @@ NAMES: Names = (
             "embed_norm": "embeddings.LayerNorm",
             "project_in": "encoder.embedding_hidden_mapping_in",
             "pooler": "pooler",
+            "classifier.transform.dense": "pooler",
+            "classifier.out": "classifier",
+            "classifier.token_out": "classifier",
+            "classifier.span_out": "qa_outputs",
             "mlm.dense": "predictions.dense",
             "mlm.norm": "predictions.LayerNorm",
         }
@@ -46,11 +53,14 @@ NAMES: Names = (
     )
 )
 PREFIXES = ("albert.", "")
+UNPREFIXED = ("predictions.", "classifier.", "qa_outputs.")
+HEADS = (r"^predictions\.", r"^classifier\.", r"^qa_outputs\.")
 TIED = {"predictions.decoder.weight": "embed.weight", "predictions.decoder.bias": "mlm_bias"}
 IGNORED = {
     r"embeddings\.position_ids$": "",
     r"^predictions\.bias$": "",  # see `names`
-    r"^(sop_)?classifier\.|^qa_outputs\.": "a head of another task; edgeformer builds the encoder",
+    r"^sop_classifier\.": "the sentence-order head of pre-training; edgeformer builds the masked-token head",
+    r"^(albert\.)?pooler\.": "the pooler, which this head doesn't read",
 }
 
 
@@ -62,7 +72,7 @@ def names(spec: Model) -> Names:
 def spec(config: HfConfig) -> Encoder:
     """An ALBERT encoder."""
     config.expect(inner_group_num=1, position_embedding_type="absolute")
-    config.ignore("classifier_dropout_prob", "down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")
+    config.ignore("down_scale_factor", "gap_size", "net_structure_type", "num_memory_blocks")
     config.ignore("layers_to_keep")
     width, heads = config.size("hidden_size", 4096), config.size("num_attention_heads", 64)
     context, dropout = config.size("max_position_embeddings", 512), config.number("hidden_dropout_prob", 0.0)
@@ -73,6 +83,12 @@ def spec(config: HfConfig) -> Encoder:
     attention_dropout = config.number("attention_probs_dropout_prob", 0.0)
     block = encoder_block(width, heads, ffn, norm, attention_dropout=attention_dropout, dropout=dropout)
     mlm = MlmHead(width=narrow, norm=LayerNorm(eps=1e-5), act=act, tied=tied)  # transformers' head has its own epsilon
+    per_text = config.number("classifier_dropout_prob", 0.1)
+    whole = class_suffix(config) == CLASSES[SequenceClassifier]
+    said = config.optional_number("classifier_dropout_prob")
+    head = read_head(
+        config, pooled=HeadTransform(act="tanh"), dropout=per_text if whole or said is not None else dropout
+    )
     return Encoder(
         vocab=config.size("vocab_size", 30_000),
         width=width,
@@ -84,8 +100,9 @@ def spec(config: HfConfig) -> Encoder:
         embed_width=narrow,
         positions=Learned(count=context),
         token_types=config.size("type_vocab_size", 2),
-        pooler=has_pooler(config),
-        mlm=mlm if has_mlm(config, "predictions.dense.weight") else None,
+        pooler=head is None and has_pooler(config),
+        classifier=head,
+        mlm=mlm if head is None and has_mlm(config, "predictions.dense.weight") else None,
         dropout=dropout,
     )
 
@@ -97,11 +114,11 @@ def config(spec: Model) -> dict[str, Any]:
         Unmapped: the spec is of another kind of model.
     """
     model = model_of(spec, Encoder)
-    both = "AlbertForPreTraining" if model.mlm and model.pooler else "AlbertForMaskedLM"
+    both = "AlbertForPreTraining" if model.mlm and model.pooler else class_of(model, "Albert")
     order = model.order or tuple(range(len(model.blocks)))
     return (
-        of_class("albert", both if model.mlm else "AlbertModel")
-        | bert_config(model)
+        of_class("albert", both)
+        | {{"classifier_dropout": "classifier_dropout_prob"}.get(k, k): v for k, v in bert_config(model).items()}
         | {
             "embedding_size": model.embed_width or model.width,
             "num_hidden_layers": len(order),
@@ -116,7 +133,8 @@ FAMILY = Family(
     names,
     config=config,
     prefixes=PREFIXES,
-    unprefixed=("predictions.",),
+    unprefixed=UNPREFIXED,
+    heads=HEADS,
     ignored=IGNORED,
     tied=TIED,
     copies=unused_bias("predictions.bias"),

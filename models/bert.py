@@ -6,6 +6,8 @@ from typing import Any
 
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.gqa import GQA
+from edgeformer.layers.head import Head
+from edgeformer.layers.head_transform import HeadTransform
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
 from edgeformer.layers.mask import Mask
@@ -14,6 +16,7 @@ from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._heads import class_of, class_suffix, head_config, read_head
 from edgeformer.models._inverse import attention_in, block_of, epsilon, model_of, of_class, part
 from edgeformer.models._names import Names, named, unused_bias, with_own_bias
 from edgeformer.models._shape import hf_activation
@@ -28,6 +31,10 @@ NAMES: Names = (
             "type_embed": "embeddings.token_type_embeddings",
             "embed_norm": "embeddings.LayerNorm",
             "pooler": "pooler.dense",
+            "classifier.transform.dense": "pooler.dense",
+            "classifier.out": "classifier",
+            "classifier.token_out": "classifier",
+            "classifier.span_out": "qa_outputs",
             "mlm.dense": "cls.predictions.transform.dense",
             "mlm.norm": "cls.predictions.transform.LayerNorm",
         }
@@ -52,11 +59,11 @@ IGNORED = {
     r"embeddings\.position_ids$": "",  # 0 .. n-1, a buffer of old checkpoints
     r"^cls\.predictions\.bias$": "",  # see `names`
     r"^cls\.seq_relationship\.": "the next-sentence head of pre-training; edgeformer builds the masked-token head",
-    r"^classifier\.": "a classification head; edgeformer builds the encoder",
-    r"^qa_outputs\.": "a question-answering head; edgeformer builds the encoder",
+    r"^(bert\.)?pooler\.": "the pooler, which this head doesn't read",
 }
 TIED = {"cls.predictions.decoder.weight": "embed.weight", "cls.predictions.decoder.bias": "mlm_bias"}
-UNPREFIXED = "cls."
+UNPREFIXED = ("cls.", "classifier.", "qa_outputs.")
+HEADS = (r"^cls\.", r"^classifier\.", r"^qa_outputs\.")
 RENAMED = {r"LayerNorm\.gamma$": "LayerNorm.weight", r"LayerNorm\.beta$": "LayerNorm.bias"}  # files from before 2019
 
 
@@ -69,13 +76,23 @@ def spec(config: HfConfig) -> Encoder:
     """A BERT encoder."""
     config.expect(position_embedding_type="absolute")
     config.expect(pooler_type="first_token_transform")
-    config.ignore("classifier_dropout", "directionality", "pooler_fc_size", "pooler_num_attention_heads")
+    config.ignore("directionality", "pooler_fc_size", "pooler_num_attention_heads")
     config.ignore("pooler_num_fc_layers", "pooler_size_per_head")
-    return bert_like(config, has_mlm(config, "cls.predictions.transform.dense.weight"))
+    head = read_head(config, pooled=HeadTransform(act="tanh"), dropout=head_dropout(config))
+    return bert_like(config, has_mlm(config, "cls.predictions.transform.dense.weight"), head)
 
 
-def bert_like(config: HfConfig, mlm: bool, padding: int | None = None) -> Encoder:
-    """BERT's architecture; `padding` is the padding token's id if positions are counted from it (RoBERTa)."""
+def head_dropout(config: HfConfig) -> float:
+    """The dropout of a head while training."""
+    said = config.optional_number("classifier_dropout")
+    return config.number("hidden_dropout_prob", 0.1) if said is None else said
+
+
+def bert_like(config: HfConfig, mlm: bool, head: Head | None, padding: int | None = None) -> Encoder:
+    """BERT's architecture, with a task's head or without one.
+
+    padding: the padding token's id, if positions are counted from it (RoBERTa).
+    """
     width = config.size("hidden_size", 768)
     context, dropout = config.size("max_position_embeddings", 512), config.number("hidden_dropout_prob", 0.1)
     norm, offset = LayerNorm(eps=config.number("layer_norm_eps", 1e-12)), 0 if padding is None else padding + 1
@@ -99,8 +116,11 @@ def bert_like(config: HfConfig, mlm: bool, padding: int | None = None) -> Encode
         embed_norm=norm,
         positions=Learned(count=context - offset, offset=offset),
         token_types=config.size("type_vocab_size", 2),
-        pooler=has_pooler(config),
-        mlm=MlmHead(width=width, norm=norm, act="gelu" if padding is not None else act, tied=tied) if mlm else None,
+        pooler=head is None and has_pooler(config),
+        classifier=head,
+        mlm=MlmHead(width=width, norm=norm, act="gelu" if padding is not None else act, tied=tied)
+        if mlm and head is None
+        else None,
         dropout=dropout,
     )
 
@@ -124,18 +144,18 @@ def encoder_block(
 def has_mlm(config: HfConfig, weight: str) -> bool:
     """Whether the checkpoint stores a masked-token head, which has a weight of this name; for a config alone, whether its class
     has one."""
+    if config.without_head:
+        return False
     if config.stored is not None:
         return any(name == weight or name.endswith("." + weight) for name in config.stored)
-    architecture = (config.data.get("architectures") or [""])[0]
-    return architecture.endswith(("ForMaskedLM", "ForPreTraining"))
+    return class_suffix(config) in ("ForMaskedLM", "ForPreTraining")
 
 
 def has_pooler(config: HfConfig) -> bool:
     """Whether the checkpoint stores a pooler; for a config alone, whether its class has one."""
     if config.stored is not None:
         return any(".pooler." in f".{name}" for name in config.stored)
-    architecture = (config.data.get("architectures") or ["BertModel"])[0]
-    return not architecture.endswith(("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering"))
+    return class_suffix(config) not in ("ForMaskedLM", "ForTokenClassification", "ForQuestionAnswering")
 
 
 def config(spec: Model) -> dict[str, Any]:
@@ -145,28 +165,32 @@ def config(spec: Model) -> dict[str, Any]:
         Unmapped: the spec is of another kind of model.
     """
     model = model_of(spec, Encoder)
-    both = "BertForPreTraining" if model.mlm and model.pooler else "BertForMaskedLM"
-    return of_class("bert", both if model.mlm else "BertModel") | bert_config(model)
+    both = "BertForPreTraining" if model.mlm and model.pooler else class_of(model, "Bert")
+    return of_class("bert", both) | bert_config(model)
 
 
 def bert_config(spec: Encoder) -> dict[str, Any]:
     """The keys that BERT and its descendants share."""
     block = block_of(spec, PostNormBlock)
     a, ffn = attention_in(block), part(block.ffn, MLP, hidden=4 * spec.width, act="gelu")
-    return epsilon(block.norm, "layer_norm_eps") | {
-        "hidden_size": spec.width,
-        "num_attention_heads": a.heads,
-        "num_hidden_layers": len(spec.blocks),
-        "intermediate_size": ffn.hidden,
-        "hidden_act": hf_activation(ffn.act),
-        "vocab_size": spec.vocab,
-        "max_position_embeddings": spec.context,
-        "type_vocab_size": max(spec.token_types, 1),
-        "hidden_dropout_prob": block.dropout,
-        "attention_probs_dropout_prob": a.dropout,
-        "initializer_range": spec.init.std,
-        "tie_word_embeddings": spec.mlm is None or spec.mlm.tied,
-    }
+    return (
+        epsilon(block.norm, "layer_norm_eps")
+        | head_config(spec)
+        | {
+            "hidden_size": spec.width,
+            "num_attention_heads": a.heads,
+            "num_hidden_layers": len(spec.blocks),
+            "intermediate_size": ffn.hidden,
+            "hidden_act": hf_activation(ffn.act),
+            "vocab_size": spec.vocab,
+            "max_position_embeddings": spec.context,
+            "type_vocab_size": max(spec.token_types, 1),
+            "hidden_dropout_prob": block.dropout,
+            "attention_probs_dropout_prob": a.dropout,
+            "initializer_range": spec.init.std,
+            "tie_word_embeddings": spec.mlm is None or spec.mlm.tied,
+        }
+    )
 
 
 FAMILY = Family(
@@ -174,7 +198,8 @@ FAMILY = Family(
     names,
     config=config,
     prefixes=PREFIXES,
-    unprefixed=(UNPREFIXED,),
+    unprefixed=UNPREFIXED,
+    heads=HEADS,
     ignored=IGNORED,
     tied=TIED,
     renamed=RENAMED,

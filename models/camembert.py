@@ -4,7 +4,18 @@ from typing import Any
 
 from edgeformer.models._family import Family
 from edgeformer.models._names import unused_bias
-from edgeformer.models.roberta import IGNORED, NAMES, PREFIXES, RENAMED, TIED, names, roberta_config, spec
+from edgeformer.models.roberta import (
+    HEADS,
+    IGNORED,
+    NAMES,
+    PREFIXES,
+    RENAMED,
+    TIED,
+    UNPREFIXED,
+    names,
+    roberta_config,
+    spec,
+)
 from edgeformer.spec import Model
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "RENAMED", "TIED", "config", "names", "spec"]
@@ -24,6 +35,8 @@ FAMILY = Family(
     names,
     config=config,
     prefixes=PREFIXES,
+    unprefixed=UNPREFIXED,
+    heads=HEADS,
     ignored=IGNORED,
     tied=TIED,
     renamed=RENAMED,

@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import Any
 
 from edgeformer.layers.encoder import Encoder
+from edgeformer.layers.head_transform import HeadTransform
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
+from edgeformer.layers.sequence_classifier import SequenceClassifier
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._heads import CLASSES, class_of, class_suffix, head_config, read_head
 from edgeformer.models._inverse import attention_in, block_of, model_of, of_class, part
 from edgeformer.models._names import Names, named
 from edgeformer.models._shape import hf_activation
@@ -27,6 +30,10 @@ NAMES: Names = (
             "embed_norm": "embeddings.LayerNorm",
             "mlm.dense": "vocab_transform",
             "mlm.norm": "vocab_layer_norm",
+            "classifier.transform.dense": "pre_classifier",
+            "classifier.out": "classifier",
+            "classifier.token_out": "classifier",
+            "classifier.span_out": "qa_outputs",
         }
     )
     | named(
@@ -44,13 +51,14 @@ NAMES: Names = (
 )
 PREFIXES = ("distilbert.", "")
 TIED = {"vocab_projector.weight": "embed.weight"}
-IGNORED = {r"^(pre_)?classifier\.|^qa_outputs\.": "a head of another task; edgeformer builds the encoder"}
+UNPREFIXED = ("vocab_", "pre_classifier.", "classifier.", "qa_outputs.")
+HEADS = tuple(f"^{beginning}" for beginning in UNPREFIXED)
 
 
 def spec(config: HfConfig) -> Encoder:
     """A DistilBERT encoder."""
     config.expect(tie_weights_=True)  # from the first code; today tie_word_embeddings decides
-    config.ignore("qa_dropout", "seq_classif_dropout", "sinusoidal_pos_embds")  # the latter is the table's init
+    config.ignore("qa_dropout", "sinusoidal_pos_embds")  # the latter is the table's init
     width, heads, norm = config.size("dim", 768), config.size("n_heads", 12), LayerNorm(eps=1e-12)
     context, dropout = config.size("max_position_embeddings", 512), config.number("dropout", 0.1)
     act = config.activation("activation", "gelu")
@@ -58,6 +66,9 @@ def spec(config: HfConfig) -> Encoder:
     attention_dropout = config.number("attention_dropout", 0.1)
     block = encoder_block(width, heads, ffn, norm, attention_dropout=attention_dropout, dropout=dropout)
     tied = config.flag("tie_word_embeddings", True)
+    per_text = config.number("seq_classif_dropout", 0.2)
+    whole = class_suffix(config) == CLASSES[SequenceClassifier]
+    head = read_head(config, pooled=HeadTransform(act="relu"), dropout=per_text if whole else dropout)
     mlm = MlmHead(width=width, norm=LayerNorm(eps=1e-12), act=act, tied=tied)
     return Encoder(
         vocab=config.size("vocab_size", 30_522),
@@ -67,7 +78,8 @@ def spec(config: HfConfig) -> Encoder:
         blocks=(block,) * config.layers("n_layers", 6),
         embed_norm=norm,
         positions=Learned(count=context),
-        mlm=mlm if has_mlm(config, "vocab_transform.weight") else None,
+        classifier=head,
+        mlm=mlm if head is None and has_mlm(config, "vocab_transform.weight") else None,
         dropout=dropout,
     )
 
@@ -81,19 +93,27 @@ def config(spec: Model) -> dict[str, Any]:
     model = model_of(spec, Encoder)
     block = block_of(model, PostNormBlock)
     a, ffn = attention_in(block), part(block.ffn, MLP, hidden=4 * model.width, act="gelu")
-    return of_class("distilbert", "DistilBertForMaskedLM" if model.mlm else "DistilBertModel") | {
-        "dim": model.width,
-        "n_heads": a.heads,
-        "n_layers": len(model.blocks),
-        "hidden_dim": ffn.hidden,
-        "activation": hf_activation(ffn.act),
-        "vocab_size": model.vocab,
-        "max_position_embeddings": model.context,
-        "dropout": block.dropout,
-        "attention_dropout": a.dropout,
-        "initializer_range": model.init.std,
-        "tie_word_embeddings": model.mlm is None or model.mlm.tied,
-    }
+    labels = head_config(model)
+    drop = labels.pop("classifier_dropout", None)
+    if isinstance(model.classifier, SequenceClassifier):
+        labels["seq_classif_dropout"] = drop
+    return (
+        of_class("distilbert", class_of(model, "DistilBert"))
+        | labels
+        | {
+            "dim": model.width,
+            "n_heads": a.heads,
+            "n_layers": len(model.blocks),
+            "hidden_dim": ffn.hidden,
+            "activation": hf_activation(ffn.act),
+            "vocab_size": model.vocab,
+            "max_position_embeddings": model.context,
+            "dropout": block.dropout,
+            "attention_dropout": a.dropout,
+            "initializer_range": model.init.std,
+            "tie_word_embeddings": model.mlm is None or model.mlm.tied,
+        }
+    )
 
 
-FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, unprefixed=("vocab_",), ignored=IGNORED, tied=TIED)
+FAMILY = Family(spec, NAMES, config=config, prefixes=PREFIXES, unprefixed=UNPREFIXED, heads=HEADS, tied=TIED)

@@ -8,13 +8,18 @@ from edgeformer.layers.block import Block
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.gqa import GQA
+from edgeformer.layers.head_transform import HeadTransform
 from edgeformer.layers.identity_norm import IdentityNorm
 from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.mask import Mask
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.rope import Rope
+from edgeformer.layers.sequence_classifier import SequenceClassifier
+from edgeformer.layers.span_head import SpanHead
+from edgeformer.layers.token_classifier import TokenClassifier
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._heads import class_of, head_config, read_head
 from edgeformer.models._inverse import (
     attention_in,
     attentions_in,
@@ -38,13 +43,13 @@ from edgeformer.spec import Init, Model
 
 PREFIXES = ("model.", "")
 TIED = {"decoder.weight": "embed.weight"}
-UNPREFIXED = ("head.", "decoder.")
-IGNORED = {r"^classifier\.": "a classification head; edgeformer builds the encoder"}
+UNPREFIXED = ("head.", "decoder.", "classifier.")
+HEADS = (r"^head\.", r"^decoder\.", r"^classifier\.")
 
 
 def spec(config: HfConfig) -> Encoder:
     """A ModernBERT encoder."""
-    config.ignore("classifier_dropout", "classifier_pooling", "deterministic_flash_attn", "initializer_cutoff_factor")
+    config.ignore("deterministic_flash_attn", "initializer_cutoff_factor")
     config.ignore("sparse_pred_ignore_index", "sparse_prediction", "reference_compile", "repad_logits_with_grad")
     config.ignore("gradient_checkpointing", "position_embedding_type")
     width, heads = config.size("hidden_size", 768), config.size("num_attention_heads", 12)
@@ -79,11 +84,21 @@ def spec(config: HfConfig) -> Encoder:
         Block(attention=a, ffn=ffn, norm=norm, attention_norm=None if i else IdentityNorm(), dropout=dropout)
         for i, a in enumerate(attentions)
     ]
+    act, dense_bias = config.activation("classifier_activation", "gelu"), config.flag("classifier_bias", False)
+    transform = HeadTransform(act=act, bias=dense_bias, norm=norm)
+    pooling = config.take("classifier_pooling", "cls")
+    head = read_head(
+        config,
+        pooled=transform,
+        per_token=transform,
+        pooling=pooling,
+        dropout=config.number("classifier_dropout", 0.0),
+    )
     mlm = MlmHead(
         width=width,
         norm=norm,
-        act=config.activation("classifier_activation", "gelu"),
-        bias=config.flag("classifier_bias", False),
+        act=act,
+        bias=dense_bias,
         output_bias=config.flag("decoder_bias", True),
         tied=config.flag("tie_word_embeddings", True),
     )
@@ -95,7 +110,8 @@ def spec(config: HfConfig) -> Encoder:
         blocks=tuple(blocks),
         norm=norm,
         embed_norm=norm,
-        mlm=mlm if has_mlm(config, "head.dense.weight") else None,
+        classifier=head,
+        mlm=mlm if head is None and has_mlm(config, "head.dense.weight") else None,
         dropout=config.number("embedding_dropout", 0.0),
     )
 
@@ -121,6 +137,11 @@ def names(spec: Model) -> Names:
         "norm": "final_norm",
         "mlm.dense": "head.dense",
         "mlm.norm": "head.norm",
+        "classifier.transform.dense": "head.dense",
+        "classifier.transform.norm": "head.norm",
+        "classifier.out": "classifier",
+        "classifier.token_out": "classifier",
+        "classifier.span_out": "classifier",
         "head": "decoder",
     }
     block = {"attention_norm": "attn_norm", "attention.o": "attn.Wo", "ffn_norm": "mlp_norm", "ffn.down": "mlp.Wo"}
@@ -142,17 +163,20 @@ def config(spec: Model) -> dict[str, Any]:
     window, types = listed_windows(model)
     ropes = {kind: x.position for kind, x in zip(types, attentions_in(model), strict=True)}
     turned = {kind: rotary(ropes.get(kind), a.head_dim) for kind in (FULL, SLIDING)}
-    head = (
-        {}
-        if mlm is None
-        else {
+    head: dict[str, Any] = head_config(model)
+    if mlm is not None:
+        head |= {
             "classifier_activation": hf_activation(mlm.act),
             "classifier_bias": mlm.bias,
             "decoder_bias": mlm.output_bias,
         }
-    )
+    task = model.classifier
+    if isinstance(task, SequenceClassifier | TokenClassifier | SpanHead) and task.transform is not None:
+        head |= {"classifier_activation": hf_activation(task.transform.act), "classifier_bias": task.transform.bias}
+    if isinstance(task, SequenceClassifier):
+        head["classifier_pooling"] = task.pool.mode
     return (
-        of_class("modernbert", "ModernBertForMaskedLM" if mlm else "ModernBertModel")
+        of_class("modernbert", class_of(model, "ModernBert"))
         | sizes(model)
         | heads(a, dim=False, groups=False)
         | epsilon(norm, "norm_eps")
@@ -178,4 +202,4 @@ def config(spec: Model) -> dict[str, Any]:
     )
 
 
-FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, unprefixed=UNPREFIXED, ignored=IGNORED, tied=TIED)
+FAMILY = Family(spec, names, config=config, prefixes=PREFIXES, unprefixed=UNPREFIXED, heads=HEADS, tied=TIED)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 from edgeformer.layers.encoder import Encoder
+from edgeformer.layers.head_transform import HeadTransform
 from edgeformer.layers.learned import Learned
 from edgeformer.models import bert
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
+from edgeformer.models._heads import class_of, read_head
 from edgeformer.models._inverse import model_of, of_class, part
 from edgeformer.models._names import Names, unused_bias, with_own_bias
-from edgeformer.models.bert import RENAMED, bert_config, bert_like, has_mlm
+from edgeformer.models.bert import RENAMED, bert_config, bert_like, has_mlm, head_dropout
 from edgeformer.spec import Model
 
 __all__ = ["IGNORED", "NAMES", "PREFIXES", "RENAMED", "TIED", "config", "spec"]
@@ -21,13 +23,17 @@ NAMES: Names = bert.NAMES | {
     "head.weight": "lm_head.decoder.weight",
     **{f"mlm.dense.{kind}": f"lm_head.dense.{kind}" for kind in ("weight", "bias")},
     **{f"mlm.norm.{kind}": f"lm_head.layer_norm.{kind}" for kind in ("weight", "bias")},
+    **{f"classifier.transform.dense.{kind}": f"classifier.dense.{kind}" for kind in ("weight", "bias")},
+    **{f"classifier.out.{kind}": f"classifier.out_proj.{kind}" for kind in ("weight", "bias")},
 }
 PREFIXES = ("roberta.", "")
+UNPREFIXED = ("lm_head.", "classifier.", "qa_outputs.")
+HEADS = (r"^lm_head\.", r"^classifier\.", r"^qa_outputs\.")
 TIED = {"lm_head.decoder.weight": "embed.weight", "lm_head.decoder.bias": "mlm_bias"}
 IGNORED = {
     r"embeddings\.position_ids$": "",
     r"^lm_head\.bias$": "",  # see `names`
-    r"^classifier\.": "a classification head; edgeformer builds the encoder",
+    r"^(roberta\.)?pooler\.": "the pooler, which this head doesn't read",
 }
 
 
@@ -39,9 +45,9 @@ def names(spec: Model) -> Names:
 def spec(config: HfConfig) -> Encoder:
     """A RoBERTa encoder."""
     config.expect(position_embedding_type="absolute")
-    config.ignore("classifier_dropout")
     padding = config.data.get("pad_token_id", 1)
-    return bert_like(config, has_mlm(config, "lm_head.dense.weight"), 1 if padding is None else padding)
+    head = read_head(config, pooled=HeadTransform(act="tanh"), dropout=head_dropout(config), drops_input=True)
+    return bert_like(config, has_mlm(config, "lm_head.dense.weight"), head, 1 if padding is None else padding)
 
 
 def config(spec: Model) -> dict[str, Any]:
@@ -62,7 +68,7 @@ def roberta_config(spec: Model, model_type: str, prefix: str) -> dict[str, Any]:
     model = model_of(spec, Encoder)
     offset = part(model.positions, Learned, count=1, offset=0).offset
     return (
-        of_class(model_type, f"{prefix}ForMaskedLM" if model.mlm else f"{prefix}Model")
+        of_class(model_type, class_of(model, prefix))
         | bert_config(model)
         | {
             "max_position_embeddings": model.context + offset,
@@ -76,6 +82,8 @@ FAMILY = Family(
     names,
     config=config,
     prefixes=PREFIXES,
+    unprefixed=UNPREFIXED,
+    heads=HEADS,
     ignored=IGNORED,
     tied=TIED,
     renamed=RENAMED,

@@ -17,6 +17,8 @@ from edgeformer.files.trust import check_code
 from edgeformer.inference import runtime as base
 from edgeformer.inference.runtime import Options, Session
 from edgeformer.inference.text import ToolText, transformers_text
+from edgeformer.layers.encoder import Encoder
+from edgeformer.models._heads import CLASSES
 from edgeformer.spec.task import Task
 from edgeformer.weights.rounding import stored_format
 
@@ -59,7 +61,10 @@ class TransformersSession(Session):
         self.torch, self.device = torch, torch.device(device)
         check_code(loaded.folder)
         only = {"local_files_only": True, "trust_remote_code": False, "use_safetensors": True}
-        self.model = autos[loaded.spec.task].from_pretrained(loaded.folder, dtype=torch.float32, **only)
+        kind = autos[loaded.spec.task]
+        if isinstance(loaded.spec, Encoder) and loaded.spec.classifier is not None:
+            kind = getattr(transformers, "AutoModel" + CLASSES[type(loaded.spec.classifier)])
+        self.model = kind.from_pretrained(loaded.folder, dtype=torch.float32, **only)
         self.model = self.model.eval().to(self.device)
         self.call = torch.compile(self.model, dynamic=True) if options.variant == "compile" else self.model
         self._reset()
@@ -114,8 +119,10 @@ class TransformersSession(Session):
     def _encode(self, inputs):
         with self.torch.inference_mode():
             outputs = self.call(**{k: self._tensor(v) for k, v in inputs.items()})
-            made = {"last_hidden_state": outputs.last_hidden_state}
             wanted = self.spec.outputs()
+            if "last_hidden_state" not in wanted:
+                return {name: outputs[name].float().cpu().numpy() for name in wanted}
+            made = {"last_hidden_state": outputs.last_hidden_state}
             if "pooler_output" in wanted:
                 made["pooler_output"] = outputs.pooler_output
             if "sentence_embedding" in wanted:  # by edgeformer's own pooling: transformers' encoders have none

@@ -96,8 +96,7 @@ def writing_from(loaded: LoadedModel, folder: Path, *, force: bool = False) -> I
 
 def headless(spec: Model, config: dict[str, Any]) -> dict[str, Any]:
     """A config without the heads that are not built: tools infer a graph's outputs from `architectures`."""
-    outputs = spec.outputs()
-    if "logits" in outputs or not isinstance(spec, Encoder):
+    if not isinstance(spec, Encoder) or spec.mlm is not None or spec.classifier is not None:
         return config
     named = config.get("architectures")
     bare = [re.sub(r"For[A-Z]\w*$", "Model", str(name)) for name in named] if isinstance(named, list) else named

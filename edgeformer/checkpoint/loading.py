@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +47,19 @@ from edgeformer.weights.parts import Part
 from edgeformer.weights.safetensors_file import read_checkpoint, read_header
 
 T = TypeVar("T")
+_HEAD = "a head, left out by --without-head"
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How a checkpoint is read: with config keys that the family doesn't know; without its head."""
+
+    allow_unread: bool = False
+    without_head: bool = False
+
+    def config(self, data: dict, where: str, stored: Collection[str] | None = None) -> HfConfig:
+        """The reader of a config.json."""
+        return HfConfig(data, where, stored, without_head=self.without_head)
 
 
 @dataclass(frozen=True)
@@ -131,6 +144,7 @@ def load(
     names: NameMap | None = None,
     allow_unread_config: bool = False,
     allow_nonfinite: bool = False,
+    without_head: bool = False,
     revision: str | None = None,
 ) -> LoadedModel:
     """Read a spec, and bind its weights without reading a tensor.
@@ -142,12 +156,14 @@ def load(
             the map are looked up as they are.
         allow_unread_config: ignore keys of config.json that the family doesn't support; `notes` then lists them.
         allow_nonfinite: accept NaN and infinities in the weights; by default they are refused when they are read.
+        without_head: take an encoder without its head, whose tensors `notes` then names. An artefact has the head that it was
+            exported with.
         revision: branch, tag or commit of a hub id.
 
     Raises:
         ModelNotFound, ConfigError, SpecError, CheckpointError: see their docstrings.
     """
-    loaded = _load(model, weights, names, allow_unread_config, revision)
+    loaded = _load(model, weights, names, Reading(allow_unread_config, without_head), revision)
     if allow_nonfinite and loaded.weights is not None:
         return replace(loaded, weights=loaded.weights.allowing_nonfinite())
     return loaded
@@ -157,29 +173,29 @@ def _load(
     model: str | os.PathLike,
     weights: str | os.PathLike | None,
     names: NameMap | None,
-    allow_unread_config: bool,
+    reading: Reading,
     revision: str | None,
 ) -> LoadedModel:
     path, name = Path(model), str(model)
     if not path.exists() and "+" in name and (adapter := _adapter_at(name.rpartition("+")[2])) is not None:
-        return _adapted(name.rpartition("+")[0], adapter, name, allow_unread_config, revision)
+        return _adapted(name.rpartition("+")[0], adapter, name, reading, revision)
     known = named_specs()
     if not path.exists() and name not in known and is_hub_id(name):
         path = download(name, revision)
     if path.is_dir():
         check_links(path, CheckpointError)
     if path.is_dir() and is_adapter(path):
-        return _adapted(base_of(path), path, name, allow_unread_config, None)
+        return _adapted(base_of(path), path, name, reading, None)
     if path.is_file() and path.suffix == ".gguf":
-        loaded = _from_gguf(path.absolute(), name, allow_unread_config)
+        loaded = _from_gguf(path.absolute(), name, reading)
     elif path.is_file():
-        loaded = _from_file(path, name, allow_unread_config)
+        loaded = _from_file(path, name, reading)
     elif path.is_dir() and (file := gguf_in(path)) is not None:
-        loaded = replace(_from_gguf(file.absolute(), name, allow_unread_config), folder=path.resolve())
+        loaded = replace(_from_gguf(file.absolute(), name, reading), folder=path.resolve())
     elif path.is_dir():
-        loaded = _from_folder(path.resolve(), name, allow_unread_config, skip_weights=weights is not None)
+        loaded = _from_folder(path.resolve(), name, reading, skip_weights=weights is not None)
     elif name in known:
-        loaded = replace(_from_file(known[name], name, allow_unread_config), folder=None)
+        loaded = replace(_from_file(known[name], name, reading), folder=None)
     else:
         near = difflib.get_close_matches(name.lower(), known, 5, 0.5)
         raise ModelNotFound(
@@ -207,7 +223,7 @@ def _adapter_at(name: str) -> Path | None:
     return folder if folder.is_dir() and is_adapter(folder) else None
 
 
-def _adapted(base: str, adapter: Path, name: str, allow_unread: bool, revision: str | None) -> LoadedModel:
+def _adapted(base: str, adapter: Path, name: str, reading: Reading, revision: str | None) -> LoadedModel:
     """A base model with a LoRA adapter merged. `revision` is the base's; by default the one that the adapter names."""
     folder, notes, wanted = Path(base), [], base_revision(adapter)
     if not folder.exists():
@@ -230,24 +246,24 @@ def _adapted(base: str, adapter: Path, name: str, allow_unread: bool, revision: 
         raise CheckpointError(
             f"an adapter can be merged only into a Hugging Face folder with weights; {base} is a GGUF file"
         )
-    loaded = _from_folder(folder.resolve(), name, allow_unread, skip_weights=False, adapter=adapter)
+    loaded = _from_folder(folder.resolve(), name, reading, skip_weights=False, adapter=adapter)
     return replace(loaded, notes=[*notes, *loaded.notes])
 
 
-def _from_file(path: Path, name: str, allow_unread: bool) -> LoadedModel:
+def _from_file(path: Path, name: str, reading: Reading) -> LoadedModel:
     data = read_json(path)
     if isinstance(data, dict) and "kind" in data:
         return LoadedModel(_model(data, path), None, name)
     if not isinstance(data, dict):
         raise SpecError(f"{path} is neither a spec nor a Hugging Face config: it holds no JSON object")
-    spec, notes = _read_config(HfConfig(data, str(path)), allow_unread)
+    spec, notes = _read_config(reading.config(data, str(path)), reading)
     around = Companions((), data, None, spec.vocab)
     return LoadedModel(spec, None, name, config=data, notes=notes, around=around)
 
 
-def _from_gguf(file: Path, name: str, allow_unread: bool) -> LoadedModel:
-    read = read_gguf(file, allow_unread)
-    spec, more = _read_config(HfConfig(read.config, str(file)), allow_unread)
+def _from_gguf(file: Path, name: str, reading: Reading) -> LoadedModel:
+    read = read_gguf(file, reading.allow_unread)
+    spec, more = _read_config(reading.config(read.config, str(file)), reading)
     spec = read.architecture.computed(spec)
     names = [read.architecture.name_map(spec), *read.architecture.spellings(spec)]
     weights, left = bind(spec, read.stored, names, ignored=read.architecture.ignored, where=str(file))
@@ -272,7 +288,7 @@ def _model(data: dict, path: Path) -> Model:
     return spec
 
 
-def _read_config(config: HfConfig, allow_unread: bool) -> tuple[Model, list[str]]:
+def _read_config(config: HfConfig, reading: Reading) -> tuple[Model, list[str]]:
     read = family(config.model_type).spec
     try:
         spec = read(config)
@@ -280,12 +296,12 @@ def _read_config(config: HfConfig, allow_unread: bool) -> tuple[Model, list[str]
         raise ConfigError(
             f"{config.where} has a value that models/{config.model_type}.py can't read: {plain(str(e), limit=500)}"
         ) from e
-    unread = config.done(allow_unread)
+    unread = config.done(reading.allow_unread)
     return spec, [f"unsupported config keys ignored: {listed(unread)}"] if unread else []
 
 
 def _from_folder(
-    folder: Path, name: str, allow_unread: bool, skip_weights: bool, adapter: Path | None = None
+    folder: Path, name: str, reading: Reading, skip_weights: bool, adapter: Path | None = None
 ) -> LoadedModel:
     want_weights = not skip_weights and has_weights(folder)
     if adapter is not None:
@@ -306,6 +322,7 @@ def _from_folder(
         prefixes: tuple[str, ...] = ("",)
         ignored: Mapping[str, str] = {}
         tied: Mapping[str, str] = {}
+        heads: tuple[str, ...] = ()
         stored = stored_tensors(folder, quantization) if want_weights else None
         if stored and holds_onnx(folder):  # a graph has constants of its own
             wanted = tensors(spec)
@@ -315,13 +332,15 @@ def _from_folder(
         config, join = split_foreign(folder, config, str(file))
         joined = join(stored_tensors(folder, quantization)) if want_weights else None
         stored = None if joined is None else _renamed(joined.tensors, config)
-        reader = HfConfig(config, str(file), stored)
+        reader = reading.config(config, str(file), stored)
         known = family(reader.model_type)
-        spec, notes = _read_config(reader, allow_unread)
+        spec, notes = _read_config(reader, reading)
         names = known.name_maps(spec)
         if stored and is_mlx(folder) and known.mlx_names is not None:
             names = [known.mlx_names]
-        prefixes, ignored, tied = known.prefixes, known.ignored, known.tied
+        prefixes, ignored, tied, heads = known.prefixes, known.ignored, known.tied, known.heads
+        if reading.without_head:
+            ignored = {**ignored, **dict.fromkeys(heads, _HEAD)}
         if joined is not None:
             notes = [*notes, *joined.notes()]
             ignored = {**ignored, **{f"^{re.escape(n)}$": t for n, t in _renamed(joined.unused, config).items()}}
@@ -339,7 +358,9 @@ def _from_folder(
     weights = None
     if stored is not None:
         where = str(folder)
-        weights, left = bind(spec, stored, names, prefixes=prefixes, ignored=ignored, tied=tied, where=where)
+        weights, left = bind(
+            spec, stored, names, prefixes=prefixes, ignored=ignored, heads=heads, tied=tied, where=where
+        )
         notes = notes + left
     used = [] if stored is None else [t.file for source in stored.values() for t in source.parts()]
     if not (folder / MANIFEST).exists():

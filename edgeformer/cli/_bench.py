@@ -22,6 +22,7 @@ from edgeformer.cli._common import (
     status,
     threads_option,
     trust_code,
+    without_head_option,
 )
 from edgeformer.files.limits import MAX_BATCH, MAX_SIZE
 from edgeformer.files.quoting import plain, shown
@@ -111,6 +112,7 @@ def bench_options(function: Callable) -> Callable:
             threads_option,
             allow_unread,
             allow_nonfinite,
+            without_head_option,
             trust_code,
             click.option(
                 "--host",
@@ -178,7 +180,7 @@ def settings_of(options: dict[str, Any], model: str) -> Any:
 
         needed = max(options["prompts"]) + max(options["depths"])
         count = needed * max(*options["batches"], *options["concurrency"])
-        loaded = load(model, allow_unread_config=options["allow_unread_config"])
+        loaded = load(model, allow_unread_config=options["allow_unread_config"], without_head=options["without_head"])
         ids = tuple(ids_of(options["text"], loaded.around, count).tolist())
     return Settings(
         prompts=options["prompts"],
@@ -246,7 +248,7 @@ def execute(measure: Callable[..., tuple[Any, Any]], model: str, options: dict[s
         spec, run = measure(
             settings=settings,
             resume=options["resume"],
-            load_options={name: options[name] for name in ("allow_unread_config", "allow_nonfinite")},
+            load_options={name: options[name] for name in ("allow_unread_config", "allow_nonfinite", "without_head")},
             report=report,
             note=lambda line: notes([line]),
             measured=keep,

@@ -23,6 +23,12 @@ allow_unread = click.option(
 )
 
 
+without_head_option = click.option(
+    "--without-head",
+    is_flag=True,
+    help="Take an encoder's body alone, without the classifier or other head of its checkpoint.",
+)
+
 allow_nonfinite = click.option(
     "--allow-nonfinite",
     is_flag=True,
@@ -78,11 +84,11 @@ def default_threads(threads: int | None) -> int:
     return threads or physical_cores()
 
 
-def load_model(model: str, allow: bool = False, nonfinite: bool = False) -> Any:
+def load_model(model: str, allow: bool = False, nonfinite: bool = False, *, without_head: bool = False) -> Any:
     """Call `edgeformer.load` and print its notes on stderr."""
     from edgeformer.checkpoint.loading import load
 
-    loaded = load(model, allow_unread_config=allow, allow_nonfinite=nonfinite)
+    loaded = load(model, allow_unread_config=allow, allow_nonfinite=nonfinite, without_head=without_head)
     notes(loaded.notes)
     return loaded
 

@@ -29,6 +29,7 @@ _FLAGS = {
     "profile": "--profile", "no_twin": "--no-twin", "no_roofline": "--no-roofline", "resume": "--resume",
     "allow_unread_config": "--allow-unread-config",
     "allow_nonfinite": "--allow-nonfinite",
+    "without_head": "--without-head",
 }  # fmt: skip
 
 

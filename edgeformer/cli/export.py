@@ -18,6 +18,7 @@ from edgeformer.cli._common import (
     notes,
     print_json,
     size,
+    without_head_option,
 )
 from edgeformer.exporters import formats
 from edgeformer.files.limits import MAX_SIZE
@@ -105,10 +106,18 @@ from edgeformer.weights.precision import FLOAT_TYPES
 @click.option("--inline", is_flag=True, help="onnx: inline fused ops, for runtimes without ONNX functions.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT even if it is not an artefact.")
 @allow_unread
+@without_head_option
 @allow_nonfinite
 @as_json
 def command(
-    model: str, output: str, kind: str, allow_unread_config: bool, allow_nonfinite: bool, as_json: bool, **given: Any
+    model: str,
+    output: str,
+    kind: str,
+    allow_unread_config: bool,
+    without_head: bool,
+    allow_nonfinite: bool,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Export MODEL. onnx: a folder for ONNX Runtime, ONNX Runtime GenAI and Optimum, or with --target for transformers.js
     and others. mlx: a folder that mlx-lm loads. gguf: a file for llama.cpp. hf: a folder that transformers loads."""
@@ -117,7 +126,7 @@ def command(
     options = {name: value for name, value in given.items() if value not in (None, False, ())}
     for name in {"group_size", "accuracy_level"} & options.keys():
         options[name] = int(options[name])
-    loaded = load_model(model, allow_unread_config, allow_nonfinite)
+    loaded = load_model(model, allow_unread_config, allow_nonfinite, without_head=without_head)
     _cache(loaded, kind, options)
     with byte_progress("writing weights") as progress:
         made = export(loaded, output, to=kind, progress=progress, **options)
@@ -128,7 +137,7 @@ def command(
     written = sum(made.manifest["files"].values())
     linked = sum(entry["bytes"] for entry in made.manifest["linked"].values())
     echo(f"{made.folder}: {size(written)} written" + (f", {size(linked)} linked" if linked else ""))
-    echo(f"check it: edgeformer verify {made.folder} --against {model}")
+    echo(f"check it: edgeformer verify {made.folder} --against {model}{' --without-head' if without_head else ''}")
 
 
 def _cache(loaded: Any, kind: str, options: dict[str, Any]) -> None:

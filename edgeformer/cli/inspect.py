@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from edgeformer.cli._common import SIZE, allow_unread, as_json, echo, load_model, print_json, size
+from edgeformer.cli._common import SIZE, allow_unread, as_json, echo, load_model, print_json, size, without_head_option
 
 
 @click.command(
@@ -20,8 +20,11 @@ from edgeformer.cli._common import SIZE, allow_unread, as_json, echo, load_model
     help="Check whether the model fits in this many GB.",
 )
 @allow_unread
+@without_head_option
 @as_json
-def command(model: str, context: int | None, memory: float | None, allow_unread_config: bool, as_json: bool) -> None:
+def command(
+    model: str, context: int | None, memory: float | None, allow_unread_config: bool, without_head: bool, as_json: bool
+) -> None:
     """Show a model's layer tree, parameters, bytes, KV cache and FLOPs. A config or spec alone is enough."""
     from edgeformer.errors import InputError
     from edgeformer.spec.inspection import tree
@@ -30,7 +33,7 @@ def command(model: str, context: int | None, memory: float | None, allow_unread_
 
     if memory is not None and memory != memory:
         raise InputError("--memory must be a number")
-    loaded = load_model(model, allow_unread_config)
+    loaded = load_model(model, allow_unread_config, without_head=without_head)
     spec, tokens = loaded.spec, context or loaded.spec.context
     if tokens > spec.context:
         raise InputError(f"--context {tokens} exceeds the model's {spec.context} positions")

@@ -21,6 +21,7 @@ from edgeformer.cli._common import (
     print_json,
     size,
     text_table,
+    without_head_option,
 )
 from edgeformer.files.limits import MAX_SIZE
 
@@ -66,6 +67,7 @@ from edgeformer.files.limits import MAX_SIZE
 @click.option("--keep", multiple=True, metavar="PATTERN", help="Tensors to leave unquantized, such as 'head.*'.")
 @click.option("--force", is_flag=True, help="Replace OUTPUT even if it is not an artefact.")
 @allow_unread
+@without_head_option
 @as_json
 def command(
     model: str,
@@ -80,6 +82,7 @@ def command(
     keep: tuple[str, ...],
     force: bool,
     allow_unread_config: bool,
+    without_head: bool,
     as_json: bool,
 ) -> None:
     """Quantize MODEL to q4 or q8: groups of 32 that ONNX Runtime, MLX, llama.cpp and PyTorch hold bit for bit. The output is a
@@ -87,7 +90,7 @@ def command(
     from edgeformer.errors import InputError
     from edgeformer.quantization.run import quantize
 
-    loaded = load_model(model, allow_unread_config)
+    loaded = load_model(model, allow_unread_config, without_head=without_head)
     ids, about = None, {}
     if calibration:
         ids, about = _calibration(loaded, calibration, samples, window)

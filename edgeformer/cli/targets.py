@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from edgeformer.cli._common import allow_unread, as_json, load_model, print_json, text_table
+from edgeformer.cli._common import allow_unread, as_json, load_model, print_json, text_table, without_head_option
 
 
 @click.command(
@@ -14,13 +14,14 @@ from edgeformer.cli._common import allow_unread, as_json, load_model, print_json
 )
 @click.argument("model")
 @allow_unread
+@without_head_option
 @as_json
-def command(model: str, allow_unread_config: bool, as_json: bool) -> None:
+def command(model: str, allow_unread_config: bool, without_head: bool, as_json: bool) -> None:
     """Show which formats and runtimes support MODEL, at which precision, and why others don't: from its architecture, before any
     work. `checkpoint` stands for the runtimes that build the spec themselves."""
     from edgeformer.advise.compatibility import answers
 
-    found = answers(load_model(model, allow_unread_config))
+    found = answers(load_model(model, allow_unread_config, without_head=without_head))
     if as_json:
         print_json([answer.as_dict() for answer in found])
         return

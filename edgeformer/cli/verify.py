@@ -20,6 +20,7 @@ from edgeformer.cli._common import (
     text_table,
     threads_option,
     trust_code,
+    without_head_option,
 )
 from edgeformer.files.limits import MAX_SIZE
 
@@ -42,6 +43,7 @@ from edgeformer.files.limits import MAX_SIZE
 @click.option("--seed", type=SEED, default=0, show_default=True, help="Seed of the random ids.")
 @threads_option
 @allow_unread
+@without_head_option
 @allow_nonfinite
 @trust_code
 @as_json
@@ -55,6 +57,7 @@ def command(
     seed: int,
     threads: int | None,
     allow_unread_config: bool,
+    without_head: bool,
     allow_nonfinite: bool,
     as_json: bool,
 ) -> None:
@@ -64,7 +67,7 @@ def command(
     from edgeformer.verification.parity import verify
     from edgeformer.verification.verdict import FAIL
 
-    loaded = load_model(against, allow_unread_config, allow_nonfinite)
+    loaded = load_model(against, allow_unread_config, allow_nonfinite, without_head=without_head)
     made = verify(
         artefact,
         loaded,

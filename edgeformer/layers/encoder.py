@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from edgeformer.layers.head import Head
+from edgeformer.layers.learned import Learned
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.pooling import Pooling
 from edgeformer.layers.stack import BlockStack
@@ -19,10 +21,11 @@ from edgeformer.spec.task import Task
 class Encoder(BlockStack):
     """embedding (+ positions + token types, normalised) -> blocks (Devlin et al. 2019, BERT).
 
-    `pooler` is BERT's tanh(Linear(first token)); `pooling` adds a sentence embedding, `mlm` logits for masked tokens. `norm` is
-    the final norm (pre-norm encoders), `embed_norm` the one after the embeddings. Embeddings whose width, `embed_width`, differs
-    from the blocks' are projected by a linear map (Lan et al. 2019, ALBERT). `counts_padding`: positions count all slots
-    including padding, as in BERT, instead of real tokens only (RoBERTa).
+    `pooler` is BERT's tanh(Linear(first token)); `pooling` adds a sentence embedding, `mlm` logits for masked tokens;
+    `classifier`, which excludes them, replaces all outputs by a task's. `norm` is the final norm (pre-norm encoders),
+    `embed_norm` the one after the embeddings. Embeddings whose width, `embed_width`, differs from the blocks' are projected by a
+    linear map (Lan et al. 2019, ALBERT). `counts_padding`: positions count all slots including padding, as in BERT, instead of
+    real tokens only (RoBERTa).
     """
 
     kind: ClassVar[str] = "encoder"
@@ -35,7 +38,19 @@ class Encoder(BlockStack):
     pooler: bool = False
     pooling: Pooling | None = None
     mlm: MlmHead | None = None
+    classifier: Head | None = None
     dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        others = [n for n in ("pooler", "pooling", "mlm") if getattr(self, n)]
+        self.require(self.classifier is None or not others, f"a classifier excludes {' and '.join(others)}")
+
+    @property
+    def padding_id(self) -> int | None:
+        """The id whose positions transformers doesn't count, where the architecture depends on it (RoBERTa)."""
+        counted = not self.counts_padding and isinstance(self.positions, Learned) and self.positions.offset
+        return self.positions.offset - 1 if counted else None  # type: ignore[union-attr]
 
     @property
     def embedding_width(self) -> int:
@@ -63,6 +78,8 @@ class Encoder(BlockStack):
                 params |= {"head": Linear(self.mlm.width, self.vocab)}
             if self.mlm.output_bias:
                 params |= {"mlm_bias": Vector(self.vocab, fill=0.0)}
+        if self.classifier is not None:
+            params |= {"classifier": Sub(self.classifier, self.width)}
         return params | {"pooling": Sub(self.pooling, self.width)} if self.pooling else params
 
     def inputs(self) -> tuple[Input, ...]:
@@ -73,6 +90,8 @@ class Encoder(BlockStack):
         return tuple(Input(name, shape) for name in names)
 
     def outputs(self) -> dict[str, tuple[str | int, ...]]:
+        if self.classifier is not None:
+            return self.classifier.outputs()
         outputs: dict[str, tuple[str | int, ...]] = {"last_hidden_state": ("batch_size", "sequence_length", self.width)}
         if self.pooler:
             outputs["pooler_output"] = ("batch_size", self.width)
@@ -96,6 +115,8 @@ class Encoder(BlockStack):
         if self.embed_width is not None:
             x = p.project_in(x)
         x = self.run_stack(p, x, step)
+        if self.classifier is not None:
+            return p.classifier(x, inputs["attention_mask"])
         outputs = {"last_hidden_state": x}
         if self.pooler:
             outputs["pooler_output"] = ops.tanh(p.pooler(ops.first_token(x)))

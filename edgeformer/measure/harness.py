@@ -84,7 +84,7 @@ class _Bench:
     def request(self, shape: Shape, served: bool = False) -> dict[str, Any]:
         """Arguments of a worker's round. Each client of a server has its own prompt, as each sequence of a batch does."""
         count = shape.concurrency if served else shape.batch
-        ids = self.settings.prompts_of(self.spec.vocab, count, shape.depth + shape.prompt)
+        ids = self.settings.prompts_of(self.spec, count, shape.depth + shape.prompt)
         return {"prompt": ids.tolist(), "gen": shape.gen, "depth": shape.depth}
 
 

@@ -61,7 +61,7 @@ def records(
 
 def _of_the_run(run: Run, result: ShapeResult, settings: Settings, spec: Model, prefill: bool) -> dict[str, Any]:
     noise: Noise | None = result.prefill_noise if prefill else result.noise
-    ids = settings.prompts_of(spec.vocab, 1, result.shape.depth + result.shape.prompt)
+    ids = settings.prompts_of(spec, 1, result.shape.depth + result.shape.prompt)
     return {
         "run_id": run.run_id,
         "seed": settings.seed,

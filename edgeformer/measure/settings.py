@@ -8,6 +8,7 @@ from itertools import product
 import numpy as np
 
 from edgeformer.inference.threads import physical_cores
+from edgeformer.layers.encoder import Encoder
 from edgeformer.measure.row import Shape
 from edgeformer.spec import Model
 from edgeformer.spec.task import Task
@@ -40,10 +41,11 @@ class Settings:
     text: tuple[int, ...] = ()
     text_name: str | None = None
 
-    def prompts_of(self, vocab: int, count: int, length: int) -> np.ndarray:
+    def prompts_of(self, spec: Model, count: int, length: int) -> np.ndarray:
         """`count` different prompts, int64 [count, length]; a text that is too short is repeated."""
         if not self.text:
-            return sample_batch(vocab, count, length, self.seed)
+            avoid = spec.padding_id if isinstance(spec, Encoder) else None
+            return sample_batch(spec.vocab, count, length, self.seed, avoid)
         return np.resize(np.array(self.text, np.int64), count * length).reshape(count, length)
 
     def shapes(self, spec: Model) -> list[Shape]:

@@ -21,6 +21,7 @@ from edgeformer.errors import ArtefactError, InputError
 from edgeformer.inference.lookup import first_that_opens, get, require
 from edgeformer.inference.runtime import FORMATS, Options, Session
 from edgeformer.inference.threads import physical_cores
+from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.encoder_decoder import EncoderDecoder
 from edgeformer.spec import Model
 from edgeformer.spec.serialization import digest
@@ -218,11 +219,14 @@ def encoder_inputs(
 
     ids: int64, repeated to fill the rows; random by default.
     """
-    batch = sample_ids(spec.vocab, rows * length, seed) if ids is None else np.resize(ids, rows * length)
+    padding = spec.padding_id if isinstance(spec, Encoder) else None
+    batch = sample_ids(spec.vocab, rows * length, seed, padding) if ids is None else np.resize(ids, rows * length)
     batch = batch.reshape(rows, length).astype(np.int64)
     mask = np.ones_like(batch)
     mask[1, length - length // 4 :] = 0
     mask[2, : length // 3] = 0
+    if padding is not None:  # transformers finds padding by its id, not by the mask
+        batch[mask == 0] = padding
     return {"input_ids": batch, "attention_mask": mask, "token_type_ids": np.zeros_like(batch)}
 
 

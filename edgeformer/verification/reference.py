@@ -53,14 +53,15 @@ def reference_runtime() -> str:
     return "torch" if get("torch")[0].unavailable() is None else "numpy"
 
 
-def sample_ids(vocab: int, count: int, seed: int = 0) -> np.ndarray:
-    """Random token ids int64 [count] from a seed."""
-    return np.random.default_rng(seed).integers(0, vocab, count)
+def sample_ids(vocab: int, count: int, seed: int = 0, avoid: int | None = None) -> np.ndarray:
+    """Random token ids int64 [count] from a seed, without the id `avoid`."""
+    ids = np.random.default_rng(seed).integers(0, vocab, count)
+    return ids if avoid is None else np.where(ids == avoid, (avoid + 1) % vocab, ids)
 
 
-def sample_batch(vocab: int, batch: int, count: int, seed: int = 0) -> np.ndarray:
+def sample_batch(vocab: int, batch: int, count: int, seed: int = 0, avoid: int | None = None) -> np.ndarray:
     """Random token ids int64 [batch, count]; rows differ, and the first equals `sample_ids`."""
-    return np.stack([sample_ids(vocab, count, seed + row) for row in range(batch)])
+    return np.stack([sample_ids(vocab, count, seed + row, avoid) for row in range(batch)])
 
 
 def make_reference(

@@ -118,6 +118,7 @@ def bind(
     *,
     prefixes: tuple[str, ...] = ("",),
     ignored: Mapping[str, str] | None = None,
+    heads: Sequence[str] = (),
     tied: Mapping[str, str] | None = None,
     where: str = "the checkpoint",
 ) -> tuple[Weights, list[str]]:
@@ -130,6 +131,7 @@ def bind(
             differ; the map that finds most tensors is used.
         prefixes: what stored names may start with; the one that finds most tensors is used (`""`, `"model."`).
         ignored: regular expression of stored names that are ignored -> reason.
+        heads: regular expressions of heads' stored names, for the message on unused ones.
         tied: stored name that is ignored -> canonical name of the tensor that it must equal.
         where: the checkpoint's name, for messages.
 
@@ -202,6 +204,8 @@ def bind(
         )
         if items
     ]
+    if any(re.search(pattern, name) for name in unused for pattern in heads):
+        problems.append("config.json's architectures names no such head; --without-head takes the body alone")
     if problems:
         raise CheckpointError(f"{where} does not fit the spec.\n  " + "\n  ".join(problems))
     return Weights(sources), [f"ignored {len(v)} tensors ({_line(v[0])}, ...): {k}" for k, v in notes.items() if k]

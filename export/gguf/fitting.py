@@ -13,6 +13,7 @@ from edgeformer.checkpoint.gguf_archs._rope import scaling_of
 from edgeformer.checkpoint.loading import family
 from edgeformer.errors import CheckpointError, ConfigError, ExportError, SpecError
 from edgeformer.exporters.hf.config import Misfit, nearest
+from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.glu import GLU
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.rope import Rope
@@ -75,8 +76,10 @@ def architecture(spec: Model, prefer: str | None = None) -> Fitting:
             order = kind != prefer, not family(kind).common, called
             fitting.append((order, Fitting(called, metadata, arch, [GELU_NOTE] if exact else [])))
     if not fitting:
+        headed = isinstance(spec, Encoder) and (spec.mlm is not None or spec.classifier is not None)
         raise ExportError(
             f"no architecture of llama.cpp that edgeformer writes can represent this model; the nearest is {nearest(misfits)}"
+            + ("; --without-head writes the encoder without its head" if headed else "")
         )
     return min(fitting, key=lambda f: f[0])[1]
 

@@ -131,7 +131,7 @@ def _candidates(prefer: str | None, known: frozenset[str] | None) -> list[tuple[
 
 def full_name(spec: Model, family: Family, name: str) -> str:
     """A stored name with transformers' prefix; a bare encoder's names have none."""
-    bare = isinstance(spec, Encoder) and spec.mlm is None
+    bare = isinstance(spec, Encoder) and spec.mlm is None and spec.classifier is None
     return name if bare or name.startswith(family.unprefixed) else family.prefixes[0] + name
 
 

@@ -24,6 +24,8 @@ from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.rounding import stored_precision
 from edgeformer.weights.safetensors_writer import Group, write_shards
 
+_LABELS = ("id2label", "label2id", "problem_type")
+
 
 def export_hf(
     loaded: LoadedModel,
@@ -53,6 +55,9 @@ def export_hf(
         raise ExportError(f"unknown transformers precision {precision!r}; use one of {', '.join(FLOAT_TYPES)}")
     fit = family_config(spec, prefer=loaded.model_type)
     config, family = completed(fit.config, special_ids(loaded.around).as_config()), fit.family
+    config |= {
+        key: value for key in _LABELS if "id2label" in config and (value := (loaded.config or {}).get(key)) is not None
+    }
     config["dtype"] = FLOAT_TYPES[precision].library
     groups = _groups(spec, weights.sources, family, FLOAT_TYPES[precision].numpy)
     with writing_from(loaded, Path(output), force=force) as folder:

@@ -82,7 +82,7 @@ def export_mlx(
     spec, weights = loaded.spec, loaded.require_weights()
     if spec.task != Task.TEXT_GENERATION:
         raise ExportError(
-            f"mlx-lm runs decoders only, and this model is a {spec.kind}; the runtime mlx runs its checkpoint without an export"
+            f"mlx-lm runs decoders only, not a model of kind {spec.kind}; the runtime mlx runs its checkpoint without an export"
         )
     made = plan(spec, weights, precision, group_size, dtype, keep)
     found, reason = stock_type(spec, loaded.model_type)
