@@ -102,7 +102,9 @@ class HfConfig:
     def model_type(self) -> str:
         """The family's name."""
         if not isinstance(self.data.get("model_type"), str):
-            raise ConfigError(f"{self.where} has no model_type, which selects the family file")
+            raise ConfigError(
+                f'{self.where} has no model_type, which selects the family file; add it, such as "model_type": "bert"'
+            )
         return self.data["model_type"]
 
     def take(self, key: str, default: object = _REQUIRED) -> Any:

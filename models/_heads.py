@@ -86,17 +86,24 @@ def read_head(
 
 
 def label_count(config: HfConfig) -> int:
-    """The number of labels: of `id2label`, which transformers prefers, or else of `num_labels`; 2 by default.
+    """The number of labels: of `id2label` or of `num_labels`; 2 by default, as in transformers.
+
+    Where they differ, `id2label` must be the default names, which old checkpoints carry beside the true number.
 
     Raises:
-        ConfigError: `id2label` doesn't name the labels 0 to n - 1, or `num_labels` is no positive integer.
+        ConfigError: `id2label` doesn't name the labels 0 to n - 1, or the two disagree, or `num_labels` is no positive integer.
     """
-    named = config.data.get("id2label")
+    named, said = config.data.get("id2label"), config.data.get("num_labels", config.data.get("_num_labels"))
+    count = 2 if said is None else config.size("num_labels", said)
     if named is None:
-        return config.size("num_labels", config.data.get("_num_labels", 2))
+        return count
     if not isinstance(named, dict) or {str(key) for key in named} != {str(i) for i in range(len(named))} or not named:
         raise ConfigError(f"{config.where}: id2label must name the labels 0 to n - 1, got {shown(named)}")
-    return len(named)
+    if said is None or count == len(named):
+        return len(named)
+    if any(name != f"LABEL_{i}" for i, name in named.items()):
+        raise ConfigError(f"{config.where}: num_labels is {count}, but id2label names {len(named)} labels")
+    return count
 
 
 def class_of(spec: Encoder, prefix: str) -> str:

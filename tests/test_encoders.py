@@ -15,6 +15,7 @@ from encoder_cases import ENCODERS, encoder_settings
 from support import load_tiny, random_ids, record_errors, sessions
 
 from edgeformer.checkpoint.loading import load
+from edgeformer.errors import ConfigError
 
 pytest.importorskip("transformers")
 
@@ -69,25 +70,53 @@ def test_encoder(model_type, case, auto, tmp_path):
     record_errors("families", f"{model_type}@{case}-{auto}", errors)
 
 
-@pytest.mark.parametrize("model_type", ENCODERS)
-@pytest.mark.parametrize("mode", ["mean", "cls"])
-def test_sentence_embeddings(model_type, mode, tmp_path):
+def embedder(folder, pooling, normalize=True):
+    """Make a folder one of sentence-transformers."""
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
+    modules = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "1_Pooling").mkdir(exist_ok=True)
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 48, **pooling}))
+
+
+def pooled(hidden, modes, normalize=True):
+    """sentence-transformers' formulas, on one text's hidden states without padding [T, D]."""
+    weights = np.arange(1, len(hidden) + 1, dtype=np.float64)[:, None]
+    vectors = {
+        "cls": hidden[0],
+        "max": hidden.max(0),
+        "mean": hidden.mean(0),
+        "mean_sqrt_len_tokens": hidden.sum(0) / np.sqrt(len(hidden)),
+        "weightedmean": (hidden * weights).sum(0) / weights.sum(),
+        "lasttoken": hidden[-1],
+    }
+    vector = np.concatenate([vectors[mode] for mode in modes])
+    return vector / np.linalg.norm(vector) if normalize else vector
+
+
+POOLINGS = {
+    **{mode: (mode,) for mode in ("mean", "cls", "max", "mean_sqrt_len_tokens", "weightedmean", "lasttoken")},
+    "several": ("lasttoken", "cls", "max", "mean"),
+}
+
+
+@pytest.mark.parametrize(
+    ("model_type", "case"),
+    [*[(m, case) for m in ENCODERS for case in ("mean", "cls")], *[("bert", case) for case in list(POOLINGS)[2:]]],
+)
+def test_sentence_embeddings(model_type, case, tmp_path):
     """The pooling that modules.json of sentence-transformers declares, of every encoder family. Oracle: its formula on
     transformers' hidden states."""
     import torch
 
+    modes, normalize = POOLINGS[case], case != "mean_sqrt_len_tokens"
     config = encoder_settings(model_type, next(iter(ENCODERS[model_type].values())))
     folder = tmp_path / "hf"
     _, hf = load_tiny(folder, model_type, auto="AutoModel", **config)
-    modules = [
-        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
-        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"},
-        {"idx": 2, "name": "2", "path": "2_Normalize", "type": "sentence_transformers.models.Normalize"},
-    ]
-    (folder / "modules.json").write_text(json.dumps(modules))
-    (folder / "1_Pooling").mkdir()
-    on = {f"pooling_mode_{'mean_tokens' if mode == 'mean' else 'cls_token'}": True}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps({"word_embedding_dimension": 48, **on}))
+    embedder(folder, {"pooling_mode": modes if len(modes) > 1 else modes[0]}, normalize)
     loaded = load(folder)
     ids, mask = random_ids(80, 2, 20) + 10, np.ones((2, 20), np.int64)
     mask[1, 14:] = 0
@@ -95,9 +124,32 @@ def test_sentence_embeddings(model_type, mode, tmp_path):
     expected = []
     for row in range(2):
         with torch.no_grad():
-            hidden = hf(torch.from_numpy(ids[row, mask[row].astype(bool)][None])).last_hidden_state[0].numpy()
-        vector = hidden.mean(0) if mode == "mean" else hidden[0]
-        expected.append(vector / np.linalg.norm(vector))
+            hidden = hf(torch.from_numpy(ids[row, mask[row].astype(bool)][None])).last_hidden_state[0].double().numpy()
+        expected.append(pooled(hidden, modes, normalize))
     for name, session in sessions(loaded, tmp_path).items():
         found = session.encode(inputs)["sentence_embedding"]
+        assert found.shape == (2, 48 * len(modes))
         assert np.abs(found - np.stack(expected)).max() <= tolerances.FAMILY, name
+    written = json.loads((tmp_path / "onnx-cpu" / "1_Pooling" / "config.json").read_text())
+    assert load(tmp_path / "onnx-cpu").spec == loaded.spec
+    assert ("pooling_mode" in written) == (case == "several")  # flags, which every version reads, where they suffice
+
+
+@pytest.mark.parametrize(("flags", "modes"), [
+    (("cls_token", "max_tokens", "mean_tokens"), ("cls", "max", "mean")),
+    (("lasttoken", "weightedmean_tokens"), ("weightedmean", "lasttoken")),
+])  # fmt: skip
+def test_several_flags_are_concatenated_in_the_order_of_sentence_transformers(flags, modes, tmp_path):
+    load_tiny(tmp_path, "bert", auto="AutoModel", **encoder_settings("bert", {}))
+    embedder(tmp_path, {f"pooling_mode_{flag}": True for flag in flags})
+    spec = load(tmp_path).spec
+    assert spec.pooling.modes == modes
+    assert spec.outputs()["sentence_embedding"] == ("batch_size", 48 * len(modes))
+
+
+@pytest.mark.parametrize("mode", ["median", ["mean", "mean"]])
+def test_an_unknown_pooling_is_refused(mode, tmp_path):
+    load_tiny(tmp_path, "bert", auto="AutoModel", **encoder_settings("bert", {}))
+    embedder(tmp_path, {"pooling_mode": mode})
+    with pytest.raises(ConfigError, match="modes are cls, max, mean"):
+        load(tmp_path)

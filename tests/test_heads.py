@@ -1,5 +1,7 @@
 """Heads of encoders: every family and head against transformers, in every back end; folders and graphs that other tools read."""
 
+import json
+
 import numpy as np
 import pytest
 import tolerances
@@ -7,7 +9,10 @@ from encoder_cases import ENCODERS, encoder_settings
 from support import load_tiny, random_ids, record_errors, sessions
 
 from edgeformer import load
-from edgeformer.api import export
+from edgeformer.api import build_torch, export, verify
+from edgeformer.errors import CheckpointError, ConfigError, ExportError
+from edgeformer.inference.lookup import require
+from edgeformer.inference.runtime import Options
 
 pytest.importorskip("torch")
 T = 40
@@ -88,3 +93,120 @@ def test_back_to_transformers(model_type, auto, more, tmp_path):
         for key in loaded.spec.outputs():
             assert float((hf(ids)[key] - again.eval()(ids)[key]).abs().max()) < 2e-6
     assert load(tmp_path / "out").spec == loaded.spec
+
+
+def edit(folder, **changes):
+    file = folder / "config.json"
+    file.write_text(json.dumps({k: v for k, v in (json.loads(file.read_text()) | changes).items() if v is not None}))
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_without_head(model_type, tmp_path):
+    """The body alone, as transformers' bare class reads it; a note names what was left out."""
+    import torch
+    import transformers
+
+    made(tmp_path / "hf", model_type, "AutoModelForSequenceClassification", {})
+    loaded = load(tmp_path / "hf", without_head=True)
+    assert loaded.spec.classifier is None
+    assert any("a head, left out by --without-head" in note for note in loaded.notes)
+    artefact = export(loaded, tmp_path / "o").folder
+    assert json.loads((artefact / "config.json").read_text())["architectures"][0].endswith("Model")
+    assert verify(artefact, loaded).verdict == "pass"
+    hf = transformers.AutoModel.from_pretrained(tmp_path / "hf", attn_implementation="eager").eval()
+    ids = random_ids(80, 1, T) + 10
+    with torch.no_grad():
+        expected = hf(torch.from_numpy(ids)).last_hidden_state.numpy()
+    session = require("numpy")[0].open(loaded, Options())
+    found = session.encode({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+    assert np.abs(found["last_hidden_state"] - expected).max() <= tolerances.FAMILY
+
+
+def test_a_head_is_never_dropped(tmp_path):
+    """Tensors of a head that `architectures` doesn't name are an error, which says how to go on."""
+    made(tmp_path / "hf", "bert", "AutoModelForSequenceClassification", {})
+    for named in (["BertModel"], None):
+        edit(tmp_path / "hf", architectures=named)
+        with pytest.raises(
+            CheckpointError, match=r"classifier\.weight.*\n.*names no such head; --without-head takes"
+        ) as told:
+            load(tmp_path / "hf")
+        assert "not used by the spec" in str(told.value)
+    edit(tmp_path / "hf", architectures=["BertForMultipleChoice"])
+    with pytest.raises(ConfigError, match="names a class ForMultipleChoice, whose head edgeformer doesn't build"):
+        load(tmp_path / "hf")
+    assert load(tmp_path / "hf", without_head=True).spec.classifier is None
+    for wrong in ("BertModel", [3]):
+        edit(tmp_path / "hf", architectures=wrong)
+        with pytest.raises(ConfigError, match="architectures must be a list of class names"):
+            load(tmp_path / "hf")
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), [
+    (dict(id2label={"0": "a", "1": "b"}), CheckpointError, r"classifier\.weight is \[3, 48\].* needs \[2, 48\]"),
+    (dict(id2label={"0": "a", "2": "b"}), ConfigError, "must name the labels 0 to n - 1"),
+    (dict(id2label=["a", "b"]), ConfigError, "must name the labels 0 to n - 1"),
+    (dict(id2label={}), ConfigError, "must name the labels 0 to n - 1"),
+    (dict(num_labels=3, id2label={"0": "a", "1": "b"}), ConfigError, "num_labels is 3, but id2label names 2"),
+    (dict(num_labels=0, id2label=None), ConfigError, "num_labels must be a positive integer"),
+    (dict(num_labels=2**40, id2label=None), ConfigError, "num_labels is 1099511627776; at most"),
+    (dict(num_labels="3", id2label=None), ConfigError, "num_labels must be a positive integer"),
+    (dict(id2label=None), CheckpointError, r"needs \[2, 48\]"),
+])  # fmt: skip
+def test_labels_that_do_not_fit(changes, error, message, tmp_path):
+    made(tmp_path / "hf", "bert", "AutoModelForSequenceClassification", {})
+    edit(tmp_path / "hf", label2id=None, **changes)
+    with pytest.raises(error, match=message):
+        load(tmp_path / "hf")
+
+
+def test_labels_in_an_artefact(tmp_path):
+    """Names from the checkpoint; numbered ones where old checkpoints have two default names beside the true number."""
+    made(tmp_path / "hf", "bert", "AutoModelForSequenceClassification", {"id2label": {0: "no", 1: "maybe", 2: "yes"}})
+    for to in ("onnx", "hf"):
+        folder = export(load(tmp_path / "hf"), tmp_path / f"{to}-new", to=to).folder
+        config = json.loads((folder / "config.json").read_text())
+        assert config["id2label"] == {"0": "no", "1": "maybe", "2": "yes"}
+        assert config["label2id"] == {"no": 0, "maybe": 1, "yes": 2}
+    edit(tmp_path / "hf", num_labels=3, id2label={"0": "LABEL_0", "1": "LABEL_1"})
+    for to in ("onnx", "hf"):
+        folder = export(load(tmp_path / "hf"), tmp_path / f"{to}-old", to=to).folder
+        config = json.loads((folder / "config.json").read_text())
+        assert list(config["id2label"].values()) == list(config["label2id"]) == ["LABEL_0", "LABEL_1", "LABEL_2"]
+
+
+def test_quantized(tmp_path):
+    """q8 of a classifier: the same codes in ONNX Runtime, the native engine and numpy."""
+    loaded, _ = made(tmp_path / "hf", "bert", "AutoModelForSequenceClassification",
+                     dict(hidden_size=64, num_attention_heads=4, intermediate_size=96))  # fmt: skip
+    folder = export(loaded, tmp_path / "o", precision="q8", accuracy_level=0).folder
+    assert verify(folder, loaded).verdict == "pass"
+
+
+def test_training_goes_through_the_head(tmp_path):
+    """Gradients reach every parameter, and dropout acts only while training."""
+    import torch
+
+    loaded, _ = made(tmp_path / "hf", "roberta", "AutoModelForSequenceClassification", {})
+    model = build_torch(loaded)
+    ids = torch.from_numpy(random_ids(80, 4, 12) + 10)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    model.train()
+    noisy = [model(**given)["logits"] for _ in range(2)]
+    assert not torch.equal(*noisy)
+    torch.nn.functional.cross_entropy(noisy[0], torch.tensor([0, 1, 2, 0])).backward()
+    assert all(
+        p.grad is not None and p.grad.abs().sum() > 0 for n, p in model.named_parameters() if "type_embed" not in n
+    )
+    model.eval()
+    assert torch.equal(model(**given)["logits"], model(**given)["logits"])
+
+
+def test_gguf_and_mlx_say_what_to_do(tmp_path):
+    loaded, _ = made(tmp_path / "hf", "bert", "AutoModelForTokenClassification", {})
+    with pytest.raises(
+        ExportError, match=r"differs in classifier = token_classifier.*--without-head writes the encoder"
+    ):
+        export(loaded, tmp_path / "o", to="gguf")
+    with pytest.raises(ExportError, match="mlx-lm runs decoders only"):
+        export(loaded, tmp_path / "o", to="mlx")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from edgeformer.api import export
 from edgeformer.checkpoint.companions.tokenizer import read_tokenizer
 from edgeformer.checkpoint.convert import convert
 from edgeformer.checkpoint.loading import load
+from edgeformer.errors import ConfigError
 from edgeformer.verification.parity import limit_for
 
 torch = pytest.importorskip("torch")
@@ -41,6 +43,41 @@ def test_an_albert_with_keys_of_its_time(tmp_path):
         assert np.abs(out["logits"] - logits).max() <= limit_for("fp32", logits), name
         hidden = expected.hidden_states[-1].numpy()
         assert np.abs(out["last_hidden_state"] - hidden).max() <= tolerances.REAL_WEIGHTS, name
+
+
+def test_a_classifier_of_reactions(tmp_path):
+    """rxnfp's 50 classes, saved by transformers 2: `num_labels` beside two default labels. The oracle is transformers, told
+    so: it can't load the folder as it is."""
+    source = package("rxnfp") / "models" / "transformers" / "bert_ft_10k_25s"
+    loaded = load(convert(source, tmp_path / "m"))
+    assert loaded.spec.outputs() == {"logits": ("batch_size", 50)}
+    settings = transformers.BertConfig.from_pretrained(tmp_path / "m")
+    settings.id2label = {i: f"LABEL_{i}" for i in range(50)}
+    hf = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "m", config=settings).eval()
+    tokens = {line.strip(): i for i, line in enumerate((source / "vocab.txt").read_text().splitlines())}
+    texts = ["C C O . C C ( = O ) Cl > > C C O C ( C ) = O", "B r c 1 c c c c c 1 . O B ( O ) c 1 c c c c c 1"]
+    rows = [
+        [tokens["[CLS]"], *(tokens.get(t, tokens["[UNK]"]) for t in text.split()), tokens["[SEP]"]] for text in texts
+    ]
+    for name, session in sessions(loaded, tmp_path).items():
+        for row in rows:
+            ids = np.array([row], np.int64)
+            with torch.no_grad():
+                expected = hf(torch.from_numpy(ids)).logits.numpy()
+            found = session.encode({"input_ids": ids, "attention_mask": np.ones_like(ids)})["logits"]
+            assert np.abs(found - expected).max() <= tolerances.REAL_WEIGHTS, name
+    labels = json.loads((tmp_path / "onnx-cpu" / "config.json").read_text())["id2label"]
+    assert len(labels) == 50
+
+
+def test_a_config_without_model_type(tmp_path):
+    """rxnfp's pre-trained BERT: the prefix of its tensors tells the family; its fine-tuned one has none, which is refused."""
+    folder = package("rxnfp") / "models" / "transformers"
+    loaded = load(convert(folder / "bert_pretrained", tmp_path / "m"))
+    assert loaded.spec.mlm is not None
+    assert "config.json has no model_type; bert is taken from the names of the tensors" in loaded.notes
+    with pytest.raises(ConfigError, match=r'has no model_type.*add it, such as "model_type": "bert"'):
+        load(convert(folder / "bert_ft", tmp_path / "bare"))
 
 
 SEQUENCE = (  # an antibody's heavy chain, which the model has to find plausible

@@ -18,6 +18,9 @@ from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.checkpoint.manifest import SCHEMA, Compute, Format, Linked, Manifest
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.rope import cache_restart
+from edgeformer.layers.sequence_classifier import SequenceClassifier
+from edgeformer.layers.token_classifier import TokenClassifier
+from edgeformer.models._heads import numbered_labels
 from edgeformer.spec import Model
 from edgeformer.spec.serialization import digest, to_json
 
@@ -96,12 +99,23 @@ def writing_from(loaded: LoadedModel, folder: Path, *, force: bool = False) -> I
 
 def headless(spec: Model, config: dict[str, Any]) -> dict[str, Any]:
     """A config without the heads that are not built: tools infer a graph's outputs from `architectures`."""
+    if isinstance(spec, Encoder) and isinstance(spec.classifier, SequenceClassifier | TokenClassifier):
+        return labelled(config, spec.classifier.labels)
     if not isinstance(spec, Encoder) or spec.mlm is not None or spec.classifier is not None:
         return config
     named = config.get("architectures")
     bare = [re.sub(r"For[A-Z]\w*$", "Model", str(name)) for name in named] if isinstance(named, list) else named
     labels = ("id2label", "label2id", "num_labels", "problem_type")
     return {**{k: v for k, v in config.items() if k not in labels}, **({"architectures": bare} if bare else {})}
+
+
+def labelled(config: dict[str, Any], count: int) -> dict[str, Any]:
+    """A config whose `id2label` and `label2id` name as many labels as the head has, by default names where it has others."""
+    named = config.get("id2label")
+    names = {str(key): str(name) for key, name in named.items()} if isinstance(named, dict) else {}
+    if len(names) != count:
+        return config | numbered_labels(count)
+    return config | {"id2label": names, "label2id": {name: int(key) for key, name in names.items()}}
 
 
 def write_surroundings(loaded: LoadedModel, folder: Path, *, named_templates: bool = False) -> list[str]:
@@ -125,5 +139,5 @@ def write_surroundings(loaded: LoadedModel, folder: Path, *, named_templates: bo
             f" their outputs differ from there on. With them, use prompts longer than {length} tokens, or stay below"
         )
     if isinstance(spec, Encoder) and spec.pooling is not None:
-        write_embedder(loaded.around, folder, spec.pooling.mode, spec.pooling.normalize, spec.width, spec.context)
+        write_embedder(loaded.around, folder, spec.pooling, spec.width, spec.context)
     return notes

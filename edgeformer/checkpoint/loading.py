@@ -22,6 +22,7 @@ from edgeformer.checkpoint.companions.pooling import with_pooling
 from edgeformer.checkpoint.gguf import gguf_in, ggufs_in, read_gguf
 from edgeformer.checkpoint.hub import download, is_hub_id
 from edgeformer.checkpoint.manifest import Quantization
+from edgeformer.checkpoint.old_configs import with_model_type
 from edgeformer.checkpoint.stored_tensors import (
     MANIFEST,
     config_beside,
@@ -331,10 +332,12 @@ def _from_folder(
         config, quantization = split_quantization(read_json(file))
         config, join = split_foreign(folder, config, str(file))
         joined = join(stored_tensors(folder, quantization)) if want_weights else None
+        config, inferred = with_model_type(config, None if joined is None else joined.tensors)
         stored = None if joined is None else _renamed(joined.tensors, config)
         reader = reading.config(config, str(file), stored)
         known = family(reader.model_type)
         spec, notes = _read_config(reader, reading)
+        notes = [*inferred, *notes]
         names = known.name_maps(spec)
         if stored and is_mlx(folder) and known.mlx_names is not None:
             names = [known.mlx_names]

@@ -96,7 +96,7 @@ class Encoder(BlockStack):
         if self.pooler:
             outputs["pooler_output"] = ("batch_size", self.width)
         if self.pooling is not None:
-            outputs["sentence_embedding"] = ("batch_size", self.width)
+            outputs["sentence_embedding"] = ("batch_size", self.pooling.size(self.width))
         if self.mlm is not None:
             outputs["logits"] = ("batch_size", "sequence_length", self.vocab)
         return outputs

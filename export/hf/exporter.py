@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from edgeformer.checkpoint import bundle
-from edgeformer.checkpoint.artefact import Exported, described, write_surroundings, writing_from
+from edgeformer.checkpoint.artefact import Exported, described, labelled, write_surroundings, writing_from
 from edgeformer.checkpoint.companions.special import special_ids
 from edgeformer.checkpoint.loading import LoadedModel
 from edgeformer.errors import ExportError
@@ -55,9 +55,9 @@ def export_hf(
         raise ExportError(f"unknown transformers precision {precision!r}; use one of {', '.join(FLOAT_TYPES)}")
     fit = family_config(spec, prefer=loaded.model_type)
     config, family = completed(fit.config, special_ids(loaded.around).as_config()), fit.family
-    config |= {
-        key: value for key in _LABELS if "id2label" in config and (value := (loaded.config or {}).get(key)) is not None
-    }
+    if "id2label" in config:
+        own = {key: value for key in _LABELS if (value := (loaded.config or {}).get(key)) is not None}
+        config = labelled(config | own, len(config["id2label"]))
     config["dtype"] = FLOAT_TYPES[precision].library
     groups = _groups(spec, weights.sources, family, FLOAT_TYPES[precision].numpy)
     with writing_from(loaded, Path(output), force=force) as folder:

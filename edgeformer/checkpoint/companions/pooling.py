@@ -16,20 +16,18 @@ from edgeformer.checkpoint.companions.files import EMBEDDER_FILES, Companions, r
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer, load_tokenizer
 from edgeformer.errors import ConfigError
 from edgeformer.layers.encoder import Encoder
-from edgeformer.layers.pooling import Pooling
+from edgeformer.layers.pooling import MODES, Pooling
 from edgeformer.models._config import read_json
 from edgeformer.spec import Model
 
-FLAGS = {
+FLAGS = {  # in the order in which sentence-transformers concatenates
     "pooling_mode_cls_token": "cls",
-    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_max_tokens": "max",
+    "pooling_mode_mean_tokens": "mean",
     "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
     "pooling_mode_weightedmean_tokens": "weightedmean",
     "pooling_mode_lasttoken": "lasttoken",
 }
-MODES = ("mean", "cls")
-"""The supported modes."""
 _KNOWN = frozenset((*FLAGS, "pooling_mode", "word_embedding_dimension", "embedding_dimension", "include_prompt"))
 
 
@@ -77,43 +75,49 @@ def _modes(settings: dict[str, Any]) -> tuple[str, ...]:
     return found or ("mean",)  # sentence-transformers' default
 
 
-def supported_mode(embedder: Embedder, folder: Path) -> str:
-    """The pooling mode of a supported embedder.
+def supported_mode(embedder: Embedder, folder: Path) -> str | tuple[str, ...]:
+    """The pooling modes of a supported embedder.
 
     Raises:
         ConfigError: its modules or modes are not supported.
     """
     if embedder.others:
         raise ConfigError(f"{folder / 'modules.json'}: modules not supported: {', '.join(embedder.others)}")
-    if len(embedder.modes) != 1 or embedder.modes[0] not in MODES:
+    modes = embedder.modes
+    if not modes or not {*modes} <= {*MODES} or len({*modes}) < len(modes):
         raise ConfigError(
-            f"{folder}: pooling by {' and '.join(embedder.modes)} is not supported; only {' or '.join(MODES)} alone is"
+            f"{folder}: pooling by {' and '.join(modes) or 'nothing'} is not supported; modes are {', '.join(MODES)}, each once"
         )
-    return embedder.modes[0]
+    return modes[0] if len(modes) == 1 else modes
 
 
-def write_embedder(around: Companions, folder: Path, mode: str, normalize: bool, width: int, longest: int) -> None:
+def write_embedder(around: Companions, folder: Path, pooling: Pooling, width: int, longest: int) -> None:
     """Write the modules of an embedder as sentence-transformers 2 to 6 and fastembed read them.
 
     Args:
         around: the model's companions; its own sentence-transformers settings are copied.
         folder: where the model is written.
-        mode: mean or cls.
-        normalize: whether the vector has length 1.
-        width: of the vector.
+        pooling: how tokens become a vector.
+        width: of the hidden states.
         longest: tokens of the longest text, where the companions don't set it.
     """
-    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normalize else [])]
+    kinds = [
+        ("", "Transformer"),
+        ("1_Pooling", "Pooling"),
+        *([("2_Normalize", "Normalize")] if pooling.normalize else []),
+    ]
     modules = [
         {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
         for i, (path, kind) in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(modules, indent=2) + "\n")
     (folder / "1_Pooling").mkdir()
-    flags = {flag: name == mode for flag, name in FLAGS.items()}
-    pooling = {"word_embedding_dimension": width, **flags, "include_prompt": True}
-    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling, indent=2) + "\n")
-    if normalize:
+    flags: dict[str, Any] = {flag: name in pooling.modes for flag, name in FLAGS.items()}
+    if pooling.modes != tuple(name for name in FLAGS.values() if name in pooling.modes):
+        flags = {"pooling_mode": list(pooling.modes)}  # an order that flags can't express: version 5.4 or newer
+    settings = {"word_embedding_dimension": width, **flags, "include_prompt": True}
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    if pooling.normalize:
         (folder / "2_Normalize").mkdir()
         (folder / "2_Normalize" / "config.json").write_text("{}\n")
     if not (folder / "special_tokens_map.json").exists() and has_tokenizer(

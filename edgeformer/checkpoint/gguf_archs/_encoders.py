@@ -11,6 +11,7 @@ from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.learned import Learned
 from edgeformer.layers.pooling import Pooling
 from edgeformer.models._inverse import Config, attention_in, model_of
+from edgeformer.models._shape import Unmapped
 from edgeformer.spec import Layer, Model
 from edgeformer.weights.gguf_file import Reader
 
@@ -22,6 +23,8 @@ def encoder_keys(spec: Model, hidden: int) -> dict[str, Any]:
     """The metadata that encoders share; `hidden` is the feed-forward network's size."""
     model = model_of(spec, Encoder)
     mode = "none" if model.pooling is None else model.pooling.mode
+    if isinstance(mode, tuple) or mode not in POOLING:
+        raise Unmapped(f"llama.cpp pools by {' or '.join(POOLING)}, not by {mode}")
     return {
         "block_count": len(model.blocks),
         "context_length": model.context,
