@@ -27,6 +27,8 @@ MODEL_TYPES = frozenset((
     "bart", "longt5", "m2m_100", "marian", "mbart", "mt5", "t5",
 ))  # fmt: skip
 """Text model types of transformers.js's registry (4.3); it runs no other."""
+MISSING = frozenset(("AlbertForTokenClassification", "ModernBertForQuestionAnswering"))
+"""Classes of these model types that transformers.js lacks."""
 DTYPES = {"fp32": "fp32", "fp16": "fp16", "q4": "q4", "q4f16": "q4f16", "q8": "q8"}
 
 
@@ -64,7 +66,16 @@ class Target(webgpu.Target):
 
     @classmethod
     def config(cls, config: dict[str, Any], precisions: list[str], *, pair: bool = False) -> dict[str, Any]:
-        """config.json with transformers.js's settings: each graph's number of data files, and the default precision."""
+        """config.json with transformers.js's settings: each graph's number of data files, and the default precision.
+
+        Raises:
+            ExportError: transformers.js has no class for the model's head.
+        """
+        named = config.get("architectures") or []
+        if lacking := MISSING.intersection(name for name in named if isinstance(name, str)):
+            raise ExportError(
+                f"transformers.js has no class {lacking.pop()}; --without-head exports the encoder alone, --target cpu all of it"
+            )
         graphs = [n for p in precisions for n, _ in (cls.pair_files(p) if pair else [cls.files(p)])]
         files = [name.rsplit("/", 1)[-1] for name in graphs]
         told = {"use_external_data_format": dict.fromkeys(files, 1), "dtype": DTYPES[precisions[0]]}
