@@ -88,20 +88,34 @@ def head_dropout(config: HfConfig) -> float:
     return config.number("hidden_dropout_prob", 0.1) if said is None else said
 
 
-def bert_like(config: HfConfig, mlm: bool, head: Head | None, padding: int | None = None) -> Encoder:
-    """BERT's architecture, with a task's head or without one.
+def bert_like(
+    config: HfConfig,
+    mlm: bool,
+    head: Head | None,
+    padding: int | None = None,
+    *,
+    token_types: int | None = None,
+    usual: tuple[int, int, int] = (768, 12, 3072),
+) -> Encoder:
+    """BERT's architecture.
 
-    padding: the padding token's id, if positions are counted from it (RoBERTa).
+    Args:
+        config: the config.
+        mlm: whether it has a masked-token head, which excludes `head`.
+        head: a task's head.
+        padding: the padding token's id, if positions are counted from it (RoBERTa).
+        token_types: number of them, where the config has no key for it.
+        usual: width, heads and hidden size of the family's default model.
     """
-    width = config.size("hidden_size", 768)
+    width = config.size("hidden_size", usual[0])
     context, dropout = config.size("max_position_embeddings", 512), config.number("hidden_dropout_prob", 0.1)
     norm, offset = LayerNorm(eps=config.number("layer_norm_eps", 1e-12)), 0 if padding is None else padding + 1
     act, std = config.activation("hidden_act", "gelu"), config.number("initializer_range", 0.02)
     tied = config.flag("tie_word_embeddings", True)
     block = encoder_block(
         width,
-        config.size("num_attention_heads", 12),
-        MLP(hidden=config.size("intermediate_size", 3072), act=act),
+        config.size("num_attention_heads", usual[1]),
+        MLP(hidden=config.size("intermediate_size", usual[2]), act=act),
         norm,
         attention_dropout=config.number("attention_probs_dropout_prob", 0.1),
         dropout=dropout,
@@ -115,7 +129,7 @@ def bert_like(config: HfConfig, mlm: bool, head: Head | None, padding: int | Non
         blocks=(block,) * config.layers("num_hidden_layers", 12),
         embed_norm=norm,
         positions=Learned(count=context - offset, offset=offset),
-        token_types=config.size("type_vocab_size", 2),
+        token_types=config.size("type_vocab_size", 2) if token_types is None else token_types,
         pooler=head is None and has_pooler(config),
         classifier=head,
         mlm=MlmHead(width=width, norm=norm, act="gelu" if padding is not None else act, tied=tied)

@@ -14,6 +14,8 @@ _ENCODER_BASE: dict[str, dict[str, Any]] = {
     "modernbert": _BERT | dict(pad_token_id=0, bos_token_id=1, cls_token_id=1, sep_token_id=2, eos_token_id=2,
                                num_hidden_layers=4, local_attention=30),
     "roberta": _BERT | dict(pad_token_id=1),
+    "electra": _BERT | dict(embedding_size=20),
+    "mpnet": _BERT | dict(pad_token_id=1),
 }  # fmt: skip
 ENCODERS: dict[str, dict[str, dict[str, Any]]] = {
     "bert": {
@@ -39,6 +41,17 @@ ENCODERS: dict[str, dict[str, dict[str, Any]]] = {
         "one-group-five-layers-relu": dict(num_hidden_groups=1, num_hidden_layers=5, hidden_act="relu", embedding_size=48,
                                            tie_word_embeddings=False),
         "uneven-groups-odd-head": dict(num_hidden_groups=3, num_hidden_layers=5, hidden_size=36, num_attention_heads=3),
+    },
+    "electra": {
+        "narrow": {},
+        "whole-relu-odd-head": dict(embedding_size=36, hidden_size=36, num_attention_heads=3, hidden_act="relu"),
+        "untied-3-types": dict(tie_word_embeddings=False, type_vocab_size=3, layer_norm_eps=1e-3),
+    },
+    "mpnet": {
+        "plain": {},
+        "relu-odd-head-untied": dict(
+            hidden_size=36, num_attention_heads=3, hidden_act="relu", layer_norm_eps=1e-3, tie_word_embeddings=False
+        ),
     },
     "modernbert": {
         "every-third": {},

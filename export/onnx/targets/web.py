@@ -72,9 +72,9 @@ class Target(webgpu.Target):
             ExportError: transformers.js has no class for the model's head.
         """
         named = config.get("architectures") or []
-        if lacking := MISSING.intersection(name for name in named if isinstance(name, str)):
+        if lacking := [name for name in named if name in MISSING]:
             raise ExportError(
-                f"transformers.js has no class {lacking.pop()}; --without-head exports the encoder alone, --target cpu all of it"
+                f"transformers.js has no class {lacking[0]}; --without-head exports the encoder alone, --target cpu all of it"
             )
         graphs = [n for p in precisions for n, _ in (cls.pair_files(p) if pair else [cls.files(p)])]
         files = [name.rsplit("/", 1)[-1] for name in graphs]
