@@ -69,6 +69,22 @@ def families(folder: Path) -> list[str]:
     return lines
 
 
+def heads(folder: Path) -> list[str]:
+    """The table of encoders' heads: the largest |difference| from transformers, over all configs of a family and head."""
+    worst: dict[tuple[str, str], dict[str, float]] = {}
+    for row in rows(folder / "heads"):
+        family, _, head = row["row"].partition("@")
+        cell = worst.setdefault((family, head.partition("@")[0]), {})
+        for name, error in row["errors"].items():
+            cell[name] = max(cell.get(name, 0.0), error)
+    shown = [name for name in BACK_ENDS if name != "coreai"]
+    lines = ["| family | head | " + " | ".join(BACK_ENDS[n] for n in shown) + " |", "|---" * (len(shown) + 2) + "|"]
+    for (family, head), errors in sorted(worst.items()):
+        cells = [_cell(name, errors.get(name), f"{family}, {head}") for name in shown]
+        lines.append(f"| {family} | {head} | " + " | ".join(cells) + " |")
+    return lines
+
+
 INTRODUCTION = """# What was checked, architecture by architecture
 
 Made by the tests (`EDGEFORMER_TABLES=$PWD/tables bash tests/run && python tests/tables.py tables`); digits change with the
@@ -82,6 +98,12 @@ steps. Encoders have no cache; of encoder–decoder models, the text that is rea
 native library (ONNX, kernels): of the configs that these cover; -: none. Core AI (on Linux): a decoder takes one sequence without
 padding, 60 tokens in two chunks and 40 single steps.
 """
+HEADS = """
+## Heads of encoders
+
+Largest |difference| of each head's outputs from transformers in float32; the limit is 1e-4. The masked-token heads are in the table
+above. -: the native library has no instruction for it.
+"""
 BETWEEN = """
 ## Components
 
@@ -92,7 +114,7 @@ left-padded batch. Function bodies: the target `cpu`, where a fused operator of 
 
 def page(folder: Path) -> str:
     """The whole document."""
-    return "\n".join([INTRODUCTION, *families(folder), BETWEEN, *components(folder), ""])
+    return "\n".join([INTRODUCTION, *families(folder), HEADS, *heads(folder), BETWEEN, *components(folder), ""])
 
 
 if __name__ == "__main__":

@@ -68,7 +68,8 @@ def test_head(model_type, auto, more, tmp_path):
                 worst = float(np.abs(ours - wanted).max())
                 errors[name] = max(errors.get(name, 0.0), worst)
                 assert worst <= tolerances.FAMILY, f"{name}, {key}, row {row}: {worst:.2e}"
-    record_errors("heads", f"{model_type}@{auto.removeprefix('AutoModel')}", errors)
+    odd = "" if not more else "@" + "-".join(map(str, more))
+    record_errors("heads", f"{model_type}@{auto.removeprefix('AutoModel')}{odd}", errors)
 
 
 @pytest.mark.parametrize(("model_type", "auto", "more"), [*CASES, *ODD])
