@@ -101,7 +101,7 @@ padding, 60 tokens in two chunks and 40 single steps.
 HEADS = """
 ## Heads of encoders
 
-Largest |difference| of each head's outputs from transformers in float32; the limit is 1e-4. The masked-token heads are in the table
+Largest |difference| of each head's outputs from transformers in float32; the limit is 1e-4. Masked-token heads are in the table
 above. -: the native library has no instruction for it.
 """
 BETWEEN = """
