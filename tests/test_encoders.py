@@ -153,3 +153,31 @@ def test_an_unknown_pooling_is_refused(mode, tmp_path):
     embedder(tmp_path, {"pooling_mode": mode})
     with pytest.raises(ConfigError, match="modes are cls, max, mean"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["qwen3", "mistral", "gemma2", "gpt2", "gpt_neox"])
+@pytest.mark.parametrize("case", ["lasttoken", "weightedmean"])
+def test_decoders_as_embedders(model_type, case, tmp_path):
+    """Qwen3-Embedding's kind: a decoder's folder with modules.json. Rows padded on either side; the oracle is transformers' body
+    on each row alone, and sentence-transformers' formula."""
+    import torch
+    from family_cases import CASES, settings
+
+    folder = tmp_path / "hf"
+    _, hf = load_tiny(folder, model_type, **settings(model_type, next(iter(CASES[model_type].values()))))
+    embedder(folder, {"pooling_mode": case})
+    loaded = load(folder)
+    assert list(loaded.spec.outputs()) == ["last_hidden_state", "sentence_embedding"]
+    ids, mask = random_ids(80, 3, 40) + 10, np.ones((3, 40), np.int64)
+    mask[1, 30:], mask[2, :11] = 0, 0
+    real, expected = mask.astype(bool), []
+    for row in range(3):
+        with torch.no_grad():
+            hidden = hf.base_model(torch.from_numpy(ids[row, real[row]][None])).last_hidden_state[0].double().numpy()
+        expected.append(pooled(hidden, (case,)))
+    for name, session in sessions(loaded, tmp_path).items():
+        found = session.encode({"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
+        assert np.abs(found - np.stack(expected)).max() <= tolerances.FAMILY, name
+    assert load(tmp_path / "onnx-cpu").spec == loaded.spec
+    config = json.loads((tmp_path / "onnx-cpu" / "config.json").read_text())
+    assert config["architectures"][0].endswith("Model")

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from edgeformer import discover
+from edgeformer.checkpoint.companions.decoder_embedder import without_decoder_head
 from edgeformer.checkpoint.companions.evidence import remarks
 from edgeformer.checkpoint.companions.files import Companions, Embedded, with_tokenizer
 from edgeformer.checkpoint.companions.pooling import with_pooling
@@ -356,8 +357,8 @@ def _from_folder(
             f"; for a GGUF file of a hub id, give {name}/FILE.gguf" if is_hub_id(name) and name.count("/") == 1 else ""
         )
         raise ModelNotFound(f"{folder} holds neither a config.json (Hugging Face) nor a spec.json (edgeformer){more}")
-    spec, more = with_pooling(spec, folder)
-    notes = notes + more
+    whole, (spec, more) = spec, with_pooling(spec, folder)
+    notes, (ignored, tied) = notes + more, without_decoder_head(whole, spec, names[0], ignored, tied)
     weights = None
     if stored is not None:
         where = str(folder)

@@ -25,12 +25,13 @@ class Encoder(BlockStack):
     `classifier`, which excludes them, replaces all outputs by a task's. `norm` is the final norm (pre-norm encoders),
     `embed_norm` the one after the embeddings. Embeddings whose width, `embed_width`, differs from the blocks' are projected by a
     linear map (Lan et al. 2019, ALBERT). `counts_padding`: positions count all slots including padding, as in BERT, instead of
-    real tokens only (RoBERTa).
+    real tokens only (RoBERTa). `embed_scale` multiplies embeddings (Gemma).
     """
 
     kind: ClassVar[str] = "encoder"
     task: ClassVar[Task] = Task.FEATURE_EXTRACTION
     counts_padding: bool = True
+    embed_scale: float = 1.0
     embed_norm: Norm | None = None
     embed_width: int | None = None
     positions: Layer | None = None
@@ -103,6 +104,8 @@ class Encoder(BlockStack):
 
     def apply(self, ops: Ops, p: LayerHandle, inputs: dict[str, Any], step: Step) -> dict[str, Any]:
         x = p.embed(inputs["input_ids"])
+        if self.embed_scale != 1:
+            x = x * self.embed_scale
         if self.token_types:
             types = ops.arange(1, x) if self.token_types == 1 else inputs["token_type_ids"]
             x = x + p.type_embed(types)

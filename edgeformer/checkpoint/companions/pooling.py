@@ -12,9 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from edgeformer.checkpoint.companions.decoder_embedder import body_of
 from edgeformer.checkpoint.companions.files import EMBEDDER_FILES, Companions, read_object
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer, load_tokenizer
 from edgeformer.errors import ConfigError
+from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.pooling import MODES, Pooling
 from edgeformer.models._config import read_json
@@ -142,13 +144,13 @@ def with_pooling(spec: Model, folder: Path) -> tuple[Model, list[str]]:
     embedder = read_embedder(folder)
     if embedder is None:
         return spec, []
+    if not embedder.modes and not embedder.others:
+        return spec, []
+    if isinstance(spec, Decoder):
+        spec = body_of(spec, str(folder / "modules.json"))
     if not isinstance(spec, Encoder):
-        modes = " and ".join(embedder.modes) or "no pooling"
-        return spec, [
-            f"{folder / 'modules.json'} makes this model an embedder (pooling: {modes}); edgeformer builds pooling for"
-            f" encoders only, so this {spec.kind} outputs logits, not an embedding"
-        ]
-    if spec.pooling is not None or (not embedder.modes and not embedder.others):
+        return spec, [f"{folder / 'modules.json'} is ignored: edgeformer pools encoders and decoders only"]
+    if spec.pooling is not None:
         return spec, []
     pooling = Pooling(mode=supported_mode(embedder, folder), normalize=embedder.normalize)
     notes = []
