@@ -82,6 +82,8 @@ def bound(
 
 def _cached_bytes(spec: Model, tokens: int, bytes_per_value: int) -> int:
     """Bytes of cached keys and values that a step reads: only positions its mask lets it see."""
+    if spec.task == Task.FEATURE_EXTRACTION:  # an encoder of causal blocks caches nothing
+        return 0
     total = 0
     for _, layer, _ in layers(spec):
         if cached := layer.cache():

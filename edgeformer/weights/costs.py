@@ -46,7 +46,9 @@ def costs(spec: Model, *, cache_bytes: int = 2) -> Costs:
         name: int((count - vectors) * size + vectors * (size if name in FLOAT_TYPES else 2))
         for name, size in BYTES_PER_WEIGHT.items()
     }
-    cached = sum(heads * dim for _, layer, _ in layers(spec) for heads, dim in layer.cache().values())
+    cached = 0
+    if spec.task != Task.FEATURE_EXTRACTION:  # an encoder of causal blocks caches nothing
+        cached = sum(heads * dim for _, layer, _ in layers(spec) for heads, dim in layer.cache().values())
     tables = sum(math.prod((leaf.rows, leaf.width)) for _, leaf in leaves(spec) if isinstance(leaf, Table))
     return Costs(count, tables, weight_bytes, cached * cache_bytes, _flops(spec))
 
