@@ -94,6 +94,7 @@ class HfConfig:
             raise ConfigError(f"{where} holds no JSON object")
         self.data, self.where = data, where
         self.stored = stored  # the names of the checkpoint's tensors, None without a checkpoint
+        self.notes: list[str] = []  # for the user
         self.without_head = without_head  # build the body alone, whatever head the checkpoint has
         self.read: set[str] = set(_METADATA)
         self.ignored: set[str] = set()  # the family's own keys that don't change the network

@@ -61,7 +61,7 @@ class Family:
         return [self.name_map(spec), *(self.spellings(spec) if self.spellings is not None else ())]
 
 
-_GLOBALS = ("config", "prefixes", "heads", "ignored", "tied", "renamed", "spellings", "mlx_names")
+_GLOBALS = ("config", "prefixes", "ignored", "tied", "renamed", "spellings", "mlx_names")
 
 
 def family_of(module: ModuleType) -> Family | None:

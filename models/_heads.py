@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from edgeformer.errors import ConfigError
@@ -40,21 +41,25 @@ def class_suffix(config: HfConfig) -> str:
 
 def read_head(
     config: HfConfig,
+    heads: Sequence[str],
     *,
     pooled: HeadTransform | None,
     per_token: HeadTransform | None = None,
     pooling: str = "cls",
     dropout: float = 0.0,
     drops_input: bool = False,
+    span_dropout: float = 0.0,
 ) -> Head | None:
     """The head that config.json's `architectures` names; None for a bare model and a masked-token head.
 
     Args:
         config: the config.
+        heads: regular expressions of the stored names of the family's heads.
         pooled: what the family puts before a sequence classifier's output map.
         per_token: the same for token classifiers and question answering.
         pooling: which vector a sequence classifier reads.
         dropout: its probability while training.
+        span_dropout: the dropout of a question-answering head.
         drops_input: a sequence classifier has the dropout before the transform, too.
 
     Raises:
@@ -62,6 +67,10 @@ def read_head(
     """
     suffix = "" if config.without_head else class_suffix(config)
     if suffix in _BODIES:
+        return None
+    if config.stored is not None and not any(re.search(pattern, name) for name in config.stored for pattern in heads):
+        if suffix in CLASSES.values():
+            config.notes.append(f"architectures names a class {suffix}, but no head is stored: the body alone is built")
         return None
     if suffix == CLASSES[SequenceClassifier]:
         return SequenceClassifier(
@@ -78,7 +87,7 @@ def read_head(
             raise ConfigError(
                 f"{config.where}: a question-answering head has 2 outputs (start and end), not {count} labels"
             )
-        return SpanHead(transform=per_token)
+        return SpanHead(transform=per_token, dropout=span_dropout)
     raise ConfigError(
         f"{config.where}: architectures names a class {suffix}, whose head edgeformer doesn't build; it builds"
         f" {', '.join(CLASSES.values())} and ForMaskedLM. --without-head takes the body alone"

@@ -87,7 +87,7 @@ def spec(config: HfConfig) -> Encoder:
     whole = class_suffix(config) == CLASSES[SequenceClassifier]
     said = config.optional_number("classifier_dropout_prob")
     head = read_head(
-        config, pooled=HeadTransform(act="tanh"), dropout=per_text if whole or said is not None else dropout
+        config, HEADS, pooled=HeadTransform(act="tanh"), dropout=per_text if whole or said is not None else dropout
     )
     return Encoder(
         vocab=config.size("vocab_size", 30_000),

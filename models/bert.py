@@ -78,7 +78,7 @@ def spec(config: HfConfig) -> Encoder:
     config.expect(pooler_type="first_token_transform")
     config.ignore("directionality", "pooler_fc_size", "pooler_num_attention_heads")
     config.ignore("pooler_num_fc_layers", "pooler_size_per_head")
-    head = read_head(config, pooled=HeadTransform(act="tanh"), dropout=head_dropout(config))
+    head = read_head(config, HEADS, pooled=HeadTransform(act="tanh"), dropout=head_dropout(config))
     return bert_like(config, has_mlm(config, "cls.predictions.transform.dense.weight"), head)
 
 
@@ -155,14 +155,14 @@ def encoder_block(
     return PostNormBlock(attention=attention, ffn=ffn, norm=norm, dropout=dropout)
 
 
-def has_mlm(config: HfConfig, weight: str) -> bool:
+def has_mlm(config: HfConfig, weight: str, classes: tuple[str, ...] = ("ForMaskedLM", "ForPreTraining")) -> bool:
     """Whether the checkpoint stores a masked-token head, which has a weight of this name; for a config alone, whether its class
     has one."""
     if config.without_head:
         return False
     if config.stored is not None:
         return any(name == weight or name.endswith("." + weight) for name in config.stored)
-    return class_suffix(config) in ("ForMaskedLM", "ForPreTraining")
+    return class_suffix(config) in classes
 
 
 def has_pooler(config: HfConfig) -> bool:

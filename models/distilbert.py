@@ -12,6 +12,7 @@ from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
 from edgeformer.layers.post_norm_block import PostNormBlock
 from edgeformer.layers.sequence_classifier import SequenceClassifier
+from edgeformer.layers.span_head import SpanHead
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
 from edgeformer.models._heads import CLASSES, class_of, class_suffix, head_config, read_head
@@ -58,7 +59,7 @@ HEADS = tuple(f"^{beginning}" for beginning in UNPREFIXED)
 def spec(config: HfConfig) -> Encoder:
     """A DistilBERT encoder."""
     config.expect(tie_weights_=True)  # from the first code; today tie_word_embeddings decides
-    config.ignore("qa_dropout", "sinusoidal_pos_embds")  # the latter is the table's init
+    config.ignore("sinusoidal_pos_embds")  # of the table's init
     width, heads, norm = config.size("dim", 768), config.size("n_heads", 12), LayerNorm(eps=1e-12)
     context, dropout = config.size("max_position_embeddings", 512), config.number("dropout", 0.1)
     act = config.activation("activation", "gelu")
@@ -67,8 +68,11 @@ def spec(config: HfConfig) -> Encoder:
     block = encoder_block(width, heads, ffn, norm, attention_dropout=attention_dropout, dropout=dropout)
     tied = config.flag("tie_word_embeddings", True)
     per_text = config.number("seq_classif_dropout", 0.2)
+    per_span = config.number("qa_dropout", 0.1)
     whole = class_suffix(config) == CLASSES[SequenceClassifier]
-    head = read_head(config, pooled=HeadTransform(act="relu"), dropout=per_text if whole else dropout)
+    head = read_head(
+        config, HEADS, pooled=HeadTransform(act="relu"), dropout=per_text if whole else dropout, span_dropout=per_span
+    )
     mlm = MlmHead(width=width, norm=LayerNorm(eps=1e-12), act=act, tied=tied)
     return Encoder(
         vocab=config.size("vocab_size", 30_522),
@@ -95,6 +99,8 @@ def config(spec: Model) -> dict[str, Any]:
     a, ffn = attention_in(block), part(block.ffn, MLP, hidden=4 * model.width, act="gelu")
     labels = head_config(model)
     drop = labels.pop("classifier_dropout", None)
+    if isinstance(model.classifier, SpanHead):
+        labels["qa_dropout"] = model.classifier.dropout
     if isinstance(model.classifier, SequenceClassifier):
         labels["seq_classif_dropout"] = drop
     return (

@@ -1,5 +1,5 @@
 """ELECTRA (Clark et al. 2020, arXiv 2003.10555): BERT with narrow embeddings and without a pooler. Generators have a masked-token
-head; a discriminator's head of pre-training isn't built."""
+head; discriminators are built without their head of pre-training."""
 
 from __future__ import annotations
 
@@ -35,7 +35,10 @@ PREFIXES = ("electra.", "")
 TIED = {"generator_lm_head.weight": "embed.weight"}
 UNPREFIXED = ("generator_", "discriminator_predictions.", "classifier.", "qa_outputs.")
 HEADS = tuple(f"^{beginning}" for beginning in UNPREFIXED)
-IGNORED = {r"embeddings\.position_ids$": ""}
+IGNORED = {
+    r"embeddings\.position_ids$": "",
+    r"^discriminator_predictions\.": "the discriminator's head of pre-training; edgeformer builds the encoder",
+}
 
 
 def spec(config: HfConfig) -> Encoder:
@@ -43,9 +46,9 @@ def spec(config: HfConfig) -> Encoder:
     config.expect(position_embedding_type="absolute")
     config.ignore("summary_last_dropout")
     narrow, width = config.size("embedding_size", 128), config.size("hidden_size", 256)
-    head = read_head(config, pooled=HeadTransform(act="gelu"), dropout=head_dropout(config), drops_input=True)
+    head = read_head(config, HEADS, pooled=HeadTransform(act="gelu"), dropout=head_dropout(config), drops_input=True)
     mlm_weight = "generator_predictions.dense.weight"
-    model = bert_like(config, has_mlm(config, mlm_weight), head, usual=(256, 4, 1024))
+    model = bert_like(config, has_mlm(config, mlm_weight, ("ForMaskedLM",)), head, usual=(256, 4, 1024))
     mlm = None
     if model.mlm is not None:
         mlm = MlmHead(width=narrow, norm=model.mlm.norm, tied=model.mlm.tied)

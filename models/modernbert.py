@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgeformer.errors import ConfigError
+from edgeformer.files.quoting import shown
 from edgeformer.layers.block import Block
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.glu import GLU
@@ -86,13 +88,17 @@ def spec(config: HfConfig) -> Encoder:
     ]
     act, dense_bias = config.activation("classifier_activation", "gelu"), config.flag("classifier_bias", False)
     transform = HeadTransform(act=act, bias=dense_bias, norm=norm)
-    pooling = config.take("classifier_pooling", "cls")
+    pooling, drop = config.take("classifier_pooling", "cls"), config.number("classifier_dropout", 0.0)
+    if pooling not in ("cls", "mean"):
+        raise ConfigError(f"{config.where}: classifier_pooling must be 'cls' or 'mean', got {shown(pooling)}")
     head = read_head(
         config,
+        HEADS,
         pooled=transform,
         per_token=transform,
         pooling=pooling,
-        dropout=config.number("classifier_dropout", 0.0),
+        dropout=drop,
+        span_dropout=drop,
     )
     mlm = MlmHead(
         width=width,
@@ -173,6 +179,8 @@ def config(spec: Model) -> dict[str, Any]:
     task = model.classifier
     if isinstance(task, SequenceClassifier | TokenClassifier | SpanHead) and task.transform is not None:
         head |= {"classifier_activation": hf_activation(task.transform.act), "classifier_bias": task.transform.bias}
+    if isinstance(task, SpanHead):
+        head["classifier_dropout"] = task.dropout
     if isinstance(task, SequenceClassifier):
         head["classifier_pooling"] = task.pool.mode
     return (

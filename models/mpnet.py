@@ -50,7 +50,7 @@ def spec(config: HfConfig) -> Encoder:
     """An MPNet encoder."""
     config.expect(relative_attention_num_buckets=32)  # transformers computes with 32, whatever the table has
     dropout = config.number("hidden_dropout_prob", 0.1)
-    head = read_head(config, pooled=HeadTransform(act="tanh"), dropout=dropout, drops_input=True)
+    head = read_head(config, HEADS, pooled=HeadTransform(act="tanh"), dropout=dropout, drops_input=True)
     model = bert_like(config, has_mlm(config, "lm_head.dense.weight"), head, PADDING, token_types=0)
     block = model.blocks[0]
     assert isinstance(block, PostNormBlock) and isinstance(block.attention, GQA)

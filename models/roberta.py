@@ -46,7 +46,7 @@ def spec(config: HfConfig) -> Encoder:
     """A RoBERTa encoder."""
     config.expect(position_embedding_type="absolute")
     padding = config.data.get("pad_token_id", 1)
-    head = read_head(config, pooled=HeadTransform(act="tanh"), dropout=head_dropout(config), drops_input=True)
+    head = read_head(config, HEADS, pooled=HeadTransform(act="tanh"), dropout=head_dropout(config), drops_input=True)
     return bert_like(config, has_mlm(config, "lm_head.dense.weight"), head, 1 if padding is None else padding)
 
 

@@ -263,7 +263,7 @@ def test_a_family_as_plug_ins_were_written_before():
     names = ("spec", "names", "config", "PREFIXES", "IGNORED", "TIED", "RENAMED", "UNPREFIXED")
     vars(old).update({name: getattr(bert, name) for name in names})
     with pytest.warns(DeprecationWarning, match="old_family has no FAMILY"):
-        assert family_of(old) == replace(bert.FAMILY, copies=None, common=False)
+        assert family_of(old) == replace(bert.FAMILY, copies=None, common=False, heads=())
     assert family_of(types.ModuleType("no_family")) is None
 
 

@@ -147,11 +147,17 @@ def test_several_flags_are_concatenated_in_the_order_of_sentence_transformers(fl
     assert spec.outputs()["sentence_embedding"] == ("batch_size", 48 * len(modes))
 
 
-@pytest.mark.parametrize("mode", ["median", ["mean", "mean"]])
-def test_an_unknown_pooling_is_refused(mode, tmp_path):
+@pytest.mark.parametrize(("pooling", "message"), [
+    ({"pooling_mode": "median"}, "modes are cls, max, mean"),
+    ({"pooling_mode": ["mean", "mean"]}, "modes are cls, max, mean"),
+    ({"pooling_mode": [["mean"]]}, "modes are cls, max, mean"),
+    ({"pooling_mode": []}, "pooling_mode is an empty list"),
+    ({"pooling_mode_cls_token": 1}, "pooling_mode_cls_token must be true or false"),
+])  # fmt: skip
+def test_a_pooling_that_is_refused(pooling, message, tmp_path):
     load_tiny(tmp_path, "bert", auto="AutoModel", **encoder_settings("bert", {}))
-    embedder(tmp_path, {"pooling_mode": mode})
-    with pytest.raises(ConfigError, match="modes are cls, max, mean"):
+    embedder(tmp_path, pooling)
+    with pytest.raises(ConfigError, match=message):
         load(tmp_path)
 
 

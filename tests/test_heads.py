@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 import tolerances
 from encoder_cases import ENCODERS, encoder_settings
-from support import load_tiny, random_ids, record_errors, sessions
+from support import load_tiny, random_ids, record_errors, saved, sessions, small_spec
 
 from edgeformer import load
 from edgeformer.api import build_torch, export, verify
-from edgeformer.errors import CheckpointError, ConfigError, ExportError
+from edgeformer.errors import CheckpointError, ConfigError, ExportError, SpecError
 from edgeformer.inference.lookup import require
 from edgeformer.inference.runtime import Options
+from edgeformer.layers.pooling import Pooling
+from edgeformer.layers.sequence_classifier import SequenceClassifier
 
 pytest.importorskip("torch")
 T = 40
@@ -129,7 +131,8 @@ def test_a_head_is_never_dropped(tmp_path):
     for named in (["BertModel"], None):
         edit(tmp_path / "hf", architectures=named)
         with pytest.raises(
-            CheckpointError, match=r"classifier\.weight.*\n.*names no such head; --without-head takes"
+            CheckpointError,
+            match=r"(?s)classifier\.weight.*is not the one that config\.json's architectures names; --without-head",
         ) as told:
             load(tmp_path / "hf")
         assert "not used by the spec" in str(told.value)
@@ -159,6 +162,102 @@ def test_labels_that_do_not_fit(changes, error, message, tmp_path):
     edit(tmp_path / "hf", label2id=None, **changes)
     with pytest.raises(error, match=message):
         load(tmp_path / "hf")
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_the_body_of_an_untied_masked_token_model(model_type, tmp_path):
+    """Its output map equals no tensor of the body, and is left out with the rest of the head."""
+    base = {"xlm-roberta": "roberta", "camembert": "roberta"}.get(model_type, model_type)
+    config = encoder_settings(base, next(iter(ENCODERS[base].values()))) | {"tie_word_embeddings": False}
+    load_tiny(tmp_path, model_type, auto="AutoModelForMaskedLM", **config)
+    assert load(tmp_path).spec.mlm is not None
+    loaded = load(tmp_path, without_head=True)
+    assert loaded.spec.mlm is None
+    assert any(note.endswith("a head, left out by --without-head") for note in loaded.notes)
+
+
+def test_without_a_head_to_leave_out(tmp_path):
+    loaded = load(saved(small_spec(), tmp_path / "m")[0].folder, without_head=True)
+    assert "--without-head had no effect: the model has no head that can be left out" in loaded.notes
+
+
+@pytest.mark.parametrize("named", ["BertForSequenceClassification", "BertForCL"])
+def test_a_body_under_the_name_of_a_head(named, tmp_path):
+    """A checkpoint that stores no head loads, whatever class it was saved from."""
+    load_tiny(tmp_path, "bert", auto="AutoModel", **encoder_settings("bert", {}))
+    edit(tmp_path, architectures=[named])
+    loaded = load(tmp_path)
+    assert "last_hidden_state" in loaded.spec.outputs()
+    assert any("no head is stored" in note for note in loaded.notes) == (named != "BertForCL")
+
+
+def test_a_discriminator_of_electra(tmp_path):
+    """Its head of pre-training is left out with a note, as BERT's next-sentence head; its config is no masked-token model."""
+    load_tiny(tmp_path, "electra", auto="AutoModelForPreTraining", **encoder_settings("electra", {}))
+    loaded = load(tmp_path)
+    assert list(loaded.spec.outputs()) == ["last_hidden_state"]
+    assert any("the discriminator's head of pre-training" in note for note in loaded.notes)
+    assert load(tmp_path / "config.json").spec == loaded.spec
+
+
+@pytest.mark.parametrize("pooling", ["max", "lasttoken", 3, None, ["cls", "mean"]])
+def test_poolings_that_modernbert_does_not_have(pooling, tmp_path):
+    made(tmp_path, "modernbert", "AutoModelForSequenceClassification", {})
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"classifier_pooling": pooling}))
+    with pytest.raises(ConfigError, match="classifier_pooling must be 'cls' or 'mean'"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("pool", [Pooling(mode="cls"), Pooling(mode=("cls", "max"), normalize=False)])
+def test_a_classifier_pools_one_vector(pool):
+    with pytest.raises(SpecError, match="pool must have one mode, and must not normalise"):
+        SequenceClassifier(labels=2, pool=pool)
+
+
+def test_an_embedder_with_a_head(tmp_path):
+    from test_encoders import embedder
+
+    made(tmp_path, "bert", "AutoModelForSequenceClassification", {})
+    embedder(tmp_path, {"pooling_mode": "mean"})
+    with pytest.raises(ConfigError, match=r"modules\.json makes this model an embedder, but .* --without-head takes"):
+        load(tmp_path)
+    assert list(load(tmp_path, without_head=True).spec.outputs()) == [
+        "last_hidden_state",
+        "pooler_output",
+        "sentence_embedding",
+    ]
+
+
+def test_dropouts(tmp_path):
+    """Read and written back; no probability is an error."""
+    cases = [
+        ("distilbert", "AutoModelForQuestionAnswering", "qa_dropout"),
+        ("distilbert", "AutoModelForSequenceClassification", "seq_classif_dropout"),
+        ("modernbert", "AutoModelForQuestionAnswering", "classifier_dropout"),
+        ("albert", "AutoModelForSequenceClassification", "classifier_dropout_prob"),
+        ("roberta", "AutoModelForTokenClassification", "classifier_dropout"),
+    ]
+    for n, (model_type, auto, key) in enumerate(cases):
+        loaded, _ = made(tmp_path / f"{n}", model_type, auto, {key: 0.3})
+        assert loaded.spec.classifier.dropout == 0.3
+        folder = export(loaded, tmp_path / f"{n}-hf", to="hf").folder
+        assert json.loads((folder / "config.json").read_text())[key] == 0.3
+        edit(tmp_path / f"{n}", **{key: 5})
+        with pytest.raises(SpecError, match="a dropout is a probability from 0 to 1, got 5"):
+            load(tmp_path / f"{n}")
+
+
+def test_a_cross_encoder_keeps_its_activation(tmp_path):
+    made(tmp_path / "m", "bert", "AutoModelForSequenceClassification", {"num_labels": 1})
+    own = {
+        "sentence_transformers": {"activation_fn": "torch.nn.modules.linear.Identity"},
+        "sbert_ce_default_activation_function": "torch.nn.modules.linear.Identity",
+    }
+    edit(tmp_path / "m", **own)
+    for to in ("onnx", "hf"):
+        config = json.loads((export(load(tmp_path / "m"), tmp_path / to, to=to).folder / "config.json").read_text())
+        assert own.items() <= config.items()
 
 
 def test_labels_in_an_artefact(tmp_path):
@@ -209,5 +308,9 @@ def test_gguf_and_mlx_say_what_to_do(tmp_path):
         ExportError, match=r"differs in classifier = token_classifier.*--without-head writes the encoder"
     ):
         export(loaded, tmp_path / "o", to="gguf")
+    odd, _ = made(tmp_path / "odd", "albert", "AutoModelForTokenClassification", {})
+    with pytest.raises(ExportError) as told:
+        export(odd, tmp_path / "o", to="gguf")
+    assert "--without-head" not in str(told.value)  # its body doesn't fit either
     with pytest.raises(ExportError, match="mlx-lm runs decoders only"):
         export(loaded, tmp_path / "o", to="mlx")

@@ -111,11 +111,13 @@ def headless(spec: Model, config: dict[str, Any]) -> dict[str, Any]:
 
 def labelled(config: dict[str, Any], count: int) -> dict[str, Any]:
     """A config whose `id2label` and `label2id` name as many labels as the head has, by default names where it has others."""
-    named = config.get("id2label")
+    named, numbered = config.get("id2label"), config.get("label2id")
     names = {str(key): str(name) for key, name in named.items()} if isinstance(named, dict) else {}
-    if len(names) != count:
+    if names.keys() != {str(i) for i in range(count)}:
         return config | numbered_labels(count)
-    return config | {"id2label": names, "label2id": {name: int(key) for key, name in names.items()}}
+    if not isinstance(numbered, dict) or set(numbered) != {*names.values()}:
+        numbered = {name: int(key) for key, name in names.items()}
+    return config | {"id2label": names, "label2id": numbered}
 
 
 def write_surroundings(loaded: LoadedModel, folder: Path, *, named_templates: bool = False) -> list[str]:

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import os
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +24,7 @@ from edgeformer.checkpoint.gguf import gguf_in, ggufs_in, read_gguf
 from edgeformer.checkpoint.hub import download, is_hub_id
 from edgeformer.checkpoint.manifest import Quantization
 from edgeformer.checkpoint.old_configs import with_model_type
+from edgeformer.checkpoint.reading import HEAD, Reading
 from edgeformer.checkpoint.stored_tensors import (
     MANIFEST,
     config_beside,
@@ -49,19 +50,6 @@ from edgeformer.weights.parts import Part
 from edgeformer.weights.safetensors_file import read_checkpoint, read_header
 
 T = TypeVar("T")
-_HEAD = "a head, left out by --without-head"
-
-
-@dataclass(frozen=True)
-class Reading:
-    """How a checkpoint is read: with config keys that the family doesn't know; without its head."""
-
-    allow_unread: bool = False
-    without_head: bool = False
-
-    def config(self, data: dict, where: str, stored: Collection[str] | None = None) -> HfConfig:
-        """The reader of a config.json."""
-        return HfConfig(data, where, stored, without_head=self.without_head)
 
 
 @dataclass(frozen=True)
@@ -165,7 +153,9 @@ def load(
     Raises:
         ModelNotFound, ConfigError, SpecError, CheckpointError: see their docstrings.
     """
-    loaded = _load(model, weights, names, Reading(allow_unread_config, without_head), revision)
+    reading = Reading(allow_unread_config, without_head)
+    loaded = _load(model, weights, names, reading, revision)
+    loaded = replace(loaded, notes=reading.told(loaded.notes))
     if allow_nonfinite and loaded.weights is not None:
         return replace(loaded, weights=loaded.weights.allowing_nonfinite())
     return loaded
@@ -299,7 +289,7 @@ def _read_config(config: HfConfig, reading: Reading) -> tuple[Model, list[str]]:
             f"{config.where} has a value that models/{config.model_type}.py can't read: {plain(str(e), limit=500)}"
         ) from e
     unread = config.done(reading.allow_unread)
-    return spec, [f"unsupported config keys ignored: {listed(unread)}"] if unread else []
+    return spec, [*config.notes, *([f"unsupported config keys ignored: {listed(unread)}"] if unread else [])]
 
 
 def _from_folder(
@@ -343,8 +333,8 @@ def _from_folder(
         if stored and is_mlx(folder) and known.mlx_names is not None:
             names = [known.mlx_names]
         prefixes, ignored, tied, heads = known.prefixes, known.ignored, known.tied, known.heads
-        if reading.without_head:
-            ignored = {**ignored, **dict.fromkeys(heads, _HEAD)}
+        if reading.without_head and heads:
+            ignored, tied = {**ignored, **dict.fromkeys(heads, HEAD)}, {}
         if joined is not None:
             notes = [*notes, *joined.notes()]
             ignored = {**ignored, **{f"^{re.escape(n)}$": t for n, t in _renamed(joined.unused, config).items()}}

@@ -26,7 +26,7 @@ allow_unread = click.option(
 without_head_option = click.option(
     "--without-head",
     is_flag=True,
-    help="Take an encoder's body alone, without the classifier or other head of its checkpoint.",
+    help="Take an encoder's body alone, without its classifier or other head.",
 )
 
 allow_nonfinite = click.option(

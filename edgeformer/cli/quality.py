@@ -17,7 +17,6 @@ from edgeformer.cli._common import (
     text_table,
     threads_option,
     trust_code,
-    without_head_option,
 )
 from edgeformer.files.limits import MAX_SIZE
 
@@ -51,7 +50,6 @@ from edgeformer.files.limits import MAX_SIZE
 @click.option("--cached", is_flag=True, help="Feed token by token through the KV cache, as in generation (slow).")
 @threads_option
 @allow_unread
-@without_head_option
 @allow_nonfinite
 @trust_code
 @as_json
@@ -65,7 +63,6 @@ def command(
     cached: bool,
     threads: int | None,
     allow_unread_config: bool,
-    without_head: bool,
     allow_nonfinite: bool,
     as_json: bool,
 ) -> None:
@@ -74,7 +71,7 @@ def command(
     from edgeformer.checkpoint.companions.text_file import ids_of
     from edgeformer.verification.quality import Settings, measure
 
-    loaded = load_model(against, allow_unread_config, allow_nonfinite, without_head=without_head)
+    loaded = load_model(against, allow_unread_config, allow_nonfinite)
     settings = Settings(window=window, tokens=tokens, threads=default_threads(threads), cached=cached)
     with status("reading") as report:
         rows = measure(

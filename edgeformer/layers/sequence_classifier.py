@@ -32,6 +32,10 @@ class SequenceClassifier(Head):
 
     def __post_init__(self) -> None:
         self.require_positive(labels=self.labels)
+        self.require(
+            isinstance(self.pool.mode, str) and not self.pool.normalize,
+            "pool must have one mode, and must not normalise",
+        )
 
     def params(self, width: int) -> dict[str, Declaration]:
         params: dict[str, Declaration] = {"pool": Sub(self.pool, width)}

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from edgeformer.errors import SpecError
+
 if TYPE_CHECKING:
     from edgeformer.spec.nodes import Layer
 
@@ -83,6 +85,10 @@ class Dropout:
     """Zeroes elements with probability `rate` during training; the identity otherwise."""
 
     rate: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise SpecError(f"a dropout is a probability from 0 to 1, got {self.rate:g}")
 
 
 @dataclass(frozen=True)

@@ -204,8 +204,10 @@ def bind(
         )
         if items
     ]
-    if any(re.search(pattern, name) for name in unused for pattern in heads):
-        problems.append("config.json's architectures names no such head; --without-head takes the body alone")
+    if any(re.search(pattern, name) for name in (*unused, *missing) for pattern in heads):
+        problems.append(
+            "The stored head is not the one that config.json's architectures names; --without-head takes the body alone"
+        )
     if problems:
         raise CheckpointError(f"{where} does not fit the spec.\n  " + "\n  ".join(problems))
     return Weights(sources), [f"ignored {len(v)} tensors ({_line(v[0])}, ...): {k}" for k, v in notes.items() if k]

@@ -76,10 +76,9 @@ def architecture(spec: Model, prefer: str | None = None) -> Fitting:
             order = kind != prefer, not family(kind).common, called
             fitting.append((order, Fitting(called, metadata, arch, [GELU_NOTE] if exact else [])))
     if not fitting:
-        headed = isinstance(spec, Encoder) and (spec.mlm is not None or spec.classifier is not None)
         raise ExportError(
             f"no architecture of llama.cpp that edgeformer writes can represent this model; the nearest is {nearest(misfits)}"
-            + ("; --without-head writes the encoder without its head" if headed else "")
+            + _way_out(spec, prefer)
         )
     return min(fitting, key=lambda f: f[0])[1]
 
@@ -136,3 +135,14 @@ def _tanh(spec: Model) -> Model:
     )
     assert isinstance(made, Model)
     return made
+
+
+def _way_out(spec: Model, prefer: str | None) -> str:
+    """What to do where an encoder's body would fit without its head; "" where it wouldn't."""
+    if not isinstance(spec, Encoder) or (spec.mlm is None and spec.classifier is None):
+        return ""
+    try:
+        architecture(replace(spec, mlm=None, classifier=None), prefer)
+    except ExportError:
+        return ""
+    return "; --without-head writes the encoder without its head"

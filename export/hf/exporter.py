@@ -24,7 +24,8 @@ from edgeformer.weights.precision import FLOAT_TYPES
 from edgeformer.weights.rounding import stored_precision
 from edgeformer.weights.safetensors_writer import Group, write_shards
 
-_LABELS = ("id2label", "label2id", "problem_type")
+_LABELS = ("id2label", "label2id", "problem_type", "sentence_transformers", "sbert_ce_default_activation_function")
+"""What a classifier's outputs mean; the last two are a cross-encoder's activation."""
 
 
 def export_hf(

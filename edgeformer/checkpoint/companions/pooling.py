@@ -1,8 +1,8 @@
 """sentence-transformers' modules, which turn a text into a vector: read from and written into a folder.
 
 `modules.json` lists the modules; each has a folder with a config. Versions up to 5.3 have a flag for each mode
-(`pooling_mode_mean_tokens`), later ones one `pooling_mode`, a mode's name or a list of them. edgeformer writes the flags: every
-version reads them, and so does text-embeddings-inference.
+(`pooling_mode_mean_tokens`), later ones one `pooling_mode`, a mode's name or a list of them. edgeformer writes the flags where
+they can express the order of the modes: every version reads them, and so does text-embeddings-inference.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from edgeformer.checkpoint.companions.decoder_embedder import body_of
 from edgeformer.checkpoint.companions.files import EMBEDDER_FILES, Companions, read_object
 from edgeformer.checkpoint.companions.tokenizer import has_tokenizer, load_tokenizer
 from edgeformer.errors import ConfigError
+from edgeformer.files.quoting import shown
 from edgeformer.layers.decoder import Decoder
 from edgeformer.layers.encoder import Encoder
 from edgeformer.layers.pooling import MODES, Pooling
@@ -65,15 +66,19 @@ def read_embedder(folder: Path) -> Embedder | None:
     where = folder / kinds["Pooling"] / "config.json"
     if unknown := sorted(settings.keys() - _KNOWN):
         raise ConfigError(f"{where} has keys that edgeformer doesn't support: {', '.join(unknown)}")
-    return Embedder(_modes(settings), "Normalize" in kinds, others, settings.get("include_prompt") is not False)
+    return Embedder(_modes(settings, where), "Normalize" in kinds, others, settings.get("include_prompt") is not False)
 
 
-def _modes(settings: dict[str, Any]) -> tuple[str, ...]:
+def _modes(settings: dict[str, Any], where: Path) -> tuple[str, ...]:
     """The pooling modes that a config enables."""
     if (said := settings.get("pooling_mode")) is not None:
-        found = tuple(map(str, said if isinstance(said, list) else [said]))
-    else:
-        found = tuple(mode for flag, mode in FLAGS.items() if settings.get(flag) is True)
+        if said == []:
+            raise ConfigError(f"{where}: pooling_mode is an empty list; name at least one of {', '.join(MODES)}")
+        return tuple(map(str, said if isinstance(said, list) else [said]))
+    flags = {flag: settings[flag] for flag in FLAGS if flag in settings}
+    if wrong := {flag: value for flag, value in flags.items() if not isinstance(value, bool)}:
+        raise ConfigError(f"{where}: {', '.join(wrong)} must be true or false, got {shown([*wrong.values()])}")
+    found = tuple(mode for flag, mode in FLAGS.items() if flags.get(flag))
     return found or ("mean",)  # sentence-transformers' default
 
 
@@ -152,6 +157,11 @@ def with_pooling(spec: Model, folder: Path) -> tuple[Model, list[str]]:
         return spec, [f"{folder / 'modules.json'} is ignored: edgeformer pools encoders and decoders only"]
     if spec.pooling is not None:
         return spec, []
+    if spec.classifier is not None:
+        raise ConfigError(
+            f"{folder / 'modules.json'} makes this model an embedder, but config.json's architectures names a class with a head;"
+            " --without-head takes the embedder"
+        )
     pooling = Pooling(mode=supported_mode(embedder, folder), normalize=embedder.normalize)
     notes = []
     if not embedder.include_prompt:

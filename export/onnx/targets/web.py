@@ -71,8 +71,8 @@ class Target(webgpu.Target):
         Raises:
             ExportError: transformers.js has no class for the model's head.
         """
-        named = config.get("architectures") or []
-        if lacking := [name for name in named if name in MISSING]:
+        named = config.get("architectures")
+        if lacking := [name for name in named if name in [*MISSING]] if isinstance(named, list) else []:
             raise ExportError(
                 f"transformers.js has no class {lacking[0]}; --without-head exports the encoder alone, --target cpu all of it"
             )
