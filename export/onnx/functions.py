@@ -64,6 +64,8 @@ class FunctionOps(GraphOps):
         """Signature -> the function, and the (dtype, dims) of its outputs."""
         self.tables: dict[Any, tuple[GraphTensor, GraphTensor]] = {}
         """RoPE layer -> cos and sin `[positions, dim/2]`, for targets whose kernels look up positions."""
+        self.windowed = False
+        """Whether KV caches hold the window only, where there is one."""
         self.notes: dict[str, int] = {}
         """The lowering's notes for the user -> number of layers affected."""
 

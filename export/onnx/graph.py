@@ -111,6 +111,7 @@ def build(
     kind = target_class(target)
     windows = windows or {}
     ops = kind(compute, inline=inline or not kind.writes_functions, accuracy_level=accuracy_level)
+    ops.windowed = bool(windows)
     weights = Initializers(ops, storage)
     if isinstance(spec, EncoderDecoder) and program == "encoder":
         return _finished(ops, weights, storage, spec, *_encoder(ops, weights, spec), None)

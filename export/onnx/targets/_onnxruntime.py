@@ -188,14 +188,12 @@ class OnnxRuntimeTarget(FunctionOps):
         full = super().mask(spec, queries, keys, valid, prefix)
         if not spec.causal or spec.prefix:  # the operator is causal
             return _Mask(full, None)
-        extra, padding = (
-            self._bias_of(super(OnnxRuntimeTarget, self).mask(rule, queries, keys, valid), queries)
-            for rule in (_WithoutCausality(window=spec.window, chunk=spec.chunk), _WithoutCausality())
-        )
-        return _Mask(full, extra, padding)
+        extra = self._bias(_WithoutCausality(window=spec.window, chunk=spec.chunk), queries, keys, valid)
+        return _Mask(full, extra, self._bias(_WithoutCausality(), queries, keys, valid) if self.windowed else None)
 
-    def _bias_of(self, mask: GraphTensor | None, queries: GraphTensor) -> GraphTensor | None:
+    def _bias(self, rule: Mask, queries: GraphTensor, keys: GraphTensor, valid: GraphTensor) -> GraphTensor | None:
         """A mask as GroupQueryAttention's attention_bias."""
+        mask = super().mask(rule, queries, keys, valid)
         if mask is None:
             return None
         if mask.dims[2] == 1:  # padding alone is the same for every query, but the operator needs one row per query
