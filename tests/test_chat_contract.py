@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 from chat_model import TEMPLATE, chat_model, tokenizer
+from encoder_cases import pair_settings
 from family_cases import TINY
 from support import STDLIB, hf_model
 
@@ -219,14 +220,18 @@ def test_a_scheme_that_is_not_read_is_named(tmp_path):
         load(tmp_path)
 
 
-def test_a_decoder_that_embeds_is_named(tmp_path):
-    hf_model(tmp_path, "qwen3", **TINY)
+@pytest.mark.parametrize(("model_type", "config"), [("qwen3", TINY), ("t5", pair_settings("t5", {}))])
+def test_models_that_embed(model_type, config, tmp_path):
+    """A decoder becomes an embedder; pooling of an encoder-decoder model's encoder isn't built, and a note says so."""
+    hf_model(tmp_path, model_type, auto="AutoModelForSeq2SeqLM" if model_type == "t5" else None, **config)
     modules = [{"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
                {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]  # fmt: skip
     (tmp_path / "modules.json").write_text(json.dumps(modules))
     (tmp_path / "1_Pooling").mkdir()
     (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode_lasttoken": True}))
-    assert any("pooling: lasttoken" in note for note in load(tmp_path).notes)
+    loaded = load(tmp_path)
+    assert ("sentence_embedding" in loaded.spec.outputs()) == (model_type == "qwen3")
+    assert any("modules.json is ignored" in note for note in loaded.notes) == (model_type == "t5")
 
 
 def test_split_gguf(tmp_path):

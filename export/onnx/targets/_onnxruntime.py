@@ -191,7 +191,9 @@ class OnnxRuntimeTarget(FunctionOps):
         extra = self._bias(_WithoutCausality(window=spec.window, chunk=spec.chunk), queries, keys, valid)
         return _Mask(full, extra, self._bias(_WithoutCausality(), queries, keys, valid) if self.windowed else None)
 
-    def _bias(self, rule: Mask, queries: GraphTensor, keys: GraphTensor, valid: GraphTensor) -> GraphTensor | None:
+    def _bias(
+        self, rule: Mask, queries: GraphTensor, keys: GraphTensor, valid: GraphTensor | None
+    ) -> GraphTensor | None:
         """A mask as GroupQueryAttention's attention_bias."""
         mask = super().mask(rule, queries, keys, valid)
         if mask is None:
