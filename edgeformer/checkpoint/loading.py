@@ -155,7 +155,8 @@ def load(
     """
     reading = Reading(allow_unread_config, without_head)
     loaded = _load(model, weights, names, reading, revision)
-    loaded = replace(loaded, notes=reading.told(loaded.notes))
+    if loaded.weights is not None:
+        loaded = replace(loaded, notes=reading.told(loaded.notes))
     if allow_nonfinite and loaded.weights is not None:
         return replace(loaded, weights=loaded.weights.allowing_nonfinite())
     return loaded
