@@ -26,6 +26,8 @@ from edgeformer.inference.runtime import Options, Session
 from edgeformer.runtimes._onnx_encoder_decoder import OnnxEncoderDecoderSession
 from edgeformer.runtimes._onnx_providers import CPU, KNOWN, TARGETS, built_in, claims, missing, operations, plugins, use
 
+_WINDOWED = (1, 29)
+"""The first release whose GroupQueryAttention has windowed KV caches."""
 _FLOATS = {"tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int8)": np.int8}
 
 
@@ -33,6 +35,12 @@ def open_onnx(folder: Path, manifest: Manifest, options: Options, profile: Path 
     """Open an `onnxruntime.InferenceSession` on an artefact, with explicit threads; it profiles to `profile` if given."""
     import onnxruntime
 
+    release = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
+    if "cache_windows" in manifest and release < _WINDOWED:
+        raise ArtefactError(
+            f"{folder} has windowed KV caches, which ONNX Runtime knows from 1.29 on, and this is {onnxruntime.__version__}:"
+            " pip install -U onnxruntime, or export without --windowed-cache"
+        )
     file, settings = bundle.model_files(folder, manifest)[0], onnxruntime.SessionOptions()
     settings.intra_op_num_threads, settings.inter_op_num_threads = options.threads, 1
     settings.log_severity_level = 3

@@ -147,6 +147,13 @@ def test_padding_between_real_tokens_is_refused(tmp_path):
     session.forward(ids[:, :1])
 
 
+def test_an_older_onnxruntime_is_named(tmp_path, monkeypatch):
+    made = export(tiny(tmp_path / "m"), tmp_path / "o", windowed_cache=True)
+    monkeypatch.setattr(onnxruntime, "__version__", "1.28.3")
+    with pytest.raises(ArtefactError, match=r"ONNX Runtime knows from 1\.29 on, and this is 1\.28\.3"):
+        opened(made.folder)
+
+
 @needs_operator
 def test_a_manifest_that_lies(tmp_path):
     made = export(tiny(tmp_path / "m"), tmp_path / "o", windowed_cache=True)
