@@ -1,6 +1,7 @@
 """Heads of encoders: every family and head against transformers, in every back end; folders and graphs that other tools read."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -314,3 +315,10 @@ def test_gguf_and_mlx_say_what_to_do(tmp_path):
     assert "--without-head" not in str(told.value)  # its body doesn't fit either
     with pytest.raises(ExportError, match="mlx-lm runs decoders only"):
         export(loaded, tmp_path / "o", to="mlx")
+
+
+def test_a_head_excludes_the_other_outputs(tmp_path):
+    spec = made(tmp_path, "bert", "AutoModelForSequenceClassification", {})[0].spec
+    for more in ({"pooler": True}, {"pooling": Pooling()}):
+        with pytest.raises(SpecError, match=f"a classifier excludes {next(iter(more))}"):
+            replace(spec, **more)
