@@ -44,14 +44,16 @@ class Encoder(BlockStack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        others = [n for n in ("pooler", "pooling", "mlm") if getattr(self, n)]
+        held = {"pooler": self.pooler, "pooling": self.pooling, "mlm": self.mlm}
+        others = [name for name, part in held.items() if part]
         self.require(self.classifier is None or not others, f"a classifier excludes {' and '.join(others)}")
 
     @property
     def padding_id(self) -> int | None:
         """The id whose positions transformers doesn't count, where the architecture depends on it (RoBERTa)."""
-        counted = not self.counts_padding and isinstance(self.positions, Learned) and self.positions.offset
-        return self.positions.offset - 1 if counted else None  # type: ignore[union-attr]
+        if self.counts_padding or not isinstance(self.positions, Learned) or not self.positions.offset:
+            return None
+        return self.positions.offset - 1
 
     @property
     def embedding_width(self) -> int:
