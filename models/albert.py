@@ -10,10 +10,9 @@ from edgeformer.layers.layer_norm import LayerNorm
 from edgeformer.layers.learned import Learned
 from edgeformer.layers.mlm_head import MlmHead
 from edgeformer.layers.mlp import MLP
-from edgeformer.layers.sequence_classifier import SequenceClassifier
 from edgeformer.models._config import HfConfig
 from edgeformer.models._family import Family
-from edgeformer.models._heads import CLASSES, class_of, class_suffix, read_head
+from edgeformer.models._heads import class_of, read_head
 from edgeformer.models._inverse import model_of, of_class
 from edgeformer.models._names import Names, named, unused_bias, with_own_bias
 from edgeformer.models.bert import bert_config, encoder_block, has_mlm, has_pooler
@@ -83,12 +82,8 @@ def spec(config: HfConfig) -> Encoder:
     attention_dropout = config.number("attention_probs_dropout_prob", 0.0)
     block = encoder_block(width, heads, ffn, norm, attention_dropout=attention_dropout, dropout=dropout)
     mlm = MlmHead(width=narrow, norm=LayerNorm(eps=1e-5), act=act, tied=tied)  # transformers' head has its own epsilon
-    per_text = config.number("classifier_dropout_prob", 0.1)
-    whole = class_suffix(config) == CLASSES[SequenceClassifier]
-    said = config.optional_number("classifier_dropout_prob")
-    head = read_head(
-        config, HEADS, pooled=HeadTransform(act="tanh"), dropout=per_text if whole or said is not None else dropout
-    )
+    said = config.optional_number("classifier_dropout_prob", 0.1)
+    head = read_head(config, HEADS, pooled=HeadTransform(act="tanh"), dropout=dropout if said is None else said)
     return Encoder(
         vocab=config.size("vocab_size", 30_000),
         width=width,

@@ -1,24 +1,10 @@
 """XLM-RoBERTa (Conneau et al. 2019, arXiv 1911.02116): RoBERTa, trained on a hundred languages. Its model_type is xlm-roberta."""
 
+from dataclasses import replace
 from typing import Any
 
-from edgeformer.models._family import Family
-from edgeformer.models._names import unused_bias
-from edgeformer.models.roberta import (
-    HEADS,
-    IGNORED,
-    NAMES,
-    PREFIXES,
-    RENAMED,
-    TIED,
-    UNPREFIXED,
-    names,
-    roberta_config,
-    spec,
-)
+from edgeformer.models import roberta
 from edgeformer.spec import Model
-
-__all__ = ["IGNORED", "NAMES", "PREFIXES", "RENAMED", "TIED", "config", "names", "spec"]
 
 
 def config(spec: Model) -> dict[str, Any]:
@@ -27,19 +13,7 @@ def config(spec: Model) -> dict[str, Any]:
     Raises:
         Unmapped: the spec is of another kind of model.
     """
-    return roberta_config(spec, "xlm-roberta", "XLMRoberta")
+    return roberta.roberta_config(spec, "xlm-roberta", "XLMRoberta")
 
 
-FAMILY = Family(
-    spec,
-    names,
-    config=config,
-    prefixes=PREFIXES,
-    unprefixed=UNPREFIXED,
-    heads=HEADS,
-    ignored=IGNORED,
-    tied=TIED,
-    renamed=RENAMED,
-    double_of="roberta",
-    copies=unused_bias("lm_head.bias"),
-)
+FAMILY = replace(roberta.FAMILY, config=config, common=False, double_of="roberta")

@@ -237,6 +237,7 @@ def test_dropouts(tmp_path):
         ("distilbert", "AutoModelForSequenceClassification", "seq_classif_dropout"),
         ("modernbert", "AutoModelForQuestionAnswering", "classifier_dropout"),
         ("albert", "AutoModelForSequenceClassification", "classifier_dropout_prob"),
+        ("albert", "AutoModelForTokenClassification", "classifier_dropout_prob"),
         ("roberta", "AutoModelForTokenClassification", "classifier_dropout"),
     ]
     for n, (model_type, auto, key) in enumerate(cases):
@@ -277,7 +278,7 @@ def test_labels_in_an_artefact(tmp_path):
 
 
 def test_quantized(tmp_path):
-    """q8 of a classifier: the same codes in ONNX Runtime, the native engine and numpy."""
+    """q8 of a classifier in ONNX Runtime against the reference on the dequantized weights."""
     loaded, _ = made(tmp_path / "hf", "bert", "AutoModelForSequenceClassification",
                      dict(hidden_size=64, num_attention_heads=4, intermediate_size=96))  # fmt: skip
     folder = export(loaded, tmp_path / "o", precision="q8", accuracy_level=0).folder

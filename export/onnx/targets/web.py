@@ -27,7 +27,7 @@ MODEL_TYPES = frozenset((
     "bart", "longt5", "m2m_100", "marian", "mbart", "mt5", "t5",
 ))  # fmt: skip
 """Text model types of transformers.js's registry (4.3); it runs no other."""
-MISSING = frozenset(("AlbertForTokenClassification", "ModernBertForQuestionAnswering"))
+MISSING = ("AlbertForTokenClassification", "ModernBertForQuestionAnswering")
 """Classes of these model types that transformers.js lacks."""
 DTYPES = {"fp32": "fp32", "fp16": "fp16", "q4": "q4", "q4f16": "q4f16", "q8": "q8"}
 
@@ -72,9 +72,10 @@ class Target(webgpu.Target):
             ExportError: transformers.js has no class for the model's head.
         """
         named = config.get("architectures")
-        if lacking := [name for name in named if name in [*MISSING]] if isinstance(named, list) else []:
+        lacking = next((name for name in MISSING if isinstance(named, list) and name in named), None)
+        if lacking is not None:
             raise ExportError(
-                f"transformers.js has no class {lacking[0]}; --without-head exports the encoder alone, --target cpu all of it"
+                f"transformers.js has no class {lacking}; --without-head exports the encoder alone, --target cpu all of it"
             )
         graphs = [n for p in precisions for n, _ in (cls.pair_files(p) if pair else [cls.files(p)])]
         files = [name.rsplit("/", 1)[-1] for name in graphs]
